@@ -1,0 +1,27 @@
+use candle_core::{Result, Tensor};
+
+use super::Mode;
+use crate::ops;
+use crate::random::{Purpose, Stream, layer_id};
+
+/// Dropout that knows its place in the model, so that its masks differ from those of other layers.
+#[derive(Clone, Debug)]
+pub struct Dropout {
+    p: f64,
+    layer: u64,
+}
+
+impl Dropout {
+    /// Drops with probability `p`; `path` names the layer within the model.
+    pub fn new(p: f64, path: &str) -> Self {
+        Self { p, layer: layer_id(path) }
+    }
+
+    /// `x` of any shape; unchanged when evaluating.
+    pub fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        match mode {
+            Mode::Train { seed, step } => ops::dropout(x, self.p, Stream::new(seed, Purpose::Dropout, self.layer, step)),
+            Mode::Eval => Ok(x.clone()),
+        }
+    }
+}

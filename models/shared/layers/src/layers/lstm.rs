@@ -1,0 +1,121 @@
+use candle_core::{Result, Tensor, bail};
+use candle_nn::VarBuilder;
+
+use super::{Dropout, Mode};
+use crate::init;
+use crate::ops::{LstmState, LstmWeights, lstm};
+
+/// Sizes of an [`Lstm`].
+#[derive(Clone, Copy, Debug)]
+pub struct LstmConfig {
+    /// Features of a step.
+    pub input: usize,
+    /// Features of the state.
+    pub hidden: usize,
+    /// Layers, each reading the outputs of the one below.
+    pub layers: usize,
+    /// Dropout probability between layers.
+    pub dropout: f64,
+}
+
+/// A stack of LSTM layers, batch first, with PyTorch's names and initial values (`torch.nn.LSTM`): `weight_ih_l0`,
+/// `weight_hh_l0`, `bias_ih_l0`, `bias_hh_l0`, `weight_ih_l1`, …
+#[derive(Clone, Debug)]
+pub struct Lstm {
+    layers: Vec<LstmWeights>,
+    dropout: Vec<Dropout>,
+}
+
+/// What an [`Lstm`] returns.
+#[derive(Clone, Debug)]
+pub struct LstmOutput {
+    /// The last layer's outputs (batch, time, hidden).
+    pub outputs: Tensor,
+    /// Every layer's final hidden state (layers, batch, hidden).
+    pub h_n: Tensor,
+    /// Every layer's final cell state (layers, batch, hidden).
+    pub c_n: Tensor,
+}
+
+impl Lstm {
+    /// Defines the parameters.
+    ///
+    /// # Errors
+    /// No layers.
+    pub fn new(config: LstmConfig, vb: VarBuilder) -> Result<Self> {
+        let LstmConfig { input, hidden, layers, dropout } = config;
+        if layers == 0 {
+            bail!("lstm: expected at least one layer")
+        }
+        let gates = 4 * hidden;
+        let layer = |l: usize| -> Result<LstmWeights> {
+            let get = |dims: &[usize], name: &str| vb.get_with_hints(dims, &format!("{name}_l{l}"), init::lstm(hidden));
+            Ok(LstmWeights {
+                weight_ih: get(&[gates, if l == 0 { input } else { hidden }], "weight_ih")?,
+                weight_hh: get(&[gates, hidden], "weight_hh")?,
+                bias_ih: get(&[gates], "bias_ih")?,
+                bias_hh: get(&[gates], "bias_hh")?,
+            })
+        };
+        let between = (1..layers).map(|l| Dropout::new(dropout, &format!("{}.dropout_l{l}", vb.prefix()))).collect();
+        Ok(Self { layers: (0..layers).map(layer).collect::<Result<_>>()?, dropout: between })
+    }
+
+    /// All outputs and final states of `x` (batch, time, input), from a state of zeros.
+    pub fn forward(&self, x: &Tensor, mode: Mode) -> Result<LstmOutput> {
+        let (outputs, states) = self.run(x, mode, true)?;
+        let Some(outputs) = outputs else { bail!("lstm: no outputs") };
+        let stack = |part: fn(&LstmState) -> &Tensor| Tensor::stack(&states.iter().map(part).collect::<Vec<_>>(), 0);
+        Ok(LstmOutput { outputs, h_n: stack(|s| &s.h)?, c_n: stack(|s| &s.c)? })
+    }
+
+    /// Only the last layer's last output (batch, hidden): equal to `outputs[:, -1]`, and cheaper.
+    pub fn forward_last(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        match self.run(x, mode, false)?.1.pop() {
+            Some(state) => Ok(state.h),
+            None => bail!("lstm: no layers"),
+        }
+    }
+
+    fn run(&self, x: &Tensor, mode: Mode, all: bool) -> Result<(Option<Tensor>, Vec<LstmState>)> {
+        let mut outputs = Some(x.clone());
+        let mut states = vec![];
+        for (l, weights) in self.layers.iter().enumerate() {
+            let Some(mut below) = outputs else { bail!("lstm: no outputs of layer {l}") };
+            if let Some(dropout) = l.checked_sub(1).and_then(|l| self.dropout.get(l)) {
+                below = dropout.forward(&below, mode)?;
+            }
+            let (y, state) = lstm(&below, weights, None, all || l + 1 < self.layers.len())?;
+            outputs = y;
+            states.push(state);
+        }
+        Ok((outputs, states))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, IndexOp};
+
+    use super::*;
+    use crate::Params;
+    use crate::ops::glue::check::random;
+
+    #[test]
+    fn the_last_output_is_the_last_hidden_state_for_any_number_of_layers() -> Result<()> {
+        for layers in 1..=3 {
+            let params = Params::init(3, &Device::Cpu);
+            let lstm = Lstm::new(LstmConfig { input: 2, hidden: 7, layers, dropout: 0.5 }, params.builder())?;
+            assert_eq!(params.all().len(), 4 * layers);
+            let x = random(1, &[3, 5, 2])?;
+            for mode in [Mode::Eval, Mode::Train { seed: 1, step: 2 }] {
+                let LstmOutput { outputs, h_n, c_n } = lstm.forward(&x, mode)?;
+                assert_eq!((outputs.dims(), h_n.dims(), c_n.dims()), (&[3, 5, 7][..], &[layers, 3, 7][..], &[layers, 3, 7][..]));
+                let last = outputs.i((.., 4, ..))?.to_vec2::<f32>()?;
+                assert_eq!(last, h_n.i(layers - 1)?.to_vec2::<f32>()?);
+                assert_eq!(last, lstm.forward_last(&x, mode)?.to_vec2::<f32>()?);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,23 @@
+//! Layers: parameters and an inherent `forward`.
+
+mod dropout;
+mod linear;
+mod lstm;
+
+pub use dropout::Dropout;
+pub use linear::Linear;
+pub use lstm::{Lstm, LstmConfig, LstmOutput};
+
+/// Whether a forward pass trains or evaluates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Dropout is on, with the masks of this seed and step.
+    Train {
+        /// Seed of the run.
+        seed: u64,
+        /// Counts micro-steps: every forward pass of a run has its own.
+        step: u64,
+    },
+    /// Dropout is off.
+    Eval,
+}

@@ -1,0 +1,79 @@
+//! Inverted dropout (Srivastava et al., JMLR 2014).
+//!
+//! ```text
+//! forward   y = m · x / (1 - p)        m = 0 with probability p, else 1
+//! backward  dx = m · dy / (1 - p)
+//! ```
+//!
+//! The mask is drawn in the kernel from Philox and drawn again in the backward pass: it is never stored. Element e of
+//! the tensor uses word (e mod 64) / 16 of block 16 · (e / 64) + e mod 16, and is dropped if that word is below
+//! p · 2³²: the same on every device and at every SIMD level.
+
+mod cpu;
+#[cfg(test)]
+mod tests;
+
+use candle_core::{DType, Result, Tensor, bail};
+
+use super::glue::{Backward, Forward, Op, Output, View, apply_one};
+use crate::random::Stream;
+
+#[derive(Clone)]
+pub(crate) struct Dropout {
+    pub(crate) p: f64,
+    pub(crate) stream: Stream,
+}
+
+/// Drops elements of `x` (any shape) with probability `p` in [0, 1) and scales the others by 1 / (1 - p).
+///
+/// # Errors
+/// `p` outside [0, 1).
+pub fn dropout(x: &Tensor, p: f64, stream: Stream) -> Result<Tensor> {
+    if !(0. ..1.).contains(&p) {
+        bail!("dropout: expected a probability in [0, 1), got {p}")
+    }
+    if p == 0. {
+        return Ok(x.clone());
+    }
+    apply_one(Dropout { p, stream }, &[x])
+}
+
+/// The factors that [`dropout`] multiplies `n` elements with: 0 or 1 / (1 - p).
+pub fn mask(n: usize, p: f64, stream: &Stream) -> Vec<f32> {
+    let op = Dropout { p, stream: stream.clone() };
+    let word = |e: usize| stream.block((16 * (e / 64) + e % 16) as u64)[e % 64 / 16];
+    (0..n).map(|e| if word(e) < op.threshold() { 0. } else { op.scale() }).collect()
+}
+
+impl Dropout {
+    /// Words below it drop their element.
+    fn threshold(&self) -> u32 {
+        (self.p * 2f64.powi(32)).round() as u32
+    }
+
+    fn scale(&self) -> f32 {
+        (1. / (1. - self.p)) as f32
+    }
+}
+
+impl Op for Dropout {
+    fn name(&self) -> &'static str {
+        "dropout"
+    }
+
+    fn reference(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        let x = &inputs[0];
+        let mask = Tensor::from_vec(mask(x.elem_count(), self.p, &self.stream), x.shape(), x.device())?;
+        Ok(vec![(x * if x.dtype() == DType::F32 { mask } else { mask.to_dtype(x.dtype())? })?])
+    }
+
+    fn cpu_forward(&self, inputs: &[View], _: bool) -> Result<Forward> {
+        let data = cpu::apply(inputs[0].f32()?, self)?;
+        Ok(Forward { outputs: vec![Output { data, shape: inputs[0].dims().into() }], saved: vec![] })
+    }
+
+    fn cpu_backward(&self, pass: &Backward) -> Result<Vec<Option<Vec<f32>>>> {
+        let Some(grad) = &pass.grads[0] else { bail!("dropout: no gradient") };
+        Ok(vec![Some(cpu::apply(grad.f32()?, self)?)])
+    }
+}

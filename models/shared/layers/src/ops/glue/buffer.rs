@@ -1,0 +1,96 @@
+//! Output memory that is written by several threads, and in-place access to the elements of tensors.
+
+use candle_core::{CpuStorage, CudaStorage, InplaceOp1, Layout, MetalStorage, Result, Tensor, bail};
+use std::sync::Mutex;
+
+/// Memory for `n` f32 that starts uninitialised: zeroing it would cost as much as a small kernel.
+/// Threads write disjoint parts through [`Buffer::pointer`].
+pub struct Buffer {
+    data: Vec<f32>,
+    n: usize,
+}
+
+/// A pointer that may cross threads; whoever dereferences it answers for bounds and for disjointness.
+#[derive(Clone, Copy)]
+pub struct Pointer(*mut f32);
+
+// SAFETY: the pointer itself is only a number; every dereference states why it is in bounds and not shared.
+unsafe impl Send for Pointer {}
+// SAFETY: as above.
+unsafe impl Sync for Pointer {}
+
+impl Pointer {
+    /// The element at `offset`.
+    ///
+    /// # Safety
+    /// `offset` lies within the buffer.
+    pub unsafe fn at(self, offset: usize) -> *mut f32 {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.add(offset) }
+    }
+}
+
+impl Buffer {
+    /// Memory for `n` elements.
+    pub fn new(n: usize) -> Self {
+        Self { data: Vec::with_capacity(n), n }
+    }
+
+    /// Where it starts.
+    pub fn pointer(&mut self) -> Pointer {
+        Pointer(self.data.as_mut_ptr())
+    }
+
+    /// The finished vector.
+    ///
+    /// # Safety
+    /// Every one of the `n` elements was written.
+    pub unsafe fn finish(mut self) -> Vec<f32> {
+        // SAFETY: capacity is at least n; the caller promises that n elements are initialised.
+        unsafe { self.data.set_len(self.n) };
+        self.data
+    }
+}
+
+struct WithSlice<F>(Mutex<Option<F>>);
+
+impl<F: FnOnce(&mut [f32]) -> Result<()>> InplaceOp1 for WithSlice<F> {
+    fn name(&self) -> &'static str {
+        "in-place update"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let (CpuStorage::F32(data), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
+            bail!("in-place update: expected contiguous f32")
+        };
+        match self.0.lock().unwrap_or_else(|e| e.into_inner()).take() {
+            Some(f) => f(&mut data[start..end]),
+            None => bail!("in-place update: called twice"),
+        }
+    }
+
+    fn cuda_fwd(&self, _: &mut CudaStorage, _: &Layout) -> Result<()> {
+        bail!("in-place update: expected a tensor on the CPU")
+    }
+
+    fn metal_fwd(&self, _: &mut MetalStorage, _: &Layout) -> Result<()> {
+        bail!("in-place update: expected a tensor on the CPU")
+    }
+}
+
+/// Calls `f` with the elements of f32 CPU tensors, to change in place. The tensors must not share storage.
+pub fn slices_mut(tensors: &[&Tensor], f: &mut dyn FnMut(&mut [&mut [f32]]) -> Result<()>) -> Result<()> {
+    fn go<'a>(rest: &[&Tensor], got: Vec<&'a mut [f32]>, f: &mut dyn FnMut(&mut [&mut [f32]]) -> Result<()>) -> Result<()> {
+        let Some((first, rest)) = rest.split_first() else {
+            let mut got = got;
+            return f(&mut got);
+        };
+        let op = WithSlice(Mutex::new(Some(|slice: &mut [f32]| {
+            let mut all: Vec<&mut [f32]> = got;
+            all.push(slice);
+            go(rest, all, f)
+        })));
+        first.inplace_op1(&op)
+    }
+    go(tensors, vec![], f)
+}

@@ -1,0 +1,13 @@
+//! What every op needs and none should write again: attaching a kernel to candle's graph, SIMD dispatch, products,
+//! vectorised functions, and the checker of gradients.
+
+mod buffer;
+pub mod check;
+mod node;
+pub mod parallel;
+pub mod product;
+pub mod simd;
+pub mod vector;
+
+pub use buffer::{Buffer, Pointer, slices_mut};
+pub use node::{Backward, Forward, Op, Output, View, apply, apply_one};

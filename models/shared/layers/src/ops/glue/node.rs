@@ -1,0 +1,392 @@
+//! Ops with any number of inputs and outputs on candle's autograd graph.
+//!
+//! candle's custom ops take at most three tensors and return one. Here the kernel runs first; its results are then
+//! attached to the graph by links that only carry gradients:
+//!
+//! ```text
+//!   x ──┐                         one output, at most three inputs with a gradient: a single link
+//!   w ──┼─► y
+//!
+//!   x, w ──► t₀                   otherwise: tokens of one element chain the inputs, two or three each,
+//!   t₀, u, b ──► t₁ ──► y         and each output hangs on the last token
+//!                   └─► h
+//! ```
+//!
+//! Backward visits the outputs first, which put their gradients aside, then the last token, which runs the kernel's
+//! backward once and keeps what belongs to the earlier tokens. Nothing is copied, packed or stored twice.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use candle_core::op::BackpropOp;
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, MetalStorage, Result, Shape, Storage,
+    StorageRef, Tensor, bail,
+};
+
+use super::simd;
+
+/// A contiguous input of a CPU kernel.
+pub struct View<'a> {
+    storage: StorageRef<'a>,
+    layout: &'a Layout,
+}
+
+impl<'a> View<'a> {
+    fn new(tensor: &'a Tensor) -> Self {
+        let (storage, layout) = tensor.storage_and_layout();
+        Self { storage, layout }
+    }
+
+    /// The elements in row-major order.
+    pub fn f32(&self) -> Result<&[f32]> {
+        let Storage::Cpu(CpuStorage::F32(data)) = &*self.storage else { bail!("expected f32 on the CPU") };
+        let Some((start, end)) = self.layout.contiguous_offsets() else { bail!("expected contiguous data") };
+        Ok(&data[start..end])
+    }
+
+    /// The dimensions.
+    pub fn dims(&self) -> &[usize] {
+        self.layout.dims()
+    }
+}
+
+/// One result of a kernel.
+pub struct Output {
+    /// The elements in row-major order.
+    pub data: Vec<f32>,
+    /// The dimensions.
+    pub shape: Shape,
+}
+
+/// What a forward kernel returns.
+pub struct Forward {
+    /// The results.
+    pub outputs: Vec<Output>,
+    /// What the backward kernel wants to see again; dropped when no input has a gradient.
+    pub saved: Vec<Vec<f32>>,
+}
+
+/// What a backward kernel works from.
+pub struct Backward<'a> {
+    /// The inputs of the forward pass.
+    pub inputs: &'a [View<'a>],
+    /// What the forward kernel saved.
+    pub saved: &'a [Vec<f32>],
+    /// The gradient of each output, `None` where the loss does not depend on it.
+    pub grads: &'a [Option<View<'a>>],
+    /// Which inputs need a gradient.
+    pub needs: &'a [bool],
+}
+
+/// A differentiable operation with a fused kernel.
+pub trait Op: Send + Sync + 'static {
+    /// Its name in messages.
+    fn name(&self) -> &'static str;
+
+    /// The same in plain candle operations: specification, oracle and fallback. Returns all outputs.
+    fn reference(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>>;
+
+    /// The CPU kernel: f32, contiguous inputs. `save` is false when no backward pass will follow.
+    fn cpu_forward(&self, inputs: &[View], save: bool) -> Result<Forward>;
+
+    /// The CPU kernel's backward pass: a gradient for each input that needs one.
+    fn cpu_backward(&self, pass: &Backward) -> Result<Vec<Option<Vec<f32>>>>;
+}
+
+/// Applies `op` to `inputs`, recording the graph: by its kernel for f32 on the CPU, by its reference otherwise.
+pub fn apply<O: Op>(op: O, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
+    let on_cpu = inputs.iter().all(|t| t.device().is_cpu() && (t.dtype() == DType::F32 || t.dtype().is_int()));
+    if !on_cpu || !simd::fused() {
+        let inputs: Vec<Tensor> = inputs.iter().map(|t| (*t).clone()).collect();
+        return op.reference(&inputs);
+    }
+    let inputs = inputs.iter().map(|t| t.contiguous()).collect::<Result<Vec<_>>>()?;
+    let needs: Vec<bool> = inputs.iter().map(|t| t.track_op() && t.dtype().is_float()).collect();
+    let save = needs.iter().any(|n| *n);
+    let Forward { outputs, saved } = {
+        let views: Vec<View> = inputs.iter().map(View::new).collect();
+        op.cpu_forward(&views, save)?
+    };
+    if !save {
+        let plain = |o: Output| Tensor::from_vec(o.data, o.shape, &candle_core::Device::Cpu);
+        return outputs.into_iter().map(plain).collect();
+    }
+    let grads = vec![None; outputs.len()];
+    let call = Arc::new(Call { op: Box::new(op), needs, saved, pending: Mutex::new(Pending { outputs: grads, inputs: vec![] }), inputs });
+    call.attach(outputs)
+}
+
+/// [`apply`] for an op with one output.
+pub fn apply_one<O: Op>(op: O, inputs: &[&Tensor]) -> Result<Tensor> {
+    let name = op.name();
+    match apply(op, inputs)?.pop() {
+        Some(output) => Ok(output),
+        None => bail!("{name}: no output"),
+    }
+}
+
+/// One application of an op, shared by its links.
+struct Call {
+    op: Box<dyn Op>,
+    inputs: Vec<Tensor>,
+    needs: Vec<bool>,
+    saved: Vec<Vec<f32>>,
+    pending: Mutex<Pending>,
+}
+
+/// Gradients on their way through a call's links.
+struct Pending {
+    outputs: Vec<Option<Tensor>>,
+    inputs: Vec<Option<Tensor>>,
+}
+
+impl Call {
+    fn attach(self: Arc<Self>, outputs: Vec<Output>) -> Result<Vec<Tensor>> {
+        let tracked: Vec<usize> = (0..self.inputs.len()).filter(|&i| self.needs[i]).collect();
+        if let ([_], true) = (outputs.as_slice(), tracked.len() <= 3) {
+            let role = Role { slots: tracked.clone(), token: false, output: Some(0), runs: true };
+            let args: Vec<&Tensor> = tracked.iter().map(|&i| &self.inputs[i]).collect();
+            return outputs.into_iter().map(|o| Link::new(&self, role.clone(), o).attach(&args)).collect();
+        }
+        let mut rest = tracked.as_slice();
+        let mut token: Option<Tensor> = None;
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(rest.len().min(3 - usize::from(token.is_some())));
+            rest = later;
+            let role = Role { slots: now.to_vec(), token: token.is_some(), output: None, runs: rest.is_empty() };
+            let args: Vec<&Tensor> = token.iter().chain(now.iter().map(|&i| &self.inputs[i])).collect();
+            let link = Link::new(&self, role, Output { data: vec![0.], shape: Shape::from(()) });
+            token = Some(link.attach(&args)?);
+        }
+        let Some(token) = token else { bail!("{}: no input has a gradient", self.op.name()) };
+        let one = |(i, o): (usize, Output)| {
+            let role = Role { slots: vec![], token: true, output: Some(i), runs: false };
+            Link::new(&self, role, o).attach(&[&token])
+        };
+        outputs.into_iter().enumerate().map(one).collect()
+    }
+
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        // The lock only guards moves of whole values: a poisoned one still holds valid ones.
+        self.pending.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// The kernel's backward pass for the gradients put aside so far.
+    fn run(&self, grads: Vec<Option<Tensor>>) -> Result<Vec<Option<Tensor>>> {
+        let grads = grads.into_iter().map(|g| g.map(|g| g.contiguous()).transpose()).collect::<Result<Vec<_>>>()?;
+        let inputs: Vec<View> = self.inputs.iter().map(View::new).collect();
+        let grads: Vec<Option<View>> = grads.iter().map(|g| g.as_ref().map(View::new)).collect();
+        let pass = Backward { inputs: &inputs, saved: &self.saved, grads: &grads, needs: &self.needs };
+        let result = self.op.cpu_backward(&pass)?;
+        let tensor = |(data, input): (Option<Vec<f32>>, &Tensor)| {
+            data.map(|d| Tensor::from_vec(d, input.shape(), input.device())).transpose()
+        };
+        result.into_iter().zip(&self.inputs).map(tensor).collect()
+    }
+}
+
+/// What a link of a call stands for.
+#[derive(Clone)]
+struct Role {
+    /// The inputs whose gradients it returns.
+    slots: Vec<usize>,
+    /// Whether its first argument is the previous token.
+    token: bool,
+    /// The output it carries; `None` for a token.
+    output: Option<usize>,
+    /// Whether it is the one that runs the backward kernel.
+    runs: bool,
+}
+
+/// A node of candle's graph: its forward hands over a result that is already there, its backward passes gradients on.
+struct Link {
+    call: Arc<Call>,
+    role: Role,
+    result: Mutex<Option<Vec<f32>>>,
+    shape: Shape,
+}
+
+impl Link {
+    fn new(call: &Arc<Call>, role: Role, output: Output) -> Self {
+        Self { call: call.clone(), role, result: Mutex::new(Some(output.data)), shape: output.shape }
+    }
+
+    fn attach(self, args: &[&Tensor]) -> Result<Tensor> {
+        match args {
+            [a] => a.apply_op1(self),
+            [a, b] => a.apply_op2(b, self),
+            [a, b, c] => a.apply_op3(b, c, self),
+            _ => bail!("{}: a link takes one to three tensors", self.call.op.name()),
+        }
+    }
+
+    fn take(&self) -> Result<(CpuStorage, Shape)> {
+        match self.result.lock().unwrap_or_else(|e| e.into_inner()).take() {
+            Some(data) => Ok((CpuStorage::F32(data), self.shape.clone())),
+            None => bail!("{}: the result was handed over before", self.call.op.name()),
+        }
+    }
+
+    fn backward(&self, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        let mut pending = self.call.pending();
+        if let Some(output) = self.role.output {
+            pending.outputs[output] = Some(grad.clone());
+        }
+        if self.role.runs {
+            let none = vec![None; pending.outputs.len()];
+            let grads = std::mem::replace(&mut pending.outputs, none);
+            pending.inputs = self.call.run(grads)?;
+        }
+        let mut result = vec![];
+        if self.role.token {
+            let zero = Tensor::from_storage(Storage::Cpu(CpuStorage::F32(vec![0.])), (), BackpropOp::none(), false);
+            result.push(Some(zero));
+        }
+        result.extend(self.role.slots.iter().map(|&i| pending.inputs.get_mut(i).and_then(Option::take)));
+        Ok(result)
+    }
+}
+
+macro_rules! link {
+    ($trait:ident, $grads:ty, ($($s:ident $l:ident),*), ($($arg:ident),*), |$r:ident| $tuple:expr) => {
+        impl $trait for Link {
+            fn name(&self) -> &'static str {
+                self.call.op.name()
+            }
+
+            fn cpu_fwd(&self, $($s: &CpuStorage, $l: &Layout),*) -> Result<(CpuStorage, Shape)> {
+                $(let _ = ($s, $l);)*
+                self.take()
+            }
+
+            fn cuda_fwd(&self, $($s: &CudaStorage, $l: &Layout),*) -> Result<(CudaStorage, Shape)> {
+                $(let _ = ($s, $l);)*
+                bail!("{}: no CUDA kernel", self.call.op.name())
+            }
+
+            fn metal_fwd(&self, $($s: &MetalStorage, $l: &Layout),*) -> Result<(MetalStorage, Shape)> {
+                $(let _ = ($s, $l);)*
+                bail!("{}: no Metal kernel", self.call.op.name())
+            }
+
+            fn bwd(&self, $($arg: &Tensor,)* _: &Tensor, grad: &Tensor) -> Result<$grads> {
+                $(let _ = $arg;)*
+                let mut $r = self.backward(grad)?.into_iter();
+                Ok($tuple)
+            }
+        }
+    };
+}
+type Grad = Option<Tensor>;
+link!(CustomOp1, Grad, (s1 l1), (a), |r| r.next().flatten());
+link!(CustomOp2, (Grad, Grad), (s1 l1, s2 l2), (a, b), |r| (r.next().flatten(), r.next().flatten()));
+link!(CustomOp3, (Grad, Grad, Grad), (s1 l1, s2 l2, s3 l3), (a, b, c), |r| (
+    r.next().flatten(),
+    r.next().flatten(),
+    r.next().flatten()
+));
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Var};
+
+    use super::*;
+
+    /// Any number of inputs; outputs are their weighted sum and their product, over elements.
+    struct SumAndProduct;
+
+    impl Op for SumAndProduct {
+        fn name(&self) -> &'static str {
+            "sum-and-product"
+        }
+
+        fn reference(&self, x: &[Tensor]) -> Result<Vec<Tensor>> {
+            let mut sum = x[0].affine(1., 0.)?;
+            let mut product = x[0].clone();
+            for (i, t) in x.iter().enumerate().skip(1) {
+                sum = (sum + t.affine(1. + i as f64, 0.)?)?;
+                product = (product * t)?;
+            }
+            Ok(vec![sum, product])
+        }
+
+        fn cpu_forward(&self, inputs: &[View], _: bool) -> Result<Forward> {
+            let tensor = |v: &View| Tensor::from_slice(v.f32()?, v.dims(), &Device::Cpu);
+            let x = inputs.iter().map(tensor).collect::<Result<Vec<_>>>()?;
+            let output = |t: Tensor| Ok(Output { data: t.flatten_all()?.to_vec1()?, shape: t.shape().clone() });
+            Ok(Forward { outputs: self.reference(&x)?.into_iter().map(output).collect::<Result<_>>()?, saved: vec![] })
+        }
+
+        fn cpu_backward(&self, pass: &Backward) -> Result<Vec<Option<Vec<f32>>>> {
+            let n = pass.inputs[0].f32()?.len();
+            let mut grads = vec![];
+            for i in 0..pass.inputs.len() {
+                let mut g = vec![0f32; n];
+                for (e, g) in g.iter_mut().enumerate() {
+                    if let Some(sum) = &pass.grads[0] {
+                        *g += (1. + i as f32) * sum.f32()?[e];
+                    }
+                    if let Some(product) = &pass.grads[1] {
+                        let others = (0..pass.inputs.len()).filter(|&j| j != i);
+                        *g += others.map(|j| pass.inputs[j].f32().map(|x| x[e])).product::<Result<f32>>()? * product.f32()?[e];
+                    }
+                }
+                grads.push(pass.needs[i].then_some(g));
+            }
+            Ok(grads)
+        }
+    }
+
+    #[test]
+    fn gradients_reach_any_number_of_inputs_from_any_of_the_outputs() -> Result<()> {
+        for n in 1..=9 {
+            let vars = (0..n)
+                .map(|i| Var::from_tensor(&Tensor::new(&[0.5f32 + i as f32, -1. - i as f32], &Device::Cpu)?))
+                .collect::<Result<Vec<_>>>()?;
+            for used in [[true, true], [true, false], [false, true]] {
+                let loss = |outputs: Vec<Tensor>| -> Result<Tensor> {
+                    let mut total = Tensor::new(0f32, &Device::Cpu)?;
+                    for (o, _) in outputs.iter().zip(used).filter(|(_, used)| *used) {
+                        total = (total + (o.sqr()?.sum_all()? + o.sum_all()?)?)?;
+                    }
+                    Ok(total)
+                };
+                // The middle input is a constant: it must neither get a gradient nor disturb the others'.
+                let constant = vars[n / 2].as_detached_tensor();
+                let inputs: Vec<&Tensor> =
+                    vars.iter().enumerate().map(|(i, v)| if n > 2 && i == n / 2 { &constant } else { v.as_tensor() }).collect();
+                let owned: Vec<Tensor> = inputs.iter().map(|t| (*t).clone()).collect();
+                let fused = loss(apply(SumAndProduct, &inputs)?)?.backward()?;
+                let plain = loss(SumAndProduct.reference(&owned)?)?.backward()?;
+                for (i, v) in vars.iter().enumerate() {
+                    let values = |g: &candle_core::backprop::GradStore| g.get(v).map(|g| g.to_vec1::<f32>()).transpose();
+                    let (a, b) = (values(&fused)?, values(&plain)?);
+                    assert_eq!(a.is_some(), !(n > 2 && i == n / 2), "input {i} of {n}");
+                    let (a, b) = (a.unwrap_or_default(), b.unwrap_or_default());
+                    assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() <= 1e-5 * b.abs().max(1.)), "{a:?} {b:?}");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn strided_inputs_and_gradients_are_read_rightly() -> Result<()> {
+        let x = Var::from_tensor(&Tensor::new(&[[1f32, 2., 3.], [4., 5., 6.]], &Device::Cpu)?)?;
+        let other = Tensor::new(&[[9f32, 1., 1.], [9., 2., 2.], [9., 3., 3.]], &Device::Cpu)?.narrow(1, 1, 2)?;
+        let loss = |outputs: Vec<Tensor>| (outputs[0].t()?.sqr()? * outputs[1].t()?)?.sum_all()?.backward();
+        let fused = loss(apply(SumAndProduct, &[&x.t()?, &other])?.into_iter().map(|t| t.reshape((3, 2))).collect::<Result<_>>()?)?;
+        let plain = loss(SumAndProduct.reference(&[x.t()?, other])?)?;
+        let values = |g: &candle_core::backprop::GradStore| g.get(&x).map(|g| g.to_vec2::<f32>()).transpose();
+        assert_eq!(values(&fused)?, values(&plain)?);
+        assert!(values(&fused)?.is_some());
+        Ok(())
+    }
+
+    #[test]
+    fn without_a_gradient_nothing_is_recorded() -> Result<()> {
+        let x = Tensor::new(&[1f32, 2.], &Device::Cpu)?;
+        assert!(apply(SumAndProduct, &[&x, &x])?.iter().all(|o| !o.track_op()));
+        Ok(())
+    }
+}

@@ -1,0 +1,100 @@
+//! Affine map with optional activation: one node of the graph for product, bias and activation.
+//!
+//! ```text
+//! forward   z = x Wᵀ + b        y = f(z)
+//! backward  dz = dy · f'(z)     dx = dz W     dW = dzᵀ x     db = Σ over rows of dz
+//! ```
+//!
+//! f' is computed from y (for ReLU it can be), so z is not kept. Products are the `gemm` crate's, f32
+//! accumulated in f32; db is summed in row order.
+
+mod cpu;
+#[cfg(test)]
+mod tests;
+
+use candle_core::{D, Result, Tensor, bail};
+
+use super::glue::{Backward, Forward, Op, Output, View, apply_one};
+
+/// The function after an affine map.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Activation {
+    /// z itself.
+    #[default]
+    Identity,
+    /// max(z, 0).
+    Relu,
+}
+
+#[derive(Clone)]
+struct Linear {
+    activation: Activation,
+}
+
+/// f(x Wᵀ + b): `x` is (…, in), `weight` (out, in), `bias` (out); the result is (…, out).
+///
+/// # Errors
+/// Shapes that do not fit.
+pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, activation: Activation) -> Result<Tensor> {
+    let (n, k) = weight.dims2()?;
+    if x.rank() == 0 || x.dim(D::Minus1)? != k || bias.is_some_and(|b| b.dims() != [n]) {
+        let bias = bias.map(|b| b.dims());
+        bail!("linear: x {:?} and bias {bias:?} do not fit weight {:?}", x.dims(), weight.dims())
+    }
+    let mut inputs = vec![x, weight];
+    inputs.extend(bias);
+    apply_one(Linear { activation }, &inputs)
+}
+
+impl Op for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn reference(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        let (x, weight) = (&inputs[0], &inputs[1]);
+        let (n, k) = weight.dims2()?;
+        let mut dims = x.dims().to_vec();
+        let rows = dims.iter().take(dims.len() - 1).product::<usize>();
+        let mut z = x.reshape((rows, k))?.matmul(&weight.t()?)?;
+        if let Some(bias) = inputs.get(2) {
+            z = z.broadcast_add(bias)?;
+        }
+        let y = match self.activation {
+            Activation::Identity => z,
+            Activation::Relu => z.relu()?,
+        };
+        if let Some(last) = dims.last_mut() {
+            *last = n;
+        }
+        Ok(vec![y.reshape(dims)?])
+    }
+
+    fn cpu_forward(&self, inputs: &[View], save: bool) -> Result<Forward> {
+        let (x, weight) = (&inputs[0], &inputs[1]);
+        let mut dims = x.dims().to_vec();
+        let size = cpu::Size::new(x, weight);
+        let data = cpu::forward(size, x.f32()?, weight.f32()?, inputs.get(2).map(View::f32).transpose()?, self.activation);
+        if let Some(last) = dims.last_mut() {
+            *last = size.n;
+        }
+        let keeps = save && self.activation != Activation::Identity;
+        let saved = if keeps { vec![data.clone()] } else { vec![] };
+        Ok(Forward { outputs: vec![Output { data, shape: dims.into() }], saved })
+    }
+
+    fn cpu_backward(&self, pass: &Backward) -> Result<Vec<Option<Vec<f32>>>> {
+        let Some(grad) = &pass.grads[0] else { bail!("linear: no gradient") };
+        let (x, weight) = (&pass.inputs[0], &pass.inputs[1]);
+        let size = cpu::Size::new(x, weight);
+        let dz = cpu::activation_backward(grad.f32()?, pass.saved.first(), self.activation);
+        let mut grads = vec![
+            pass.needs[0].then(|| cpu::input_gradient(size, &dz, weight)).transpose()?,
+            pass.needs[1].then(|| cpu::weight_gradient(size, &dz, x)).transpose()?,
+        ];
+        if pass.inputs.len() > 2 {
+            grads.push(pass.needs[2].then(|| cpu::column_sums(&dz, size.n)));
+        }
+        Ok(grads)
+    }
+}

@@ -1,0 +1,118 @@
+//! Regression losses: summed over the outputs of a sample, averaged over the batch.
+//!
+//! With e = prediction - target and B the first dimension (1 for a scalar):
+//!
+//! ```text
+//! loss      L = 1/B Σ l(e)       squared  l = e²              dl/de = 2e
+//!                                absolute l = |e|             dl/de = sign(e), 0 at 0
+//!                                Huber    l = e²/2            for |e| ≤ δ, else δ(|e| - δ/2);  dl/de = clamp(e, ±δ)
+//! ```
+//!
+//! The sum is accumulated in f64 in a fixed order.
+
+#[cfg(test)]
+mod tests;
+
+use candle_core::{Result, Shape, Tensor, bail};
+
+use super::glue::{Backward, Forward, Op, Output, View, apply_one};
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Squared,
+    Absolute,
+    Huber(f64),
+}
+
+#[derive(Clone)]
+struct RegressionLoss {
+    kind: Kind,
+}
+
+fn loss(prediction: &Tensor, target: &Tensor, kind: Kind) -> Result<Tensor> {
+    if prediction.dims() != target.dims() {
+        bail!("loss: prediction {:?} and target {:?} differ in shape", prediction.dims(), target.dims())
+    }
+    if prediction.elem_count() == 0 {
+        bail!("loss: no samples")
+    }
+    apply_one(RegressionLoss { kind }, &[prediction, target])
+}
+
+/// Mean squared error of (batch, …) tensors: squares summed over a sample's outputs, averaged over the batch.
+pub fn mse(prediction: &Tensor, target: &Tensor) -> Result<Tensor> {
+    loss(prediction, target, Kind::Squared)
+}
+
+/// Mean absolute error, reduced as [`mse`].
+pub fn mae(prediction: &Tensor, target: &Tensor) -> Result<Tensor> {
+    loss(prediction, target, Kind::Absolute)
+}
+
+/// Huber's loss with threshold `delta` > 0 (Huber 1964; `torch.nn.HuberLoss`), reduced as [`mse`].
+pub fn huber(prediction: &Tensor, target: &Tensor, delta: f64) -> Result<Tensor> {
+    if delta.is_nan() || delta <= 0. {
+        bail!("huber: expected delta > 0, got {delta}")
+    }
+    loss(prediction, target, Kind::Huber(delta))
+}
+
+impl RegressionLoss {
+    fn value(&self, e: f64) -> f64 {
+        match self.kind {
+            Kind::Squared => e * e,
+            Kind::Absolute => e.abs(),
+            Kind::Huber(delta) if e.abs() > delta => delta * (e.abs() - 0.5 * delta),
+            Kind::Huber(_) => 0.5 * e * e,
+        }
+    }
+
+    fn slope(&self, e: f32) -> f32 {
+        match self.kind {
+            Kind::Squared => 2. * e,
+            Kind::Absolute if e == 0. => 0.,
+            Kind::Absolute => e.signum(),
+            Kind::Huber(delta) => e.clamp(-delta as f32, delta as f32),
+        }
+    }
+}
+
+fn batch(dims: &[usize]) -> usize {
+    dims.first().copied().unwrap_or(1)
+}
+
+impl Op for RegressionLoss {
+    fn name(&self) -> &'static str {
+        "regression loss"
+    }
+
+    fn reference(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        let e = (&inputs[0] - &inputs[1])?;
+        let each = match self.kind {
+            Kind::Squared => e.sqr()?,
+            Kind::Absolute => e.abs()?,
+            // With c = clamp(|e|, 0, δ): c (|e| - c/2) is e²/2 up to δ and δ(|e| - δ/2) beyond.
+            Kind::Huber(delta) => {
+                let a = e.abs()?;
+                let c = a.minimum(delta)?;
+                (&c * (&a - (&c * 0.5)?)?)?
+            }
+        };
+        Ok(vec![(each.sum_all()? / batch(e.dims()) as f64)?])
+    }
+
+    fn cpu_forward(&self, inputs: &[View], _: bool) -> Result<Forward> {
+        let (p, t) = (inputs[0].f32()?, inputs[1].f32()?);
+        let sum: f64 = p.iter().zip(t).map(|(p, t)| self.value(f64::from(*p) - f64::from(*t))).sum();
+        let mean = (sum / batch(inputs[0].dims()) as f64) as f32;
+        Ok(Forward { outputs: vec![Output { data: vec![mean], shape: Shape::from(()) }], saved: vec![] })
+    }
+
+    fn cpu_backward(&self, pass: &Backward) -> Result<Vec<Option<Vec<f32>>>> {
+        let Some(grad) = &pass.grads[0] else { bail!("regression loss: no gradient") };
+        let scale = grad.f32()?[0] / batch(pass.inputs[0].dims()) as f32;
+        let (p, t) = (pass.inputs[0].f32()?, pass.inputs[1].f32()?);
+        let side = |sign: f32| p.iter().zip(t).map(|(p, t)| sign * scale * self.slope(p - t)).collect();
+        Ok(vec![pass.needs[0].then(|| side(1.)), pass.needs[1].then(|| side(-1.))])
+    }
+}

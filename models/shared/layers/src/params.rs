@@ -1,0 +1,375 @@
+//! Parameters: named, in definition order, filled from a seed or from loaded tensors.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Device, Result, Shape, Tensor, Var, bail};
+use candle_nn::var_builder::SimpleBackend;
+use candle_nn::{Init, VarBuilder};
+
+use crate::random::{Purpose, Stream, layer_id};
+
+/// One named tensor of a model.
+#[derive(Clone, Debug)]
+pub struct Param {
+    /// Its path, equal to the PyTorch reference's `state_dict` key.
+    pub name: String,
+    /// Its value. Models hold the same storage, so a change of value in place is seen by them.
+    pub var: Var,
+    /// Whether training changes it: false for buffers and frozen parameters.
+    pub trainable: bool,
+}
+
+enum Source {
+    /// Draw initial values from this seed.
+    Seed(u64),
+    /// Take loaded tensors by name.
+    Loaded(BTreeMap<String, Tensor>),
+}
+
+struct Inner {
+    source: Source,
+    params: Vec<Param>,
+    index: HashMap<String, usize>,
+    problems: Vec<String>,
+    frozen: Box<dyn Fn(&str) -> bool + Send>,
+    track: bool,
+}
+
+/// The parameters of a model: an ordered, named list behind candle's [`VarBuilder`].
+///
+/// The order is that of the model's definition, so counts, norms, optimizer slots and files are the same in every
+/// process. Cloning shares the list.
+#[derive(Clone)]
+pub struct Params {
+    inner: Arc<Mutex<Inner>>,
+    device: Device,
+}
+
+impl Params {
+    fn new(source: Source, device: &Device, track: bool) -> Self {
+        let inner = Inner {
+            source,
+            params: vec![],
+            index: HashMap::new(),
+            problems: vec![],
+            frozen: Box::new(|_| false),
+            track,
+        };
+        Self { inner: Arc::new(Mutex::new(inner)), device: device.clone() }
+    }
+
+    /// Trainable parameters whose initial values are drawn from `seed`, each by its own name: adding a layer does not
+    /// change the others'.
+    pub fn init(seed: u64, device: &Device) -> Self {
+        Self::new(Source::Seed(seed), device, true)
+    }
+
+    /// Constants taken from `tensors`, for a model that only runs: no graph is recorded.
+    /// Build the model, then call [`Params::check`].
+    pub fn load(tensors: BTreeMap<String, Tensor>, device: &Device) -> Self {
+        Self::new(Source::Loaded(tensors), device, false)
+    }
+
+    /// Leaves the parameters that `frozen` names as they are: they are handed out as constants and never trained.
+    pub fn with_frozen(self, frozen: impl Fn(&str) -> bool + Send + 'static) -> Self {
+        self.lock().frozen = Box::new(frozen);
+        self
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // A poisoned lock means that another thread panicked between two whole updates: the list is still valid.
+        self.inner.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// The builder to define a model with (f32).
+    pub fn builder(&self) -> VarBuilder<'static> {
+        VarBuilder::from_backend(Box::new(Backend { params: self.clone(), frozen: false }), DType::F32, self.device.clone())
+    }
+
+    /// A builder over the same storage that hands out constants: a model built with it sees every update and records
+    /// no graph.
+    pub fn eval_builder(&self) -> VarBuilder<'static> {
+        VarBuilder::from_backend(Box::new(Backend { params: self.clone(), frozen: true }), DType::F32, self.device.clone())
+    }
+
+    /// The device that the parameters live on.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// All parameters in definition order.
+    pub fn all(&self) -> Vec<Param> {
+        self.lock().params.clone()
+    }
+
+    /// The parameters that training changes, in definition order.
+    pub fn trainable(&self) -> Vec<Param> {
+        self.lock().params.iter().filter(|p| p.trainable).cloned().collect()
+    }
+
+    /// The values by name, sharing storage with the parameters.
+    pub fn tensors(&self) -> Vec<(String, Tensor)> {
+        self.lock().params.iter().map(|p| (p.name.clone(), p.var.as_detached_tensor())).collect()
+    }
+
+    /// After a model was built from loaded tensors: fails with one message that names every missing, unexpected and
+    /// mis-shaped tensor and the nearest names.
+    pub fn check(&self) -> Result<()> {
+        let inner = self.lock();
+        let Source::Loaded(tensors) = &inner.source else { return Ok(()) };
+        report(inner.problems.clone(), &inner.params, tensors)
+    }
+
+    /// Replaces all values by `tensors`, strictly: nothing changes unless every name and shape fits.
+    pub fn set(&self, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+        let inner = self.lock();
+        let mut problems = vec![];
+        for p in &inner.params {
+            match tensors.get(&p.name) {
+                None => problems.push(missing(&p.name, tensors.keys())),
+                Some(t) if t.dims() != p.var.dims() => problems.push(misshaped(&p.name, p.var.dims(), t.dims())),
+                Some(_) => {}
+            }
+        }
+        report(problems, &inner.params, tensors)?;
+        for p in &inner.params {
+            if let Some(t) = tensors.get(&p.name) {
+                p.var.set(&t.to_dtype(p.var.dtype())?.to_device(p.var.device())?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The gradients of the trainable parameters, in definition order.
+    pub fn gradients(&self, grads: &GradStore) -> Gradients {
+        let entries = self.trainable().into_iter().map(|p| (p.name, grads.get(p.var.as_tensor()).cloned())).collect();
+        Gradients { entries }
+    }
+}
+
+fn missing<'a>(name: &str, present: impl Iterator<Item = &'a String>) -> String {
+    match nearest(name, present.map(String::as_str)) {
+        Some(other) => format!("missing {name} (did you mean {other}?)"),
+        None => format!("missing {name}"),
+    }
+}
+
+fn misshaped(name: &str, expected: &[usize], got: &[usize]) -> String {
+    format!("{name} has shape {got:?}, expected {expected:?}")
+}
+
+fn report(mut problems: Vec<String>, params: &[Param], tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+    for name in tensors.keys() {
+        if !params.iter().any(|p| &p.name == name) {
+            problems.push(format!("unexpected {name}"));
+        }
+    }
+    const SHOWN: usize = 8;
+    if problems.len() > SHOWN {
+        let more = problems.len() - SHOWN;
+        problems.truncate(SHOWN);
+        problems.push(format!("and {more} more"));
+    }
+    if problems.is_empty() { Ok(()) } else { bail!("the tensors do not fit the model: {}", problems.join("; ")) }
+}
+
+/// The candidate that looks most like `name`, if any is close enough to be a likely slip.
+pub fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let scored = candidates.map(|c| (strsim::normalized_damerau_levenshtein(name, c), c));
+    scored.filter(|(score, _)| *score >= 0.5).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, c)| c)
+}
+
+struct Backend {
+    params: Params,
+    frozen: bool,
+}
+
+impl Backend {
+    fn create(inner: &mut Inner, shape: &Shape, name: &str, init: Init, dtype: DType, device: &Device) -> Result<Tensor> {
+        match &inner.source {
+            Source::Seed(seed) => draw(init, shape, Stream::new(*seed, Purpose::Init, layer_id(name), 0), device)?.to_dtype(dtype),
+            Source::Loaded(tensors) => match tensors.get(name) {
+                Some(t) if t.shape() == shape => t.to_dtype(dtype)?.to_device(device),
+                found => {
+                    let problem = match found {
+                        Some(t) => misshaped(name, shape.dims(), t.dims()),
+                        None => missing(name, tensors.keys()),
+                    };
+                    inner.problems.push(problem);
+                    Tensor::zeros(shape, dtype, device)
+                }
+            },
+        }
+    }
+}
+
+impl SimpleBackend for Backend {
+    fn get(&self, shape: Shape, name: &str, init: Init, dtype: DType, device: &Device) -> Result<Tensor> {
+        let inner = &mut *self.params.lock();
+        let at = match inner.index.get(name) {
+            Some(&at) => at,
+            None => {
+                let var = Var::from_tensor(&Self::create(inner, &shape, name, init, dtype, device)?)?;
+                let trainable = inner.track && !(inner.frozen)(name);
+                inner.params.push(Param { name: name.to_string(), var, trainable });
+                inner.index.insert(name.to_string(), inner.params.len() - 1);
+                inner.params.len() - 1
+            }
+        };
+        let param = &inner.params[at];
+        if param.var.shape() != &shape {
+            bail!("{}", misshaped(name, shape.dims(), param.var.dims()));
+        }
+        Ok(if self.frozen || !param.trainable { param.var.as_detached_tensor() } else { param.var.as_tensor().clone() })
+    }
+
+    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> Result<Tensor> {
+        let inner = self.params.lock();
+        match inner.index.get(name) {
+            Some(&at) => Ok(inner.params[at].var.as_tensor().clone()),
+            None => bail!("{name} has no shape yet: ask for it with one first"),
+        }
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        let inner = self.params.lock();
+        match &inner.source {
+            Source::Seed(_) => inner.index.contains_key(name),
+            Source::Loaded(tensors) => tensors.contains_key(name),
+        }
+    }
+}
+
+fn draw(init: Init, shape: &Shape, mut stream: Stream, device: &Device) -> Result<Tensor> {
+    let n = shape.elem_count();
+    let values: Vec<f32> = match init {
+        Init::Const(v) => vec![v as f32; n],
+        Init::Uniform { lo, up } => (0..n).map(|_| (lo + (up - lo) * stream.uniform()) as f32).collect(),
+        Init::Randn { mean, stdev } => (0..n).map(|_| (mean + stdev * stream.normal()) as f32).collect(),
+        Init::Kaiming { dist, fan, non_linearity } => {
+            let std = non_linearity.gain() / (fan.for_shape(shape) as f64).sqrt();
+            let init = match dist {
+                candle_nn::init::NormalOrUniform::Normal => Init::Randn { mean: 0., stdev: std },
+                candle_nn::init::NormalOrUniform::Uniform => crate::init::uniform(3f64.sqrt() * std),
+            };
+            return draw(init, shape, stream, device);
+        }
+    };
+    Tensor::from_vec(values, shape, device)
+}
+
+/// The gradients of a model's trainable parameters, in definition order.
+#[derive(Clone, Debug)]
+pub struct Gradients {
+    entries: Vec<(String, Option<Tensor>)>,
+}
+
+impl Gradients {
+    /// Name and gradient; `None` where backward never reached the parameter.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, Option<&Tensor>)> {
+        self.entries.iter().map(|(n, g)| (n.as_str(), g.as_ref()))
+    }
+
+    /// How many parameters there are.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there is no trainable parameter.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The parameters that got no gradient at all: the graph between them and the loss is cut.
+    pub fn missing(&self) -> Vec<&str> {
+        self.iter().filter(|(_, g)| g.is_none()).map(|(n, _)| n).collect()
+    }
+
+    /// Adds another micro-step's gradients.
+    pub fn add(&mut self, other: &Self) -> Result<()> {
+        for ((_, mine), (_, theirs)) in self.entries.iter_mut().zip(&other.entries) {
+            *mine = match (mine.take(), theirs) {
+                (Some(a), Some(b)) => Some((a + b)?),
+                (a, b) => a.or_else(|| b.clone()),
+            };
+        }
+        Ok(())
+    }
+
+    /// Multiplies all by `factor`.
+    pub fn scale(&mut self, factor: f64) -> Result<()> {
+        for (_, g) in &mut self.entries {
+            if let Some(t) = g {
+                *t = (&*t * factor)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn model(vb: VarBuilder) -> Result<Vec<Tensor>> {
+        ["b", "a", "z.w"].iter().map(|n| vb.get_with_hints((2, 3), n, crate::init::normal(0., 1.))).collect()
+    }
+
+    #[test]
+    fn order_is_the_definition_order_and_the_seed_decides_the_values() -> Result<()> {
+        let values = |seed| -> Result<Vec<(String, Vec<f32>)>> {
+            let params = Params::init(seed, &Device::Cpu);
+            model(params.builder())?;
+            params.tensors().into_iter().map(|(n, t)| Ok((n, t.flatten_all()?.to_vec1()?))).collect()
+        };
+        let (one, again, other) = (values(1)?, values(1)?, values(2)?);
+        assert_eq!(one.iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>(), ["b", "a", "z.w"]);
+        assert_eq!(one, again);
+        assert_ne!(one, other);
+        assert_ne!(one[0].1, one[1].1);
+        Ok(())
+    }
+
+    #[test]
+    fn loading_reports_missing_unexpected_and_misshaped_together() -> Result<()> {
+        let t = |dims: (usize, usize)| Tensor::zeros(dims, DType::F32, &Device::Cpu);
+        let tensors = BTreeMap::from([("z.W".into(), t((2, 3))?), ("a".into(), t((3, 2))?), ("b".into(), t((2, 3))?)]);
+        let params = Params::load(tensors.clone(), &Device::Cpu);
+        model(params.builder())?;
+        let loaded = params.check().unwrap_err().to_string();
+        let trained = Params::init(1, &Device::Cpu);
+        model(trained.builder())?;
+        let before = trained.tensors()[0].1.copy()?;
+        let set = trained.set(&tensors).unwrap_err().to_string();
+        for message in [loaded, set] {
+            for part in ["missing z.w (did you mean z.W?)", "a has shape [3, 2], expected [2, 3]", "unexpected z.W"] {
+                assert!(message.contains(part), "{message}");
+            }
+        }
+        let after = trained.tensors()[0].1.clone();
+        assert_eq!(before.to_vec2::<f32>()?, after.to_vec2::<f32>()?, "a refused load must change nothing");
+        Ok(())
+    }
+
+    #[test]
+    fn an_eval_builder_shares_values_and_records_no_graph() -> Result<()> {
+        let params = Params::init(1, &Device::Cpu);
+        let train = model(params.builder())?;
+        let eval = model(params.eval_builder())?;
+        params.all()[0].var.set(&Tensor::ones((2, 3), DType::F32, &Device::Cpu)?)?;
+        assert_eq!(eval[0].to_vec2::<f32>()?, train[0].to_vec2::<f32>()?);
+        assert!(train[0].track_op() && !eval[0].track_op());
+        Ok(())
+    }
+
+    #[test]
+    fn frozen_parameters_are_constants() -> Result<()> {
+        let params = Params::init(1, &Device::Cpu).with_frozen(|name| name == "a");
+        let model = model(params.builder())?;
+        assert!(!model[1].track_op());
+        assert_eq!(params.trainable().iter().map(|p| p.name.as_str()).collect::<Vec<_>>(), ["b", "z.w"]);
+        Ok(())
+    }
+}
