@@ -10,7 +10,7 @@
 pub mod init;
 mod layers;
 pub mod ops;
-// optim
+pub mod optim;
 mod params;
 pub mod random;
 

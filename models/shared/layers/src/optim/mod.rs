@@ -1,0 +1,344 @@
+//! Optimizers whose state has names and can be saved, and global-norm clipping.
+//!
+//! The formulas are PyTorch's, so a recipe moves over unchanged. With g the (clipped) gradient, lr the rate, λ the
+//! weight decay and t the step:
+//!
+//! ```text
+//! AdamW    p ← p - lr λ p;  m ← β₁m + (1-β₁)g;  v ← β₂v + (1-β₂)g²;  p ← p - lr/(1-β₁ᵗ) · m / (√v/√(1-β₂ᵗ) + ε)
+//! Adam     g ← g + λp;      the rest as AdamW
+//! SGD      g ← g + λp;      b ← μb + g;         p ← p - lr · (b, or g + μb with Nesterov's momentum)
+//! RMSprop  g ← g + λp;      v ← αv + (1-α)g²;   b ← μb + g / (√v + ε);                  p ← p - lr · b
+//! ```
+
+mod cpu;
+mod reference;
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Result, Tensor, bail};
+
+use crate::ops::glue::{simd, slices_mut, vector};
+use crate::{Gradients, Param, Params};
+
+/// How a parameter is moved.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Rule {
+    /// Adam with decoupled weight decay (Loshchilov and Hutter, ICLR 2019).
+    AdamW(Moments),
+    /// Adam (Kingma and Ba, ICLR 2015); weight decay is added to the gradient.
+    Adam(Moments),
+    /// Stochastic gradient descent.
+    Sgd {
+        /// Momentum μ, 0 for none.
+        momentum: f64,
+        /// Nesterov's form.
+        nesterov: bool,
+    },
+    /// RMSprop (Tieleman and Hinton 2012).
+    RmsProp {
+        /// Decay α of the running mean of squares.
+        alpha: f64,
+        /// Added to the root.
+        eps: f64,
+        /// Momentum μ, 0 for none.
+        momentum: f64,
+    },
+}
+
+/// Constants of Adam.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Moments {
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+}
+
+impl Default for Moments {
+    fn default() -> Self {
+        Self { beta1: 0.9, beta2: 0.999, eps: 1e-8 }
+    }
+}
+
+impl Rule {
+    /// The names of its state tensors, PyTorch's.
+    pub fn state_names(&self) -> &'static [&'static str] {
+        match self {
+            Self::AdamW(_) | Self::Adam(_) => &["exp_avg", "exp_avg_sq"],
+            Self::Sgd { momentum, .. } if *momentum == 0. => &[],
+            Self::Sgd { .. } => &["momentum_buffer"],
+            Self::RmsProp { momentum, .. } if *momentum == 0. => &["square_avg"],
+            Self::RmsProp { .. } => &["square_avg", "momentum_buffer"],
+        }
+    }
+}
+
+/// What a group of parameters does differently.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Group {
+    /// Multiplies the rate.
+    pub lr_scale: f64,
+    /// λ.
+    pub weight_decay: f64,
+}
+
+/// The usual groups: decay for matrices (rank 2 and more), none for biases, norms and other vectors.
+pub fn decay_matrices(weight_decay: f64) -> impl Fn(&Param) -> Group {
+    move |p| Group { lr_scale: 1., weight_decay: if p.var.rank() >= 2 { weight_decay } else { 0. } }
+}
+
+struct Slot {
+    param: Param,
+    group: Group,
+    state: Vec<Tensor>,
+}
+
+/// An optimizer over the trainable parameters of a model.
+pub struct Optimizer {
+    rule: Rule,
+    slots: Vec<Slot>,
+    steps: u64,
+}
+
+/// The numbers of one update of one parameter.
+#[derive(Clone, Copy)]
+struct Update {
+    rule: Rule,
+    lr: f64,
+    weight_decay: f64,
+    /// Multiplies the gradient: the clipping factor.
+    scale: f64,
+    /// This step's number, from 1.
+    step: u64,
+}
+
+impl Optimizer {
+    /// State of zeros for every trainable parameter; `group` decides rate scale and decay of each.
+    pub fn new(rule: Rule, params: &Params, group: impl Fn(&Param) -> Group) -> Result<Self> {
+        let slot = |param: Param| -> Result<Slot> {
+            let state = rule.state_names().iter().map(|_| Tensor::zeros(param.var.shape(), DType::F32, param.var.device()));
+            Ok(Slot { group: group(&param), state: state.collect::<Result<_>>()?, param })
+        };
+        Ok(Self { rule, slots: params.trainable().into_iter().map(slot).collect::<Result<_>>()?, steps: 0 })
+    }
+
+    /// Updates taken so far.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Moves every parameter by its gradient times `scale` (see [`clip_factor`]) at rate `lr`. Parameters without a
+    /// gradient stay as they are.
+    ///
+    /// # Errors
+    /// `grads` are another model's.
+    pub fn step(&mut self, grads: &Gradients, lr: f64, scale: f64) -> Result<()> {
+        if grads.len() != self.slots.len() || grads.iter().zip(&self.slots).any(|((name, _), s)| name != s.param.name) {
+            bail!("the gradients are not those of the optimizer's parameters")
+        }
+        self.steps += 1;
+        let level = simd::level()?;
+        for (slot, (_, grad)) in self.slots.iter_mut().zip(grads.iter()) {
+            let Some(grad) = grad else { continue };
+            let Group { lr_scale, weight_decay } = slot.group;
+            let update = Update { rule: self.rule, lr: lr * lr_scale, weight_decay, scale, step: self.steps };
+            let on_cpu = grad.device().is_cpu() && grad.dtype() == DType::F32;
+            if on_cpu && simd::fused() {
+                let mut tensors = vec![slot.param.var.as_tensor()];
+                tensors.extend(&slot.state);
+                let grad = grad.contiguous()?;
+                let (storage, layout) = grad.storage_and_layout();
+                let (candle_core::Storage::Cpu(cpu), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
+                    bail!("the gradient of {} is not on the CPU", slot.param.name)
+                };
+                let grad = &cpu.as_slice::<f32>()?[start..end];
+                slices_mut(&tensors, &mut |slices| {
+                    cpu::update(level, update, grad, slices);
+                    Ok(())
+                })?;
+            } else {
+                reference::update(update, grad, &slot.param.var, &mut slot.state)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The state by name, such as `exp_avg.linear.weight`.
+    pub fn state(&self) -> Vec<(String, Tensor)> {
+        let named = |s: &Slot| -> Vec<(String, Tensor)> {
+            let name = |kind: &&str| format!("{kind}.{}", s.param.name);
+            self.rule.state_names().iter().map(name).zip(s.state.iter().cloned()).collect()
+        };
+        self.slots.iter().flat_map(named).collect()
+    }
+
+    /// Takes up a saved state: all tensors of [`Optimizer::state`] and the number of updates taken.
+    ///
+    /// # Errors
+    /// Names the first tensor that is missing, unexpected or of another shape; nothing changes then.
+    pub fn load(&mut self, tensors: &BTreeMap<String, Tensor>, steps: u64) -> Result<()> {
+        let own = self.state();
+        for (name, t) in &own {
+            match tensors.get(name) {
+                None => bail!("the optimizer state lacks {name}"),
+                Some(found) if found.dims() != t.dims() => {
+                    bail!("the optimizer state has {name} as {:?}, expected {:?}", found.dims(), t.dims())
+                }
+                Some(_) => {}
+            }
+        }
+        if let Some(name) = tensors.keys().find(|k| own.iter().all(|(name, _)| name != *k)) {
+            bail!("the optimizer state has {name}, which belongs to no parameter or another optimizer")
+        }
+        for slot in &mut self.slots {
+            for (kind, state) in self.rule.state_names().iter().zip(&mut slot.state) {
+                if let Some(t) = tensors.get(&format!("{kind}.{}", slot.param.name)) {
+                    *state = t.to_device(slot.param.var.device())?.copy()?;
+                }
+            }
+        }
+        self.steps = steps;
+        Ok(())
+    }
+}
+
+/// The global 2-norm of all gradients, accumulated in f64 in definition order.
+pub fn global_norm(grads: &Gradients) -> Result<f64> {
+    let mut sum = 0.;
+    for (_, grad) in grads.iter() {
+        let Some(grad) = grad else { continue };
+        sum += norm_squared(grad)?;
+    }
+    Ok(sum.sqrt())
+}
+
+/// The squared 2-norm of a tensor, in f64.
+pub fn norm_squared(t: &Tensor) -> Result<f64> {
+    let (storage, layout) = t.storage_and_layout();
+    match (&*storage, layout.contiguous_offsets()) {
+        (candle_core::Storage::Cpu(candle_core::CpuStorage::F32(data)), Some((start, end))) => {
+            Ok(vector::sum_of_squares(&data[start..end]))
+        }
+        _ => t.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar(),
+    }
+}
+
+/// The factor that brings gradients of norm `norm` to at most `max_norm`; 1 without a limit (`max_norm` = 0).
+/// As in PyTorch, 1e-6 is added to the norm.
+pub fn clip_factor(norm: f64, max_norm: f64) -> f64 {
+    if max_norm > 0. { (max_norm / (norm + 1e-6)).min(1.) } else { 1. }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Var};
+
+    use super::*;
+    use crate::init;
+    use crate::ops::glue::check::random;
+    use crate::ops::glue::simd::{levels, with_level};
+
+    const RULES: [Rule; 8] = [
+        Rule::AdamW(Moments { beta1: 0.9, beta2: 0.95, eps: 1e-8 }),
+        Rule::Adam(Moments { beta1: 0.9, beta2: 0.999, eps: 1e-8 }),
+        Rule::Sgd { momentum: 0., nesterov: false },
+        Rule::Sgd { momentum: 0.9, nesterov: false },
+        Rule::Sgd { momentum: 0.9, nesterov: true },
+        Rule::RmsProp { alpha: 0.99, eps: 1e-8, momentum: 0. },
+        Rule::RmsProp { alpha: 0.99, eps: 1e-8, momentum: 0.5 },
+        Rule::AdamW(Moments { beta1: 0., beta2: 0.5, eps: 1e-3 }),
+    ];
+
+    fn params() -> Result<Params> {
+        let params = Params::init(4, &Device::Cpu);
+        let vb = params.builder();
+        vb.get_with_hints((7, 9), "weight", init::normal(0., 1.))?;
+        vb.get_with_hints(3, "bias", init::normal(0., 1.))?;
+        Ok(params)
+    }
+
+    fn gradients(params: &Params, seed: u64) -> Result<Gradients> {
+        let mut loss = Tensor::new(0f32, &Device::Cpu)?;
+        for (i, p) in params.trainable().iter().enumerate() {
+            loss = (loss + (p.var.as_tensor() * random(seed + i as u64, p.var.dims())?)?.sum_all()?)?;
+        }
+        Ok(params.gradients(&loss.backward()?))
+    }
+
+    fn values(params: &Params) -> Result<Vec<f32>> {
+        params.tensors().iter().map(|(_, t)| t.flatten_all()?.to_vec1::<f32>()).collect::<Result<Vec<_>>>().map(|v| v.concat())
+    }
+
+    #[test]
+    fn kernels_agree_with_the_reference_at_every_level() -> Result<()> {
+        for rule in RULES {
+            let exact = params()?;
+            let vars: Vec<Var> = exact.trainable().into_iter().map(|p| p.var).collect();
+            let mut state: Vec<Vec<Tensor>> = vars
+                .iter()
+                .map(|v| rule.state_names().iter().map(|_| v.zeros_like()).collect::<Result<_>>())
+                .collect::<Result<_>>()?;
+            for step in 1..=5 {
+                for (i, (_, g)) in gradients(&exact, 10 * step)?.iter().enumerate() {
+                    let g = g.ok_or_else(|| candle_core::Error::msg("no gradient"))?;
+                    let weight_decay = if vars[i].rank() > 1 { 0.1 } else { 0. };
+                    let update = Update { rule, lr: 0.01, weight_decay, scale: 0.5, step };
+                    reference::update(update, g, &vars[i], &mut state[i])?;
+                }
+            }
+            for level in levels() {
+                let params = params()?;
+                let mut optimizer = Optimizer::new(rule, &params, decay_matrices(0.1))?;
+                for step in 1..=5 {
+                    with_level(level, || optimizer.step(&gradients(&params, 10 * step)?, 0.01, 0.5))?;
+                }
+                for (a, b) in values(&params)?.iter().zip(values(&exact)?) {
+                    assert!((a - b).abs() <= 2e-6 * b.abs().max(1.), "{rule:?} {level:?}: {a} {b}");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_saved_state_continues_to_the_bit() -> Result<()> {
+        for rule in RULES {
+            let through = params()?;
+            let mut one = Optimizer::new(rule, &through, decay_matrices(0.1))?;
+            let resumed = params()?;
+            let mut first = Optimizer::new(rule, &resumed, decay_matrices(0.1))?;
+            for step in 0..3 {
+                one.step(&gradients(&through, step)?, 0.01, 1.)?;
+                first.step(&gradients(&resumed, step)?, 0.01, 1.)?;
+            }
+            let saved = first.state().into_iter().map(|(n, t)| Ok((n, t.copy()?))).collect::<Result<BTreeMap<_, _>>>()?;
+            let mut second = Optimizer::new(rule, &resumed, decay_matrices(0.1))?;
+            second.load(&saved, first.steps())?;
+            for step in 3..6 {
+                one.step(&gradients(&through, step)?, 0.01, 1.)?;
+                second.step(&gradients(&resumed, step)?, 0.01, 1.)?;
+            }
+            assert_eq!(values(&through)?, values(&resumed)?, "{rule:?}");
+            let mut missing = saved.clone();
+            if missing.pop_first().is_some() {
+                assert!(second.load(&missing, 3).is_err());
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn clipping_keeps_small_norms_and_bounds_large_ones() -> Result<()> {
+        let params = params()?;
+        let grads = gradients(&params, 3)?;
+        let norm = global_norm(&grads)?;
+        let each = grads.iter().map(|(_, g)| g.map_or(Ok(0.), |g| g.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()));
+        let exact = each.sum::<Result<f64>>()?.sqrt();
+        assert!((norm - exact).abs() < 1e-12 * exact);
+        assert_eq!((clip_factor(norm, 0.), clip_factor(norm, norm + 1.)), (1., 1.));
+        assert!((clip_factor(norm, 1.) * norm - 1.).abs() < 1e-5);
+        Ok(())
+    }
+}

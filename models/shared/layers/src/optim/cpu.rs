@@ -1,0 +1,109 @@
+use pulp::{Simd, WithSimd};
+
+use super::{Moments, Rule, Update};
+use crate::ops::glue::parallel;
+use crate::ops::glue::simd::Level;
+
+/// Elements a thread takes at a time.
+const CHUNK: usize = 32 * 1024;
+
+/// Moves `slices[0]` (parameter) and `slices[1..]` (state) by `grad`, in one pass over memory.
+pub(super) fn update(level: Level, u: Update, grad: &[f32], slices: &mut [&mut [f32]]) {
+    struct Shared(Vec<*mut f32>);
+    // SAFETY: each task dereferences only its own chunk of the slices, which are borrowed for the whole call.
+    unsafe impl Sync for Shared {}
+    impl Shared {
+        /// # Safety
+        /// `first..first + n` lies within slice `i`, and no other reference to it is alive.
+        unsafe fn chunk(&self, i: usize, first: usize, n: usize) -> &mut [f32] {
+            // SAFETY: the caller's promise.
+            unsafe { std::slice::from_raw_parts_mut(self.0[i].add(first), n) }
+        }
+    }
+    assert!(slices.iter().all(|s| s.len() == grad.len()), "parameter, state and gradient differ in length");
+    let shared = Shared(slices.iter_mut().map(|s| s.as_mut_ptr()).collect());
+    let shared = &shared;
+    parallel::for_each(grad.len().div_ceil(CHUNK), |task| {
+        let first = task * CHUNK;
+        let n = CHUNK.min(grad.len() - first);
+        // SAFETY: chunks of different tasks are disjoint and within the slices, whose lengths were compared.
+        let slice = |i| if i < shared.0.len() { unsafe { shared.chunk(i, first, n) } } else { &mut [] };
+        level.run(Kernel { u, grad: &grad[first..first + n], p: slice(0), a: slice(1), b: slice(2) });
+    });
+}
+
+struct Kernel<'a> {
+    u: Update,
+    grad: &'a [f32],
+    p: &'a mut [f32],
+    /// First and second state tensor, empty where the rule has none.
+    a: &'a mut [f32],
+    b: &'a mut [f32],
+}
+
+impl WithSimd for Kernel<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, s: S) {
+        let u = self.u;
+        let c = |v: f64| s.splat_f32s(v as f32);
+        let coupled = c(u.weight_decay);
+        match u.rule {
+            Rule::AdamW(Moments { beta1, beta2, eps }) | Rule::Adam(Moments { beta1, beta2, eps }) => {
+                let (c1, c2) = (1. - beta1.powf(u.step as f64), 1. - beta2.powf(u.step as f64));
+                let decoupled = matches!(u.rule, Rule::AdamW(_));
+                let keep = c(if decoupled { 1. - u.lr * u.weight_decay } else { 1. });
+                let add = if decoupled { c(0.) } else { coupled };
+                let (b1, b2, r1, r2) = (c(beta1), c(beta2), c(1. - beta1), c(1. - beta2));
+                let (rate, root_scale, eps) = (c(u.lr / c1), c(1. / c2.sqrt()), c(eps));
+                self.each(s, |p, g, m, v| {
+                    let g = s.mul_add_e_f32s(add, p, g);
+                    let m = s.mul_add_e_f32s(b1, m, s.mul_f32s(r1, g));
+                    let v = s.mul_add_e_f32s(b2, v, s.mul_f32s(r2, s.mul_f32s(g, g)));
+                    let root = s.mul_add_e_f32s(s.sqrt_f32s(v), root_scale, eps);
+                    let moved = s.div_f32s(s.mul_f32s(rate, m), root);
+                    (s.sub_f32s(s.mul_f32s(p, keep), moved), m, v)
+                });
+            }
+            Rule::Sgd { momentum, nesterov } => {
+                // Without momentum there is no state: b stays zero and the direction is g.
+                let (mu, lr) = (c(momentum), c(u.lr));
+                self.each(s, |p, g, b, none| {
+                    let g = s.mul_add_e_f32s(coupled, p, g);
+                    let b = s.mul_add_e_f32s(mu, b, g);
+                    let direction = if nesterov { s.mul_add_e_f32s(mu, b, g) } else { b };
+                    (s.negate_mul_add_e_f32s(lr, direction, p), b, none)
+                });
+            }
+            Rule::RmsProp { alpha, eps, momentum } => {
+                let (alpha, rest, eps, mu, lr) = (c(alpha), c(1. - alpha), c(eps), c(momentum), c(u.lr));
+                self.each(s, |p, g, v, b| {
+                    let g = s.mul_add_e_f32s(coupled, p, g);
+                    let v = s.mul_add_e_f32s(alpha, v, s.mul_f32s(rest, s.mul_f32s(g, g)));
+                    let b = s.mul_add_e_f32s(mu, b, s.div_f32s(g, s.add_f32s(s.sqrt_f32s(v), eps)));
+                    (s.negate_mul_add_e_f32s(lr, b, p), v, b)
+                });
+            }
+        }
+    }
+}
+
+impl Kernel<'_> {
+    #[inline(always)]
+    fn each<S: Simd>(self, s: S, formula: impl Fn(S::f32s, S::f32s, S::f32s, S::f32s) -> (S::f32s, S::f32s, S::f32s)) {
+        let scale = s.splat_f32s(self.u.scale as f32);
+        for first in (0..self.grad.len()).step_by(S::F32_LANES) {
+            let range = first..self.grad.len().min(first + S::F32_LANES);
+            let g = s.mul_f32s(s.partial_load_f32s(&self.grad[range.clone()]), scale);
+            let state = |x: &[f32]| s.partial_load_f32s(x.get(range.clone()).unwrap_or_default());
+            let (p, a, b) = formula(s.partial_load_f32s(&self.p[range.clone()]), g, state(self.a), state(self.b));
+            s.partial_store_f32s(&mut self.p[range.clone()], p);
+            for (to, v) in [(&mut *self.a, a), (&mut *self.b, b)] {
+                if let Some(to) = to.get_mut(range.clone()) {
+                    s.partial_store_f32s(to, v);
+                }
+            }
+        }
+    }
+}
