@@ -20,6 +20,20 @@ unsafe impl Send for Pointer {}
 unsafe impl Sync for Pointer {}
 
 impl Pointer {
+    /// The start of a slice.
+    pub fn of(slice: &mut [f32]) -> Self {
+        Self(slice.as_mut_ptr())
+    }
+
+    /// The pointer to the element at `offset`.
+    ///
+    /// # Safety
+    /// `offset` lies within the buffer or at its end.
+    pub unsafe fn part(self, offset: usize) -> Self {
+        // SAFETY: the caller's promise.
+        Self(unsafe { self.0.add(offset) })
+    }
+
     /// The element at `offset`.
     ///
     /// # Safety

@@ -2,8 +2,14 @@ use candle_core::{Result, bail};
 use pulp::{Simd, WithSimd};
 
 use crate::ops::glue::product::{Matrix, Start, Term, product};
-use crate::ops::glue::simd::{self, Level};
+use crate::ops::glue::simd;
 use crate::ops::glue::{Buffer, Pointer, View, parallel, vector};
+
+/// Rows of the batch that one thread takes: whole tiles of the products. As sums over the batch are made chunk by
+/// chunk, it must not depend on the number of threads.
+const ROWS: usize = 8;
+/// Steps of a chunk whose weight gradients are summed at a time: the factors are still in the cache then.
+const STEPS: usize = 32;
 
 #[derive(Clone, Copy)]
 pub(super) struct Size {
@@ -23,20 +29,13 @@ impl Size {
         4 * self.hidden
     }
 
-    /// Rows of the batch that one thread takes: whole tiles of the products, and work for every thread.
-    fn chunk(self) -> usize {
-        let share = self.batch.div_ceil(rayon::current_num_threads());
-        if share > 8 { share.next_multiple_of(8).min(16) } else { share }
-    }
-
     fn chunks(self) -> usize {
-        self.batch.div_ceil(self.chunk())
+        self.batch.div_ceil(ROWS)
     }
 
     /// First row and number of rows of chunk `i`.
     fn rows(self, i: usize) -> (usize, usize) {
-        let first = i * self.chunk();
-        (first, self.chunk().min(self.batch - first))
+        (i * ROWS, ROWS.min(self.batch - i * ROWS))
     }
 }
 
@@ -56,11 +55,23 @@ impl<'a> Inputs<'a> {
     }
 }
 
+impl Inputs<'_> {
+    /// Step t of consecutive rows of x, from (batch, time, input) to (rows, input).
+    fn gather(&self, size: Size, first: usize, t: usize, to: &mut [f32]) {
+        let Size { time, input, .. } = size;
+        for (r, to) in to.chunks_exact_mut(input).enumerate() {
+            let at = ((first + r) * time + t) * input;
+            to.copy_from_slice(&self.x[at..at + input]);
+        }
+    }
+}
+
 pub(super) struct Outputs {
     pub(super) y: Option<Vec<f32>>,
     pub(super) h: Vec<f32>,
     pub(super) c: Vec<f32>,
-    /// Gates after activation (batch, time, 4 hidden) and cell states (batch, time, hidden).
+    /// Time first, so that a step's rows lie together: gates after activation (time, batch, 4 hidden) and cell states
+    /// (time, batch, hidden).
     pub(super) saved: Vec<Vec<f32>>,
 }
 
@@ -88,12 +99,12 @@ pub(super) fn forward(size: Size, inputs: &Inputs, sequence: bool, save: bool) -
     let steps = batch * time;
     let mut y = sequence.then(|| Buffer::new(steps * hidden));
     let (mut h, mut c) = (Buffer::new(batch * hidden), Buffer::new(batch * hidden));
-    let mut kept = save.then(|| (Buffer::new(steps * size.gates()), Buffer::new(steps * hidden)));
+    let mut kept = save.then(|| [size.gates(), hidden].map(|width| Buffer::new(steps * width)));
     let to = ForwardTo {
         y: y.as_mut().map(Buffer::pointer),
         h: h.pointer(),
         c: c.pointer(),
-        kept: kept.as_mut().map(|(g, c)| (g.pointer(), c.pointer())),
+        kept: kept.as_mut().map(|buffers| buffers.each_mut().map(Buffer::pointer)),
     };
     parallel::for_each(size.chunks(), |i| {
         let (first, rows) = size.rows(i);
@@ -101,7 +112,7 @@ pub(super) fn forward(size: Size, inputs: &Inputs, sequence: bool, save: bool) -
     });
     // SAFETY: the chunks cover all rows of the batch, and each writes every step of its rows.
     unsafe {
-        let saved = kept.map_or(vec![], |(g, c)| vec![g.finish(), c.finish()]);
+        let saved = kept.map_or(vec![], |buffers| buffers.map(|b| b.finish()).into());
         Ok(Outputs { y: y.map(|y| y.finish()), h: h.finish(), c: c.finish(), saved })
     }
 }
@@ -111,7 +122,8 @@ struct ForwardTo {
     y: Option<Pointer>,
     h: Pointer,
     c: Pointer,
-    kept: Option<(Pointer, Pointer)>,
+    /// Gates and cell states, time first.
+    kept: Option<[Pointer; 2]>,
 }
 
 /// All steps of some rows of the batch.
@@ -139,28 +151,29 @@ impl WithSimd for ForwardChunk<'_> {
         let zeros = || vec![0f32; rows * hidden];
         let (mut h, mut c) = inputs.state.map_or_else(|| (zeros(), zeros()), |(h, c)| (h[own.clone()].to_vec(), c[own].to_vec()));
         let mut scratch = if to.kept.is_none() { vec![0f32; rows * gates] } else { vec![] };
+        let mut x_t = vec![0f32; rows * input];
         for t in 0..time {
-            let step = first * time + t; // of the first row; the next row's is `time` further
-            let (z, z_row) = match to.kept {
-                // SAFETY: the step lies within (batch, time, 4 hidden).
-                Some((kept, _)) => (unsafe { kept.at(step * gates) }, time * gates),
-                None => (scratch.as_mut_ptr(), gates),
+            let step = t * size.batch + first; // of the first row, time first
+            inputs.gather(size, first, t, &mut x_t);
+            let z = match to.kept {
+                // SAFETY: the step's rows lie within (time, batch, 4 hidden), and are this chunk's own.
+                Some([kept, _]) => unsafe { kept.at(step * gates) },
+                None => scratch.as_mut_ptr(),
             };
-            let x = Matrix { data: &inputs.x[step * input..], row: time * input, col: 1 };
             let terms = [
-                Term { a: x, b: self.w_ih, b_row: gates, k: input },
+                Term { a: Matrix { data: &x_t, row: input, col: 1 }, b: self.w_ih, b_row: gates, k: input },
                 Term { a: Matrix { data: &h, row: hidden, col: 1 }, b: self.w_hh, b_row: gates, k: hidden },
             ];
             // Without an initial state the first h is zero.
             let terms = if t == 0 && inputs.state.is_none() { &terms[..1] } else { &terms };
             // SAFETY: z points to this chunk's rows of step t, which no other chunk touches.
-            unsafe { product(s, rows, gates, Start::Row(self.bias), terms, z, z_row) };
+            unsafe { product(s, rows, gates, Start::Row(self.bias), terms, z, gates) };
             for r in 0..rows {
                 for u in (0..hidden).step_by(S::F32_LANES) {
                     let mask = vector::first(s, (hidden - u).min(S::F32_LANES));
                     // SAFETY: the lanes lie within row r's gates, states and outputs, which belong to this chunk.
                     unsafe {
-                        let z = z.add(r * z_row + u);
+                        let z = z.add(r * gates + u);
                         let gate = |k: usize| vector::load(s, mask, z.add(k * hidden));
                         let (i, f) = (vector::sigmoid(s, gate(0)), vector::sigmoid(s, gate(1)));
                         let (g, o) = (vector::tanh(s, gate(2)), vector::sigmoid(s, gate(3)));
@@ -170,15 +183,14 @@ impl WithSimd for ForwardChunk<'_> {
                         let h_new = s.mul_f32s(o, vector::tanh(s, c_new));
                         vector::store(s, mask, c, c_new);
                         vector::store(s, mask, h.as_mut_ptr().add(at), h_new);
-                        let step_at = (step + r * time) * hidden + u;
                         if let Some(y) = to.y {
-                            vector::store(s, mask, y.at(step_at), h_new);
+                            vector::store(s, mask, y.at(((first + r) * time + t) * hidden + u), h_new);
                         }
-                        if let Some((_, cells)) = to.kept {
+                        if let Some([_, cells]) = to.kept {
                             for (k, v) in [i, f, g, o].into_iter().enumerate() {
                                 vector::store(s, mask, z.add(k * hidden), v);
                             }
-                            vector::store(s, mask, cells.at(step_at), c_new);
+                            vector::store(s, mask, cells.at((step + r) * hidden + u), c_new);
                         }
                     }
                 }
@@ -209,41 +221,61 @@ pub(super) fn backward(
 ) -> Result<Vec<Option<Vec<f32>>>> {
     let [gates, cells] = saved else { bail!("lstm: nothing was saved for the backward pass") };
     let Size { batch, time, input, hidden } = size;
+    let width = size.gates();
     let level = simd::level()?;
-    let steps = batch * time;
-    let (mut dz, mut before) = (Buffer::new(steps * size.gates()), Buffer::new(steps * hidden));
-    let mut dx = needs[0].then(|| Buffer::new(steps * input));
-    let mut state = inputs.state.map(|_| (Buffer::new(batch * hidden), Buffer::new(batch * hidden)));
+    let mut dx = needs[0].then(|| Buffer::new(batch * time * input));
+    let mut state = inputs.state.map(|_| [(); 2].map(|()| Buffer::new(batch * hidden)));
+    // Each chunk's sums as (features, 4 hidden): lanes run over the gates, which are many.
+    let features = [if needs[1] { input } else { 0 }, if needs[2] { hidden } else { 0 }, 1];
+    let mut sums = features.map(|f| vec![0f32; size.chunks() * f * width]);
     let to = BackwardTo {
-        dz: dz.pointer(),
-        before: before.pointer(),
         dx: dx.as_mut().map(Buffer::pointer),
-        state: state.as_mut().map(|(h, c)| (h.pointer(), c.pointer())),
+        state: state.as_mut().map(|buffers| buffers.each_mut().map(Buffer::pointer)),
+        sums: sums.each_mut().map(|s| Pointer::of(s)),
     };
     parallel::for_each(size.chunks(), |i| {
         let (first, rows) = size.rows(i);
-        level.run(BackwardChunk { size, first, rows, inputs, gates, cells, grads, to });
+        let to = BackwardTo {
+            // SAFETY: chunk i's part of each buffer of sums.
+            sums: std::array::from_fn(|k| unsafe { to.sums[k].part(i * features[k] * width) }),
+            ..to
+        };
+        level.run(BackwardChunk { size, first, rows, inputs, gates, cells, grads, features, to });
     });
-    // SAFETY: the chunks cover all rows of the batch and write all steps of dz, h_{t-1}, dx and the state's gradients.
-    let (dz, before, dx, state) = unsafe {
-        (dz.finish(), before.finish(), dx.map(|b| b.finish()), state.map(|(h, c)| (h.finish(), c.finish())))
-    };
-    let sums = weight_gradients(level, size, inputs.x, &before, &dz, needs);
-    let mut result = vec![dx, sums.w_ih, sums.w_hh];
-    result.extend([3, 4].map(|i| needs[i].then(|| sums.bias.clone())));
-    if let Some((dh, dc)) = state {
+    for sums in &mut sums {
+        add_chunks(sums, size.chunks());
+    }
+    let [w_ih, w_hh, bias] = sums;
+    // SAFETY: the chunks cover all rows of the batch and write every step of dx and the state's gradients.
+    let (dx, state) = unsafe { (dx.map(|b| b.finish()), state.map(|buffers| buffers.map(|b| b.finish()))) };
+    let mut result = vec![dx, needs[1].then(|| transposed(&w_ih, input, width)), needs[2].then(|| transposed(&w_hh, hidden, width))];
+    result.extend([3, 4].map(|i| needs[i].then(|| bias.clone())));
+    if let Some([dh, dc]) = state {
         result.extend([needs[5].then_some(dh), needs[6].then_some(dc)]);
     }
     Ok(result)
 }
 
+/// Adds the chunks' sums, in order, to the first and drops the others.
+fn add_chunks(sums: &mut Vec<f32>, chunks: usize) {
+    let n = sums.len() / chunks;
+    if n > 0 {
+        let (total, others) = sums.split_at_mut(n);
+        for other in others.chunks_exact(n) {
+            total.iter_mut().zip(other).for_each(|(t, o)| *t += o);
+        }
+    }
+    sums.truncate(n);
+}
+
 #[derive(Clone, Copy)]
 struct BackwardTo {
-    dz: Pointer,
-    /// h_{t-1}: the right factor of dW_hh.
-    before: Pointer,
+    /// (batch, time, input).
     dx: Option<Pointer>,
-    state: Option<(Pointer, Pointer)>,
+    /// Gradients of the initial state, both (batch, hidden).
+    state: Option<[Pointer; 2]>,
+    /// This chunk's zeros, to become dW_ihᵀ, dW_hhᵀ and db.
+    sums: [Pointer; 3],
 }
 
 struct BackwardChunk<'a> {
@@ -254,7 +286,16 @@ struct BackwardChunk<'a> {
     gates: &'a [f32],
     cells: &'a [f32],
     grads: OutputGrads<'a>,
+    features: [usize; 3],
     to: BackwardTo,
+}
+
+/// The factors of the weight gradients over some steps, each (steps · rows, …), with the last step first.
+struct Factors {
+    dz: Vec<f32>,
+    x: Vec<f32>,
+    /// h_{t-1}.
+    before: Vec<f32>,
 }
 
 impl WithSimd for BackwardChunk<'_> {
@@ -262,145 +303,110 @@ impl WithSimd for BackwardChunk<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, s: S) {
-        let Self { size, first, rows, inputs, gates, cells, grads, to } = self;
+        let Self { size, first, rows, inputs, grads, to, .. } = self;
         let Size { time, input, hidden, .. } = size;
         let width = size.gates();
         let own = first * hidden..(first + rows) * hidden;
         let start = |g: Option<&[f32]>| g.map_or_else(|| vec![0f32; rows * hidden], |g| g[own.clone()].to_vec());
         let (mut dh, mut dc) = (start(grads.h), start(grads.c));
-        let mut dz = vec![0f32; rows * width];
-        let one = s.splat_f32s(1.);
+        let block = STEPS.min(time) * rows;
+        let mut factors = Factors { dz: vec![0.; block * width], x: vec![0.; block * input], before: vec![0.; block * hidden] };
+        let mut done = 0; // rows of the factors that are filled
         for t in (0..time).rev() {
-            for r in 0..rows {
-                let step = (first + r) * time + t;
-                for u in (0..hidden).step_by(S::F32_LANES) {
-                    let mask = vector::first(s, (hidden - u).min(S::F32_LANES));
-                    // SAFETY: the lanes lie within the row and step at hand, of inputs and of this chunk's outputs.
-                    unsafe {
-                        let (at, step_at) = (r * hidden + u, step * hidden + u);
-                        let gate = |k: usize| vector::load(s, mask, gates.as_ptr().add(step * width + k * hidden + u));
-                        let (i, f, g, o) = (gate(0), gate(1), gate(2), gate(3));
-                        let c_before = match inputs.state {
-                            _ if t > 0 => vector::load(s, mask, cells.as_ptr().add(step_at - hidden)),
-                            Some((_, c0)) => vector::load(s, mask, c0.as_ptr().add((first + r) * hidden + u)),
-                            None => s.splat_f32s(0.),
-                        };
-                        let tanh_c = vector::tanh(s, vector::load(s, mask, cells.as_ptr().add(step_at)));
-                        let mut dh_t = vector::load(s, mask, dh.as_ptr().add(at));
-                        if let Some(dy) = grads.y {
-                            dh_t = s.add_f32s(dh_t, vector::load(s, mask, dy.as_ptr().add(step_at)));
-                        }
-                        let dc_t = vector::load(s, mask, dc.as_ptr().add(at));
-                        let slope = s.negate_mul_add_e_f32s(tanh_c, tanh_c, one);
-                        let dc_t = s.mul_add_e_f32s(s.mul_f32s(dh_t, o), slope, dc_t);
-                        let sigmoid_slope = |y| s.mul_f32s(y, s.sub_f32s(one, y));
-                        let parts = [
-                            s.mul_f32s(s.mul_f32s(dc_t, g), sigmoid_slope(i)),
-                            s.mul_f32s(s.mul_f32s(dc_t, c_before), sigmoid_slope(f)),
-                            s.mul_f32s(s.mul_f32s(dc_t, i), s.negate_mul_add_e_f32s(g, g, one)),
-                            s.mul_f32s(s.mul_f32s(dh_t, tanh_c), sigmoid_slope(o)),
-                        ];
-                        for (k, part) in parts.into_iter().enumerate() {
-                            vector::store(s, mask, dz.as_mut_ptr().add(r * width + k * hidden + u), part);
-                            vector::store(s, mask, to.dz.at(step * width + k * hidden + u), part);
-                        }
-                        vector::store(s, mask, dc.as_mut_ptr().add(at), s.mul_f32s(dc_t, f));
-                        if t + 1 < time {
-                            vector::store(s, mask, to.before.at(step_at + hidden), s.mul_f32s(o, tanh_c));
-                        }
-                        if t == 0 {
-                            let h0 = match inputs.state {
-                                Some((h0, _)) => vector::load(s, mask, h0.as_ptr().add((first + r) * hidden + u)),
-                                None => s.splat_f32s(0.),
-                            };
-                            vector::store(s, mask, to.before.at(step_at), h0);
-                        }
-                    }
+            self.cells_backward(s, t, &mut dh, &mut dc, &mut factors, done);
+            let a = Matrix { data: &factors.dz[done * width..], row: width, col: 1 };
+            // SAFETY: dh is this chunk's own; its rows of dx are `time` steps apart.
+            unsafe {
+                if t > 0 || to.state.is_some() {
+                    let term = Term { a, b: inputs.w_hh, b_row: hidden, k: width };
+                    product(s, rows, hidden, Start::Zero, &[term], dh.as_mut_ptr(), hidden);
+                }
+                if let Some(dx) = to.dx {
+                    let term = Term { a, b: inputs.w_ih, b_row: input, k: width };
+                    product(s, rows, input, Start::Zero, &[term], dx.at((first * time + t) * input), time * input);
                 }
             }
-            if t > 0 || to.state.is_some() {
-                let a = Matrix { data: &dz, row: width, col: 1 };
-                let term = Term { a, b: inputs.w_hh, b_row: hidden, k: width };
-                // SAFETY: dh is this chunk's own, rows of `hidden` elements.
-                unsafe { product(s, rows, hidden, Start::Zero, &[term], dh.as_mut_ptr(), hidden) };
+            inputs.gather(size, first, t, &mut factors.x[done * input..(done + rows) * input]);
+            done += rows;
+            if done == block || t == 0 {
+                self.add_weight_gradients(s, &factors, done);
+                done = 0;
             }
         }
-        // SAFETY: this chunk's rows, in buffers of (batch, hidden) and (batch, time, input); its dz is complete.
-        unsafe {
-            if let Some((h, c)) = to.state {
+        if let Some([h, c]) = to.state {
+            // SAFETY: this chunk's rows, in buffers of (batch, hidden).
+            unsafe {
                 h.at(first * hidden).copy_from_nonoverlapping(dh.as_ptr(), dh.len());
                 c.at(first * hidden).copy_from_nonoverlapping(dc.as_ptr(), dc.len());
             }
-            if let Some(dx) = to.dx {
-                let data = std::slice::from_raw_parts(to.dz.at(first * time * width), rows * time * width);
-                let term = Term { a: Matrix { data, row: width, col: 1 }, b: inputs.w_ih, b_row: input, k: width };
-                product(s, rows * time, input, Start::Zero, &[term], dx.at(first * time * input), input);
+        }
+    }
+}
+
+impl BackwardChunk<'_> {
+    /// Step t from dh and dc: dz and h_{t-1} into the factors, from row `done` on; dc for the step before.
+    #[inline(always)]
+    fn cells_backward<S: Simd>(&self, s: S, t: usize, dh: &mut [f32], dc: &mut [f32], factors: &mut Factors, done: usize) {
+        let Self { size, first, rows, inputs, gates, cells, grads, .. } = *self;
+        let Size { batch, time, hidden, .. } = size;
+        let width = size.gates();
+        let one = s.splat_f32s(1.);
+        let (dz, before) = (&mut factors.dz[done * width..], &mut factors.before[done * hidden..]);
+        for r in 0..rows {
+            let row = t * batch + first + r; // time first
+            for u in (0..hidden).step_by(S::F32_LANES) {
+                let mask = vector::first(s, (hidden - u).min(S::F32_LANES));
+                // SAFETY: the lanes lie within the row and step at hand of inputs, dh, dc and factors.
+                unsafe {
+                    let (at, own_at) = (r * hidden + u, (first + r) * hidden + u);
+                    let gate = |row: usize, k: usize| vector::load(s, mask, gates.as_ptr().add(row * width + k * hidden + u));
+                    let cell = |row: usize| vector::load(s, mask, cells.as_ptr().add(row * hidden + u));
+                    let (i, f, g, o) = (gate(row, 0), gate(row, 1), gate(row, 2), gate(row, 3));
+                    let (c_before, h_before) = match inputs.state {
+                        _ if t > 0 => {
+                            let c = cell(row - batch);
+                            (c, s.mul_f32s(gate(row - batch, 3), vector::tanh(s, c)))
+                        }
+                        Some((h0, c0)) => (vector::load(s, mask, c0.as_ptr().add(own_at)), vector::load(s, mask, h0.as_ptr().add(own_at))),
+                        None => (s.splat_f32s(0.), s.splat_f32s(0.)),
+                    };
+                    vector::store(s, mask, before.as_mut_ptr().add(at), h_before);
+                    let tanh_c = vector::tanh(s, cell(row));
+                    let mut dh_t = vector::load(s, mask, dh.as_ptr().add(at));
+                    if let Some(dy) = grads.y {
+                        let dy = dy.as_ptr().add(((first + r) * time + t) * hidden + u);
+                        dh_t = s.add_f32s(dh_t, vector::load(s, mask, dy));
+                    }
+                    let slope = |y| s.negate_mul_add_e_f32s(y, y, one); // of tanh
+                    let sigmoid_slope = |y| s.mul_f32s(y, s.sub_f32s(one, y));
+                    let dc_t = vector::load(s, mask, dc.as_ptr().add(at));
+                    let dc_t = s.mul_add_e_f32s(s.mul_f32s(dh_t, o), slope(tanh_c), dc_t);
+                    let parts = [
+                        s.mul_f32s(s.mul_f32s(dc_t, g), sigmoid_slope(i)),
+                        s.mul_f32s(s.mul_f32s(dc_t, c_before), sigmoid_slope(f)),
+                        s.mul_f32s(s.mul_f32s(dc_t, i), slope(g)),
+                        s.mul_f32s(s.mul_f32s(dh_t, tanh_c), sigmoid_slope(o)),
+                    ];
+                    for (k, part) in parts.into_iter().enumerate() {
+                        vector::store(s, mask, dz.as_mut_ptr().add(r * width + k * hidden + u), part);
+                    }
+                    vector::store(s, mask, dc.as_mut_ptr().add(at), s.mul_f32s(dc_t, f));
+                }
             }
         }
     }
-}
 
-struct Sums {
-    w_ih: Option<Vec<f32>>,
-    w_hh: Option<Vec<f32>>,
-    bias: Vec<f32>,
-}
-
-/// Rows of the sum that are multiplied at a time: they and the result's tile stay in the cache.
-const ROWS: usize = 256;
-/// Columns of the gates that one thread takes at a time.
-const COLUMNS: usize = 48;
-
-/// Sums over all rows and steps, as (features, 4 hidden) and then transposed: lanes run over the gates, which are many.
-fn weight_gradients(level: Level, size: Size, x: &[f32], before: &[f32], dz: &[f32], needs: &[bool]) -> Sums {
-    let Size { input, hidden, .. } = size;
-    let width = size.gates();
-    let ones = [1f32; ROWS];
-    // Left factors: (features, rows), as element (feature, row) of data; the bias is a feature that is always 1.
-    let left = [needs[1].then_some((x, input)), needs[2].then_some((before, hidden)), Some((&ones[..], 1))];
-    let mut out = left.map(|l| l.map(|(_, features)| Buffer::new(features * width)));
-    let to = out.each_mut().map(|o| o.as_mut().map(Buffer::pointer));
-    let columns = width.div_ceil(COLUMNS);
-    parallel::for_each(columns * left.len(), |task| {
-        let (which, column) = (task % left.len(), task / left.len() * COLUMNS);
-        if let (Some((data, features)), Some(to)) = (left[which], to[which]) {
-            level.run(SumTask { data, features, is_bias: which == 2, dz, width, column, to });
-        }
-    });
-    // SAFETY: the tasks cover all columns of every buffer, each task all features.
-    let [w_ih, w_hh, bias] = out.map(|o| o.map(|o| unsafe { o.finish() }));
-    Sums {
-        w_ih: w_ih.map(|w| transposed(&w, input, width)),
-        w_hh: w_hh.map(|w| transposed(&w, hidden, width)),
-        bias: bias.unwrap_or_default(),
-    }
-}
-
-struct SumTask<'a> {
-    data: &'a [f32],
-    features: usize,
-    is_bias: bool,
-    dz: &'a [f32],
-    width: usize,
-    column: usize,
-    to: Pointer,
-}
-
-impl WithSimd for SumTask<'_> {
-    type Output = ();
-
+    /// Adds the first `k` rows of the factors to this chunk's sums; the bias is a feature that is always 1.
     #[inline(always)]
-    fn with_simd<S: Simd>(self, s: S) {
-        let Self { data, features, is_bias, dz, width, column, to } = self;
-        let rows = dz.len() / width;
-        let n = COLUMNS.min(width - column);
-        for first in (0..rows).step_by(ROWS) {
-            let k = ROWS.min(rows - first);
-            let a = if is_bias { Matrix { data, row: 0, col: 1 } } else { Matrix { data: &data[first * features..], row: 1, col: features } };
-            let term = Term { a, b: &dz[first * width + column..], b_row: width, k };
-            let start = if first == 0 { Start::Zero } else { Start::Result };
-            // SAFETY: this task alone writes these columns of the (features, width) buffer.
-            unsafe { product(s, features, n, start, &[term], to.at(column), width) };
+    fn add_weight_gradients<S: Simd>(&self, s: S, factors: &Factors, k: usize) {
+        let width = self.size.gates();
+        let ones = [1f32; STEPS * ROWS];
+        let lefts = [(&factors.x[..], self.size.input), (&factors.before, self.size.hidden), (&ones, 1)];
+        for (which, (data, col)) in lefts.into_iter().enumerate() {
+            let a = Matrix { data, row: usize::from(which < 2), col };
+            let term = Term { a, b: &factors.dz, b_row: width, k };
+            // SAFETY: this chunk's own (features, 4 hidden), zeros at first.
+            unsafe { product(s, self.features[which], width, Start::Result, &[term], self.to.sums[which].at(0), width) };
         }
     }
 }

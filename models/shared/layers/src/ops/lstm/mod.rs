@@ -15,8 +15,8 @@
 //!   then over all rows at once            dx = dz W_ih    dW_ih = dzᵀ x    dW_hh = dzᵀ h_{t-1}    db = Σ dz
 //! ```
 //!
-//! Saved for backward: the gates and c_t; tanh(c_t) and h_t are computed again. Everything is f32; sums over rows of
-//! the batch and time run in row order, so the bits do not depend on the number of threads.
+//! Saved for backward: the gates and c_t; tanh(c_t) and h_t are computed again. Everything is f32. Sums over batch and
+//! time are made per chunk of the batch and added in order, so the bits do not depend on the number of threads.
 
 mod cpu;
 #[cfg(test)]
@@ -71,8 +71,8 @@ pub fn lstm(x: &Tensor, w: &LstmWeights, state: Option<&LstmState>, sequence: bo
     if !fits {
         bail!("lstm: x {:?}, weights {:?} and {:?}, biases or state do not fit", x.dims(), w.weight_ih.dims(), w.weight_hh.dims())
     }
-    if batch == 0 || time == 0 {
-        bail!("lstm: x {:?} has no steps", x.dims())
+    if batch * time * input * hidden == 0 {
+        bail!("lstm: x {:?} has no steps or features", x.dims())
     }
     let mut inputs = vec![x, &w.weight_ih, &w.weight_hh, &w.bias_ih, &w.bias_hh];
     if let Some(state) = state {
