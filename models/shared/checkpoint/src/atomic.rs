@@ -1,0 +1,97 @@
+//! Files that are either there, whole, or not there.
+
+use std::fs::File;
+use std::io::{BufWriter, Read, Write};
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+use crate::{Error, Result};
+
+/// Writes a file by `fill` under a temporary name beside `path`, makes it durable, and moves it into place: a crash
+/// leaves the old file or the new one. The file's mode follows the umask.
+///
+/// # Errors
+/// What `fill` or the operating system reports; nothing is left behind then.
+pub fn replace(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
+    let directory = match path.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p,
+        _ => Path::new("."),
+    };
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".zoo-").suffix(".tmp");
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let write = || -> std::io::Result<()> {
+        let mut file = builder.tempfile_in(directory)?;
+        let mut buffered = BufWriter::with_capacity(1 << 20, file.as_file_mut());
+        fill(&mut buffered)?;
+        buffered.flush()?;
+        drop(buffered);
+        file.as_file().sync_all()?;
+        file.persist(path).map_err(|e| e.error)?;
+        Ok(())
+    };
+    write().map_err(Error::io(path))?;
+    sync_directory(directory)
+}
+
+/// Makes the names in a directory durable (Unix; elsewhere the system does not offer it).
+///
+/// # Errors
+/// The operating system's.
+pub fn sync_directory(directory: &Path) -> Result<()> {
+    if cfg!(unix) {
+        File::open(directory).and_then(|d| d.sync_all()).map_err(Error::io(directory))?;
+    }
+    Ok(())
+}
+
+/// The SHA-256 of a file, in hexadecimal.
+///
+/// # Errors
+/// The operating system's.
+pub fn sha256(path: &Path) -> Result<String> {
+    let mut file = File::open(path).map_err(Error::io(path))?;
+    let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 16]);
+    loop {
+        match file.read(&mut buffer).map_err(Error::io(path))? {
+            0 => return Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect()),
+            n => hash.update(&buffer[..n]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file_and_nothing_else() -> Result<()> {
+        let dir = tempfile::tempdir().map_err(Error::io(Path::new("temporary")))?;
+        let path = dir.path().join("file");
+        replace(&path, |w| w.write_all(b"old"))?;
+        let failed = replace(&path, |w| {
+            w.write_all(b"half of the new")?;
+            Err(std::io::Error::other("disk full"))
+        });
+        assert!(failed.unwrap_err().to_string().ends_with("file: disk full"));
+        assert_eq!(std::fs::read(&path).map_err(Error::io(&path))?, b"old");
+        assert_eq!(std::fs::read_dir(dir.path()).map_err(Error::io(&path))?.count(), 1);
+        assert_eq!(sha256(&path)?, "cba06b5736faf67e54b07b561eae94395e774c517a7d910a54369e1263ccfbd4");
+        Ok(())
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn the_mode_follows_the_umask() -> Result<()> {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().map_err(Error::io(Path::new("temporary")))?;
+        let (ours, plain) = (dir.path().join("ours"), dir.path().join("plain"));
+        replace(&ours, |w| w.write_all(b"x"))?;
+        std::fs::write(&plain, b"x").map_err(Error::io(&plain))?;
+        let mode = |p: &Path| std::fs::metadata(p).map(|m| m.permissions().mode()).map_err(Error::io(p));
+        assert_eq!(mode(&ours)?, mode(&plain)?);
+        Ok(())
+    }
+}
