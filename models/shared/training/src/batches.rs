@@ -1,0 +1,57 @@
+use zoo_layers::random::{Purpose, Stream};
+
+/// Which samples each micro-step takes: every epoch in a random order of its own, decided by the seed alone. There is
+/// no cursor to save: a micro-step's samples are a function of its number.
+#[derive(Clone, Debug)]
+pub struct Batches {
+    samples: usize,
+    batch_size: usize,
+    seed: u64,
+    /// The epoch whose order is at hand.
+    epoch: Option<u64>,
+    order: Vec<usize>,
+}
+
+impl Batches {
+    /// Batches of `batch_size` (the last of an epoch may be smaller) over `samples`, both at least 1.
+    pub fn new(samples: usize, batch_size: usize, seed: u64) -> Self {
+        Self { samples, batch_size, seed, epoch: None, order: vec![] }
+    }
+
+    /// Micro-steps of an epoch.
+    pub fn per_epoch(&self) -> u64 {
+        self.samples.div_ceil(self.batch_size) as u64
+    }
+
+    /// The samples of micro-step `number`, from 0.
+    pub fn at(&mut self, number: u64) -> &[usize] {
+        let (epoch, within) = (number / self.per_epoch(), (number % self.per_epoch()) as usize);
+        if self.epoch != Some(epoch) {
+            self.order = (0..self.samples).collect();
+            Stream::new(self.seed, Purpose::Shuffle, 0, epoch).shuffle(&mut self.order);
+            self.epoch = Some(epoch);
+        }
+        let first = within * self.batch_size;
+        &self.order[first..self.samples.min(first + self.batch_size)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_epoch_takes_every_sample_once_in_an_order_of_its_own() {
+        let mut batches = Batches::new(10, 4, 1);
+        assert_eq!(batches.per_epoch(), 3);
+        let mut epoch = |e: u64| -> Vec<usize> { (0..3).flat_map(|i| batches.at(3 * e + i).to_vec()).collect() };
+        let (first, second, again) = (epoch(0), epoch(1), epoch(0));
+        assert_ne!(first, second);
+        assert_eq!(first, again, "a micro-step's samples must not depend on what was asked before");
+        for mut order in [first, second] {
+            order.sort_unstable();
+            assert_eq!(order, (0..10).collect::<Vec<_>>());
+        }
+        assert_eq!(batches.at(2).len(), 2);
+    }
+}

@@ -1,0 +1,55 @@
+use crate::Metrics;
+
+/// What a run reports while it goes.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// Training begins or goes on.
+    Start {
+        /// Steps done before.
+        step: u64,
+        /// Steps of the whole run.
+        total: u64,
+    },
+    /// A step is done.
+    Step {
+        /// Its number, from 1.
+        step: u64,
+        /// The training loss (mean over micro-steps).
+        loss: f64,
+        /// Named parts of the loss.
+        parts: &'a [(&'static str, f64)],
+        /// The rate it took.
+        lr: f64,
+        /// Global gradient norm before clipping.
+        grad_norm: f64,
+    },
+    /// The validation split was evaluated.
+    Evaluated {
+        /// After this step.
+        step: u64,
+        /// The metrics.
+        metrics: &'a Metrics,
+        /// Whether it is the best so far.
+        best: bool,
+    },
+    /// A checkpoint is on disk.
+    Saved {
+        /// After this step.
+        step: u64,
+    },
+    /// Something the user should know.
+    Warning(&'a str),
+}
+
+/// Listens to a run: progress bars, curves and reports are built on it.
+pub trait Observer {
+    /// Something happened.
+    fn observe(&mut self, event: &Event);
+}
+
+/// Listens to nothing.
+pub struct Silent;
+
+impl Observer for Silent {
+    fn observe(&mut self, _: &Event) {}
+}

@@ -1,0 +1,138 @@
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use candle_nn::VarBuilder;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use zoo_layers::Mode;
+
+use crate::{Result, TrainConfig};
+
+/// A named set of settings over a task's defaults.
+#[derive(Clone, Copy, Debug)]
+pub struct Preset {
+    /// What `--preset` takes.
+    pub name: &'static str,
+    /// One line for people.
+    pub summary: &'static str,
+    /// TOML with the tables `model`, `data` and `train`.
+    pub toml: &'static str,
+}
+
+/// A part of the data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Split {
+    /// What the model is fitted to.
+    Train,
+    /// What decides when to stop and which weights are best.
+    Valid,
+    /// What the model is judged by.
+    Test,
+}
+
+impl Split {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Valid => "valid",
+            Self::Test => "test",
+        }
+    }
+}
+
+/// Named numbers, in order.
+pub type Metrics = Vec<(&'static str, f64)>;
+
+/// The loss of a batch.
+pub struct Loss {
+    /// A scalar to differentiate.
+    pub total: Tensor,
+    /// Named parts of it, for the log.
+    pub parts: Vec<(&'static str, f64)>,
+}
+
+/// How a model does on a split, beside baselines.
+#[derive(Clone, Debug)]
+pub struct Evaluation {
+    /// Samples of the split.
+    pub samples: usize,
+    /// The model's metrics.
+    pub metrics: Metrics,
+    /// The same metrics of each baseline.
+    pub baselines: Vec<(&'static str, Metrics)>,
+    /// What one should conclude, in words.
+    pub remarks: Vec<String>,
+}
+
+/// What a model crate gives the trainer and the command line.
+///
+/// The value of the type is opened data; its associated functions need none.
+pub trait Task: Sized + 'static {
+    /// The model's name on the command line.
+    const NAME: &'static str;
+    /// One line for people.
+    const SUMMARY: &'static str;
+    /// Settings by name; the first is the default.
+    const PRESETS: &'static [Preset];
+    /// What `--data` takes, and what is used without it.
+    const DATA: &'static str;
+    /// The table `[model]`.
+    type Architecture: Serialize + DeserializeOwned + Default + Clone;
+    /// The table `[data]`.
+    type Source: Serialize + DeserializeOwned + Default + Clone;
+    /// The model.
+    type Model;
+    /// Samples ready for the model.
+    type Batch;
+
+    /// The table `[train]` before presets.
+    fn training() -> TrainConfig;
+
+    /// Defines the model's parameters.
+    fn build(architecture: &Self::Architecture, vb: VarBuilder) -> candle_core::Result<Self::Model>;
+
+    /// How the number of parameters comes about, in words.
+    fn explain(architecture: &Self::Architecture) -> String;
+
+    /// Opens the data at `path` (simulated or built-in data without one). `fitted` is what [`Task::fitted`] gave when
+    /// the model was trained.
+    fn open(
+        architecture: &Self::Architecture,
+        source: &Self::Source,
+        path: Option<&Path>,
+        seed: u64,
+        fitted: Option<&Value>,
+        device: &Device,
+    ) -> Result<Self>;
+
+    /// One line on the data at hand.
+    fn describe_data(&self) -> String;
+
+    /// What was fitted to the training data and belongs to the checkpoint, such as a scaler.
+    fn fitted(&self) -> Value;
+
+    /// What the user should know about this data.
+    fn warnings(&self) -> Vec<String> {
+        vec![]
+    }
+
+    /// Samples of a split.
+    fn samples(&self, split: Split) -> usize;
+
+    /// The named samples of a split.
+    fn batch(&self, split: Split, indices: &[usize]) -> candle_core::Result<Self::Batch>;
+
+    /// The model's output for a batch.
+    fn forward(&self, model: &Self::Model, batch: &Self::Batch, mode: Mode) -> candle_core::Result<Tensor>;
+
+    /// The loss of a batch; each task says how it is reduced.
+    fn loss(&self, model: &Self::Model, batch: &Self::Batch, mode: Mode) -> candle_core::Result<Loss>;
+
+    /// Metrics of a split while training; `loss` decides which weights are best.
+    fn validate(&self, model: &Self::Model, split: Split) -> candle_core::Result<Metrics>;
+
+    /// Metrics of a split beside baselines.
+    fn evaluate(&self, model: &Self::Model, split: Split) -> candle_core::Result<Evaluation>;
+}

@@ -1,0 +1,257 @@
+//! The trainer on a line fitted to points: small enough to know every answer.
+
+use std::cell::Cell;
+use std::path::Path;
+
+use candle_core::{D, Device, Tensor};
+use candle_nn::VarBuilder;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use zoo_layers::{Linear, Mode, ops};
+use zoo_training::config::{Layers, resolve};
+use zoo_training::{
+    Config, End, Error, Evaluation, Loss, Metrics, Options, Preset, Result, RunDirectory, Silent, Split, Task, TrainConfig, Trainer,
+};
+
+#[derive(Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Architecture {
+    /// What the forward pass does wrong on purpose.
+    fault: String,
+    width: usize,
+}
+
+#[derive(Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Source {
+    noise: f64,
+}
+
+struct Line {
+    fault: String,
+}
+
+struct Model {
+    one: Linear,
+    two: Linear,
+}
+
+const SAMPLES: usize = 20;
+
+impl Task for Line {
+    const NAME: &'static str = "line";
+    const SUMMARY: &'static str = "a line";
+    const PRESETS: &'static [Preset] = &[
+        Preset { name: "default", summary: "", toml: "[train]\nlr = 0.05\n" },
+        Preset { name: "wide", summary: "", toml: "[model]\nwidth = 9\n" },
+    ];
+    const DATA: &'static str = "nothing";
+    type Architecture = Architecture;
+    type Source = Source;
+    type Model = Model;
+    type Batch = (Tensor, Tensor);
+
+    fn training() -> TrainConfig {
+        TrainConfig { epochs: 3, batch_size: 6, weight_decay: 0., checkpoint_every: 4, ..Default::default() }
+    }
+
+    fn build(_: &Architecture, vb: VarBuilder) -> candle_core::Result<Model> {
+        Ok(Model { one: Linear::new(2, 4, vb.pp("one"))?, two: Linear::new(4, 1, vb.pp("two"))? })
+    }
+
+    fn explain(_: &Architecture) -> String {
+        String::new()
+    }
+
+    fn open(a: &Architecture, _: &Source, _: Option<&Path>, _: u64, _: Option<&Value>, _: &Device) -> Result<Self> {
+        Ok(Self { fault: a.fault.clone() })
+    }
+
+    fn describe_data(&self) -> String {
+        String::new()
+    }
+
+    fn fitted(&self) -> Value {
+        Value::Null
+    }
+
+    fn samples(&self, split: Split) -> usize {
+        if split == Split::Train { SAMPLES } else { 5 }
+    }
+
+    fn batch(&self, _: Split, indices: &[usize]) -> candle_core::Result<(Tensor, Tensor)> {
+        let x: Vec<f32> = indices.iter().flat_map(|&i| [(i as f32 * 0.7).sin(), (i as f32 * 1.3).cos()]).collect();
+        let x = Tensor::from_vec(x, (indices.len(), 2), &Device::Cpu)?;
+        let y = x.sum_keepdim(D::Minus1)?;
+        Ok((x, y))
+    }
+
+    fn forward(&self, model: &Model, (x, _): &(Tensor, Tensor), mode: Mode) -> candle_core::Result<Tensor> {
+        let hidden = model.one.forward(x)?;
+        let hidden = if self.fault == "cut" { hidden.detach() } else { hidden };
+        let y = model.two.forward(&hidden)?;
+        match (self.fault.as_str(), mode) {
+            ("nan", Mode::Train { step: 5, .. }) => y * f64::NAN,
+            // Finite loss, infinite gradient: the root of zero.
+            ("infinite gradient", Mode::Train { step: 2, .. }) => y.affine(0., 0.)? + (&y - &y)?.sqrt()?,
+            _ => Ok(y),
+        }
+    }
+
+    fn loss(&self, model: &Model, batch: &(Tensor, Tensor), mode: Mode) -> candle_core::Result<Loss> {
+        Ok(Loss { total: ops::mse(&self.forward(model, batch, mode)?, &batch.1)?, parts: vec![] })
+    }
+
+    fn validate(&self, model: &Model, split: Split) -> candle_core::Result<Metrics> {
+        let batch = self.batch(split, &[0, 1, 2, 3, 4])?;
+        let loss = self.loss(model, &batch, Mode::Eval)?.total;
+        assert!(!loss.track_op(), "evaluation must not record a graph");
+        Ok(vec![("loss", f64::from(loss.to_scalar::<f32>()?))])
+    }
+
+    fn evaluate(&self, model: &Model, split: Split) -> candle_core::Result<Evaluation> {
+        Ok(Evaluation { samples: 5, metrics: self.validate(model, split)?, baselines: vec![], remarks: vec![] })
+    }
+}
+
+fn config(set: &[&str]) -> Result<Config<Architecture, Source>> {
+    resolve::<Line>(&Layers { set: &set.iter().map(|s| s.to_string()).collect::<Vec<_>>(), ..Default::default() })
+}
+
+fn weights(trainer: &Trainer<Line>) -> Result<Vec<f32>> {
+    let mut all = vec![];
+    for (_, t) in trainer.params().tensors() {
+        all.extend(t.flatten_all()?.to_vec1::<f32>()?);
+    }
+    Ok(all)
+}
+
+fn fault(kind: &str) -> Result<(Error, Vec<f32>, Vec<f32>)> {
+    let config = config(&[&format!("model.fault={kind}")])?;
+    let task = Line { fault: kind.into() };
+    let mut trainer = Trainer::new(&task, &config, &Device::Cpu, None, Options::default())?;
+    let before = weights(&trainer)?;
+    let error = trainer.train(&mut Silent, &|| false).map(|_| ()).unwrap_err();
+    Ok((error, before, weights(&trainer)?))
+}
+
+#[test]
+fn a_cut_graph_stops_the_run_and_names_the_parameters() -> Result<()> {
+    let (error, before, after) = fault("cut")?;
+    assert!(matches!(&error, Error::NoGradient(names) if names == &["one.weight", "one.bias"]), "{error}");
+    assert_eq!(before, after);
+    Ok(())
+}
+
+#[test]
+fn a_loss_or_gradient_that_is_not_finite_never_reaches_the_weights() -> Result<()> {
+    let (error, _, after) = fault("nan")?;
+    assert!(error.to_string().contains("the loss at step 6"), "{error}");
+    assert!(after.iter().all(|w| w.is_finite()));
+    let (error, _, after) = fault("infinite gradient")?;
+    assert!(error.to_string().contains("the gradient of one.weight at step 3"), "{error}");
+    assert!(after.iter().all(|w| w.is_finite()));
+    Ok(())
+}
+
+#[test]
+fn training_learns_and_overfits_a_batch() -> Result<()> {
+    for overfit_batch in [false, true] {
+        let config = config(&["train.steps=300"])?;
+        let task = Line { fault: String::new() };
+        let mut trainer = Trainer::new(&task, &config, &Device::Cpu, None, Options { overfit_batch })?;
+        let outcome = trainer.train(&mut Silent, &|| false)?;
+        assert!(outcome.loss < 1e-3, "{outcome:?}");
+        assert_eq!((outcome.end, outcome.steps), (End::Finished, 300));
+        assert_eq!((outcome.gradients.tensors, outcome.gradients.with_gradient), (4, 4));
+    }
+    Ok(())
+}
+
+#[test]
+fn accumulated_micro_steps_equal_one_large_batch() -> Result<()> {
+    let run = |set: &[&str]| -> Result<Vec<f32>> {
+        let config = config(set)?;
+        let task = Line { fault: String::new() };
+        let mut trainer = Trainer::new(&task, &config, &Device::Cpu, None, Options::default())?;
+        trainer.train(&mut Silent, &|| false)?;
+        weights(&trainer)
+    };
+    // One epoch either way: the same twenty samples, in one batch or in four.
+    let whole = run(&["train.batch_size=20", "train.steps=1", "train.optimizer=sgd"])?;
+    let parts = run(&["train.batch_size=5", "train.accumulate=4", "train.steps=1", "train.optimizer=sgd"])?;
+    assert!(whole.iter().zip(&parts).all(|(a, b)| (a - b).abs() < 1e-6), "{whole:?} {parts:?}");
+    Ok(())
+}
+
+#[test]
+fn an_interrupted_and_resumed_run_ends_in_the_same_bytes() -> Result<()> {
+    let temporary = tempfile::tempdir().map_err(Error::io(Path::new("temporary")))?;
+    let config = config(&["train.schedule=plateau", "train.plateau_patience=0", "train.eval_every=2"])?;
+    let task = Line { fault: String::new() };
+    let through = temporary.path().join("through");
+    let stopped = temporary.path().join("stopped");
+    let run = RunDirectory::create(&through, "")?;
+    Trainer::new(&task, &config, &Device::Cpu, Some(&run), Options::default())?.train(&mut Silent, &|| false)?;
+    let steps = Cell::new(0);
+    let first = {
+        let run = RunDirectory::create(&stopped, "")?;
+        let stop = || steps.replace(steps.get() + 1) == 4;
+        let mut trainer = Trainer::new(&task, &config, &Device::Cpu, Some(&run), Options::default())?;
+        trainer.train(&mut Silent, &stop)?
+    };
+    assert_eq!((first.end, first.steps), (End::Interrupted, 5));
+    let run = RunDirectory::open(&stopped)?;
+    let mut trainer = Trainer::new(&task, &config, &Device::Cpu, Some(&run), Options::default())?;
+    trainer.resume(&mut Silent)?;
+    assert_eq!(trainer.train(&mut Silent, &|| false)?.end, End::Finished);
+    for file in ["last.safetensors", "best.safetensors", "checkpoints/step-00000012/state.json", "checkpoints/step-00000012/optimizer.safetensors"] {
+        let read = |dir: &Path| std::fs::read(dir.join(file)).map_err(Error::io(dir));
+        assert_eq!(read(&through)?, read(&stopped)?, "{file}");
+    }
+    assert!(RunDirectory::create(&stopped, "").is_err(), "a run must not be overwritten");
+    Ok(())
+}
+
+#[test]
+fn early_stopping_ends_a_run_that_no_longer_improves() -> Result<()> {
+    let config = config(&["train.lr=1e-30", "train.epochs=50", "train.early_stopping=3"])?;
+    let task = Line { fault: String::new() };
+    let mut trainer = Trainer::new(&task, &config, &Device::Cpu, None, Options::default())?;
+    let outcome = trainer.train(&mut Silent, &|| false)?;
+    assert_eq!((outcome.end, outcome.steps), (End::Early, 16));
+    Ok(())
+}
+
+#[test]
+fn configuration_is_layered_and_refuses_what_it_does_not_know() -> Result<()> {
+    let wide = |file: Option<(&str, &str)>, set: &[&str]| {
+        resolve::<Line>(&Layers { preset: Some("wide"), file, set: &set.iter().map(|s| s.to_string()).collect::<Vec<_>>() })
+    };
+    let c = wide(Some(("[train]\nlr = 1\nepochs = 7\n", "my.toml")), &["train.epochs=8", "model.fault=none"])?;
+    assert_eq!((c.model.width, c.train.lr, c.train.epochs, c.model.fault.as_str()), (9, 1., 8, "none"));
+    assert_eq!(resolve::<Line>(&Layers::default())?.train.lr, 0.05);
+    let refused = |set: &str| wide(None, &[set]).map(|_| ()).unwrap_err().to_string();
+    for (set, expected) in [
+        ("train.learning_rate=1", "unknown key train.learning_rate"),
+        ("lr=1", "unknown key lr (did you mean train.lr?)"),
+        ("train.batchsize=1", "did you mean train.batch_size?"),
+        ("train.batch_size=big", "train.batch_size takes a whole number, got \"big\""),
+        ("train.batch_size=1.5", "train.batch_size takes a whole number, got 1.5"),
+        ("train.batch_size=0", "train.batch_size must be at least 1"),
+        ("train.batch_size=-1", "train.batch_size"),
+        ("train.lr=nan", "train.lr must be a positive number"),
+        ("train.optimizer=adamm", "unknown variant `adamm`"),
+        ("nothing", "expected key=value"),
+    ] {
+        let message = refused(set);
+        assert!(message.contains(expected) && !message.contains('\n'), "{set}: {message}");
+    }
+    let message = wide(Some(("[train]\nlr = = 1", "my.toml")), &[]).map(|_| ()).unwrap_err().to_string();
+    assert!(message.starts_with("my.toml: line 2:"), "{message}");
+    assert!(resolve::<Line>(&Layers { preset: Some("narrow"), ..Default::default() }).is_err());
+    let text = zoo_training::config::to_toml(&c)?;
+    let again = resolve::<Line>(&Layers { preset: None, file: Some((&text, "printed")), set: &[] })?;
+    assert_eq!(zoo_training::config::to_toml(&again)?, text);
+    Ok(())
+}
