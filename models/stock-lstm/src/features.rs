@@ -1,0 +1,115 @@
+//! From daily bars to what the model sees, and from what it says back to a price.
+
+use candle_core::{Result, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::{FeatureSet, Target};
+
+/// One trading day, adjusted for splits and dividends.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Bar {
+    /// First price.
+    pub open: f64,
+    /// Highest price.
+    pub high: f64,
+    /// Lowest price.
+    pub low: f64,
+    /// Last price.
+    pub close: f64,
+    /// Shares traded.
+    pub volume: f64,
+}
+
+impl Bar {
+    /// A bar of which only the close is known.
+    pub fn closing(close: f64) -> Self {
+        Self { open: close, high: close, low: close, close, volume: 0. }
+    }
+}
+
+/// The unscaled features of `day`, which follows `before`. As log ratios: open, high, low and close over the close
+/// before, volume over the volume before.
+pub(crate) fn raw(day: &Bar, before: &Bar, target: Target, features: FeatureSet) -> Vec<f64> {
+    let of = |v: f64| match target {
+        Target::Return => (v / before.close).ln(),
+        Target::Close => v,
+    };
+    match (features, target) {
+        (FeatureSet::Close, _) => vec![of(day.close)],
+        (FeatureSet::Ohlcv, Target::Return) => {
+            let volume = ((day.volume + 1.) / (before.volume + 1.)).ln();
+            vec![of(day.open), of(day.high), of(day.low), of(day.close), volume]
+        }
+        (FeatureSet::Ohlcv, Target::Close) => vec![day.open, day.high, day.low, day.close, day.volume],
+    }
+}
+
+/// Where the close stands among a day's features.
+pub(crate) fn close_index(features: FeatureSet) -> usize {
+    match features {
+        FeatureSet::Close => 0,
+        FeatureSet::Ohlcv => 3,
+    }
+}
+
+/// (value - shift) / scale, per feature, fitted to the training part alone. Part of the checkpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Scaler {
+    /// What the scaled features are.
+    pub target: Target,
+    /// Which features there are.
+    pub features: FeatureSet,
+    /// Mean (returns) or least value (prices) of each feature.
+    pub shift: Vec<f64>,
+    /// Standard deviation (returns) or range (prices) of each feature.
+    pub scale: Vec<f64>,
+}
+
+impl Scaler {
+    /// Fits to rows of raw features.
+    pub(crate) fn fit(rows: &[Vec<f64>], target: Target, features: FeatureSet) -> Self {
+        let column = |k: usize| rows.iter().map(move |r| r[k]);
+        let n = rows.len().max(1) as f64;
+        let (mut shift, mut scale) = (vec![], vec![]);
+        for k in 0..features.len() {
+            let (a, b) = match target {
+                Target::Return => {
+                    let mean = column(k).sum::<f64>() / n;
+                    (mean, (column(k).map(|v| (v - mean).powi(2)).sum::<f64>() / n).sqrt())
+                }
+                Target::Close => {
+                    let (least, most) = (column(k).fold(f64::INFINITY, f64::min), column(k).fold(f64::NEG_INFINITY, f64::max));
+                    (least, most - least)
+                }
+            };
+            shift.push(a);
+            // A constant feature is scaled to zeros.
+            scale.push(if b > 0. { b } else { 1. });
+        }
+        Self { target, features, shift, scale }
+    }
+
+    /// Scaled features of raw ones.
+    pub(crate) fn apply(&self, raw: &[f64]) -> impl Iterator<Item = f32> {
+        raw.iter().zip(self.shift.iter().zip(&self.scale)).map(|(v, (shift, scale))| ((v - shift) / scale) as f32)
+    }
+
+    /// The price that the model's output `y` means when the last close was `last`.
+    pub(crate) fn price(&self, y: f64, last: f64) -> f64 {
+        let k = close_index(self.features);
+        let value = y * self.scale[k] + self.shift[k];
+        match self.target {
+            Target::Return => last * value.exp(),
+            Target::Close => value,
+        }
+    }
+
+    /// Scaled features (days - 1, features) of consecutive bars; the first bar only serves the second's returns.
+    pub(crate) fn window(&self, bars: &[Bar]) -> Result<Vec<f32>> {
+        let positive = |b: &Bar| [b.open, b.high, b.low, b.close].iter().all(|v| v.is_finite() && *v > 0.);
+        if let Some(day) = bars.iter().position(|b| !positive(b) || b.volume.is_nan() || b.volume < 0.) {
+            bail!("day {day} of the window has a price that is not a positive number, or a negative volume")
+        }
+        Ok(bars.windows(2).flat_map(|w| self.apply(&raw(&w[1], &w[0], self.target, self.features)).collect::<Vec<_>>()).collect())
+    }
+}

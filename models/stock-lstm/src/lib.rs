@@ -1,0 +1,31 @@
+//! StockLSTM: a two-layer LSTM (Hochreiter and Schmidhuber 1997) over 60 days that forecasts the next day's price.
+//!
+//! ```no_run
+//! use candle_core::Device;
+//! use zoo_stock_lstm::StockLstm;
+//!
+//! # fn main() -> candle_core::Result<()> {
+//! let forecaster = StockLstm::load("weights/stock-lstm.safetensors".as_ref(), &Device::Cpu)?;
+//! let closes: Vec<f64> = (0..forecaster.days()).map(|day| 100. + day as f64).collect();
+//! println!("tomorrow: {:.2}", forecaster.predict(&closes)?);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The crate's feature `train` (on by default) adds data and the task that `zoo train stock-lstm` runs.
+
+mod config;
+#[cfg(feature = "train")]
+mod data;
+mod features;
+mod model;
+#[cfg(feature = "train")]
+mod task;
+
+pub use config::{Config, FeatureSet, Source, Target};
+#[cfg(feature = "train")]
+pub use data::{Days, read_csv, simulate};
+pub use features::{Bar, Scaler};
+pub use model::{Forecaster, StockLstm};
+#[cfg(feature = "train")]
+pub use task::StockTask;

@@ -1,0 +1,117 @@
+//! The network and the trained forecaster.
+//!
+//! Letters: b batch, t days of the window, f features of a day, h hidden.
+
+use std::path::Path;
+
+use candle_core::{Device, Result, Tensor, bail};
+use candle_nn::VarBuilder;
+use serde::Deserialize;
+use zoo_layers::{Dropout, Linear, Lstm, LstmConfig, Mode, Params};
+
+use crate::{Bar, Config, FeatureSet, Scaler};
+
+/// Stacked LSTM, dropout, and a linear head on the last day's output. Parameters have PyTorch's names:
+/// `lstm.weight_ih_l0` … `linear.bias`.
+#[derive(Clone, Debug)]
+pub struct StockLstm {
+    lstm: Lstm,
+    dropout: Dropout,
+    linear: Linear,
+}
+
+impl StockLstm {
+    /// Defines the parameters.
+    ///
+    /// # Errors
+    /// Sizes of zero.
+    pub fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
+        let &Config { input, hidden, layers, dropout, window } = config;
+        if input * hidden * layers * window == 0 {
+            bail!("model.input, hidden, layers and window must be at least 1")
+        }
+        Ok(Self {
+            lstm: Lstm::new(LstmConfig { input, hidden, layers, dropout }, vb.pp("lstm"))?,
+            dropout: Dropout::new(dropout, "dropout"),
+            linear: Linear::new(hidden, 1, vb.pp("linear"))?,
+        })
+    }
+
+    /// Scaled features (b, t, f) to the scaled target (b, 1).
+    pub fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        let last = self.lstm.forward_last(x, mode)?; // (b, h)
+        self.linear.forward(&self.dropout.forward(&last, mode)?) // (b, 1)
+    }
+
+    /// Loads what `zoo train stock-lstm` wrote: weights, sizes and scaler are in the one file.
+    ///
+    /// # Errors
+    /// The file cannot be read, is not a StockLSTM, or its tensors do not fit its own description.
+    pub fn load(path: &Path, device: &Device) -> Result<Forecaster> {
+        #[derive(Deserialize)]
+        struct Described {
+            model: Config,
+        }
+        let file = zoo_checkpoint::read(path, device).map_err(candle_core::Error::wrap)?;
+        let describes = |key: &str| match file.metadata.get(key) {
+            Some(text) => Ok(text.as_str()),
+            None => bail!("{}: no {key} in its metadata: not weights of zoo train", path.display()),
+        };
+        if describes("model")? != "stock-lstm" {
+            bail!("{}: weights of {}, expected stock-lstm", path.display(), describes("model")?)
+        }
+        let parsed = |e| candle_core::Error::msg(format!("{}: its metadata does not describe a stock-lstm: {e}", path.display()));
+        let config = serde_json::from_str::<Described>(describes("config")?).map_err(parsed)?.model;
+        let scaler: Scaler = serde_json::from_str(describes("fitted")?).map_err(parsed)?;
+        if scaler.shift.len() != config.input || scaler.scale.len() != config.input || scaler.features.len() != config.input {
+            bail!("{}: its scaler does not fit the model's {} features", path.display(), config.input)
+        }
+        let params = Params::load(file.tensors, device);
+        let model = Self::new(&config, params.builder())?;
+        if let Err(e) = params.check() {
+            bail!("{}: {e}", path.display())
+        }
+        Ok(Forecaster { model, config, scaler, device: device.clone() })
+    }
+}
+
+/// A trained [`StockLstm`] with the scaler it was trained with.
+#[derive(Clone, Debug)]
+pub struct Forecaster {
+    model: StockLstm,
+    config: Config,
+    scaler: Scaler,
+    device: Device,
+}
+
+impl Forecaster {
+    /// The days that a forecast is made from: the model's window and the day before it.
+    pub fn days(&self) -> usize {
+        self.config.window + 1
+    }
+
+    /// The next day's close from at least [`days`](Self::days) closes (adjusted, oldest first), in their unit.
+    ///
+    /// # Errors
+    /// Too few days, prices that are not positive, or a model that needs more than closes.
+    pub fn predict(&self, closes: &[f64]) -> Result<f64> {
+        if self.scaler.features != FeatureSet::Close {
+            bail!("this model was trained on open, high, low, close and volume: use predict_bars")
+        }
+        self.predict_bars(&closes.iter().map(|&c| Bar::closing(c)).collect::<Vec<_>>())
+    }
+
+    /// The next day's close from at least [`days`](Self::days) adjusted bars, oldest first.
+    ///
+    /// # Errors
+    /// Too few days, or prices that are not positive.
+    pub fn predict_bars(&self, bars: &[Bar]) -> Result<f64> {
+        let Some(start) = bars.len().checked_sub(self.days()) else {
+            bail!("a forecast needs {} days, got {}", self.days(), bars.len())
+        };
+        let bars = &bars[start..];
+        let x = Tensor::from_vec(self.scaler.window(bars)?, (1, self.config.window, self.config.input), &self.device)?;
+        let y = self.model.forward(&x, Mode::Eval)?.flatten_all()?.to_vec1::<f32>()?;
+        Ok(self.scaler.price(f64::from(y[0]), bars[bars.len() - 1].close))
+    }
+}

@@ -1,0 +1,391 @@
+//! What the trainer needs: samples, loss, metrics and baselines.
+
+use std::path::Path;
+
+use candle_core::{Device, Result, Tensor};
+use candle_nn::VarBuilder;
+use serde_json::Value;
+use zoo_layers::{Mode, ops};
+use zoo_training::{Error, Evaluation, Loss, Metrics, Preset, Split, Task, TrainConfig};
+
+use crate::data::{Days, read_csv, simulate};
+use crate::features::{Scaler, close_index, raw};
+use crate::{Config, FeatureSet, Source, StockLstm, Target};
+
+/// Days of the moving-average baseline.
+const AVERAGE: usize = 20;
+
+/// Windows of a price series, each with the day that follows it.
+pub struct StockTask {
+    days: Days,
+    simulated: bool,
+    scaler: Scaler,
+    /// Scaled features of day d + 1 at d (the first day has no return).
+    rows: Vec<f32>,
+    window: usize,
+    /// First sample of the validation and of the test split, and their number.
+    splits: [usize; 3],
+    /// Mean log return of the training part.
+    drift: f64,
+    target: Target,
+    device: Device,
+}
+
+impl StockTask {
+    fn range(&self, split: Split) -> std::ops::Range<usize> {
+        let [valid, test, end] = self.splits;
+        match split {
+            Split::Train => 0..valid,
+            Split::Valid => valid..test,
+            Split::Test => test..end,
+        }
+    }
+
+    /// The day that sample `i` forecasts.
+    fn target_day(&self, i: usize) -> usize {
+        i + self.window + 1
+    }
+
+    fn features(&self) -> usize {
+        self.scaler.features.len()
+    }
+
+    /// Forecasts of a split in price units.
+    fn forecasts(&self, model: &StockLstm, split: Split) -> Result<Vec<f64>> {
+        let mut prices = vec![];
+        let range = self.range(split);
+        for first in (0..range.len()).step_by(256) {
+            let indices: Vec<usize> = (first..range.len().min(first + 256)).collect();
+            let y = self.forward(model, &self.batch(split, &indices)?, Mode::Eval)?.flatten_all()?.to_vec1::<f32>()?;
+            let last = |i: usize| self.days.bars[self.target_day(range.start + i) - 1].close;
+            prices.extend(y.into_iter().zip(indices).map(|(y, i)| self.scaler.price(f64::from(y), last(i))));
+        }
+        Ok(prices)
+    }
+
+    /// Errors of forecasts in price units; directional accuracy over the days whose close changed, where a forecast of
+    /// no change counts half.
+    fn judge(&self, split: Split, forecasts: &[f64]) -> Metrics {
+        let close = |day: usize| self.days.bars[day].close;
+        let (mut squares, mut absolute, mut relative, mut right, mut moves) = (0., 0., 0., 0., 0.);
+        for (i, forecast) in self.range(split).zip(forecasts) {
+            let (last, actual) = (close(self.target_day(i) - 1), close(self.target_day(i)));
+            let e = forecast - actual;
+            (squares, absolute, relative) = (squares + e * e, absolute + e.abs(), relative + e.abs() / actual);
+            if actual != last {
+                moves += 1.;
+                right += match (forecast - last) * (actual - last) {
+                    p if p > 0. => 1.,
+                    p if p < 0. => 0.,
+                    _ => 0.5,
+                };
+            }
+        }
+        let n = forecasts.len() as f64;
+        vec![
+            ("rmse", (squares / n).sqrt()),
+            ("mae", absolute / n),
+            ("mape", 100. * relative / n),
+            ("directional_accuracy", 100. * right / f64::max(moves, 1.)),
+        ]
+    }
+
+    fn baselines(&self, split: Split) -> Vec<(&'static str, Metrics)> {
+        let close = |day: usize| self.days.bars[day].close;
+        let judge = |name, forecast: &dyn Fn(usize) -> f64| {
+            let forecasts: Vec<f64> = self.range(split).map(|i| forecast(self.target_day(i))).collect();
+            (name, self.judge(split, &forecasts))
+        };
+        vec![
+            judge("last_value", &|day| close(day - 1)),
+            judge("drift", &|day| close(day - 1) * self.drift.exp()),
+            judge("moving_average", &|day| {
+                let first = day.saturating_sub(AVERAGE);
+                (first..day).map(close).sum::<f64>() / (day - first) as f64
+            }),
+        ]
+    }
+
+    /// Share of a split's days on which the close rose, of those on which it changed.
+    fn share_up(&self, split: Split) -> f64 {
+        let change = |i: usize| self.days.bars[self.target_day(i)].close - self.days.bars[self.target_day(i) - 1].close;
+        let (up, down) = self.range(split).fold((0., 0.), |(up, down), i| match change(i) {
+            c if c > 0. => (up + 1., down),
+            c if c < 0. => (up, down + 1.),
+            _ => (up, down),
+        });
+        up / f64::max(up + down, 1.)
+    }
+}
+
+fn metric(metrics: &Metrics, name: &str) -> f64 {
+    metrics.iter().find(|(n, _)| *n == name).map_or(f64::NAN, |(_, v)| *v)
+}
+
+impl Task for StockTask {
+    const NAME: &'static str = "stock-lstm";
+    const SUMMARY: &'static str = "LSTM that forecasts the next day's closing price from 60 days";
+    const PRESETS: &'static [Preset] = &[
+        Preset { name: "default", summary: "close only, 2 layers of 50", toml: "" },
+        Preset {
+            name: "ohlcv",
+            summary: "open, high, low, close and volume",
+            toml: "[model]\ninput = 5\n[data]\nfeatures = \"ohlcv\"\n",
+        },
+    ];
+    const DATA: &'static str = "a daily price file (CSV with Date and Close); simulated prices without one";
+    type Architecture = Config;
+    type Source = Source;
+    type Model = StockLstm;
+    /// Scaled features (b, t, f) and scaled targets (b, 1).
+    type Batch = (Tensor, Tensor);
+
+    fn training() -> TrainConfig {
+        TrainConfig { epochs: 100, batch_size: 32, lr: 1e-3, ..TrainConfig::default() }
+    }
+
+    fn build(config: &Config, vb: VarBuilder) -> Result<StockLstm> {
+        StockLstm::new(config, vb)
+    }
+
+    fn explain(config: &Config) -> String {
+        let &Config { input, hidden, layers, .. } = config;
+        let layer = |from: usize| 4 * (from * hidden + hidden * hidden + 2 * hidden);
+        let mut parts = vec![];
+        for l in 0..layers {
+            let from = if l == 0 { input } else { hidden };
+            parts.push(format!(
+                "LSTM layer {}: 4 gates x ({from} x {hidden} input + {hidden} x {hidden} recurrent + {hidden} + {hidden}, two biases) = {}",
+                l + 1,
+                layer(from)
+            ));
+        }
+        parts.push(format!("linear: {hidden} x 1 + 1 = {}", hidden + 1));
+        parts.join("\n")
+    }
+
+    fn open(
+        config: &Config,
+        source: &Source,
+        path: Option<&Path>,
+        seed: u64,
+        fitted: Option<&Value>,
+        device: &Device,
+    ) -> zoo_training::Result<Self> {
+        let Source { target, features, valid, test, simulated_days } = source.clone();
+        if config.input != features.len() {
+            let expected = features.len();
+            return Err(Error::Usage(format!("model.input is {}, but data.features gives {expected} (try --preset ohlcv)", config.input)));
+        }
+        if !(0. ..1.).contains(&valid) || !(0. ..1.).contains(&test) || valid + test >= 1. {
+            return Err(Error::Usage("data.valid and data.test must be shares that leave a training part".into()));
+        }
+        let days = match path {
+            Some(path) => read_csv(path)?,
+            None => simulate(simulated_days, seed),
+        };
+        let origin = path.map_or("the simulation".to_string(), |p| p.display().to_string());
+        let samples = days.bars.len().saturating_sub(config.window + 1);
+        let train = (samples as f64 * (1. - valid - test)).round() as usize;
+        let end_of_valid = (samples as f64 * (1. - test)).round() as usize;
+        if train == 0 {
+            let needed = config.window + 4;
+            return Err(Error::Data(format!(
+                "{origin}: {} days, a window of {} needs at least {needed} (set model.window lower, or bring more data)",
+                days.bars.len(),
+                config.window
+            )));
+        }
+        if features == FeatureSet::Ohlcv && days.bars.iter().all(|b| b.volume == 0.) {
+            return Err(Error::Data(format!("{origin}: no volume, which data.features = \"ohlcv\" needs")));
+        }
+        let raws: Vec<Vec<f64>> = days.bars.windows(2).map(|w| raw(&w[1], &w[0], target, features)).collect();
+        // The last training target is row train + window - 1.
+        let part = &raws[..train + config.window];
+        let scaler = match fitted {
+            Some(value) => serde_json::from_value(value.clone()).map_err(|e| Error::Run(format!("the checkpoint's scaler: {e}")))?,
+            None => Scaler::fit(part, target, features),
+        };
+        let rows = raws.iter().flat_map(|r| scaler.apply(r).collect::<Vec<_>>()).collect();
+        let closes = &days.bars[..=part.len()];
+        let drift = (closes[part.len()].close / closes[0].close).ln() / part.len() as f64;
+        let splits = [train, end_of_valid, samples];
+        Ok(Self { simulated: path.is_none(), days, scaler, rows, window: config.window, splits, drift, target, device: device.clone() })
+    }
+
+    fn describe_data(&self) -> String {
+        let origin = if self.simulated { "simulated prices" } else { "prices" };
+        let (dates, n) = (&self.days.dates, self.days.dates.len());
+        let [train, valid, test] = [Split::Train, Split::Valid, Split::Test].map(|s| self.samples(s));
+        format!("{origin}, {n} days {} to {}; samples: {train} train, {valid} valid, {test} test", dates[0], dates[n - 1])
+    }
+
+    fn fitted(&self) -> Value {
+        serde_json::to_value(&self.scaler).unwrap_or_default()
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let mut warnings = vec![];
+        if !self.days.adjusted {
+            warnings.push("the file has no column Adj Close: splits and dividends look like price moves".into());
+        }
+        if self.target == Target::Close {
+            let k = close_index(self.scaler.features);
+            let (least, most) = (self.scaler.shift[k], self.scaler.shift[k] + self.scaler.scale[k]);
+            let outside = |i: &usize| !(least..=most).contains(&self.days.bars[self.target_day(*i)].close);
+            let share = self.range(Split::Test).filter(outside).count() as f64 / self.samples(Split::Test).max(1) as f64;
+            if share > 0. {
+                warnings.push(format!(
+                    "{:.0} % of the test days have a close outside the training range {least:.2} to {most:.2}: \
+                     a model of scaled prices has never seen such inputs; data.target = \"return\" has no such range",
+                    100. * share
+                ));
+            }
+        }
+        warnings
+    }
+
+    fn samples(&self, split: Split) -> usize {
+        self.range(split).len()
+    }
+
+    fn batch(&self, split: Split, indices: &[usize]) -> Result<(Tensor, Tensor)> {
+        let (features, first) = (self.features(), self.range(split).start);
+        let (mut x, mut y) = (vec![], vec![]);
+        for i in indices {
+            // Row d holds day d + 1: the window's days are i + 1 to i + window, the target is the day after.
+            let (from, to) = (first + i, first + i + self.window);
+            x.extend_from_slice(&self.rows[from * features..to * features]);
+            y.push(self.rows[to * features + close_index(self.scaler.features)]);
+        }
+        let n = indices.len();
+        Ok((Tensor::from_vec(x, (n, self.window, features), &self.device)?, Tensor::from_vec(y, (n, 1), &self.device)?))
+    }
+
+    fn forward(&self, model: &StockLstm, (x, _): &(Tensor, Tensor), mode: Mode) -> Result<Tensor> {
+        model.forward(x, mode)
+    }
+
+    /// Mean squared error of the scaled target over the batch.
+    fn loss(&self, model: &StockLstm, batch: &(Tensor, Tensor), mode: Mode) -> Result<Loss> {
+        Ok(Loss { total: ops::mse(&self.forward(model, batch, mode)?, &batch.1)?, parts: vec![] })
+    }
+
+    fn validate(&self, model: &StockLstm, split: Split) -> Result<Metrics> {
+        let n = self.samples(split);
+        let mut loss = 0.;
+        for first in (0..n).step_by(256) {
+            let indices: Vec<usize> = (first..n.min(first + 256)).collect();
+            let batch = self.batch(split, &indices)?;
+            loss += f64::from(self.loss(model, &batch, Mode::Eval)?.total.to_scalar::<f32>()?) * indices.len() as f64;
+        }
+        let mut metrics = vec![("loss", loss / n.max(1) as f64)];
+        metrics.extend(self.judge(split, &self.forecasts(model, split)?));
+        Ok(metrics)
+    }
+
+    fn evaluate(&self, model: &StockLstm, split: Split) -> Result<Evaluation> {
+        let metrics = self.judge(split, &self.forecasts(model, split)?);
+        let baselines = self.baselines(split);
+        let mut remarks = vec![];
+        if self.simulated {
+            remarks.push("These are simulated prices: the figures say nothing about any market.".to_string());
+        }
+        let rmse = metric(&metrics, "rmse");
+        let best = baselines.iter().map(|(name, m)| (*name, metric(m, "rmse"))).min_by(|a, b| a.1.total_cmp(&b.1));
+        if let Some((name, best)) = best {
+            let name = name.replace('_', " ");
+            remarks.push(if rmse < best {
+                format!("The model beats every baseline in RMSE ({rmse:.4} against {best:.4} of {name}); check that it does on other periods.")
+            } else {
+                format!("The model does not beat {name} (RMSE {rmse:.4} against {best:.4}): its forecasts are of no use on these days.")
+            });
+        }
+        let up = self.share_up(split);
+        let majority = 100. * if self.drift >= 0. { up } else { 1. - up };
+        let accuracy = metric(&metrics, "directional_accuracy");
+        let verb = if accuracy > majority { "beats" } else { "does not beat" };
+        let side = if self.drift >= 0. { "up" } else { "down" };
+        remarks.push(format!(
+            "Its directional accuracy of {accuracy:.1} % {verb} always saying {side}, the training part's trend ({majority:.1} %)."
+        ));
+        Ok(Evaluation { samples: self.samples(split), metrics, baselines, remarks })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use zoo_layers::Params;
+
+    use super::*;
+
+    fn open(config: &Config, source: &Source) -> zoo_training::Result<StockTask> {
+        StockTask::open(config, source, None, 3, None, &Device::Cpu)
+    }
+
+    #[test]
+    fn the_reference_has_31051_parameters_in_10_tensors_of_pytorchs_names() -> Result<()> {
+        let params = Params::init(1, &Device::Cpu);
+        StockLstm::new(&Config::default(), params.builder())?;
+        let all = params.all();
+        assert_eq!((all.len(), all.iter().map(|p| p.var.elem_count()).sum::<usize>()), (10, 31_051));
+        let names: Vec<_> = all.iter().map(|p| p.name.as_str()).collect();
+        assert_eq!(names[..4], ["lstm.weight_ih_l0", "lstm.weight_hh_l0", "lstm.bias_ih_l0", "lstm.bias_hh_l0"]);
+        assert_eq!(names[8..], ["linear.weight", "linear.bias"]);
+        let explained = StockTask::explain(&Config::default());
+        assert!(["10600", "20400", "51"].iter().all(|n| explained.contains(n)), "{explained}");
+        Ok(())
+    }
+
+    #[test]
+    fn splits_are_in_time_order_and_the_scaler_sees_the_training_part_alone() -> zoo_training::Result<()> {
+        for (target, features) in
+            [(Target::Return, FeatureSet::Close), (Target::Close, FeatureSet::Close), (Target::Return, FeatureSet::Ohlcv)]
+        {
+            let source = Source { target, features, simulated_days: 300, ..Source::default() };
+            let config = Config { input: features.len(), ..Config::tiny() };
+            let task = open(&config, &source)?;
+            let [valid, test, end] = task.splits;
+            assert_eq!(task.target_day(end - 1), 299);
+            assert!(0 < valid && valid < test && test < end);
+            let last_train_day = task.target_day(valid - 1);
+            let raws: Vec<_> = task.days.bars[..=last_train_day].windows(2).map(|w| raw(&w[1], &w[0], target, features)).collect();
+            assert_eq!(task.scaler, Scaler::fit(&raws, target, features));
+            // A sample's window ends the day before its target, whose scaled value means its price.
+            let (x, y) = task.batch(Split::Valid, &[0])?;
+            assert_eq!(x.dims(), [1, 5, features.len()]);
+            let day = task.target_day(valid);
+            let price = task.scaler.price(f64::from(y.flatten_all()?.to_vec1::<f32>()?[0]), task.days.bars[day - 1].close);
+            assert!((price / task.days.bars[day].close - 1.).abs() < 1e-6, "{price}");
+            let window = task.scaler.window(&task.days.bars[day - 6..day])?;
+            assert_eq!(x.flatten_all()?.to_vec1::<f32>()?, window);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn metrics_of_known_forecasts_are_known() -> zoo_training::Result<()> {
+        let task = open(&Config::tiny(), &Source { simulated_days: 200, ..Source::default() })?;
+        let days = |f: &dyn Fn(usize) -> f64| -> Vec<f64> { task.range(Split::Test).map(|i| f(task.target_day(i))).collect() };
+        let close = |d: usize| task.days.bars[d].close;
+        let perfect = task.judge(Split::Test, &days(&close));
+        assert_eq!(perfect, [("rmse", 0.), ("mae", 0.), ("mape", 0.), ("directional_accuracy", 100.)]);
+        let off = task.judge(Split::Test, &days(&|d| 1.01 * close(d)));
+        assert!((metric(&off, "mape") - 1.).abs() < 1e-9);
+        let unchanged = task.judge(Split::Test, &days(&|d| close(d - 1)));
+        assert_eq!(metric(&unchanged, "directional_accuracy"), 50.);
+        assert_eq!(task.baselines(Split::Test)[0].1, unchanged);
+        Ok(())
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_with_the_way_out() -> zoo_training::Result<()> {
+        let message = |config: &Config, source: &Source| open(config, source).map(|_| ()).unwrap_err().to_string();
+        assert!(message(&Config::default(), &Source { simulated_days: 60, ..Source::default() }).contains("needs at least 64"));
+        assert!(message(&Config::default(), &Source { features: FeatureSet::Ohlcv, ..Source::default() }).contains("--preset ohlcv"));
+        assert!(message(&Config::default(), &Source { valid: 0.6, test: 0.4, ..Source::default() }).contains("training part"));
+        let close = open(&Config::tiny(), &Source { target: Target::Close, simulated_days: 2000, ..Source::default() })?;
+        assert!(close.warnings()[0].contains("outside the training range"), "{:?}", close.warnings());
+        Ok(())
+    }
+}
