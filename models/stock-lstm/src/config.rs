@@ -70,6 +70,8 @@ pub enum Target {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Source {
+    /// A daily price file; simulated prices if empty.
+    pub path: String,
     /// What the model forecasts.
     pub target: Target,
     /// What it sees of a day.
@@ -84,6 +86,13 @@ pub struct Source {
 
 impl Default for Source {
     fn default() -> Self {
-        Self { target: Target::Return, features: FeatureSet::Close, valid: 0.15, test: 0.15, simulated_days: 2500 }
+        Self {
+            path: String::new(),
+            target: Target::Return,
+            features: FeatureSet::Close,
+            valid: 0.15,
+            test: 0.15,
+            simulated_days: 2500,
+        }
     }
 }

@@ -78,7 +78,8 @@ impl Scaler {
                     (mean, (column(k).map(|v| (v - mean).powi(2)).sum::<f64>() / n).sqrt())
                 }
                 Target::Close => {
-                    let (least, most) = (column(k).fold(f64::INFINITY, f64::min), column(k).fold(f64::NEG_INFINITY, f64::max));
+                    let (least, most) =
+                        (column(k).fold(f64::INFINITY, f64::min), column(k).fold(f64::NEG_INFINITY, f64::max));
                     (least, most - least)
                 }
             };
@@ -110,6 +111,9 @@ impl Scaler {
         if let Some(day) = bars.iter().position(|b| !positive(b) || b.volume.is_nan() || b.volume < 0.) {
             bail!("day {day} of the window has a price that is not a positive number, or a negative volume")
         }
-        Ok(bars.windows(2).flat_map(|w| self.apply(&raw(&w[1], &w[0], self.target, self.features)).collect::<Vec<_>>()).collect())
+        Ok(bars
+            .windows(2)
+            .flat_map(|w| self.apply(&raw(&w[1], &w[0], self.target, self.features)).collect::<Vec<_>>())
+            .collect())
     }
 }

@@ -60,10 +60,15 @@ impl StockLstm {
         if describes("model")? != "stock-lstm" {
             bail!("{}: weights of {}, expected stock-lstm", path.display(), describes("model")?)
         }
-        let parsed = |e| candle_core::Error::msg(format!("{}: its metadata does not describe a stock-lstm: {e}", path.display()));
+        let parsed = |e| {
+            candle_core::Error::msg(format!("{}: its metadata does not describe a stock-lstm: {e}", path.display()))
+        };
         let config = serde_json::from_str::<Described>(describes("config")?).map_err(parsed)?.model;
         let scaler: Scaler = serde_json::from_str(describes("fitted")?).map_err(parsed)?;
-        if scaler.shift.len() != config.input || scaler.scale.len() != config.input || scaler.features.len() != config.input {
+        if scaler.shift.len() != config.input
+            || scaler.scale.len() != config.input
+            || scaler.features.len() != config.input
+        {
             bail!("{}: its scaler does not fit the model's {} features", path.display(), config.input)
         }
         let params = Params::load(file.tensors, device);

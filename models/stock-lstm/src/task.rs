@@ -164,18 +164,27 @@ impl Task for StockTask {
         parts.join("\n")
     }
 
+    fn flops(config: &Config) -> f64 {
+        let &Config { input, hidden, layers, window, .. } = config;
+        let per_day: usize = (0..layers).map(|l| 4 * hidden * (if l == 0 { input } else { hidden } + hidden)).sum();
+        2. * (window * per_day + hidden) as f64
+    }
+
     fn open(
         config: &Config,
         source: &Source,
-        path: Option<&Path>,
         seed: u64,
         fitted: Option<&Value>,
         device: &Device,
     ) -> zoo_training::Result<Self> {
-        let Source { target, features, valid, test, simulated_days } = source.clone();
+        let &Source { ref path, target, features, valid, test, simulated_days } = source;
+        let path = Some(Path::new(path)).filter(|p| !p.as_os_str().is_empty());
         if config.input != features.len() {
             let expected = features.len();
-            return Err(Error::Usage(format!("model.input is {}, but data.features gives {expected} (try --preset ohlcv)", config.input)));
+            return Err(Error::Usage(format!(
+                "model.input is {}, but data.features gives {expected} (try --preset ohlcv)",
+                config.input
+            )));
         }
         if !(0. ..1.).contains(&valid) || !(0. ..1.).contains(&test) || valid + test >= 1. {
             return Err(Error::Usage("data.valid and data.test must be shares that leave a training part".into()));
@@ -203,21 +212,36 @@ impl Task for StockTask {
         // The last training target is row train + window - 1.
         let part = &raws[..train + config.window];
         let scaler = match fitted {
-            Some(value) => serde_json::from_value(value.clone()).map_err(|e| Error::Run(format!("the checkpoint's scaler: {e}")))?,
+            Some(value) => serde_json::from_value(value.clone())
+                .map_err(|e| Error::Run(format!("the checkpoint's scaler: {e}")))?,
             None => Scaler::fit(part, target, features),
         };
         let rows = raws.iter().flat_map(|r| scaler.apply(r).collect::<Vec<_>>()).collect();
         let closes = &days.bars[..=part.len()];
         let drift = (closes[part.len()].close / closes[0].close).ln() / part.len() as f64;
         let splits = [train, end_of_valid, samples];
-        Ok(Self { simulated: path.is_none(), days, scaler, rows, window: config.window, splits, drift, target, device: device.clone() })
+        Ok(Self {
+            simulated: path.is_none(),
+            days,
+            scaler,
+            rows,
+            window: config.window,
+            splits,
+            drift,
+            target,
+            device: device.clone(),
+        })
     }
 
     fn describe_data(&self) -> String {
         let origin = if self.simulated { "simulated prices" } else { "prices" };
         let (dates, n) = (&self.days.dates, self.days.dates.len());
         let [train, valid, test] = [Split::Train, Split::Valid, Split::Test].map(|s| self.samples(s));
-        format!("{origin}, {n} days {} to {}; samples: {train} train, {valid} valid, {test} test", dates[0], dates[n - 1])
+        format!(
+            "{origin}, {n} days {} to {}; samples: {train} train, {valid} valid, {test} test",
+            dates[0],
+            dates[n - 1]
+        )
     }
 
     fn fitted(&self) -> Value {
@@ -233,7 +257,8 @@ impl Task for StockTask {
             let k = close_index(self.scaler.features);
             let (least, most) = (self.scaler.shift[k], self.scaler.shift[k] + self.scaler.scale[k]);
             let outside = |i: &usize| !(least..=most).contains(&self.days.bars[self.target_day(*i)].close);
-            let share = self.range(Split::Test).filter(outside).count() as f64 / self.samples(Split::Test).max(1) as f64;
+            let share =
+                self.range(Split::Test).filter(outside).count() as f64 / self.samples(Split::Test).max(1) as f64;
             if share > 0. {
                 warnings.push(format!(
                     "{:.0} % of the test days have a close outside the training range {least:.2} to {most:.2}: \
@@ -320,7 +345,7 @@ mod tests {
     use super::*;
 
     fn open(config: &Config, source: &Source) -> zoo_training::Result<StockTask> {
-        StockTask::open(config, source, None, 3, None, &Device::Cpu)
+        StockTask::open(config, source, 3, None, &Device::Cpu)
     }
 
     #[test]
@@ -339,9 +364,11 @@ mod tests {
 
     #[test]
     fn splits_are_in_time_order_and_the_scaler_sees_the_training_part_alone() -> zoo_training::Result<()> {
-        for (target, features) in
-            [(Target::Return, FeatureSet::Close), (Target::Close, FeatureSet::Close), (Target::Return, FeatureSet::Ohlcv)]
-        {
+        for (target, features) in [
+            (Target::Return, FeatureSet::Close),
+            (Target::Close, FeatureSet::Close),
+            (Target::Return, FeatureSet::Ohlcv),
+        ] {
             let source = Source { target, features, simulated_days: 300, ..Source::default() };
             let config = Config { input: features.len(), ..Config::tiny() };
             let task = open(&config, &source)?;
@@ -349,13 +376,15 @@ mod tests {
             assert_eq!(task.target_day(end - 1), 299);
             assert!(0 < valid && valid < test && test < end);
             let last_train_day = task.target_day(valid - 1);
-            let raws: Vec<_> = task.days.bars[..=last_train_day].windows(2).map(|w| raw(&w[1], &w[0], target, features)).collect();
+            let raws: Vec<_> =
+                task.days.bars[..=last_train_day].windows(2).map(|w| raw(&w[1], &w[0], target, features)).collect();
             assert_eq!(task.scaler, Scaler::fit(&raws, target, features));
             // A sample's window ends the day before its target, whose scaled value means its price.
             let (x, y) = task.batch(Split::Valid, &[0])?;
             assert_eq!(x.dims(), [1, 5, features.len()]);
             let day = task.target_day(valid);
-            let price = task.scaler.price(f64::from(y.flatten_all()?.to_vec1::<f32>()?[0]), task.days.bars[day - 1].close);
+            let price =
+                task.scaler.price(f64::from(y.flatten_all()?.to_vec1::<f32>()?[0]), task.days.bars[day - 1].close);
             assert!((price / task.days.bars[day].close - 1.).abs() < 1e-6, "{price}");
             let window = task.scaler.window(&task.days.bars[day - 6..day])?;
             assert_eq!(x.flatten_all()?.to_vec1::<f32>()?, window);
@@ -366,7 +395,8 @@ mod tests {
     #[test]
     fn metrics_of_known_forecasts_are_known() -> zoo_training::Result<()> {
         let task = open(&Config::tiny(), &Source { simulated_days: 200, ..Source::default() })?;
-        let days = |f: &dyn Fn(usize) -> f64| -> Vec<f64> { task.range(Split::Test).map(|i| f(task.target_day(i))).collect() };
+        let days =
+            |f: &dyn Fn(usize) -> f64| -> Vec<f64> { task.range(Split::Test).map(|i| f(task.target_day(i))).collect() };
         let close = |d: usize| task.days.bars[d].close;
         let perfect = task.judge(Split::Test, &days(&close));
         assert_eq!(perfect, [("rmse", 0.), ("mae", 0.), ("mape", 0.), ("directional_accuracy", 100.)]);
@@ -381,10 +411,20 @@ mod tests {
     #[test]
     fn what_cannot_work_is_refused_with_the_way_out() -> zoo_training::Result<()> {
         let message = |config: &Config, source: &Source| open(config, source).map(|_| ()).unwrap_err().to_string();
-        assert!(message(&Config::default(), &Source { simulated_days: 60, ..Source::default() }).contains("needs at least 64"));
-        assert!(message(&Config::default(), &Source { features: FeatureSet::Ohlcv, ..Source::default() }).contains("--preset ohlcv"));
-        assert!(message(&Config::default(), &Source { valid: 0.6, test: 0.4, ..Source::default() }).contains("training part"));
-        let close = open(&Config::tiny(), &Source { target: Target::Close, simulated_days: 2000, ..Source::default() })?;
+        assert!(
+            message(&Config::default(), &Source { simulated_days: 60, ..Source::default() })
+                .contains("needs at least 64")
+        );
+        assert!(
+            message(&Config::default(), &Source { features: FeatureSet::Ohlcv, ..Source::default() })
+                .contains("--preset ohlcv")
+        );
+        assert!(
+            message(&Config::default(), &Source { valid: 0.6, test: 0.4, ..Source::default() })
+                .contains("training part")
+        );
+        let close =
+            open(&Config::tiny(), &Source { target: Target::Close, simulated_days: 2000, ..Source::default() })?;
         assert!(close.warnings()[0].contains("outside the training range"), "{:?}", close.warnings());
         Ok(())
     }

@@ -44,7 +44,11 @@ pub fn read(path: &Path, device: &Device) -> Result<Checkpoint> {
         let Ok(_) = DType::try_from(view.dtype()) else {
             return Err(Error::Dtype { path: path.to_path_buf(), tensor: name, dtype: format!("{:?}", view.dtype()) });
         };
-        let tensor = view.load(device).map_err(|source| Error::Tensor { path: path.to_path_buf(), tensor: name.clone(), source })?;
+        let tensor = view.load(device).map_err(|source| Error::Tensor {
+            path: path.to_path_buf(),
+            tensor: name.clone(),
+            source,
+        })?;
         tensors.insert(name, tensor);
     }
     Ok(Checkpoint { tensors, metadata })
@@ -93,7 +97,8 @@ pub fn write(path: &Path, tensors: &[(String, Tensor)], metadata: &BTreeMap<Stri
     for (name, t) in &order {
         let start = end;
         end += t.elem_count() * t.dtype().size_in_bytes();
-        let dtype = serde_json::to_value(Dtype::from(t.dtype())).map_err(|e| failed(name, candle_core::Error::wrap(e)))?;
+        let dtype =
+            serde_json::to_value(Dtype::from(t.dtype())).map_err(|e| failed(name, candle_core::Error::wrap(e)))?;
         header.insert(name.clone(), json!({ "dtype": dtype, "shape": t.dims(), "data_offsets": [start, end] }));
     }
     let mut header = Value::Object(header).to_string();
@@ -178,7 +183,10 @@ mod tests {
             bytes.extend(header.bytes().chain(std::iter::repeat_n(0, data)));
             std::fs::write(&path, bytes)
         };
-        file(r#"{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}"#, 0)?;
+        file(
+            r#"{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}"#,
+            0,
+        )?;
         assert!(read(&path, &Device::Cpu).unwrap_err().to_string().contains("two tensors are named a"));
         file(r#"{"b":{"dtype":"C64","shape":[1],"data_offsets":[0,8]}}"#, 8)?;
         assert!(read(&path, &Device::Cpu).unwrap_err().to_string().contains("tensor b has dtype C64"));

@@ -85,13 +85,21 @@ impl Params {
 
     /// The builder to define a model with (f32).
     pub fn builder(&self) -> VarBuilder<'static> {
-        VarBuilder::from_backend(Box::new(Backend { params: self.clone(), frozen: false }), DType::F32, self.device.clone())
+        VarBuilder::from_backend(
+            Box::new(Backend { params: self.clone(), frozen: false }),
+            DType::F32,
+            self.device.clone(),
+        )
     }
 
     /// A builder over the same storage that hands out constants: a model built with it sees every update and records
     /// no graph.
     pub fn eval_builder(&self) -> VarBuilder<'static> {
-        VarBuilder::from_backend(Box::new(Backend { params: self.clone(), frozen: true }), DType::F32, self.device.clone())
+        VarBuilder::from_backend(
+            Box::new(Backend { params: self.clone(), frozen: true }),
+            DType::F32,
+            self.device.clone(),
+        )
     }
 
     /// The device that the parameters live on.
@@ -187,9 +195,18 @@ struct Backend {
 }
 
 impl Backend {
-    fn create(inner: &mut Inner, shape: &Shape, name: &str, init: Init, dtype: DType, device: &Device) -> Result<Tensor> {
+    fn create(
+        inner: &mut Inner,
+        shape: &Shape,
+        name: &str,
+        init: Init,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Tensor> {
         match &inner.source {
-            Source::Seed(seed) => draw(init, shape, Stream::new(*seed, Purpose::Init, layer_id(name), 0), device)?.to_dtype(dtype),
+            Source::Seed(seed) => {
+                draw(init, shape, Stream::new(*seed, Purpose::Init, layer_id(name), 0), device)?.to_dtype(dtype)
+            }
             Source::Loaded(tensors) => match tensors.get(name) {
                 Some(t) if t.shape() == shape => t.to_dtype(dtype)?.to_device(device),
                 found => {

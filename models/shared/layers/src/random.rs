@@ -142,9 +142,12 @@ mod tests {
         let first = |seed, purpose, layer, step| Stream::new(seed, purpose, layer, step).next_u32();
         let base = first(1, Purpose::Init, 2, 3);
         assert_eq!(base, first(1, Purpose::Init, 2, 3));
-        for other in
-            [first(2, Purpose::Init, 2, 3), first(1, Purpose::Dropout, 2, 3), first(1, Purpose::Init, 3, 3), first(1, Purpose::Init, 2, 4)]
-        {
+        for other in [
+            first(2, Purpose::Init, 2, 3),
+            first(1, Purpose::Dropout, 2, 3),
+            first(1, Purpose::Init, 3, 3),
+            first(1, Purpose::Init, 2, 4),
+        ] {
             assert_ne!(base, other);
         }
     }

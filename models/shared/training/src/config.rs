@@ -157,7 +157,10 @@ impl TrainConfig {
             (self.steps > 0 || self.epochs > 0, "train.steps or train.epochs must be at least 1"),
             (self.lr.is_finite() && self.lr > 0., "train.lr must be a positive number"),
             (self.min_lr >= 0. && self.min_lr <= self.lr, "train.min_lr must lie between 0 and train.lr"),
-            ((0. ..1.).contains(&self.beta1) && (0. ..1.).contains(&self.beta2), "train.beta1 and beta2 must lie in [0, 1)"),
+            (
+                (0. ..1.).contains(&self.beta1) && (0. ..1.).contains(&self.beta2),
+                "train.beta1 and beta2 must lie in [0, 1)",
+            ),
             (self.eps > 0., "train.eps must be positive"),
             ((0. ..1.).contains(&self.momentum), "train.momentum must lie in [0, 1)"),
             (self.weight_decay >= 0. && self.weight_decay.is_finite(), "train.weight_decay must not be negative"),

@@ -34,7 +34,9 @@ pub enum Error {
     )]
     NoGradient(Vec<String>),
     /// A loss or gradient that is not a finite number; the weights were not touched by it.
-    #[error("{what} at step {step} is {value}: the weights are those of the step before; lower train.lr or set train.clip_norm")]
+    #[error(
+        "{what} at step {step} is {value}: the weights are those of the step before; lower train.lr or set train.clip_norm"
+    )]
     NonFinite {
         /// The loss or a parameter's gradient.
         what: String,

@@ -42,12 +42,14 @@ impl Description {
     /// The file was not written by a training run; the message says so.
     pub fn parse(metadata: &BTreeMap<String, String>, path: &Path) -> Result<Self> {
         let get = |key: &str| {
-            let missing = || Error::Run(format!("{}: no {key} in its metadata: not weights of zoo train", path.display()));
+            let missing =
+                || Error::Run(format!("{}: no {key} in its metadata: not weights of zoo train", path.display()));
             metadata.get(key).ok_or_else(missing)
         };
         let json = |key: &str| {
             let text = get(key)?;
-            serde_json::from_str(text).map_err(|e| Error::Run(format!("{}: {key} in its metadata: {e}", path.display())))
+            serde_json::from_str(text)
+                .map_err(|e| Error::Run(format!("{}: {key} in its metadata: {e}", path.display())))
         };
         Ok(Self { model: get("model")?.clone(), config: json("config")?, fitted: json("fitted")? })
     }
@@ -92,7 +94,9 @@ impl RunDirectory {
     pub fn create(path: &Path, config: &str) -> Result<Self> {
         if path.join("config.toml").exists() {
             let path = path.display();
-            return Err(Error::Usage(format!("{path} holds a run already: continue it with --resume {path}, or choose another --out")));
+            return Err(Error::Usage(format!(
+                "{path} holds a run already: continue it with --resume {path}, or choose another --out"
+            )));
         }
         fs::create_dir_all(path.join("checkpoints")).map_err(Error::io(path))?;
         let run = Self::lock(path)?;

@@ -56,7 +56,15 @@ mod tests {
     use super::*;
 
     fn config(schedule: ScheduleKind) -> TrainConfig {
-        TrainConfig { schedule, lr: 1., min_lr: 0.1, warmup_steps: 4, decay_every: 10, decay_factor: 0.5, ..Default::default() }
+        TrainConfig {
+            schedule,
+            lr: 1.,
+            min_lr: 0.1,
+            warmup_steps: 4,
+            decay_every: 10,
+            decay_factor: 0.5,
+            ..Default::default()
+        }
     }
 
     #[test]

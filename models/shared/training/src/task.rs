@@ -1,5 +1,3 @@
-use std::path::Path;
-
 use candle_core::{Device, Tensor};
 use candle_nn::VarBuilder;
 use serde::Serialize;
@@ -76,11 +74,11 @@ pub trait Task: Sized + 'static {
     const SUMMARY: &'static str;
     /// Settings by name; the first is the default.
     const PRESETS: &'static [Preset];
-    /// What `--data` takes, and what is used without it.
+    /// What `--data` takes (it sets `data.path`), and what is used without it.
     const DATA: &'static str;
     /// The table `[model]`.
     type Architecture: Serialize + DeserializeOwned + Default + Clone;
-    /// The table `[data]`.
+    /// The table `[data]`, which has a key `path`, empty by default.
     type Source: Serialize + DeserializeOwned + Default + Clone;
     /// The model.
     type Model;
@@ -96,12 +94,14 @@ pub trait Task: Sized + 'static {
     /// How the number of parameters comes about, in words.
     fn explain(architecture: &Self::Architecture) -> String;
 
-    /// Opens the data at `path` (simulated or built-in data without one). `fitted` is what [`Task::fitted`] gave when
-    /// the model was trained.
+    /// Floating-point operations in the matrix products of a forward pass of one sample.
+    fn flops(architecture: &Self::Architecture) -> f64;
+
+    /// Opens the data at `source`'s path (simulated or built-in data without one). `fitted` is what [`Task::fitted`]
+    /// gave when the model was trained.
     fn open(
         architecture: &Self::Architecture,
         source: &Self::Source,
-        path: Option<&Path>,
         seed: u64,
         fitted: Option<&Value>,
         device: &Device,

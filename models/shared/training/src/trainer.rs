@@ -1,3 +1,4 @@
+use std::path::Path;
 use std::time::Instant;
 
 use candle_core::{DType, Tensor};
@@ -112,7 +113,21 @@ impl<'a, T: Task> Trainer<'a, T> {
         let mut batches = Batches::new(samples, train.batch_size, train.seed);
         let first_batch = if options.overfit_batch { Some(task.batch(Split::Train, batches.at(0))?) } else { None };
         let (state, gradients) = (State::default(), GradientReport::default());
-        Ok(Self { task, config, options, params, model, frozen, optimizer, batches, state, first_batch, run, metrics: vec![], gradients })
+        Ok(Self {
+            task,
+            config,
+            options,
+            params,
+            model,
+            frozen,
+            optimizer,
+            batches,
+            state,
+            first_batch,
+            run,
+            metrics: vec![],
+            gradients,
+        })
     }
 
     /// Takes up the newest valid checkpoint of the run directory.
@@ -143,7 +158,8 @@ impl<'a, T: Task> Trainer<'a, T> {
         let train = self.config.train.clone();
         let started = Instant::now();
         let total = self.total_steps();
-        let eval_every = if train.eval_every > 0 { train.eval_every } else { self.batches.per_epoch().div_ceil(train.accumulate) };
+        let eval_every =
+            if train.eval_every > 0 { train.eval_every } else { self.batches.per_epoch().div_ceil(train.accumulate) };
         let checkpoint_every = if train.checkpoint_every > 0 { train.checkpoint_every } else { total.div_ceil(10) };
         observer.observe(&Event::Start { step: self.state.step, total });
         let (mut end, mut loss) = (End::Finished, f64::NAN);
@@ -154,7 +170,10 @@ impl<'a, T: Task> Trainer<'a, T> {
             self.refuse_broken(step_loss, norm, &grads)?;
             self.optimizer.step(&grads, lr, clip_factor(norm, train.clip_norm))?;
             self.state.step += 1;
-            (loss, self.gradients) = (step_loss, GradientReport { tensors: grads.len(), with_gradient: grads.len() - grads.missing().len() });
+            (loss, self.gradients) = (
+                step_loss,
+                GradientReport { tensors: grads.len(), with_gradient: grads.len() - grads.missing().len() },
+            );
 
             let step = self.state.step;
             observer.observe(&Event::Step { step, loss, parts: &parts, lr, grad_norm: norm });
@@ -178,7 +197,15 @@ impl<'a, T: Task> Trainer<'a, T> {
             zoo_checkpoint::write(&run.last(), &self.params.tensors(), &self.description()?.metadata())?;
         }
         let (seconds, metrics) = (started.elapsed().as_secs_f64(), self.metrics.clone());
-        Ok(Outcome { end, steps: self.state.step, seconds, loss, metrics, best: self.state.best, gradients: self.gradients })
+        Ok(Outcome {
+            end,
+            steps: self.state.step,
+            seconds,
+            loss,
+            metrics,
+            best: self.state.best,
+            gradients: self.gradients,
+        })
     }
 
     /// Steps of the whole run.
@@ -256,7 +283,11 @@ impl<'a, T: Task> Trainer<'a, T> {
     }
 
     fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<()> {
-        let split = if self.options.overfit_batch || self.task.samples(Split::Valid) == 0 { Split::Train } else { Split::Valid };
+        let split = if self.options.overfit_batch || self.task.samples(Split::Valid) == 0 {
+            Split::Train
+        } else {
+            Split::Valid
+        };
         let metrics = self.task.validate(&self.frozen, split)?;
         let loss = metrics.iter().find(|(name, _)| *name == "loss").map_or(f64::NAN, |(_, v)| *v);
         let best = self.state.best.is_none_or(|(b, _)| loss < b);
@@ -287,7 +318,12 @@ impl<'a, T: Task> Trainer<'a, T> {
     }
 
     fn description(&self) -> Result<Description> {
-        let config = serde_json::to_value(self.config).map_err(|e| Error::Run(format!("the configuration: {e}")))?;
+        let mut config =
+            serde_json::to_value(self.config).map_err(|e| Error::Run(format!("the configuration: {e}")))?;
+        // Weights travel: they say which file they saw, not where it lay.
+        if let Some(Value::String(path)) = config.pointer_mut("/data/path") {
+            *path = Path::new(path).file_name().unwrap_or_default().to_string_lossy().into_owned();
+        }
         Ok(Description { model: T::NAME.into(), config, fitted: self.task.fitted() })
     }
 }

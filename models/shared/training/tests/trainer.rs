@@ -10,7 +10,8 @@ use serde_json::Value;
 use zoo_layers::{Linear, Mode, ops};
 use zoo_training::config::{Layers, resolve};
 use zoo_training::{
-    Config, End, Error, Evaluation, Loss, Metrics, Options, Preset, Result, RunDirectory, Silent, Split, Task, TrainConfig, Trainer,
+    Config, End, Error, Evaluation, Loss, Metrics, Options, Preset, Result, RunDirectory, Silent, Split, Task,
+    TrainConfig, Trainer,
 };
 
 #[derive(Clone, Default, Serialize, Deserialize)]
@@ -63,7 +64,11 @@ impl Task for Line {
         String::new()
     }
 
-    fn open(a: &Architecture, _: &Source, _: Option<&Path>, _: u64, _: Option<&Value>, _: &Device) -> Result<Self> {
+    fn flops(_: &Architecture) -> f64 {
+        24.
+    }
+
+    fn open(a: &Architecture, _: &Source, _: u64, _: Option<&Value>, _: &Device) -> Result<Self> {
         Ok(Self { fault: a.fault.clone() })
     }
 
@@ -205,7 +210,12 @@ fn an_interrupted_and_resumed_run_ends_in_the_same_bytes() -> Result<()> {
     let mut trainer = Trainer::new(&task, &config, &Device::Cpu, Some(&run), Options::default())?;
     trainer.resume(&mut Silent)?;
     assert_eq!(trainer.train(&mut Silent, &|| false)?.end, End::Finished);
-    for file in ["last.safetensors", "best.safetensors", "checkpoints/step-00000012/state.json", "checkpoints/step-00000012/optimizer.safetensors"] {
+    for file in [
+        "last.safetensors",
+        "best.safetensors",
+        "checkpoints/step-00000012/state.json",
+        "checkpoints/step-00000012/optimizer.safetensors",
+    ] {
         let read = |dir: &Path| std::fs::read(dir.join(file)).map_err(Error::io(dir));
         assert_eq!(read(&through)?, read(&stopped)?, "{file}");
     }
@@ -226,7 +236,11 @@ fn early_stopping_ends_a_run_that_no_longer_improves() -> Result<()> {
 #[test]
 fn configuration_is_layered_and_refuses_what_it_does_not_know() -> Result<()> {
     let wide = |file: Option<(&str, &str)>, set: &[&str]| {
-        resolve::<Line>(&Layers { preset: Some("wide"), file, set: &set.iter().map(|s| s.to_string()).collect::<Vec<_>>() })
+        resolve::<Line>(&Layers {
+            preset: Some("wide"),
+            file,
+            set: &set.iter().map(|s| s.to_string()).collect::<Vec<_>>(),
+        })
     };
     let c = wide(Some(("[train]\nlr = 1\nepochs = 7\n", "my.toml")), &["train.epochs=8", "model.fault=none"])?;
     assert_eq!((c.model.width, c.train.lr, c.train.epochs, c.model.fault.as_str()), (9, 1., 8, "none"));

@@ -64,9 +64,9 @@ pub fn read_csv(path: &Path) -> Result<Days> {
             close: or_close(adjusted)?,
             volume: volume.map_or(Ok(0.), |v| number(v, 0.))?,
         };
-        let day: Date = record[date]
-            .parse()
-            .map_err(|_| fail(line, format!("{} is {:?}, expected a date such as 2008-10-14", &header[date], &record[date])))?;
+        let day: Date = record[date].parse().map_err(|_| {
+            fail(line, format!("{} is {:?}, expected a date such as 2008-10-14", &header[date], &record[date]))
+        })?;
         rows.push((day, line, bar));
     }
     rows.sort_by_key(|(day, line, _)| (*day, *line));
@@ -90,7 +90,8 @@ mod tests {
 
     #[test]
     fn days_are_sorted_and_adjusted() -> Result<()> {
-        let days = read("Date,OPEN,High,Low,close,Volume,Adj Close\n2020-01-03,4,5,3,4,9,4\n2020-01-02,10,12,8,10,7,5\n")?;
+        let days =
+            read("Date,OPEN,High,Low,close,Volume,Adj Close\n2020-01-03,4,5,3,4,9,4\n2020-01-02,10,12,8,10,7,5\n")?;
         assert_eq!(days.dates.iter().map(|d| d.to_string()).collect::<Vec<_>>(), ["2020-01-02", "2020-01-03"]);
         assert_eq!(days.bars[0], Bar { open: 5., high: 6., low: 4., close: 5., volume: 7. });
         assert!(days.adjusted);

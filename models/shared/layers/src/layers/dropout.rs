@@ -20,7 +20,9 @@ impl Dropout {
     /// `x` of any shape; unchanged when evaluating.
     pub fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
         match mode {
-            Mode::Train { seed, step } => ops::dropout(x, self.p, Stream::new(seed, Purpose::Dropout, self.layer, step)),
+            Mode::Train { seed, step } => {
+                ops::dropout(x, self.p, Stream::new(seed, Purpose::Dropout, self.layer, step))
+            }
             Mode::Eval => Ok(x.clone()),
         }
     }

@@ -110,7 +110,10 @@ mod tests {
             let x = random(1, &[3, 5, 2])?;
             for mode in [Mode::Eval, Mode::Train { seed: 1, step: 2 }] {
                 let LstmOutput { outputs, h_n, c_n } = lstm.forward(&x, mode)?;
-                assert_eq!((outputs.dims(), h_n.dims(), c_n.dims()), (&[3, 5, 7][..], &[layers, 3, 7][..], &[layers, 3, 7][..]));
+                assert_eq!(
+                    (outputs.dims(), h_n.dims(), c_n.dims()),
+                    (&[3, 5, 7][..], &[layers, 3, 7][..], &[layers, 3, 7][..])
+                );
                 let last = outputs.i((.., 4, ..))?.to_vec2::<f32>()?;
                 assert_eq!(last, h_n.i(layers - 1)?.to_vec2::<f32>()?);
                 assert_eq!(last, lstm.forward_last(&x, mode)?.to_vec2::<f32>()?);

@@ -118,7 +118,8 @@ impl Optimizer {
     /// State of zeros for every trainable parameter; `group` decides rate scale and decay of each.
     pub fn new(rule: Rule, params: &Params, group: impl Fn(&Param) -> Group) -> Result<Self> {
         let slot = |param: Param| -> Result<Slot> {
-            let state = rule.state_names().iter().map(|_| Tensor::zeros(param.var.shape(), DType::F32, param.var.device()));
+            let state =
+                rule.state_names().iter().map(|_| Tensor::zeros(param.var.shape(), DType::F32, param.var.device()));
             Ok(Slot { group: group(&param), state: state.collect::<Result<_>>()?, param })
         };
         Ok(Self { rule, slots: params.trainable().into_iter().map(slot).collect::<Result<_>>()?, steps: 0 })
@@ -150,7 +151,8 @@ impl Optimizer {
                 tensors.extend(&slot.state);
                 let grad = grad.contiguous()?;
                 let (storage, layout) = grad.storage_and_layout();
-                let (candle_core::Storage::Cpu(cpu), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
+                let (candle_core::Storage::Cpu(cpu), Some((start, end))) = (&*storage, layout.contiguous_offsets())
+                else {
                     bail!("the gradient of {} is not on the CPU", slot.param.name)
                 };
                 let grad = &cpu.as_slice::<f32>()?[start..end];
@@ -268,7 +270,12 @@ mod tests {
     }
 
     fn values(params: &Params) -> Result<Vec<f32>> {
-        params.tensors().iter().map(|(_, t)| t.flatten_all()?.to_vec1::<f32>()).collect::<Result<Vec<_>>>().map(|v| v.concat())
+        params
+            .tensors()
+            .iter()
+            .map(|(_, t)| t.flatten_all()?.to_vec1::<f32>())
+            .collect::<Result<Vec<_>>>()
+            .map(|v| v.concat())
     }
 
     #[test]
@@ -313,7 +320,8 @@ mod tests {
                 one.step(&gradients(&through, step)?, 0.01, 1.)?;
                 first.step(&gradients(&resumed, step)?, 0.01, 1.)?;
             }
-            let saved = first.state().into_iter().map(|(n, t)| Ok((n, t.copy()?))).collect::<Result<BTreeMap<_, _>>>()?;
+            let saved =
+                first.state().into_iter().map(|(n, t)| Ok((n, t.copy()?))).collect::<Result<BTreeMap<_, _>>>()?;
             let mut second = Optimizer::new(rule, &resumed, decay_matrices(0.1))?;
             second.load(&saved, first.steps())?;
             for step in 3..6 {
@@ -334,7 +342,9 @@ mod tests {
         let params = params()?;
         let grads = gradients(&params, 3)?;
         let norm = global_norm(&grads)?;
-        let each = grads.iter().map(|(_, g)| g.map_or(Ok(0.), |g| g.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()));
+        let each = grads
+            .iter()
+            .map(|(_, g)| g.map_or(Ok(0.), |g| g.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()));
         let exact = each.sum::<Result<f64>>()?.sqrt();
         assert!((norm - exact).abs() < 1e-12 * exact);
         assert_eq!((clip_factor(norm, 0.), clip_factor(norm, norm + 1.)), (1., 1.));

@@ -94,7 +94,11 @@ impl<F: FnOnce(&mut [f32]) -> Result<()>> InplaceOp1 for WithSlice<F> {
 
 /// Calls `f` with the elements of f32 CPU tensors, to change in place. The tensors must not share storage.
 pub fn slices_mut(tensors: &[&Tensor], f: &mut dyn FnMut(&mut [&mut [f32]]) -> Result<()>) -> Result<()> {
-    fn go<'a>(rest: &[&Tensor], got: Vec<&'a mut [f32]>, f: &mut dyn FnMut(&mut [&mut [f32]]) -> Result<()>) -> Result<()> {
+    fn go<'a>(
+        rest: &[&Tensor],
+        got: Vec<&'a mut [f32]>,
+        f: &mut dyn FnMut(&mut [&mut [f32]]) -> Result<()>,
+    ) -> Result<()> {
         let Some((first, rest)) = rest.split_first() else {
             let mut got = got;
             return f(&mut got);

@@ -50,7 +50,12 @@ fn values(t: &Tensor) -> Result<Vec<f64>> {
 }
 
 /// Runs `f` on the inputs in `dtype`, with gradients of those marked in `wants`.
-fn run(f: &dyn Fn(&[Tensor]) -> Result<Vec<Tensor>>, inputs: &[Tensor], wants: &[bool], dtype: DType) -> Result<(Run, f64)> {
+fn run(
+    f: &dyn Fn(&[Tensor]) -> Result<Vec<Tensor>>,
+    inputs: &[Tensor],
+    wants: &[bool],
+    dtype: DType,
+) -> Result<(Run, f64)> {
     let mut tensors = vec![];
     for (t, want) in inputs.iter().zip(wants) {
         let t = if t.dtype().is_float() { t.to_dtype(dtype)? } else { t.clone() };
@@ -64,7 +69,10 @@ fn run(f: &dyn Fn(&[Tensor]) -> Result<Vec<Tensor>>, inputs: &[Tensor], wants: &
     let grads = if wants.contains(&true) { Some(loss.backward()?) } else { None };
     let grad = |t: &Tensor| grads.as_ref().and_then(|g| g.get(t)).map(values).transpose();
     let grads = tensors.iter().zip(wants).map(|(t, w)| if *w { grad(t) } else { Ok(None) }).collect::<Result<_>>()?;
-    Ok((Run { outputs: outputs.iter().map(values).collect::<Result<_>>()?, grads }, loss.to_dtype(DType::F64)?.to_scalar()?))
+    Ok((
+        Run { outputs: outputs.iter().map(values).collect::<Result<_>>()?, grads },
+        loss.to_dtype(DType::F64)?.to_scalar()?,
+    ))
 }
 
 fn error(a: &[f64], b: &[f64]) -> f64 {
@@ -104,10 +112,16 @@ pub fn check<O: Op + Clone>(op: &O, inputs: &[Tensor], wants: &[bool]) -> Result
     }
     differences(op, inputs, wants, &exact)?;
     for level in levels() {
-        let fused = with_level(level, || run(&|x| apply(op.clone(), &x.iter().collect::<Vec<_>>()), inputs, wants, DType::F32))?.0;
+        let fused = with_level(level, || {
+            run(&|x| apply(op.clone(), &x.iter().collect::<Vec<_>>()), inputs, wants, DType::F32)
+        })?
+        .0;
         compare_runs(op.name(), level, &fused, &naive, &exact)?;
         // Without gradients nothing is saved, which is a path of its own.
-        let eval = with_level(level, || run(&|x| apply(op.clone(), &x.iter().collect::<Vec<_>>()), inputs, &vec![false; inputs.len()], DType::F32))?.0;
+        let eval = with_level(level, || {
+            run(&|x| apply(op.clone(), &x.iter().collect::<Vec<_>>()), inputs, &vec![false; inputs.len()], DType::F32)
+        })?
+        .0;
         if eval.outputs != fused.outputs {
             bail!("{} at {}: outputs differ between training and inference", op.name(), level.name())
         }

@@ -112,7 +112,13 @@ pub fn apply<O: Op>(op: O, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
         return outputs.into_iter().map(plain).collect();
     }
     let grads = vec![None; outputs.len()];
-    let call = Arc::new(Call { op: Box::new(op), needs, saved, pending: Mutex::new(Pending { outputs: grads, inputs: vec![] }), inputs });
+    let call = Arc::new(Call {
+        op: Box::new(op),
+        needs,
+        saved,
+        pending: Mutex::new(Pending { outputs: grads, inputs: vec![] }),
+        inputs,
+    });
     call.attach(outputs)
 }
 
@@ -328,7 +334,8 @@ mod tests {
                     }
                     if let Some(product) = &pass.grads[1] {
                         let others = (0..pass.inputs.len()).filter(|&j| j != i);
-                        *g += others.map(|j| pass.inputs[j].f32().map(|x| x[e])).product::<Result<f32>>()? * product.f32()?[e];
+                        *g += others.map(|j| pass.inputs[j].f32().map(|x| x[e])).product::<Result<f32>>()?
+                            * product.f32()?[e];
                     }
                 }
                 grads.push(pass.needs[i].then_some(g));
@@ -353,13 +360,17 @@ mod tests {
                 };
                 // The middle input is a constant: it must neither get a gradient nor disturb the others'.
                 let constant = vars[n / 2].as_detached_tensor();
-                let inputs: Vec<&Tensor> =
-                    vars.iter().enumerate().map(|(i, v)| if n > 2 && i == n / 2 { &constant } else { v.as_tensor() }).collect();
+                let inputs: Vec<&Tensor> = vars
+                    .iter()
+                    .enumerate()
+                    .map(|(i, v)| if n > 2 && i == n / 2 { &constant } else { v.as_tensor() })
+                    .collect();
                 let owned: Vec<Tensor> = inputs.iter().map(|t| (*t).clone()).collect();
                 let fused = loss(apply(SumAndProduct, &inputs)?)?.backward()?;
                 let plain = loss(SumAndProduct.reference(&owned)?)?.backward()?;
                 for (i, v) in vars.iter().enumerate() {
-                    let values = |g: &candle_core::backprop::GradStore| g.get(v).map(|g| g.to_vec1::<f32>()).transpose();
+                    let values =
+                        |g: &candle_core::backprop::GradStore| g.get(v).map(|g| g.to_vec1::<f32>()).transpose();
                     let (a, b) = (values(&fused)?, values(&plain)?);
                     assert_eq!(a.is_some(), !(n > 2 && i == n / 2), "input {i} of {n}");
                     let (a, b) = (a.unwrap_or_default(), b.unwrap_or_default());
@@ -375,7 +386,9 @@ mod tests {
         let x = Var::from_tensor(&Tensor::new(&[[1f32, 2., 3.], [4., 5., 6.]], &Device::Cpu)?)?;
         let other = Tensor::new(&[[9f32, 1., 1.], [9., 2., 2.], [9., 3., 3.]], &Device::Cpu)?.narrow(1, 1, 2)?;
         let loss = |outputs: Vec<Tensor>| (outputs[0].t()?.sqr()? * outputs[1].t()?)?.sum_all()?.backward();
-        let fused = loss(apply(SumAndProduct, &[&x.t()?, &other])?.into_iter().map(|t| t.reshape((3, 2))).collect::<Result<_>>()?)?;
+        let fused = loss(
+            apply(SumAndProduct, &[&x.t()?, &other])?.into_iter().map(|t| t.reshape((3, 2))).collect::<Result<_>>()?,
+        )?;
         let plain = loss(SumAndProduct.reference(&[x.t()?, other])?)?;
         let values = |g: &candle_core::backprop::GradStore| g.get(&x).map(|g| g.to_vec2::<f32>()).transpose();
         assert_eq!(values(&fused)?, values(&plain)?);

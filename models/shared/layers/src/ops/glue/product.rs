@@ -145,7 +145,11 @@ unsafe fn masked<S: Simd, const MR: usize, const NV: usize, const TAIL: bool>(
     // SAFETY: offsets stay within the matrices as checked in `product`; masked lanes are not touched.
     unsafe {
         let read = |p: *const f32, v: usize| {
-            if TAIL { vector::load(s, masks[v], p.wrapping_add(v * lanes)) } else { p.add(v * lanes).cast::<S::f32s>().read_unaligned() }
+            if TAIL {
+                vector::load(s, masks[v], p.wrapping_add(v * lanes))
+            } else {
+                p.add(v * lanes).cast::<S::f32s>().read_unaligned()
+            }
         };
         let mut acc = [[s.splat_f32s(0.); NV]; MR];
         match start {
@@ -240,7 +244,8 @@ mod tests {
                                 Start::Row(row) => f64::from(row[j]),
                             };
                             want += (0..k1).map(|k| f64::from(a1[i * k1 + k]) * f64::from(b1[k * n + j])).sum::<f64>();
-                            want += (0..k2).map(|k| f64::from(a2[k * m + i]) * f64::from(b2[k * (n + 1) + j])).sum::<f64>();
+                            want +=
+                                (0..k2).map(|k| f64::from(a2[k * m + i]) * f64::from(b2[k * (n + 1) + j])).sum::<f64>();
                             assert!((f64::from(got) - want).abs() < 1e-5, "{level:?} {m}x{n} at {i},{j}: {got} {want}");
                         }
                     }

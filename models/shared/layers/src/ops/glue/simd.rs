@@ -115,7 +115,11 @@ pub fn level() -> Result<Level> {
         let best = levels.last().copied().unwrap_or(Level::Scalar);
         let Ok(name) = std::env::var("ZOO_SIMD") else { return Ok(best) };
         let names = || levels.iter().map(|l| l.name()).collect::<Vec<_>>().join(", ");
-        levels.iter().copied().find(|l| l.name() == name).ok_or_else(|| format!("ZOO_SIMD={name}: this machine has {}", names()))
+        levels
+            .iter()
+            .copied()
+            .find(|l| l.name() == name)
+            .ok_or_else(|| format!("ZOO_SIMD={name}: this machine has {}", names()))
     };
     match CHOSEN.get_or_init(choose) {
         Ok(level) => Ok(*level),

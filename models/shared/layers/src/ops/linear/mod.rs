@@ -74,7 +74,8 @@ impl Op for Linear {
         let (x, weight) = (&inputs[0], &inputs[1]);
         let mut dims = x.dims().to_vec();
         let size = cpu::Size::new(x, weight);
-        let data = cpu::forward(size, x.f32()?, weight.f32()?, inputs.get(2).map(View::f32).transpose()?, self.activation);
+        let data =
+            cpu::forward(size, x.f32()?, weight.f32()?, inputs.get(2).map(View::f32).transpose()?, self.activation);
         if let Some(last) = dims.last_mut() {
             *last = size.n;
         }

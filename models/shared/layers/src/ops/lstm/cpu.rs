@@ -149,7 +149,8 @@ impl WithSimd for ForwardChunk<'_> {
         let gates = size.gates();
         let own = first * hidden..(first + rows) * hidden;
         let zeros = || vec![0f32; rows * hidden];
-        let (mut h, mut c) = inputs.state.map_or_else(|| (zeros(), zeros()), |(h, c)| (h[own.clone()].to_vec(), c[own].to_vec()));
+        let (mut h, mut c) =
+            inputs.state.map_or_else(|| (zeros(), zeros()), |(h, c)| (h[own.clone()].to_vec(), c[own].to_vec()));
         let mut scratch = if to.kept.is_none() { vec![0f32; rows * gates] } else { vec![] };
         let mut x_t = vec![0f32; rows * input];
         for t in 0..time {
@@ -248,7 +249,8 @@ pub(super) fn backward(
     let [w_ih, w_hh, bias] = sums;
     // SAFETY: the chunks cover all rows of the batch and write every step of dx and the state's gradients.
     let (dx, state) = unsafe { (dx.map(|b| b.finish()), state.map(|buffers| buffers.map(|b| b.finish()))) };
-    let mut result = vec![dx, needs[1].then(|| transposed(&w_ih, input, width)), needs[2].then(|| transposed(&w_hh, hidden, width))];
+    let mut result =
+        vec![dx, needs[1].then(|| transposed(&w_ih, input, width)), needs[2].then(|| transposed(&w_hh, hidden, width))];
     result.extend([3, 4].map(|i| needs[i].then(|| bias.clone())));
     if let Some([dh, dc]) = state {
         result.extend([needs[5].then_some(dh), needs[6].then_some(dc)]);
@@ -310,7 +312,8 @@ impl WithSimd for BackwardChunk<'_> {
         let start = |g: Option<&[f32]>| g.map_or_else(|| vec![0f32; rows * hidden], |g| g[own.clone()].to_vec());
         let (mut dh, mut dc) = (start(grads.h), start(grads.c));
         let block = STEPS.min(time) * rows;
-        let mut factors = Factors { dz: vec![0.; block * width], x: vec![0.; block * input], before: vec![0.; block * hidden] };
+        let mut factors =
+            Factors { dz: vec![0.; block * width], x: vec![0.; block * input], before: vec![0.; block * hidden] };
         let mut done = 0; // rows of the factors that are filled
         for t in (0..time).rev() {
             self.cells_backward(s, t, &mut dh, &mut dc, &mut factors, done);
@@ -346,7 +349,15 @@ impl WithSimd for BackwardChunk<'_> {
 impl BackwardChunk<'_> {
     /// Step t from dh and dc: dz and h_{t-1} into the factors, from row `done` on; dc for the step before.
     #[inline(always)]
-    fn cells_backward<S: Simd>(&self, s: S, t: usize, dh: &mut [f32], dc: &mut [f32], factors: &mut Factors, done: usize) {
+    fn cells_backward<S: Simd>(
+        &self,
+        s: S,
+        t: usize,
+        dh: &mut [f32],
+        dc: &mut [f32],
+        factors: &mut Factors,
+        done: usize,
+    ) {
         let Self { size, first, rows, inputs, gates, cells, grads, .. } = *self;
         let Size { batch, time, hidden, .. } = size;
         let width = size.gates();
@@ -359,7 +370,8 @@ impl BackwardChunk<'_> {
                 // SAFETY: the lanes lie within the row and step at hand of inputs, dh, dc and factors.
                 unsafe {
                     let (at, own_at) = (r * hidden + u, (first + r) * hidden + u);
-                    let gate = |row: usize, k: usize| vector::load(s, mask, gates.as_ptr().add(row * width + k * hidden + u));
+                    let gate =
+                        |row: usize, k: usize| vector::load(s, mask, gates.as_ptr().add(row * width + k * hidden + u));
                     let cell = |row: usize| vector::load(s, mask, cells.as_ptr().add(row * hidden + u));
                     let (i, f, g, o) = (gate(row, 0), gate(row, 1), gate(row, 2), gate(row, 3));
                     let (c_before, h_before) = match inputs.state {
@@ -367,7 +379,10 @@ impl BackwardChunk<'_> {
                             let c = cell(row - batch);
                             (c, s.mul_f32s(gate(row - batch, 3), vector::tanh(s, c)))
                         }
-                        Some((h0, c0)) => (vector::load(s, mask, c0.as_ptr().add(own_at)), vector::load(s, mask, h0.as_ptr().add(own_at))),
+                        Some((h0, c0)) => (
+                            vector::load(s, mask, c0.as_ptr().add(own_at)),
+                            vector::load(s, mask, h0.as_ptr().add(own_at)),
+                        ),
                         None => (s.splat_f32s(0.), s.splat_f32s(0.)),
                     };
                     vector::store(s, mask, before.as_mut_ptr().add(at), h_before);
@@ -406,7 +421,9 @@ impl BackwardChunk<'_> {
             let a = Matrix { data, row: usize::from(which < 2), col };
             let term = Term { a, b: &factors.dz, b_row: width, k };
             // SAFETY: this chunk's own (features, 4 hidden), zeros at first.
-            unsafe { product(s, self.features[which], width, Start::Result, &[term], self.to.sums[which].at(0), width) };
+            unsafe {
+                product(s, self.features[which], width, Start::Result, &[term], self.to.sums[which].at(0), width)
+            };
         }
     }
 }

@@ -61,7 +61,12 @@ struct Lstm {
 ///
 /// # Errors
 /// Shapes that do not fit; an empty batch or sequence.
-pub fn lstm(x: &Tensor, w: &LstmWeights, state: Option<&LstmState>, sequence: bool) -> Result<(Option<Tensor>, LstmState)> {
+pub fn lstm(
+    x: &Tensor,
+    w: &LstmWeights,
+    state: Option<&LstmState>,
+    sequence: bool,
+) -> Result<(Option<Tensor>, LstmState)> {
     let (batch, time, input) = x.dims3()?;
     let (gates, hidden) = w.weight_hh.dims2()?;
     let fits = gates == 4 * hidden
@@ -69,7 +74,12 @@ pub fn lstm(x: &Tensor, w: &LstmWeights, state: Option<&LstmState>, sequence: bo
         && [&w.bias_ih, &w.bias_hh].iter().all(|b| b.dims() == [gates])
         && state.is_none_or(|s| [&s.h, &s.c].iter().all(|t| t.dims() == [batch, hidden]));
     if !fits {
-        bail!("lstm: x {:?}, weights {:?} and {:?}, biases or state do not fit", x.dims(), w.weight_ih.dims(), w.weight_hh.dims())
+        bail!(
+            "lstm: x {:?}, weights {:?} and {:?}, biases or state do not fit",
+            x.dims(),
+            w.weight_ih.dims(),
+            w.weight_hh.dims()
+        )
     }
     if batch * time * input * hidden == 0 {
         bail!("lstm: x {:?} has no steps or features", x.dims())
@@ -126,11 +136,8 @@ impl Op for Lstm {
     fn cpu_backward(&self, pass: &Backward) -> Result<Vec<Option<Vec<f32>>>> {
         let grad = |i: usize| pass.grads[i].as_ref().map(View::f32).transpose();
         let first = usize::from(self.sequence);
-        let grads = cpu::OutputGrads {
-            y: if self.sequence { grad(0)? } else { None },
-            h: grad(first)?,
-            c: grad(first + 1)?,
-        };
+        let grads =
+            cpu::OutputGrads { y: if self.sequence { grad(0)? } else { None }, h: grad(first)?, c: grad(first + 1)? };
         cpu::backward(cpu::Size::new(pass.inputs), &cpu::Inputs::new(pass.inputs)?, pass.saved, grads, pass.needs)
     }
 }

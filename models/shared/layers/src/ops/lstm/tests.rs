@@ -7,13 +7,19 @@ use crate::ops::glue::simd::{levels, with_level};
 fn weights(input: usize, hidden: usize) -> Result<Vec<Tensor>> {
     let g = 4 * hidden;
     let scale = 1. / (hidden as f64).sqrt();
-    [vec![g, input], vec![g, hidden], vec![g], vec![g]].iter().enumerate().map(|(i, d)| random(10 + i as u64, d)? * scale).collect()
+    [vec![g, input], vec![g, hidden], vec![g], vec![g]]
+        .iter()
+        .enumerate()
+        .map(|(i, d)| random(10 + i as u64, d)? * scale)
+        .collect()
 }
 
 #[test]
 fn kernel_and_gradients_agree_with_the_reference() -> Result<()> {
     // Hidden sizes around vector widths, batches around tiles and chunks.
-    for (batch, time, input, hidden) in [(1, 1, 1, 1), (2, 3, 1, 5), (9, 4, 3, 16), (17, 5, 2, 17), (33, 3, 6, 50), (3, 70, 1, 4)] {
+    for (batch, time, input, hidden) in
+        [(1, 1, 1, 1), (2, 3, 1, 5), (9, 4, 3, 16), (17, 5, 2, 17), (33, 3, 6, 50), (3, 70, 1, 4)]
+    {
         let mut inputs = vec![random(1, &[batch, time, input])?];
         inputs.extend(weights(input, hidden)?);
         for sequence in [true, false] {
@@ -42,7 +48,9 @@ fn bits_do_not_depend_on_the_number_of_threads() -> Result<()> {
             let (y, state) = lstm(&random(1, &[37, 11, 3])?, &w, None, true)?;
             let y = y.ok_or_else(|| candle_core::Error::msg("no sequence"))?;
             let grads = (y.sqr()?.sum_all()? + state.c.sum_all()?)?.backward()?;
-            vars.iter().map(|v| grads.get(v).ok_or_else(|| candle_core::Error::msg("no gradient"))?.flatten_all()?.to_vec1()).collect()
+            vars.iter()
+                .map(|v| grads.get(v).ok_or_else(|| candle_core::Error::msg("no gradient"))?.flatten_all()?.to_vec1())
+                .collect()
         })
     };
     for level in levels() {
@@ -57,7 +65,8 @@ fn bits_do_not_depend_on_the_number_of_threads() -> Result<()> {
 #[test]
 fn nan_stays_in_its_row_and_huge_inputs_saturate() -> Result<()> {
     let w = weights(2, 5)?;
-    let w = LstmWeights { weight_ih: w[0].clone(), weight_hh: w[1].clone(), bias_ih: w[2].clone(), bias_hh: w[3].clone() };
+    let w =
+        LstmWeights { weight_ih: w[0].clone(), weight_hh: w[1].clone(), bias_ih: w[2].clone(), bias_hh: w[3].clone() };
     let x = Tensor::new(&[[[1f32, 2.], [f32::NAN, 0.]], [[1e4, -1e4], [-1e4, 1e4]]], &Device::Cpu)?;
     let (_, state) = lstm(&x, &w, None, false)?;
     let h = state.h.to_vec2::<f32>()?;
@@ -69,7 +78,8 @@ fn nan_stays_in_its_row_and_huge_inputs_saturate() -> Result<()> {
 fn shapes_that_do_not_fit_are_refused() -> Result<()> {
     let zeros = |dims: &[usize]| Tensor::zeros(dims, DType::F32, &Device::Cpu);
     let w = weights(2, 5)?;
-    let w = LstmWeights { weight_ih: w[0].clone(), weight_hh: w[1].clone(), bias_ih: w[2].clone(), bias_hh: w[3].clone() };
+    let w =
+        LstmWeights { weight_ih: w[0].clone(), weight_hh: w[1].clone(), bias_ih: w[2].clone(), bias_hh: w[3].clone() };
     assert!(lstm(&zeros(&[1, 3, 3])?, &w, None, true).is_err());
     assert!(lstm(&zeros(&[1, 0, 2])?, &w, None, true).is_err());
     assert!(lstm(&zeros(&[0, 3, 2])?, &w, None, true).is_err());

@@ -1,0 +1,145 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+
+use crate::registry::{self, Entry};
+
+/// Models that train in candle.
+#[derive(Parser)]
+#[command(name = "zoo", version, propagate_version = true, disable_help_subcommand = true)]
+pub(crate) struct Zoo {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// List models, presets, parameter counts and the data they take
+    List {
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
+    },
+    /// Count a model's parameters, tensor by tensor
+    Params(ParamsArgs),
+    /// Train a model
+    Train(TrainArgs),
+    /// Judge trained weights on the test split, beside baselines
+    Eval(EvalArgs),
+    /// Measure step time, inference time and the share of the machine's matmul peak
+    Bench(BenchArgs),
+    /// Print a completion script
+    Completions {
+        /// The shell to complete in
+        shell: Shell,
+    },
+}
+
+/// A model and its configuration.
+#[derive(Args)]
+pub(crate) struct Common {
+    /// The model (zoo list shows them)
+    pub(crate) model: String,
+    /// A named set of settings
+    #[arg(long, value_name = "NAME")]
+    pub(crate) preset: Option<String>,
+    /// A TOML file over the preset
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// One setting over everything else, such as train.lr=3e-4
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+}
+
+impl Common {
+    pub(crate) fn entry(&self) -> anyhow::Result<&'static dyn Entry> {
+        registry::find(&self.model)
+    }
+}
+
+#[derive(Args)]
+pub(crate) struct ParamsArgs {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// Count the tensors of these weights instead
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["preset", "config", "set"])]
+    pub(crate) checkpoint: Option<PathBuf>,
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct TrainArgs {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// The data (data.path); without it built-in or simulated data
+    #[arg(long, value_name = "PATH")]
+    pub(crate) data: Option<PathBuf>,
+    /// The run directory; runs/MODEL-PRESET or the next free number by default
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Go on with a run: the given one, or the model's newest under runs/
+    #[arg(long, value_name = "DIR", num_args = 0..=1, conflicts_with_all = ["preset", "config", "set", "data", "out", "seed"])]
+    pub(crate) resume: Option<Option<PathBuf>>,
+    /// Optimizer steps (train.steps)
+    #[arg(long, value_name = "N", conflicts_with = "epochs")]
+    pub(crate) steps: Option<u64>,
+    /// Passes over the training data (train.epochs)
+    #[arg(long, value_name = "N")]
+    pub(crate) epochs: Option<u64>,
+    /// Seed of everything random (train.seed)
+    #[arg(long, value_name = "S")]
+    pub(crate) seed: Option<u64>,
+    /// Where to compute: cpu, cuda, cuda:N or metal
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub(crate) device: String,
+    /// Train on one batch again and again: a sound model learns it by heart
+    #[arg(long)]
+    pub(crate) overfit_batch: bool,
+    /// Three steps and one evaluation, nothing written
+    #[arg(long)]
+    pub(crate) fast_dev_run: bool,
+    /// Print the resolved configuration and stop
+    #[arg(long)]
+    pub(crate) print_config: bool,
+    /// Print one JSON document at the end
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct EvalArgs {
+    /// The model (zoo list shows them)
+    pub(crate) model: String,
+    /// Weights, or a run directory (its best weights)
+    #[arg(long, value_name = "FILE|RUN")]
+    pub(crate) checkpoint: PathBuf,
+    /// The data; by default what the model was trained on
+    #[arg(long, value_name = "PATH")]
+    pub(crate) data: Option<PathBuf>,
+    /// Where to compute: cpu, cuda, cuda:N or metal
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub(crate) device: String,
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct BenchArgs {
+    /// The models; all by default
+    pub(crate) models: Vec<String>,
+    /// Seconds for each case
+    #[arg(long, value_name = "S", default_value_t = 4.)]
+    pub(crate) seconds: f64,
+    /// Where to compute: cpu, cuda, cuda:N or metal
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub(crate) device: String,
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}

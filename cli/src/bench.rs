@@ -1,0 +1,177 @@
+//! `zoo bench`.
+
+use std::time::{Duration, Instant};
+
+use candle_core::{DType, Device, Tensor};
+use serde_json::{Value, json};
+use zoo_layers::ops::glue::simd;
+use zoo_layers::{Mode, Params};
+use zoo_training::config::{Layers, resolve};
+use zoo_training::{Event, Observer, Split, Task, Trainer};
+
+use crate::args::BenchArgs;
+use crate::output::{note, print, print_json, table};
+use crate::registry::{self, MODELS};
+
+pub(crate) struct Options {
+    seconds: f64,
+    device: Device,
+    /// Floating-point operations a second of large products.
+    peak: f64,
+}
+
+pub(crate) struct Case {
+    row: Vec<String>,
+    json: Value,
+}
+
+pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
+    let entries = match args.models.as_slice() {
+        [] => MODELS.to_vec(),
+        names => names.iter().map(|n| registry::find(n)).collect::<anyhow::Result<_>>()?,
+    };
+    if !(args.seconds > 0. && args.seconds <= 3600.) {
+        return Err(zoo_training::Error::Usage(format!("--seconds {}: expected 0 to 3600", args.seconds)).into());
+    }
+    let device = registry::device(&args.device)?;
+    let peak = matmul_peak(&device)?;
+    let options = Options { seconds: args.seconds, device, peak };
+    let mut cases = vec![];
+    for entry in entries {
+        note(&format!("{} …", entry.name()));
+        cases.extend(entry.bench(&options)?);
+    }
+    let machine = json!({
+        "cpu": cpu_name(), "threads": rayon::current_num_threads(), "simd": simd::level()?.name(), "device": args.device,
+        "matmul_gflops": (peak / 1e8).round() / 10., "zoo_version": env!("CARGO_PKG_VERSION"),
+    });
+    if args.json {
+        print_json(&json!({ "machine": machine, "cases": cases.into_iter().map(|c| c.json).collect::<Vec<_>>() }));
+        return Ok(());
+    }
+    let mut rows =
+        vec![["case", "train ms", "infer ms", "samples/s", "share of peak", "peak MB"].map(String::from).to_vec()];
+    rows.extend(cases.into_iter().map(|c| c.row));
+    print(&format!("{}\n{}", table(&rows), table(&[vec![format!("machine: {machine}")]])));
+    Ok(())
+}
+
+pub(crate) fn cases<T: Task>(options: &Options) -> anyhow::Result<Vec<Case>> {
+    T::PRESETS.iter().map(|p| case::<T>(p.name, options)).collect()
+}
+
+fn case<T: Task>(preset: &str, options: &Options) -> anyhow::Result<Case> {
+    // No evaluation and no checkpoint in between; the run goes on until the time is up.
+    let set = ["train.steps=1000000000", "train.eval_every=1000000000", "train.checkpoint_every=1000000000"]
+        .map(String::from);
+    let config = resolve::<T>(&Layers { preset: Some(preset), file: None, set: &set })?;
+    let device = &options.device;
+    let task = T::open(&config.model, &config.data, config.train.seed, None, device)?;
+    reset_peak_memory();
+    let train = train_seconds(&task, &config, options)?;
+    let infer = infer_seconds(&task, &config, options)?;
+    let memory = peak_memory_mb();
+    let batch = config.train.batch_size * config.train.accumulate as usize;
+    // The backward pass has two products for each of the forward pass.
+    let share = 3. * T::flops(&config.model) * batch as f64 / train / options.peak;
+    let name = format!("{} {preset} b{batch}", T::NAME);
+    let row = vec![
+        name.clone(),
+        format!("{:.3}", train * 1e3),
+        format!("{:.4}", infer * 1e3),
+        format!("{:.0}", batch as f64 / train),
+        format!("{:.0} %", 100. * share),
+        memory.map_or("-".into(), |m| format!("{m:.0}")),
+    ];
+    let json = json!({
+        "case": name, "model": T::NAME, "preset": preset, "batch": batch, "train_ms": train * 1e3, "infer_ms": infer * 1e3,
+        "samples_per_second": batch as f64 / train, "share_of_peak": share, "peak_mb": memory,
+    });
+    Ok(Case { row, json })
+}
+
+/// Median seconds of a training step, as the trainer runs it: batch, forward, backward, clipping, optimizer.
+fn train_seconds<T: Task>(
+    task: &T,
+    config: &zoo_training::config::ConfigOf<T>,
+    options: &Options,
+) -> anyhow::Result<f64> {
+    struct Steps(Vec<Instant>);
+    impl Observer for Steps {
+        fn observe(&mut self, event: &Event) {
+            if let Event::Step { .. } = event {
+                self.0.push(Instant::now());
+            }
+        }
+    }
+    let mut steps = Steps(vec![]);
+    let started = Instant::now();
+    let limit = Duration::from_secs_f64(options.seconds);
+    let count = std::cell::Cell::new(0);
+    let done = || {
+        count.set(count.get() + 1);
+        started.elapsed() > limit && count.get() > 5
+    };
+    Trainer::new(task, config, &options.device, None, zoo_training::Options { overfit_batch: true })?
+        .train(&mut steps, &done)?;
+    let warm = steps.0.len() / 10;
+    Ok(median(steps.0[warm..].windows(2).map(|w| (w[1] - w[0]).as_secs_f64()).collect()))
+}
+
+/// Median seconds of a forward pass of one sample.
+fn infer_seconds<T: Task>(
+    task: &T,
+    config: &zoo_training::config::ConfigOf<T>,
+    options: &Options,
+) -> anyhow::Result<f64> {
+    let params = Params::init(config.train.seed, &options.device);
+    let model = T::build(&config.model, params.eval_builder())?;
+    let batch = task.batch(Split::Train, &[0])?;
+    let started = Instant::now();
+    let mut times = vec![];
+    while started.elapsed().as_secs_f64() < options.seconds / 2. || times.len() < 5 {
+        let start = Instant::now();
+        task.forward(&model, &batch, Mode::Eval)?.flatten_all()?.to_device(&Device::Cpu)?;
+        times.push(start.elapsed().as_secs_f64());
+    }
+    Ok(median(times))
+}
+
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times.get(times.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// The best of several large f32 products, in floating-point operations a second.
+fn matmul_peak(device: &Device) -> anyhow::Result<f64> {
+    const N: usize = 1536;
+    let a = Tensor::ones((N, N), DType::F32, device)?;
+    let mut best = f64::INFINITY;
+    for _ in 0..8 {
+        let start = Instant::now();
+        a.matmul(&a)?;
+        device.synchronize()?;
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    Ok(2. * (N as f64).powi(3) / best)
+}
+
+fn cpu_name() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = info.lines().find_map(|l| l.strip_prefix("model name")).and_then(|l| l.split_once(':'));
+    name.map_or(std::env::consts::ARCH.to_string(), |(_, name)| name.trim().to_string())
+}
+
+/// Lets Linux count the process's peak memory anew.
+fn reset_peak_memory() {
+    // Where that is not possible the peak includes what came before.
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
+/// The process's peak memory in MB (10⁶ bytes), where Linux tells it.
+fn peak_memory_mb() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024. / 1e6)
+}

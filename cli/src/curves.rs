@@ -1,0 +1,221 @@
+//! `curves.svg` and `curves.png`: loss, metrics, gradient norm and rate over the steps.
+
+use std::path::{Path, PathBuf};
+use std::sync::Once;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use plotters::coord::Shift;
+use plotters::prelude::*;
+use plotters::style::{FontStyle, register_font};
+use serde_json::Value;
+use zoo_training::{Event, Observer};
+
+use crate::output::{first_line, note};
+
+const SIZE: (u32, u32) = (1000, 800);
+/// Pictures are drawn again while training at most this often.
+const PAUSE: Duration = Duration::from_secs(5);
+const COLORS: [RGBColor; 4] =
+    [RGBColor(31, 119, 180), RGBColor(214, 39, 40), RGBColor(44, 160, 44), RGBColor(148, 103, 189)];
+
+/// One line of a picture: a name and points (step, value).
+struct Line {
+    name: String,
+    points: Vec<(f64, f64)>,
+}
+
+/// The curves of a run, in memory and on disk.
+pub(crate) struct Curves {
+    directory: PathBuf,
+    lines: Vec<Line>,
+    drawn: Instant,
+    broken: bool,
+}
+
+impl Curves {
+    pub(crate) fn new(directory: &Path) -> Self {
+        Self { directory: directory.to_path_buf(), lines: vec![], drawn: Instant::now(), broken: false }
+    }
+
+    /// Takes up what a resumed run has in `metrics.jsonl`.
+    pub(crate) fn replay(&mut self) -> anyhow::Result<()> {
+        let path = self.directory.join("metrics.jsonl");
+        let Ok(text) = std::fs::read_to_string(&path) else { return Ok(()) };
+        for line in text.lines() {
+            let line: Value = serde_json::from_str(line).with_context(|| path.display().to_string())?;
+            let step = line["step"].as_u64().unwrap_or_default();
+            for (name, value) in line.as_object().into_iter().flatten() {
+                match value {
+                    Value::Number(n) if !matches!(name.as_str(), "step" | "seconds") => {
+                        self.add(name, step, n.as_f64().unwrap_or(f64::NAN))
+                    }
+                    Value::Object(metrics) => {
+                        for (metric, value) in metrics {
+                            self.add(&format!("{name} {metric}"), step, value.as_f64().unwrap_or(f64::NAN));
+                        }
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, name: &str, step: u64, value: f64) {
+        if !value.is_finite() {
+            return;
+        }
+        let at = self.lines.iter().position(|l| l.name == name).unwrap_or_else(|| {
+            self.lines.push(Line { name: name.to_string(), points: vec![] });
+            self.lines.len() - 1
+        });
+        let points = &mut self.lines[at].points;
+        points.push((step as f64, value));
+        // Halving beyond what a picture can show bounds the memory of a long run.
+        if points.len() > 8192 {
+            let mut keep = false;
+            points.retain(|_| {
+                keep = !keep;
+                keep
+            });
+        }
+    }
+
+    /// Writes both pictures.
+    pub(crate) fn draw(&mut self) -> anyhow::Result<()> {
+        self.drawn = Instant::now();
+        let svg = self.svg()?;
+        zoo_checkpoint::replace(&self.directory.join("curves.svg"), |f| f.write_all(svg.as_bytes()))?;
+        // The bitmap backend writes by itself; a reader of a half-written picture would only see it late.
+        let (temporary, png) = (self.directory.join(".curves.png"), self.directory.join("curves.png"));
+        let area = BitMapBackend::new(&temporary, SIZE).into_drawing_area();
+        self.paint(&area).with_context(|| png.display().to_string())?;
+        drop(area);
+        std::fs::rename(&temporary, &png).with_context(|| png.display().to_string())
+    }
+
+    fn svg(&self) -> anyhow::Result<String> {
+        let mut text = String::new();
+        let area = SVGBackend::with_string(&mut text, SIZE).into_drawing_area();
+        self.paint(&area)?;
+        drop(area);
+        Ok(text)
+    }
+
+    fn paint<B: DrawingBackend>(&self, area: &DrawingArea<B, Shift>) -> anyhow::Result<()>
+    where
+        B::ErrorType: 'static,
+    {
+        static FONT: Once = Once::new();
+        FONT.call_once(|| {
+            // Every machine draws the same text. The font is part of the binary; a second registration is no error.
+            let _ = register_font("sans-serif", FontStyle::Normal, epaint_default_fonts::UBUNTU_LIGHT);
+        });
+        area.fill(&WHITE).map_err(failed)?;
+        let of = |wanted: &dyn Fn(&str) -> bool| self.lines.iter().filter(|l| wanted(&l.name)).collect::<Vec<_>>();
+        let is_loss = |n: &str| n == "loss" || n.ends_with(" loss");
+        let panels = [
+            ("loss", of(&is_loss), true),
+            ("validation metrics", of(&|n| n.contains(' ') && !is_loss(n)), false),
+            ("gradient norm before clipping", of(&|n| n == "grad_norm"), true),
+            ("learning rate", of(&|n| n == "lr"), false),
+        ];
+        for ((title, lines, log), part) in panels.into_iter().zip(area.split_evenly((2, 2))) {
+            panel(&part, title, &lines, log)?;
+        }
+        area.present().map_err(failed)
+    }
+}
+
+fn failed<E: std::error::Error + Send + Sync>(e: DrawingAreaErrorKind<E>) -> anyhow::Error {
+    anyhow!("drawing curves: {}", first_line(&e))
+}
+
+fn panel<B: DrawingBackend>(area: &DrawingArea<B, Shift>, title: &str, lines: &[&Line], log: bool) -> anyhow::Result<()>
+where
+    B::ErrorType: 'static,
+{
+    let points = || lines.iter().flat_map(|l| l.points.iter().copied());
+    let fold = |values: &dyn Fn((f64, f64)) -> f64| {
+        points().map(values).fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), v| (a.min(v), b.max(v)))
+    };
+    let ((x0, x1), (y0, y1)) = (fold(&|p| p.0), fold(&|p| p.1));
+    let mut chart = ChartBuilder::on(area);
+    chart.caption(title, ("sans-serif", 16)).margin(10).x_label_area_size(28).y_label_area_size(64);
+    if x0 > x1 {
+        chart.build_cartesian_2d(0f64..1., 0f64..1.).map_err(failed)?;
+        return Ok(());
+    }
+    let x = x0..x1.max(x0 + 1.);
+    macro_rules! draw {
+        ($y:expr) => {{
+            let mut chart = chart.build_cartesian_2d(x, $y).map_err(failed)?;
+            chart.configure_mesh().light_line_style(TRANSPARENT).x_desc("step").draw().map_err(failed)?;
+            for (line, color) in lines.iter().zip(COLORS.iter().cycle()) {
+                let series = LineSeries::new(line.points.iter().copied(), color);
+                let legend = move |(x, y)| PathElement::new([(x, y), (x + 15, y)], color);
+                chart.draw_series(series).map_err(failed)?.label(&line.name).legend(legend);
+            }
+            if lines.len() > 1 {
+                chart
+                    .configure_series_labels()
+                    .background_style(WHITE.mix(0.8))
+                    .border_style(BLACK.mix(0.3))
+                    .draw()
+                    .map_err(failed)?;
+            }
+        }};
+    }
+    let pad = (0.05 * (y1 - y0)).max(1e-3 * y1.abs()).max(1e-12);
+    if log && y0 > 0. && y1 > 20. * y0 {
+        draw!((y0 * 0.9..y1 * 1.1).log_scale());
+    } else {
+        draw!(y0 - pad..y1 + pad);
+    }
+    Ok(())
+}
+
+impl Observer for Curves {
+    fn observe(&mut self, event: &Event) {
+        match event {
+            Event::Step { step, loss, parts, lr, grad_norm } => {
+                self.add("loss", *step, *loss);
+                parts.iter().for_each(|(name, value)| self.add(name, *step, *value));
+                self.add("lr", *step, *lr);
+                self.add("grad_norm", *step, *grad_norm);
+            }
+            Event::Evaluated { step, metrics, .. } => {
+                metrics.iter().for_each(|(name, value)| self.add(&format!("valid {name}"), *step, *value));
+                if !self.broken && self.drawn.elapsed() >= PAUSE {
+                    // Curves are no reason to stop a run: say so once and go on.
+                    if let Err(e) = self.draw() {
+                        note(&format!("zoo: warning: {e:#}"));
+                        self.broken = true;
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pictures_are_drawn_of_anything_from_nothing_to_long_runs() -> anyhow::Result<()> {
+        let mut curves = Curves::new(Path::new("unused"));
+        assert!(curves.svg()?.contains("learning rate"));
+        for step in 1..20_000 {
+            let loss = if step == 7 { f64::NAN } else { 1. / step as f64 };
+            curves.observe(&Event::Step { step, loss, parts: &[], lr: 1e-3, grad_norm: 0. });
+        }
+        curves.observe(&Event::Evaluated { step: 5, metrics: &vec![("loss", 2.), ("rmse", 3.)], best: true });
+        assert!(curves.lines.iter().all(|l| l.points.len() <= 8192));
+        let svg = curves.svg()?;
+        assert!(svg.contains("valid loss") && svg.contains("validation metrics"), "{svg}");
+        Ok(())
+    }
+}

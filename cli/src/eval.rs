@@ -1,0 +1,100 @@
+//! `zoo eval`.
+
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use candle_core::Device;
+use serde_json::{Map, Value, json};
+use zoo_layers::Params;
+use zoo_training::config::ConfigOf;
+use zoo_training::{Config, Description, Evaluation, Metrics, Split, Task};
+
+use crate::args::EvalArgs;
+use crate::output::{note, print, print_json, table};
+use crate::registry::{device, weights};
+
+/// Weights with what they say about themselves.
+pub(crate) struct Loaded<T: Task> {
+    pub(crate) model: T::Model,
+    pub(crate) params: Params,
+    pub(crate) config: ConfigOf<T>,
+    pub(crate) fitted: Value,
+}
+
+impl<T: Task> Loaded<T> {
+    /// Reads the weights at `path`, strictly.
+    pub(crate) fn read(path: &Path, device: &Device) -> anyhow::Result<Self> {
+        let file = zoo_checkpoint::read(path, device)?;
+        let Description { model: name, config, fitted } = Description::parse(&file.metadata, path)?;
+        let shown = path.display();
+        if name != T::NAME {
+            bail!("{shown}: weights of {name}, expected {}", T::NAME)
+        }
+        let config: ConfigOf<T> =
+            serde_json::from_value::<Config<_, _>>(config).with_context(|| format!("{shown}: its configuration"))?;
+        let params = Params::load(file.tensors, device);
+        let model = T::build(&config.model, params.builder()).with_context(|| shown.to_string())?;
+        params.check().with_context(|| shown.to_string())?;
+        Ok(Self { model, params, config, fitted })
+    }
+}
+
+pub(crate) fn object(metrics: &Metrics) -> Value {
+    Value::Object(metrics.iter().map(|(name, value)| (name.to_string(), (*value).into())).collect())
+}
+
+pub(crate) fn run<T: Task>(args: &EvalArgs) -> anyhow::Result<()> {
+    let device = device(&args.device)?;
+    let path = weights(&args.checkpoint);
+    let Loaded { model, config, fitted, .. } = Loaded::<T>::read(&path, &device)?;
+    let source = match &args.data {
+        Some(data) => with_path(&config.data, &data.to_string_lossy())?,
+        None => match run_data_path(&args.checkpoint) {
+            Some(path) => with_path(&config.data, &path)?,
+            None => config.data.clone(),
+        },
+    };
+    let task = T::open(&config.model, &source, config.train.seed, Some(&fitted), &device)?;
+    task.warnings().iter().for_each(|w| note(&format!("zoo: warning: {w}")));
+    let split = Split::Test;
+    if task.samples(split) == 0 {
+        bail!("the test split has no samples (data.test is 0 in these weights)")
+    }
+    let Evaluation { samples, metrics, baselines, remarks } = task.evaluate(&model, split)?;
+    if args.json {
+        let baselines: Map<String, Value> = baselines.iter().map(|(name, m)| (name.to_string(), object(m))).collect();
+        print_json(&json!({
+            "model": T::NAME, "checkpoint": path.display().to_string(), "split": split.name(), "samples": samples,
+            "data": task.describe_data(), "metrics": object(&metrics), "baselines": baselines, "remarks": remarks,
+        }));
+        return Ok(());
+    }
+    let mut rows =
+        vec![std::iter::once(String::new()).chain(metrics.iter().map(|(name, _)| name.replace('_', " "))).collect()];
+    let row = |name: &str, m: &Metrics| {
+        std::iter::once(name.replace('_', " ")).chain(m.iter().map(|(_, v)| format!("{v:.4}"))).collect()
+    };
+    rows.push(row(T::NAME, &metrics));
+    rows.extend(baselines.iter().map(|(name, m)| row(name, m)));
+    print(&format!(
+        "{}\n{} split, {samples} samples\n\n{}\n{}\n",
+        task.describe_data(),
+        split.name(),
+        table(&rows),
+        remarks.join("\n")
+    ));
+    Ok(())
+}
+
+/// The data path that a run directory's own configuration holds: weights know the file's name alone.
+fn run_data_path(run: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(run.join("config.toml")).ok()?;
+    let line = text.lines().skip_while(|l| l.trim() != "[data]").find(|l| l.starts_with("path = "))?;
+    serde_json::from_str(line.strip_prefix("path = ")?).ok()
+}
+
+fn with_path<S: serde::Serialize + serde::de::DeserializeOwned>(source: &S, path: &str) -> anyhow::Result<S> {
+    let mut value = serde_json::to_value(source)?;
+    value["path"] = path.into();
+    Ok(serde_json::from_value(value)?)
+}

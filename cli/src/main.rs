@@ -1,0 +1,58 @@
+//! `zoo`: trains, evaluates and inspects the models of the zoo.
+
+mod args;
+mod bench;
+mod curves;
+mod eval;
+mod list;
+mod output;
+mod params;
+mod registry;
+mod report;
+mod train;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use args::{Command, Zoo};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    if std::env::var_os("CANDLE_NUM_THREADS").is_none() {
+        // candle's own element-wise threads spin between operations and take the cores from rayon's, which run the
+        // kernels and the matrix products.
+        // SAFETY: no other thread exists yet.
+        unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
+    }
+    // This thread takes part in rayon's work: kernels start without waking another. Failing only costs that.
+    let _ = rayon::ThreadPoolBuilder::new().use_current_thread().build_global();
+    let zoo = match Zoo::try_parse() {
+        Ok(zoo) => zoo,
+        Err(e) => return output::refuse_call(&e),
+    };
+    match run(zoo.command) {
+        Ok(code) => code,
+        Err(e) => output::fail(&e),
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    // A wrong ZOO_SIMD is refused before any work.
+    zoo_layers::ops::glue::simd::level().map_err(|e| zoo_training::Error::Usage(output::first_line(&e)))?;
+    match command {
+        Command::List { json } => list::run(json)?,
+        Command::Params(args) => args.common.entry()?.params(&args)?,
+        Command::Train(args) => return args.common.entry()?.train(&args),
+        Command::Eval(args) => registry::find(&args.model)?.eval(&args)?,
+        Command::Bench(args) => bench::run(&args)?,
+        Command::Completions { shell } => {
+            let mut script = vec![];
+            clap_complete::generate(shell, &mut Zoo::command(), "zoo", &mut script);
+            output::print(&String::from_utf8_lossy(&script));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,127 @@
+//! The models: one line each.
+
+use std::marker::PhantomData;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use candle_core::Device;
+use zoo_layers::{Params, nearest};
+use zoo_stock_lstm::StockTask;
+use zoo_training::config::{ConfigOf, Layers, resolve};
+use zoo_training::{Error, Task};
+
+use crate::args::{Common, EvalArgs, ParamsArgs, TrainArgs};
+use crate::{bench, eval, list, params, train};
+
+/// Every model.
+pub(crate) const MODELS: &[&dyn Entry] = &[&Of::<StockTask>(PhantomData)];
+
+/// What the command line does with a model.
+pub(crate) trait Entry: Sync {
+    fn name(&self) -> &'static str;
+    fn describe(&self) -> anyhow::Result<list::Described>;
+    fn params(&self, args: &ParamsArgs) -> anyhow::Result<()>;
+    fn train(&self, args: &TrainArgs) -> anyhow::Result<ExitCode>;
+    fn eval(&self, args: &EvalArgs) -> anyhow::Result<()>;
+    fn bench(&self, options: &bench::Options) -> anyhow::Result<Vec<bench::Case>>;
+}
+
+/// A task as an entry.
+struct Of<T>(PhantomData<fn() -> T>);
+
+impl<T: Task> Entry for Of<T> {
+    fn name(&self) -> &'static str {
+        T::NAME
+    }
+
+    fn describe(&self) -> anyhow::Result<list::Described> {
+        list::describe::<T>()
+    }
+
+    fn params(&self, args: &ParamsArgs) -> anyhow::Result<()> {
+        params::run::<T>(args)
+    }
+
+    fn train(&self, args: &TrainArgs) -> anyhow::Result<ExitCode> {
+        train::run::<T>(args)
+    }
+
+    fn eval(&self, args: &EvalArgs) -> anyhow::Result<()> {
+        eval::run::<T>(args)
+    }
+
+    fn bench(&self, options: &bench::Options) -> anyhow::Result<Vec<bench::Case>> {
+        bench::cases::<T>(options)
+    }
+}
+
+/// The model of that name.
+pub(crate) fn find(name: &str) -> anyhow::Result<&'static dyn Entry> {
+    if let Some(entry) = MODELS.iter().find(|m| m.name() == name) {
+        return Ok(*entry);
+    }
+    let names: Vec<&str> = MODELS.iter().map(|m| m.name()).collect();
+    let hint = nearest(name, names.iter().copied()).map_or(String::new(), |n| format!(" (did you mean {n}?)"));
+    Err(Error::Usage(format!("there is no model {name}{hint}; the models are {}", names.join(", "))).into())
+}
+
+/// The configuration that the arguments describe, with more settings on top.
+pub(crate) fn configured<T: Task>(common: &Common, more: &[String]) -> anyhow::Result<ConfigOf<T>> {
+    let text = match &common.config {
+        Some(path) => Some((
+            std::fs::read_to_string(path).with_context(|| path.display().to_string())?,
+            path.display().to_string(),
+        )),
+        None => None,
+    };
+    let set: Vec<String> = common.set.iter().chain(more).cloned().collect();
+    let file = text.as_ref().map(|(text, name)| (text.as_str(), name.as_str()));
+    Ok(resolve::<T>(&Layers { preset: common.preset.as_deref(), file, set: &set })?)
+}
+
+/// A model's parameters with initial values.
+pub(crate) fn initial<T: Task>(config: &ConfigOf<T>) -> anyhow::Result<Params> {
+    let params = Params::init(config.train.seed, &Device::Cpu);
+    T::build(&config.model, params.builder())?;
+    Ok(params)
+}
+
+/// `path` as a quoted TOML value.
+pub(crate) fn quoted(path: &Path) -> String {
+    serde_json::Value::from(path.to_string_lossy()).to_string()
+}
+
+/// The device of that name.
+pub(crate) fn device(name: &str) -> anyhow::Result<Device> {
+    let (kind, ordinal) = name.split_once(':').unwrap_or((name, "0"));
+    let unknown = || Error::Usage(format!("--device {name}: expected cpu, cuda, cuda:N or metal"));
+    let ordinal: usize = ordinal.parse().map_err(|_| unknown())?;
+    let built = |with: bool, feature: &str| match with {
+        true => Ok(()),
+        false => Err(Error::Usage(format!(
+            "--device {name}: this zoo was built without it; build with --features {feature}"
+        ))),
+    };
+    match kind {
+        "cpu" if !name.contains(':') => Ok(Device::Cpu),
+        "cuda" => {
+            built(candle_core::utils::cuda_is_available(), "cuda")?;
+            Device::new_cuda(ordinal).with_context(|| format!("--device {name}"))
+        }
+        "metal" => {
+            built(candle_core::utils::metal_is_available(), "metal")?;
+            Device::new_metal(ordinal).with_context(|| format!("--device {name}"))
+        }
+        _ => Err(unknown().into()),
+    }
+}
+
+/// The weights that a file or run directory stands for.
+pub(crate) fn weights(path: &Path) -> PathBuf {
+    if !path.is_dir() {
+        return path.to_path_buf();
+    }
+    let best = path.join("best.safetensors");
+    if best.exists() { best } else { path.join("last.safetensors") }
+}

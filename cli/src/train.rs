@@ -1,0 +1,178 @@
+//! `zoo train`.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Context;
+use serde_json::json;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+use zoo_training::config::{ConfigOf, Layers, resolve, to_toml};
+use zoo_training::{End, Error, Event, Observer, Options, Outcome, RunDirectory, Task, Trainer};
+
+use crate::args::TrainArgs;
+use crate::curves::Curves;
+use crate::eval::object;
+use crate::output::{note, print, print_json};
+use crate::registry::{configured, device, quoted};
+use crate::report::Progress;
+
+/// Exit code of a run that a signal stopped and --resume continues.
+const INTERRUPTED: u8 = 3;
+
+pub(crate) fn run<T: Task>(args: &TrainArgs) -> anyhow::Result<ExitCode> {
+    let device = device(&args.device)?;
+    let resumed = match &args.resume {
+        Some(Some(path)) => Some(path.clone()),
+        Some(None) => Some(newest(T::NAME)?),
+        None => None,
+    };
+    let config = match &resumed {
+        Some(path) => resumed_config::<T>(path, args)?,
+        None => configured::<T>(&args.common, &settings(args))?,
+    };
+    if args.print_config {
+        print(&to_toml(&config)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let task = T::open(&config.model, &config.data, config.train.seed, None, &device)?;
+    note(&task.describe_data());
+    task.warnings().iter().for_each(|w| note(&format!("zoo: warning: {w}")));
+    let run = match &resumed {
+        _ if args.fast_dev_run => None,
+        Some(path) => Some(RunDirectory::open(path)?),
+        None => {
+            let name = args.common.preset.as_deref().unwrap_or("default");
+            let path = args.out.clone().unwrap_or_else(|| free(&format!("{}-{name}", T::NAME)));
+            Some(RunDirectory::create(&path, &to_toml(&config)?)?)
+        }
+    };
+    let mut trainer =
+        Trainer::new(&task, &config, &device, run.as_ref(), Options { overfit_batch: args.overfit_batch })?;
+    let mut listeners = Listeners { progress: Progress::new(), curves: run.as_ref().map(|r| Curves::new(r.path())) };
+    if resumed.is_some() {
+        trainer.resume(&mut listeners)?;
+        if let Some(curves) = &mut listeners.curves {
+            curves.replay()?;
+        }
+    }
+    let stop = stop_flag()?;
+    let outcome = trainer.train(&mut listeners, &|| stop.load(Ordering::Relaxed))?;
+    listeners.progress.finish();
+    if let Some(curves) = &mut listeners.curves {
+        curves.draw()?;
+    }
+    report::<T>(args, &outcome, run.as_ref());
+    Ok(if outcome.end == End::Interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
+}
+
+/// What the flags set.
+fn settings(args: &TrainArgs) -> Vec<String> {
+    let mut set = vec![];
+    set.extend(args.data.as_ref().map(|d| format!("data.path={}", quoted(d))));
+    set.extend(args.steps.map(|n| format!("train.steps={n}")));
+    set.extend(args.epochs.iter().flat_map(|n| [format!("train.epochs={n}"), "train.steps=0".into()]));
+    set.extend(args.seed.map(|s| format!("train.seed={s}")));
+    if args.fast_dev_run {
+        set.push("train.steps=3".into());
+    }
+    set
+}
+
+/// The configuration in a run directory; only its length may be changed.
+fn resumed_config<T: Task>(path: &Path, args: &TrainArgs) -> anyhow::Result<ConfigOf<T>> {
+    let file = path.join("config.toml");
+    if !file.exists() {
+        return Err(Error::Run(format!("{} is not a run directory: it has no config.toml", path.display())).into());
+    }
+    let text = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    let name = file.display().to_string();
+    Ok(resolve::<T>(&Layers { preset: None, file: Some((&text, &name)), set: &settings(args) })?)
+}
+
+/// runs/NAME, or runs/NAME-2 and so on where that is taken.
+fn free(name: &str) -> PathBuf {
+    let path = |n: usize| Path::new("runs").join(if n == 1 { name.to_string() } else { format!("{name}-{n}") });
+    // Directories are finite: some number is free.
+    let mut n = 1;
+    while path(n).exists() {
+        n += 1;
+    }
+    path(n)
+}
+
+/// The model's run directory that was written to last.
+fn newest(model: &str) -> anyhow::Result<PathBuf> {
+    let mut found = vec![];
+    for entry in std::fs::read_dir("runs").into_iter().flatten().flatten() {
+        let path = entry.path();
+        let ours = entry.file_name().to_string_lossy().starts_with(&format!("{model}-"));
+        if let (true, Ok(written)) = (ours, std::fs::metadata(path.join("checkpoints")).and_then(|m| m.modified())) {
+            found.push((written, path));
+        }
+    }
+    match found.into_iter().max() {
+        Some((_, path)) => Ok(path),
+        None => {
+            Err(Error::Run(format!("there is no run of {model} under runs/ to resume; name one with --resume DIR"))
+                .into())
+        }
+    }
+}
+
+/// A flag that the first SIGINT or SIGTERM sets; the second ends the process.
+fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        // In this order: the second signal finds the flag set.
+        flag::register_conditional_shutdown(signal, 128 + signal, stop.clone())?;
+        flag::register(signal, stop.clone())?;
+    }
+    Ok(stop)
+}
+
+struct Listeners {
+    progress: Progress,
+    curves: Option<Curves>,
+}
+
+impl Observer for Listeners {
+    fn observe(&mut self, event: &Event) {
+        self.progress.observe(event);
+        if let Some(curves) = &mut self.curves {
+            curves.observe(event);
+        }
+    }
+}
+
+fn report<T: Task>(args: &TrainArgs, outcome: &Outcome, run: Option<&RunDirectory>) {
+    let Outcome { end, steps, seconds, loss, metrics, best, gradients } = outcome;
+    let shown = |path: PathBuf| path.display().to_string();
+    if args.json {
+        print_json(&json!({
+            "model": T::NAME, "out": run.map(|r| shown(r.path().into())), "steps": steps, "seconds": seconds,
+            "end": match end { End::Finished => "finished", End::Early => "early", End::Interrupted => "interrupted" },
+            "loss": loss, "metrics": object(metrics),
+            "best": best.map(|(loss, step)| json!({ "loss": loss, "step": step })),
+            "checkpoint": run.map(|r| shown(r.last())), "gradients": gradients,
+        }));
+    }
+    let how = match end {
+        End::Finished => "done",
+        End::Early => "stopped early, as the validation loss no longer improves,",
+        End::Interrupted => "interrupted",
+    };
+    note(&format!("{how} after {steps} steps in {seconds:.1} s, training loss {loss:.6}"));
+    if let Some((loss, step)) = best {
+        note(&format!("best validation loss {loss:.6} at step {step}"));
+    }
+    let Some(run) = run else { return };
+    let path = run.path().display();
+    if *end == End::Interrupted {
+        note(&format!("continue with: zoo train {} --resume {path}", T::NAME));
+    } else {
+        note(&format!("weights: {}; judge them with: zoo eval {} --checkpoint {path}", shown(run.best()), T::NAME));
+    }
+}
