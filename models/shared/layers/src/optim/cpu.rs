@@ -93,15 +93,26 @@ impl Kernel<'_> {
     #[inline(always)]
     fn each<S: Simd>(self, s: S, formula: impl Fn(S::f32s, S::f32s, S::f32s, S::f32s) -> (S::f32s, S::f32s, S::f32s)) {
         let scale = s.splat_f32s(self.u.scale as f32);
-        for first in (0..self.grad.len()).step_by(S::F32_LANES) {
-            let range = first..self.grad.len().min(first + S::F32_LANES);
-            let g = s.mul_f32s(s.partial_load_f32s(&self.grad[range.clone()]), scale);
-            let state = |x: &[f32]| s.partial_load_f32s(x.get(range.clone()).unwrap_or_default());
-            let (p, a, b) = formula(s.partial_load_f32s(&self.p[range.clone()]), g, state(self.a), state(self.b));
-            s.partial_store_f32s(&mut self.p[range.clone()], p);
-            for (to, v) in [(&mut *self.a, a), (&mut *self.b, b)] {
-                if let Some(to) = to.get_mut(range.clone()) {
-                    s.partial_store_f32s(to, v);
+        let Self { grad, p, a, b, .. } = self;
+        // Whole vectors, then the rest; state that the rule lacks stays empty. There is one call of the formula:
+        // with two, the compiler keeps it apart, without the instruction set's own code.
+        let (grad, grad_rest) = S::as_simd_f32s(grad);
+        let (p, p_rest) = S::as_mut_simd_f32s(p);
+        let (a, a_rest) = S::as_mut_simd_f32s(a);
+        let (b, b_rest) = S::as_mut_simd_f32s(b);
+        for i in 0..grad.len() + usize::from(!grad_rest.is_empty()) {
+            let of = |whole: &[S::f32s], rest: &[f32]| match whole.get(i) {
+                Some(v) => *v,
+                None => s.partial_load_f32s(rest),
+            };
+            let g = s.mul_f32s(of(grad, grad_rest), scale);
+            let (new_p, new_a, new_b) = formula(of(p, p_rest), g, of(a, a_rest), of(b, b_rest));
+            for (whole, rest, new) in
+                [(&mut *p, &mut *p_rest, new_p), (&mut *a, &mut *a_rest, new_a), (&mut *b, &mut *b_rest, new_b)]
+            {
+                match whole.get_mut(i) {
+                    Some(to) => *to = new,
+                    None => s.partial_store_f32s(rest, new),
                 }
             }
         }

@@ -206,7 +206,7 @@ impl Optimizer {
     }
 }
 
-/// The global 2-norm of all gradients, accumulated in f64 in definition order.
+/// The global 2-norm of all gradients, accumulated in definition order, in f64 across blocks.
 pub fn global_norm(grads: &Gradients) -> Result<f64> {
     let mut sum = 0.;
     for (_, grad) in grads.iter() {
@@ -216,12 +216,12 @@ pub fn global_norm(grads: &Gradients) -> Result<f64> {
     Ok(sum.sqrt())
 }
 
-/// The squared 2-norm of a tensor, in f64.
+/// The squared 2-norm of a tensor; infinite if it exceeds f32's range within a block of 1024 elements.
 pub fn norm_squared(t: &Tensor) -> Result<f64> {
     let (storage, layout) = t.storage_and_layout();
     match (&*storage, layout.contiguous_offsets()) {
         (candle_core::Storage::Cpu(candle_core::CpuStorage::F32(data)), Some((start, end))) => {
-            Ok(vector::sum_of_squares(&data[start..end]))
+            Ok(vector::sum_of_squares(simd::level()?, &data[start..end]))
         }
         _ => t.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar(),
     }
@@ -346,7 +346,7 @@ mod tests {
             .iter()
             .map(|(_, g)| g.map_or(Ok(0.), |g| g.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()));
         let exact = each.sum::<Result<f64>>()?.sqrt();
-        assert!((norm - exact).abs() < 1e-12 * exact);
+        assert!((norm - exact).abs() < 1e-6 * exact);
         assert_eq!((clip_factor(norm, 0.), clip_factor(norm, norm + 1.)), (1., 1.));
         assert!((clip_factor(norm, 1.) * norm - 1.).abs() < 1e-5);
         Ok(())

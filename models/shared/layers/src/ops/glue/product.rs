@@ -92,7 +92,8 @@ pub unsafe fn product<S: Simd>(s: S, m: usize, n: usize, start: Start, terms: &[
                     (_, 1) => go!(1, 1),
                     (_, 2) => go!(1, 2),
                     (_, 3 | 4) => go!(1, 4),
-                    (_, 5..8) => go!(1, 7),
+                    (_, 5) => go!(1, 5),
+                    (_, 6..8) => go!(1, 7),
                     (_, _) => go!(1, 8),
                 }
             }

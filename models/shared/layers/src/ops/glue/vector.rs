@@ -3,14 +3,15 @@
 //! The polynomial is a least-maximum fit made for this crate; relative errors are below 2 units in the last place for
 //! [`exp`], 3 for [`sigmoid`] and [`tanh`]. NaN stays NaN.
 
-use pulp::{MemMask, Simd};
+use pulp::{MemMask, Simd, WithSimd};
 
+use super::simd::Level;
 use crate::random::{CONSTANTS, ROUNDS};
 
-/// The mask of the first `n` lanes.
+/// The mask of the first `n` lanes. (Not as a `MemMask`, which carries a pointer to be asked before every access.)
 #[inline(always)]
-pub fn first<S: Simd>(s: S, n: usize) -> MemMask<S::m32s> {
-    MemMask::new(s.mask_between_m32s(0, n as u32).mask())
+pub fn first<S: Simd>(s: S, n: usize) -> S::m32s {
+    s.mask_between_m32s(0, n as u32).mask()
 }
 
 /// Loads the lanes of `mask`; the others are zero.
@@ -18,9 +19,9 @@ pub fn first<S: Simd>(s: S, n: usize) -> MemMask<S::m32s> {
 /// # Safety
 /// The enabled lanes lie within one allocation.
 #[inline(always)]
-pub unsafe fn load<S: Simd>(s: S, mask: MemMask<S::m32s>, from: *const f32) -> S::f32s {
+pub unsafe fn load<S: Simd>(s: S, mask: S::m32s, from: *const f32) -> S::f32s {
     // SAFETY: the caller's promise.
-    unsafe { s.mask_load_ptr_f32s(mask, from) }
+    unsafe { s.mask_load_ptr_f32s(MemMask::new(mask), from) }
 }
 
 /// Stores the lanes of `mask`.
@@ -28,9 +29,9 @@ pub unsafe fn load<S: Simd>(s: S, mask: MemMask<S::m32s>, from: *const f32) -> S
 /// # Safety
 /// The enabled lanes lie within one allocation that nobody else accesses.
 #[inline(always)]
-pub unsafe fn store<S: Simd>(s: S, mask: MemMask<S::m32s>, to: *mut f32, v: S::f32s) {
+pub unsafe fn store<S: Simd>(s: S, mask: S::m32s, to: *mut f32, v: S::f32s) {
     // SAFETY: the caller's promise.
-    unsafe { s.mask_store_ptr_f32s(mask, to, v) }
+    unsafe { s.mask_store_ptr_f32s(MemMask::new(mask), to, v) }
 }
 
 /// The integer n nearest to x / ln 2, as a float and (in its lowest bits) as an integer, and eʳ - 1 for r = x - n ln 2.
@@ -124,24 +125,36 @@ pub fn lanes<S: Simd>(s: S) -> S::u32s {
     s.partial_load_u32s(&NUMBERS[..S::U32_LANES])
 }
 
-/// Sum of squares in f64, in a fixed order.
-pub fn sum_of_squares(x: &[f32]) -> f64 {
-    // Sixteen partial sums let the compiler use vectors without changing the order of additions.
-    let mut parts = [0f64; 16];
-    let chunks = x.chunks_exact(16);
-    let tail: f64 = chunks.remainder().iter().map(|&v| f64::from(v) * f64::from(v)).sum();
-    for chunk in chunks {
-        for (p, &v) in parts.iter_mut().zip(chunk) {
-            *p += f64::from(v) * f64::from(v);
+/// Sum of squares in a fixed order: f32 within blocks of a thousand or so, f64 across them.
+pub fn sum_of_squares(level: Level, x: &[f32]) -> f64 {
+    level.run(SumOfSquares(x))
+}
+
+struct SumOfSquares<'a>(&'a [f32]);
+
+impl WithSimd for SumOfSquares<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, s: S) -> f64 {
+        let mut total = 0.;
+        for block in self.0.chunks(1024) {
+            let (whole, rest) = S::as_simd_f32s(block);
+            let rest = s.partial_load_f32s(rest);
+            let mut parts = [s.mul_f32s(rest, rest), s.splat_f32s(0.), s.splat_f32s(0.), s.splat_f32s(0.)];
+            for four in whole.chunks(4) {
+                for (part, x) in parts.iter_mut().zip(four) {
+                    *part = s.mul_add_e_f32s(*x, *x, *part);
+                }
+            }
+            total += parts.into_iter().map(|p| f64::from(s.reduce_sum_f32s(p))).sum::<f64>();
         }
+        total
     }
-    parts.iter().sum::<f64>() + tail
 }
 
 #[cfg(test)]
 mod tests {
-    use pulp::WithSimd;
-
     use super::*;
     use crate::ops::glue::simd::levels;
 

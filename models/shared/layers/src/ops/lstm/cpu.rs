@@ -2,7 +2,7 @@ use candle_core::{Result, bail};
 use pulp::{Simd, WithSimd};
 
 use crate::ops::glue::product::{Matrix, Start, Term, product};
-use crate::ops::glue::simd;
+use crate::ops::glue::simd::{self, Level};
 use crate::ops::glue::{Buffer, Pointer, View, parallel, vector};
 
 /// Rows of the batch that one thread takes: whole tiles of the products. As sums over the batch are made chunk by
@@ -76,25 +76,55 @@ pub(super) struct Outputs {
 }
 
 /// (rows, columns) to (columns, rows).
-fn transposed(m: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    const BLOCK: usize = 16;
+fn transposed(level: Level, m: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     let mut out = vec![0f32; m.len()];
-    for i0 in (0..rows).step_by(BLOCK) {
-        for j0 in (0..columns).step_by(BLOCK) {
-            for i in i0..rows.min(i0 + BLOCK) {
-                for j in j0..columns.min(j0 + BLOCK) {
-                    out[j * rows + i] = m[i * columns + j];
+    level.run(Transpose { m, out: &mut out, rows, columns });
+    out
+}
+
+struct Transpose<'a> {
+    m: &'a [f32],
+    out: &'a mut [f32],
+    rows: usize,
+    columns: usize,
+}
+
+impl WithSimd for Transpose<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        /// Rows and columns of a block that is turned in registers.
+        const N: usize = 8;
+        let Self { m, out, rows, columns } = self;
+        for i0 in (0..rows).step_by(N) {
+            for j0 in (0..columns).step_by(N) {
+                if i0 + N <= rows && j0 + N <= columns {
+                    let mut block = [[0f32; N]; N];
+                    for (i, row) in block.iter_mut().enumerate() {
+                        row.copy_from_slice(&m[(i0 + i) * columns + j0..][..N]);
+                    }
+                    for j in 0..N {
+                        let column: [f32; N] = std::array::from_fn(|i| block[i][j]);
+                        out[(j0 + j) * rows + i0..][..N].copy_from_slice(&column);
+                    }
+                    continue;
+                }
+                for i in i0..rows.min(i0 + N) {
+                    for j in j0..columns.min(j0 + N) {
+                        out[j * rows + i] = m[i * columns + j];
+                    }
                 }
             }
         }
     }
-    out
 }
 
 pub(super) fn forward(size: Size, inputs: &Inputs, sequence: bool, save: bool) -> Result<Outputs> {
     let Size { batch, time, input, hidden } = size;
     let level = simd::level()?;
-    let (w_ih, w_hh) = (transposed(inputs.w_ih, size.gates(), input), transposed(inputs.w_hh, size.gates(), hidden));
+    let turned = |w: &[f32], features| transposed(level, w, size.gates(), features);
+    let (w_ih, w_hh) = (turned(inputs.w_ih, input), turned(inputs.w_hh, hidden));
     let bias: Vec<f32> = inputs.b_ih.iter().zip(inputs.b_hh).map(|(a, b)| a + b).collect();
     let steps = batch * time;
     let mut y = sequence.then(|| Buffer::new(steps * hidden));
@@ -151,24 +181,40 @@ impl WithSimd for ForwardChunk<'_> {
         let zeros = || vec![0f32; rows * hidden];
         let (mut h, mut c) =
             inputs.state.map_or_else(|| (zeros(), zeros()), |(h, c)| (h[own.clone()].to_vec(), c[own].to_vec()));
-        let mut scratch = if to.kept.is_none() { vec![0f32; rows * gates] } else { vec![] };
-        let mut x_t = vec![0f32; rows * input];
+        // With few rows the products of single steps are slow: those with x are made for all steps at once.
+        let ahead = rows < 4;
+        let mut scratch = vec![0f32; if to.kept.is_some() { 0 } else { rows * gates * if ahead { time } else { 1 } }];
+        // Where z of step t is, and the distance to the step after.
+        let (z_first, z_step) = match to.kept {
+            // SAFETY: the first row of this chunk in (time, batch, 4 hidden).
+            Some([kept, _]) => (unsafe { kept.at(first * gates) }, size.batch * gates),
+            None => (scratch.as_mut_ptr(), if ahead { rows * gates } else { 0 }),
+        };
+        if ahead {
+            for r in 0..rows {
+                let x = &inputs.x[(first + r) * time * input..(first + r + 1) * time * input];
+                let term = Term { a: Matrix { data: x, row: input, col: 1 }, b: self.w_ih, b_row: gates, k: input };
+                // SAFETY: row r of every step, which belongs to this chunk.
+                unsafe { product(s, time, gates, Start::Row(self.bias), &[term], z_first.add(r * gates), z_step) };
+            }
+        }
+        let mut x_t = vec![0f32; if ahead { 0 } else { rows * input }];
         for t in 0..time {
             let step = t * size.batch + first; // of the first row, time first
-            inputs.gather(size, first, t, &mut x_t);
-            let z = match to.kept {
-                // SAFETY: the step's rows lie within (time, batch, 4 hidden), and are this chunk's own.
-                Some([kept, _]) => unsafe { kept.at(step * gates) },
-                None => scratch.as_mut_ptr(),
-            };
+            // SAFETY: step t lies within the kept gates or the scratch.
+            let z = unsafe { z_first.add(t * z_step) };
+            if !ahead {
+                inputs.gather(size, first, t, &mut x_t);
+            }
             let terms = [
                 Term { a: Matrix { data: &x_t, row: input, col: 1 }, b: self.w_ih, b_row: gates, k: input },
                 Term { a: Matrix { data: &h, row: hidden, col: 1 }, b: self.w_hh, b_row: gates, k: hidden },
             ];
             // Without an initial state the first h is zero.
-            let terms = if t == 0 && inputs.state.is_none() { &terms[..1] } else { &terms };
+            let terms = &terms[usize::from(ahead)..if t == 0 && inputs.state.is_none() { 1 } else { 2 }];
+            let start = if ahead { Start::Result } else { Start::Row(self.bias) };
             // SAFETY: z points to this chunk's rows of step t, which no other chunk touches.
-            unsafe { product(s, rows, gates, Start::Row(self.bias), terms, z, gates) };
+            unsafe { product(s, rows, gates, start, terms, z, gates) };
             for r in 0..rows {
                 for u in (0..hidden).step_by(S::F32_LANES) {
                     let mask = vector::first(s, (hidden - u).min(S::F32_LANES));
@@ -249,8 +295,11 @@ pub(super) fn backward(
     let [w_ih, w_hh, bias] = sums;
     // SAFETY: the chunks cover all rows of the batch and write every step of dx and the state's gradients.
     let (dx, state) = unsafe { (dx.map(|b| b.finish()), state.map(|buffers| buffers.map(|b| b.finish()))) };
-    let mut result =
-        vec![dx, needs[1].then(|| transposed(&w_ih, input, width)), needs[2].then(|| transposed(&w_hh, hidden, width))];
+    let mut result = vec![
+        dx,
+        needs[1].then(|| transposed(level, &w_ih, input, width)),
+        needs[2].then(|| transposed(level, &w_hh, hidden, width)),
+    ];
     result.extend([3, 4].map(|i| needs[i].then(|| bias.clone())));
     if let Some([dh, dc]) = state {
         result.extend([needs[5].then_some(dh), needs[6].then_some(dc)]);
@@ -292,6 +341,14 @@ struct BackwardChunk<'a> {
     to: BackwardTo,
 }
 
+/// What goes from a step to the one before, each (rows, hidden).
+struct Carried {
+    dh: Vec<f32>,
+    dc: Vec<f32>,
+    /// tanh(c_t), which the step after needed first.
+    tanh_c: Vec<f32>,
+}
+
 /// The factors of the weight gradients over some steps, each (steps · rows, …), with the last step first.
 struct Factors {
     dz: Vec<f32>,
@@ -310,19 +367,19 @@ impl WithSimd for BackwardChunk<'_> {
         let width = size.gates();
         let own = first * hidden..(first + rows) * hidden;
         let start = |g: Option<&[f32]>| g.map_or_else(|| vec![0f32; rows * hidden], |g| g[own.clone()].to_vec());
-        let (mut dh, mut dc) = (start(grads.h), start(grads.c));
+        let mut carried = Carried { dh: start(grads.h), dc: start(grads.c), tanh_c: vec![0.; rows * hidden] };
         let block = STEPS.min(time) * rows;
         let mut factors =
             Factors { dz: vec![0.; block * width], x: vec![0.; block * input], before: vec![0.; block * hidden] };
         let mut done = 0; // rows of the factors that are filled
         for t in (0..time).rev() {
-            self.cells_backward(s, t, &mut dh, &mut dc, &mut factors, done);
+            self.cells_backward(s, t, &mut carried, &mut factors, done);
             let a = Matrix { data: &factors.dz[done * width..], row: width, col: 1 };
             // SAFETY: dh is this chunk's own; its rows of dx are `time` steps apart.
             unsafe {
                 if t > 0 || to.state.is_some() {
                     let term = Term { a, b: inputs.w_hh, b_row: hidden, k: width };
-                    product(s, rows, hidden, Start::Zero, &[term], dh.as_mut_ptr(), hidden);
+                    product(s, rows, hidden, Start::Zero, &[term], carried.dh.as_mut_ptr(), hidden);
                 }
                 if let Some(dx) = to.dx {
                     let term = Term { a, b: inputs.w_ih, b_row: input, k: width };
@@ -339,25 +396,17 @@ impl WithSimd for BackwardChunk<'_> {
         if let Some([h, c]) = to.state {
             // SAFETY: this chunk's rows, in buffers of (batch, hidden).
             unsafe {
-                h.at(first * hidden).copy_from_nonoverlapping(dh.as_ptr(), dh.len());
-                c.at(first * hidden).copy_from_nonoverlapping(dc.as_ptr(), dc.len());
+                h.at(first * hidden).copy_from_nonoverlapping(carried.dh.as_ptr(), carried.dh.len());
+                c.at(first * hidden).copy_from_nonoverlapping(carried.dc.as_ptr(), carried.dc.len());
             }
         }
     }
 }
 
 impl BackwardChunk<'_> {
-    /// Step t from dh and dc: dz and h_{t-1} into the factors, from row `done` on; dc for the step before.
+    /// Step t from dh and dc: dz and h_{t-1} into the factors, from row `done` on; dc and tanh(c) for the step before.
     #[inline(always)]
-    fn cells_backward<S: Simd>(
-        &self,
-        s: S,
-        t: usize,
-        dh: &mut [f32],
-        dc: &mut [f32],
-        factors: &mut Factors,
-        done: usize,
-    ) {
+    fn cells_backward<S: Simd>(&self, s: S, t: usize, carried: &mut Carried, factors: &mut Factors, done: usize) {
         let Self { size, first, rows, inputs, gates, cells, grads, .. } = *self;
         let Size { batch, time, hidden, .. } = size;
         let width = size.gates();
@@ -374,27 +423,31 @@ impl BackwardChunk<'_> {
                         |row: usize, k: usize| vector::load(s, mask, gates.as_ptr().add(row * width + k * hidden + u));
                     let cell = |row: usize| vector::load(s, mask, cells.as_ptr().add(row * hidden + u));
                     let (i, f, g, o) = (gate(row, 0), gate(row, 1), gate(row, 2), gate(row, 3));
+                    let kept_tanh = carried.tanh_c.as_mut_ptr().add(at);
+                    let tanh_c =
+                        if t + 1 == time { vector::tanh(s, cell(row)) } else { vector::load(s, mask, kept_tanh) };
                     let (c_before, h_before) = match inputs.state {
                         _ if t > 0 => {
                             let c = cell(row - batch);
-                            (c, s.mul_f32s(gate(row - batch, 3), vector::tanh(s, c)))
+                            let tanh = vector::tanh(s, c);
+                            vector::store(s, mask, kept_tanh, tanh);
+                            (c, s.mul_f32s(gate(row - batch, 3), tanh))
                         }
-                        Some((h0, c0)) => (
-                            vector::load(s, mask, c0.as_ptr().add(own_at)),
-                            vector::load(s, mask, h0.as_ptr().add(own_at)),
-                        ),
+                        Some((h0, c0)) => {
+                            let state = |v: &[f32]| vector::load(s, mask, v.as_ptr().add(own_at));
+                            (state(c0), state(h0))
+                        }
                         None => (s.splat_f32s(0.), s.splat_f32s(0.)),
                     };
                     vector::store(s, mask, before.as_mut_ptr().add(at), h_before);
-                    let tanh_c = vector::tanh(s, cell(row));
-                    let mut dh_t = vector::load(s, mask, dh.as_ptr().add(at));
+                    let mut dh_t = vector::load(s, mask, carried.dh.as_ptr().add(at));
                     if let Some(dy) = grads.y {
                         let dy = dy.as_ptr().add(((first + r) * time + t) * hidden + u);
                         dh_t = s.add_f32s(dh_t, vector::load(s, mask, dy));
                     }
                     let slope = |y| s.negate_mul_add_e_f32s(y, y, one); // of tanh
                     let sigmoid_slope = |y| s.mul_f32s(y, s.sub_f32s(one, y));
-                    let dc_t = vector::load(s, mask, dc.as_ptr().add(at));
+                    let dc_t = vector::load(s, mask, carried.dc.as_ptr().add(at));
                     let dc_t = s.mul_add_e_f32s(s.mul_f32s(dh_t, o), slope(tanh_c), dc_t);
                     let parts = [
                         s.mul_f32s(s.mul_f32s(dc_t, g), sigmoid_slope(i)),
@@ -405,7 +458,7 @@ impl BackwardChunk<'_> {
                     for (k, part) in parts.into_iter().enumerate() {
                         vector::store(s, mask, dz.as_mut_ptr().add(r * width + k * hidden + u), part);
                     }
-                    vector::store(s, mask, dc.as_mut_ptr().add(at), s.mul_f32s(dc_t, f));
+                    vector::store(s, mask, carried.dc.as_mut_ptr().add(at), s.mul_f32s(dc_t, f));
                 }
             }
         }
