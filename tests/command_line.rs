@@ -1,0 +1,203 @@
+//! The `zoo` binary as a user meets it.
+
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+fn zoo(dir: &Path, args: &[&str]) -> Output {
+    zoo_with(dir, args, &[])
+}
+
+fn zoo_with(dir: &Path, args: &[&str], env: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_zoo"));
+    command.current_dir(dir).args(args).envs(env.iter().copied()).output().expect("zoo starts")
+}
+
+fn json(output: &Output) -> Result<Value, Box<dyn std::error::Error>> {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+/// A run that takes a second.
+const SMALL: [&str; 6] = ["--set", "data.simulated_days=200", "--set", "model.hidden=8", "--set", "model.window=10"];
+
+fn train(dir: &Path, more: &[&str], env: &[(&str, &str)]) -> Output {
+    zoo_with(dir, &[&["train", "stock-lstm", "--json"], &SMALL[..], more].concat(), env)
+}
+
+#[test]
+fn a_model_is_trained_and_evaluated() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let trained = json(&train(dir.path(), &["--epochs", "3"], &[]))?;
+    let run = dir.path().join("runs/stock-lstm-default");
+    assert_eq!(trained["model"], "stock-lstm");
+    assert_eq!(trained["gradients"]["with_gradient"], 10);
+    for file in [
+        "config.toml",
+        "metrics.jsonl",
+        "curves.svg",
+        "curves.png",
+        "best.safetensors",
+        "last.safetensors",
+        "checkpoints",
+    ] {
+        assert!(run.join(file).exists(), "{file}");
+    }
+    let lines = std::fs::read_to_string(run.join("metrics.jsonl"))?;
+    assert!(lines.lines().all(|l| serde_json::from_str::<Value>(l).is_ok_and(|v| v["step"].is_u64())), "{lines}");
+    let judged = json(&zoo(dir.path(), &["eval", "stock-lstm", "--checkpoint", "runs/stock-lstm-default", "--json"]))?;
+    for baseline in ["last_value", "drift", "moving_average"] {
+        for metric in ["rmse", "mae", "mape", "directional_accuracy"] {
+            assert!(judged["baselines"][baseline][metric].is_f64() && judged["metrics"][metric].is_f64(), "{judged}");
+        }
+    }
+    assert!(judged["remarks"].to_string().contains("simulated"), "{judged}");
+    // The run's own configuration repeats it, to the byte.
+    let again =
+        zoo(dir.path(), &["train", "stock-lstm", "--config", "runs/stock-lstm-default/config.toml", "--out", "again"]);
+    assert!(again.status.success() && again.stdout.is_empty());
+    assert_eq!(std::fs::read(run.join("last.safetensors"))?, std::fs::read(dir.path().join("again/last.safetensors"))?);
+    // A second run takes the next name.
+    json(&train(dir.path(), &["--steps", "1"], &[]))?;
+    assert!(dir.path().join("runs/stock-lstm-default-2").exists());
+    Ok(())
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes_at_any_number_of_threads() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let mut weights = vec![];
+    for (i, threads) in ["1", "2", "1", "2"].iter().enumerate() {
+        let out = format!("run{i}");
+        json(&train(dir.path(), &["--steps", "40", "--out", &out], &[("RAYON_NUM_THREADS", threads)]))?;
+        weights.push(std::fs::read(dir.path().join(out).join("last.safetensors"))?);
+    }
+    assert!(weights.windows(2).all(|w| w[0] == w[1]));
+    json(&train(dir.path(), &["--steps", "40", "--out", "other", "--seed", "7"], &[]))?;
+    assert_ne!(weights[0], std::fs::read(dir.path().join("other/last.safetensors"))?);
+    Ok(())
+}
+
+#[test]
+fn fast_dev_run_writes_nothing_and_overfit_batch_learns_it_by_heart() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let quick = json(&train(dir.path(), &["--fast-dev-run"], &[]))?;
+    assert_eq!((&quick["steps"], &quick["out"]), (&3.into(), &Value::Null));
+    assert_eq!(std::fs::read_dir(dir.path())?.count(), 0);
+    let more = [
+        "--overfit-batch",
+        "--steps",
+        "600",
+        "--set",
+        "train.lr=0.01",
+        "--set",
+        "model.dropout=0",
+        "--set",
+        "train.batch_size=8",
+    ];
+    let learned = json(&train(dir.path(), &more, &[]))?;
+    assert!(learned["loss"].as_f64().is_some_and(|l| l < 0.01), "{learned}");
+    Ok(())
+}
+
+#[test]
+fn list_params_and_completions_answer() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let listed = json(&zoo(dir.path(), &["list", "--json"]))?;
+    assert_eq!(listed["models"][0]["presets"][0]["parameters"], 31_051);
+    let counted = json(&zoo(dir.path(), &["params", "stock-lstm", "--json"]))?;
+    assert_eq!((&counted["total"], &counted["trainable"]), (&31_051.into(), &31_051.into()));
+    assert_eq!(counted["tensors"].as_array().map(Vec::len), Some(10));
+    assert_eq!(counted["tensors"][0]["name"], "lstm.weight_ih_l0");
+    json(&train(dir.path(), &["--steps", "1", "--out", "run"], &[]))?;
+    let of_file = json(&zoo(dir.path(), &["params", "stock-lstm", "--checkpoint", "run", "--json"]))?;
+    assert_eq!(of_file["tensors"][1]["shape"], serde_json::json!([32, 8]));
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(String::from_utf8_lossy(&zoo(dir.path(), &["completions", shell]).stdout).contains("zoo"));
+    }
+    Ok(())
+}
+
+#[test]
+fn wrong_calls_and_files_are_refused_in_one_line_and_write_nothing() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let file = |name: &str, text: &[u8]| std::fs::write(dir.path().join(name), text);
+    file("bad.csv", b"Date,Close\n2020-01-02,1\n2020-01-03,zero\n")?;
+    file("short.csv", b"Date,Close\n2020-01-02,1\n2020-01-03,2\n")?;
+    file("bad.toml", b"[train]\nlearning_rate = 1\n")?;
+    file("cut.safetensors", &[1, 2, 3])?;
+    let before = std::fs::read_dir(dir.path())?.count();
+    for (args, code, expected) in [
+        (vec!["train"], 2, "required"),
+        (vec!["trian", "stock-lstm"], 2, "did you mean train?"),
+        (vec!["train", "stock-lstm", "--epoch", "3"], 2, "did you mean --epochs?"),
+        (vec!["train", "stock-lstn"], 2, "did you mean stock-lstm?"),
+        (vec!["train", "stock-lstm", "--preset", "huge"], 2, "it has default, ohlcv"),
+        (vec!["train", "stock-lstm", "--set", "train.learning_rate=1"], 2, "unknown key train.learning_rate"),
+        (vec!["train", "stock-lstm", "--set", "train.lr=fast"], 2, "train.lr takes a number"),
+        (vec!["train", "stock-lstm", "--set", "data.target=price"], 2, "unknown variant"),
+        (vec!["train", "stock-lstm", "--config", "bad.toml"], 2, "bad.toml: unknown key train.learning_rate"),
+        (vec!["train", "stock-lstm", "--config", "none.toml"], 1, "none.toml"),
+        (vec!["train", "stock-lstm", "--data", "none.csv"], 1, "none.csv"),
+        (vec!["train", "stock-lstm", "--data", "bad.csv"], 1, "bad.csv: line 3: Close is \"zero\""),
+        (vec!["train", "stock-lstm", "--data", "short.csv"], 1, "short.csv: 2 days, a window of 60 needs at least 64"),
+        (vec!["train", "stock-lstm", "--data", "."], 1, "."),
+        (vec!["train", "stock-lstm", "--device", "gpu"], 2, "expected cpu, cuda"),
+        (vec!["train", "stock-lstm", "--resume"], 1, "there is no run of stock-lstm"),
+        (vec!["train", "stock-lstm", "--resume", "elsewhere"], 1, "elsewhere is not a run directory"),
+        (vec!["train", "stock-lstm", "--resume", "x", "--seed", "1"], 2, "cannot be used with"),
+        (vec!["train", "stock-lstm", "--steps", "0", "--set", "train.epochs=0"], 2, "train.steps or train.epochs"),
+        (vec!["eval", "stock-lstm", "--checkpoint", "none.safetensors"], 1, "none.safetensors"),
+        (
+            vec!["eval", "stock-lstm", "--checkpoint", "cut.safetensors"],
+            1,
+            "cut.safetensors: not a valid safetensors file",
+        ),
+        (vec!["bench", "stock-lstm", "--seconds", "0"], 2, "--seconds 0"),
+    ] {
+        let output = zoo(dir.path(), &args);
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {message}");
+        assert!(message.contains(expected), "{args:?}: {message}");
+        assert_eq!(message.trim_end().lines().count(), 1, "{args:?}: {message}");
+        assert!(output.stdout.is_empty(), "{args:?}");
+    }
+    let output = zoo_with(dir.path(), &["list"], &[("ZOO_SIMD", "avx1024")]);
+    assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(std::fs::read_dir(dir.path())?.count(), before, "something was written");
+    Ok(())
+}
+
+#[cfg(unix)]
+#[test]
+fn a_signal_saves_and_resume_ends_in_the_bytes_of_an_uninterrupted_run() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let epochs = ["--epochs", "60"];
+    json(&train(dir.path(), &[&epochs[..], &["--out", "through"]].concat(), &[]))?;
+    let args = [&["train", "stock-lstm"], &SMALL[..], &epochs, &["--out", "stopped"]].concat();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_zoo"))
+        .current_dir(dir.path())
+        .args(&args)
+        .stderr(std::process::Stdio::piped())
+        .spawn()?;
+    let started = Instant::now();
+    // The first line of metrics says that training is under way.
+    while !dir.path().join("stopped/metrics.jsonl").exists() && started.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Command::new("kill").args(["-INT", &child.id().to_string()]).status()?;
+    let status = child.wait()?;
+    let output = std::io::read_to_string(child.stderr.take().ok_or("no stderr")?)?;
+    assert_eq!(status.code(), Some(3), "{output}");
+    assert!(output.contains("continue with: zoo train stock-lstm --resume stopped"), "{output}");
+    assert!(zoo(dir.path(), &["train", "stock-lstm", "--resume", "stopped"]).status.success());
+    for file in ["last.safetensors", "best.safetensors"] {
+        let read = |run: &str| std::fs::read(dir.path().join(run).join(file));
+        assert_eq!(read("through")?, read("stopped")?, "{file}");
+    }
+    Ok(())
+}

@@ -1,0 +1,102 @@
+//! Training from end to end through the library: every parameter learns, a seed decides every bit.
+
+use candle_core::Device;
+use zoo_stock_lstm::{Config, Forecaster, Source, StockLstm, StockTask, simulate};
+use zoo_training::config::{Layers, resolve};
+use zoo_training::{End, Error, Options, RunDirectory, Silent, Task, Trainer};
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+fn settings(set: &[&str]) -> Vec<String> {
+    let base = ["data.simulated_days=300", "model.window=20", "model.hidden=20", "train.epochs=2"];
+    base.iter().chain(set).map(|s| s.to_string()).collect()
+}
+
+#[test]
+fn every_parameter_gets_a_gradient_and_moves() -> Outcome {
+    for preset in StockTask::PRESETS {
+        let config = resolve::<StockTask>(&Layers { preset: Some(preset.name), file: None, set: &settings(&[]) })?;
+        let task = StockTask::open(&config.model, &config.data, 1, None, &Device::Cpu)?;
+        let mut trainer = Trainer::new(&task, &config, &Device::Cpu, None, Options::default())?;
+        let before = trainer
+            .params()
+            .tensors()
+            .into_iter()
+            .map(|(n, t)| Ok((n, t.copy()?)))
+            .collect::<Result<Vec<_>, candle_core::Error>>()?;
+        let outcome = trainer.train(&mut Silent, &|| false)?;
+        assert_eq!(outcome.gradients.with_gradient, before.len());
+        for ((name, old), (_, new)) in before.iter().zip(trainer.params().tensors()) {
+            let values = |t: &candle_core::Tensor| t.flatten_all()?.to_vec1::<f32>();
+            let moved = values(old)?.iter().zip(values(&new)?).filter(|(a, b)| **a != *b).count();
+            assert_eq!(moved, old.elem_count(), "{name}: only {moved} of {} elements moved", old.elem_count());
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_trained_model_loads_from_one_file_and_forecasts_as_it_was_judged() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    for preset in ["default", "ohlcv"] {
+        let config = resolve::<StockTask>(&Layers { preset: Some(preset), file: None, set: &settings(&[]) })?;
+        let task = StockTask::open(&config.model, &config.data, config.train.seed, None, &Device::Cpu)?;
+        let run = RunDirectory::create(&dir.path().join(preset), "")?;
+        let mut trainer = Trainer::new(&task, &config, &Device::Cpu, Some(&run), Options::default())?;
+        assert_eq!(trainer.train(&mut Silent, &|| false)?.end, End::Finished);
+        let forecaster: Forecaster = StockLstm::load(&run.last(), &Device::Cpu)?;
+        let bars = simulate(300, config.train.seed).bars;
+        let forecast = forecaster.predict_bars(&bars)?;
+        assert!((forecast / bars[299].close - 1.).abs() < 0.2, "{forecast}");
+        assert_eq!(forecast, forecaster.predict_bars(&bars[300 - forecaster.days()..])?, "only the window counts");
+        let closes: Vec<f64> = bars.iter().map(|b| b.close).collect();
+        match preset {
+            "default" => assert_eq!(forecast, forecaster.predict(&closes)?),
+            _ => assert!(forecaster.predict(&closes).is_err()),
+        }
+        assert!(forecaster.predict_bars(&bars[..5]).unwrap_err().to_string().contains("needs 21 days, got 5"));
+        assert!(forecaster.predict_bars(&vec![zoo_stock_lstm::Bar::closing(-1.); 30]).is_err());
+    }
+    Ok(())
+}
+
+#[test]
+fn weights_of_another_shape_or_kind_are_refused_by_name() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("weights.safetensors");
+    zoo_checkpoint::write(&path, &[], &Default::default())?;
+    let message = StockLstm::load(&path, &Device::Cpu).map(|_| ()).unwrap_err().to_string();
+    assert!(message.contains("weights.safetensors: no model in its metadata"), "{message}");
+    Ok(())
+}
+
+#[test]
+fn real_prices_train_and_evaluate() -> Outcome {
+    let data =
+        std::env::var("ZOO_TEST_DATA").unwrap_or_else(|_| format!("{}/../../shared/data", env!("CARGO_MANIFEST_DIR")));
+    let path = format!("{data}/stocks/aapl_daily_1984_2008.csv");
+    if !std::path::Path::new(&path).exists() {
+        println!("skipped: no {path} (ZOO_TEST_DATA names the folder)");
+        return Ok(());
+    }
+    let source = Source { path, ..Source::default() };
+    let task = StockTask::open(&Config::default(), &source, 1, None, &Device::Cpu)?;
+    let counts =
+        [zoo_training::Split::Train, zoo_training::Split::Valid, zoo_training::Split::Test].map(|s| task.samples(s));
+    assert_eq!(counts.iter().sum::<usize>(), 6081 - 61);
+    assert!(task.describe_data().contains("1984-09-07 to 2008-10-14"), "{}", task.describe_data());
+    // Raw closes fall by half at each of the three splits; adjusted ones do not.
+    let close = Source { target: zoo_stock_lstm::Target::Close, ..source };
+    assert!(
+        StockTask::open(&Config::default(), &close, 1, None, &Device::Cpu)?.warnings()[0]
+            .contains("outside the training range")
+    );
+    Ok(())
+}
+
+#[test]
+fn an_unusable_file_is_an_error_and_not_a_panic() {
+    let source = Source { path: "missing.csv".into(), ..Source::default() };
+    let result = StockTask::open(&Config::default(), &source, 1, None, &Device::Cpu);
+    assert!(matches!(result.map(|_| ()), Err(Error::Io { .. })));
+}
