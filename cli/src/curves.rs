@@ -116,15 +116,42 @@ impl Curves {
         let of = |wanted: &dyn Fn(&str) -> bool| self.lines.iter().filter(|l| wanted(&l.name)).collect::<Vec<_>>();
         let is_loss = |n: &str| n == "loss" || n.ends_with(" loss");
         let panels = [
-            ("loss", of(&is_loss), true),
-            ("validation metrics", of(&|n| n.contains(' ') && !is_loss(n)), false),
-            ("gradient norm before clipping", of(&|n| n == "grad_norm"), true),
-            ("learning rate", of(&|n| n == "lr"), false),
+            ("loss", of(&is_loss)),
+            ("validation metrics", of(&|n| n.contains(' ') && !is_loss(n))),
+            ("gradient norm before clipping", of(&|n| n == "grad_norm")),
+            ("learning rate", of(&|n| n == "lr")),
         ];
-        for ((title, lines, log), part) in panels.into_iter().zip(area.split_evenly((2, 2))) {
-            panel(&part, title, &lines, log)?;
+        for ((title, lines), part) in panels.into_iter().zip(area.split_evenly((2, 2))) {
+            panel(&part, title, &lines)?;
         }
         area.present().map_err(failed)
+    }
+}
+
+impl Line {
+    /// Means over equal parts where there are more points than one can see apart.
+    fn smoothed(&self) -> Line {
+        const PARTS: usize = 200;
+        let each = self.points.len().div_ceil(PARTS).max(1);
+        let mean = |part: &[(f64, f64)]| {
+            let n = part.len() as f64;
+            (part[part.len() - 1].0, part.iter().map(|p| p.1).sum::<f64>() / n)
+        };
+        let name = if each > 1 { format!("{} (mean of {each})", self.name) } else { self.name.clone() };
+        Line { name, points: self.points.chunks(each).map(mean).collect() }
+    }
+}
+
+/// Three digits or so, without zeros that say nothing.
+fn number(v: f64) -> String {
+    match v.abs() {
+        0. => "0".into(),
+        a if !(1e-3..1e5).contains(&a) => format!("{v:.1e}"),
+        a => {
+            let decimals = (2 - a.log10().floor() as i32).max(0) as usize;
+            let text = format!("{v:.decimals$}");
+            if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_string() } else { text }
+        }
     }
 }
 
@@ -132,10 +159,11 @@ fn failed<E: std::error::Error + Send + Sync>(e: DrawingAreaErrorKind<E>) -> any
     anyhow!("drawing curves: {}", first_line(&e))
 }
 
-fn panel<B: DrawingBackend>(area: &DrawingArea<B, Shift>, title: &str, lines: &[&Line], log: bool) -> anyhow::Result<()>
+fn panel<B: DrawingBackend>(area: &DrawingArea<B, Shift>, title: &str, lines: &[&Line]) -> anyhow::Result<()>
 where
     B::ErrorType: 'static,
 {
+    let lines: Vec<Line> = lines.iter().map(|l| l.smoothed()).collect();
     let points = || lines.iter().flat_map(|l| l.points.iter().copied());
     let fold = |values: &dyn Fn((f64, f64)) -> f64| {
         points().map(values).fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), v| (a.min(v), b.max(v)))
@@ -151,7 +179,9 @@ where
     macro_rules! draw {
         ($y:expr) => {{
             let mut chart = chart.build_cartesian_2d(x, $y).map_err(failed)?;
-            chart.configure_mesh().light_line_style(TRANSPARENT).x_desc("step").draw().map_err(failed)?;
+            let mut mesh = chart.configure_mesh();
+            mesh.light_line_style(TRANSPARENT).x_desc("step").x_labels(6).y_labels(8);
+            mesh.x_label_formatter(&|x| format!("{x:.0}")).y_label_formatter(&|y| number(*y)).draw().map_err(failed)?;
             for (line, color) in lines.iter().zip(COLORS.iter().cycle()) {
                 let series = LineSeries::new(line.points.iter().copied(), color);
                 let legend = move |(x, y)| PathElement::new([(x, y), (x + 15, y)], color);
@@ -167,8 +197,9 @@ where
             }
         }};
     }
-    let pad = (0.05 * (y1 - y0)).max(1e-3 * y1.abs()).max(1e-12);
-    if log && y0 > 0. && y1 > 20. * y0 {
+    let pad = (0.05 * (y1 - y0)).max(if y0 == y1 { 0.1 * y1.abs() } else { 0. }).max(1e-12);
+    // Values far apart, such as metrics in different units, share a logarithmic axis.
+    if y0 > 0. && y1 > 20. * y0 {
         draw!((y0 * 0.9..y1 * 1.1).log_scale());
     } else {
         draw!(y0 - pad..y1 + pad);
@@ -214,6 +245,10 @@ mod tests {
         }
         curves.observe(&Event::Evaluated { step: 5, metrics: &vec![("loss", 2.), ("rmse", 3.)], best: true });
         assert!(curves.lines.iter().all(|l| l.points.len() <= 8192));
+        assert_eq!(
+            [0., 1e-5, 0.00123, 0.5, 12.345, 400., 123456.].map(number),
+            ["0", "1.0e-5", "0.00123", "0.5", "12.3", "400", "1.2e5"]
+        );
         let svg = curves.svg()?;
         assert!(svg.contains("valid loss") && svg.contains("validation metrics"), "{svg}");
         Ok(())

@@ -12,7 +12,9 @@ use crate::data::{Days, read_csv, simulate};
 use crate::features::{Scaler, close_index, raw};
 use crate::{Config, FeatureSet, Source, StockLstm, Target};
 
-/// Days of the moving-average baseline.
+/// Forecasts that cost nothing: the close before, the close before moved by the training part's mean return, and the
+/// mean of the last [`AVERAGE`] closes.
+const BASELINES: [&str; 3] = ["last_value", "drift", "moving_average"];
 const AVERAGE: usize = 20;
 
 /// Windows of a price series, each with the day that follows it.
@@ -90,20 +92,31 @@ impl StockTask {
         ]
     }
 
-    fn baselines(&self, split: Split) -> Vec<(&'static str, Metrics)> {
+    /// What a baseline forecasts for each day of a split.
+    fn baseline(&self, split: Split, name: &str) -> Vec<f64> {
         let close = |day: usize| self.days.bars[day].close;
-        let judge = |name, forecast: &dyn Fn(usize) -> f64| {
-            let forecasts: Vec<f64> = self.range(split).map(|i| forecast(self.target_day(i))).collect();
-            (name, self.judge(split, &forecasts))
-        };
-        vec![
-            judge("last_value", &|day| close(day - 1)),
-            judge("drift", &|day| close(day - 1) * self.drift.exp()),
-            judge("moving_average", &|day| {
+        let forecast = |day: usize| match name {
+            "drift" => close(day - 1) * self.drift.exp(),
+            "moving_average" => {
                 let first = day.saturating_sub(AVERAGE);
                 (first..day).map(close).sum::<f64>() / (day - first) as f64
-            }),
-        ]
+            }
+            _ => close(day - 1),
+        };
+        self.range(split).map(|i| forecast(self.target_day(i))).collect()
+    }
+
+    /// By how many standard errors the mean squared error of `forecasts` is below the baseline's on the same days
+    /// (Diebold and Mariano 1995, one step ahead).
+    fn advantage(&self, split: Split, forecasts: &[f64], baseline: &str) -> f64 {
+        let baseline = self.baseline(split, baseline);
+        let actual = self.range(split).map(|i| self.days.bars[self.target_day(i)].close);
+        let gain = |(a, (f, b)): (f64, (&f64, &f64))| (b - a).powi(2) - (f - a).powi(2);
+        let gains: Vec<f64> = actual.zip(forecasts.iter().zip(&baseline)).map(gain).collect();
+        let n = gains.len() as f64;
+        let mean = gains.iter().sum::<f64>() / n;
+        let variance = gains.iter().map(|g| (g - mean).powi(2)).sum::<f64>() / (n - 1.).max(1.);
+        if variance > 0. { mean / (variance / n).sqrt() } else { 0. }
     }
 
     /// Share of a split's days on which the close rose, of those on which it changed.
@@ -310,20 +323,29 @@ impl Task for StockTask {
     }
 
     fn evaluate(&self, model: &StockLstm, split: Split) -> Result<Evaluation> {
-        let metrics = self.judge(split, &self.forecasts(model, split)?);
-        let baselines = self.baselines(split);
+        let forecasts = self.forecasts(model, split)?;
+        let metrics = self.judge(split, &forecasts);
+        let baselines: Vec<_> =
+            BASELINES.iter().map(|name| (*name, self.judge(split, &self.baseline(split, name)))).collect();
         let mut remarks = vec![];
         if self.simulated {
             remarks.push("These are simulated prices: the figures say nothing about any market.".to_string());
         }
-        let rmse = metric(&metrics, "rmse");
-        let best = baselines.iter().map(|(name, m)| (*name, metric(m, "rmse"))).min_by(|a, b| a.1.total_cmp(&b.1));
-        if let Some((name, best)) = best {
-            let name = name.replace('_', " ");
-            remarks.push(if rmse < best {
-                format!("The model beats every baseline in RMSE ({rmse:.4} against {best:.4} of {name}); check that it does on other periods.")
-            } else {
-                format!("The model does not beat {name} (RMSE {rmse:.4} against {best:.4}): its forecasts are of no use on these days.")
+        let rmse = |m: &Metrics| metric(m, "rmse");
+        if let Some((key, best)) = baselines.iter().min_by(|a, b| rmse(&a.1).total_cmp(&rmse(&b.1))) {
+            let (model, name, best) = (rmse(&metrics), key.replace('_', " "), rmse(best));
+            let errors = self.advantage(split, &forecasts, key);
+            let beside = format!(
+                "RMSE {model:.4} against {best:.4}, {errors:+.1} standard errors of the difference in squared error"
+            );
+            remarks.push(match errors {
+                e if e > 2. => format!(
+                    "The model beats {name}, the best baseline ({beside}); check that it does on other periods."
+                ),
+                e if e >= -2. => {
+                    format!("The model is no better than {name} ({beside}): a difference this small is chance.")
+                }
+                _ => format!("The model is worse than {name} ({beside}): its forecasts are of no use on these days."),
             });
         }
         let up = self.share_up(split);
@@ -404,7 +426,10 @@ mod tests {
         assert!((metric(&off, "mape") - 1.).abs() < 1e-9);
         let unchanged = task.judge(Split::Test, &days(&|d| close(d - 1)));
         assert_eq!(metric(&unchanged, "directional_accuracy"), 50.);
-        assert_eq!(task.baselines(Split::Test)[0].1, unchanged);
+        assert_eq!(task.judge(Split::Test, &task.baseline(Split::Test, "last_value")), unchanged);
+        assert_eq!(task.advantage(Split::Test, &days(&|d| close(d - 1)), "last_value"), 0.);
+        assert!(task.advantage(Split::Test, &days(&close), "last_value") > 2.);
+        assert!(task.advantage(Split::Test, &days(&|d| 2. * close(d)), "last_value") < -2.);
         Ok(())
     }
 

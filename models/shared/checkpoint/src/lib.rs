@@ -61,7 +61,7 @@ pub enum Error {
         /// The tensor.
         tensor: String,
         /// candle's reason.
-        source: candle_core::Error,
+        source: Box<candle_core::Error>,
     },
 }
 

@@ -44,10 +44,10 @@ pub fn read(path: &Path, device: &Device) -> Result<Checkpoint> {
         let Ok(_) = DType::try_from(view.dtype()) else {
             return Err(Error::Dtype { path: path.to_path_buf(), tensor: name, dtype: format!("{:?}", view.dtype()) });
         };
-        let tensor = view.load(device).map_err(|source| Error::Tensor {
+        let tensor = view.load(device).map_err(|e| Error::Tensor {
             path: path.to_path_buf(),
             tensor: name.clone(),
-            source,
+            source: Box::new(e),
         })?;
         tensors.insert(name, tensor);
     }
@@ -86,7 +86,8 @@ fn repeated_name(bytes: &[u8]) -> Option<String> {
 /// # Errors
 /// The operating system's, or a tensor that cannot be brought to the CPU; the old file stays then.
 pub fn write(path: &Path, tensors: &[(String, Tensor)], metadata: &BTreeMap<String, String>) -> Result<()> {
-    let failed = |tensor: &str, source| Error::Tensor { path: path.to_path_buf(), tensor: tensor.to_string(), source };
+    let failed =
+        |tensor: &str, e| Error::Tensor { path: path.to_path_buf(), tensor: tensor.to_string(), source: Box::new(e) };
     // The format aligns every tensor to its element size: wider elements come first.
     let mut order: Vec<&(String, Tensor)> = tensors.iter().collect();
     order.sort_by_key(|(_, t)| std::cmp::Reverse(t.dtype().size_in_bytes()));

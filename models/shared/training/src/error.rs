@@ -25,7 +25,7 @@ pub enum Error {
     Checkpoint(#[from] zoo_checkpoint::Error),
     /// candle refused an operation.
     #[error(transparent)]
-    Candle(#[from] candle_core::Error),
+    Candle(Box<candle_core::Error>),
     /// Backward never reached these parameters.
     #[error(
         "no gradient reached {}: an operation between them and the loss cuts the graph (candle's fused norms, softmax \
@@ -45,6 +45,12 @@ pub enum Error {
         /// NaN or an infinity.
         value: f64,
     },
+}
+
+impl From<candle_core::Error> for Error {
+    fn from(e: candle_core::Error) -> Self {
+        Self::Candle(Box::new(e))
+    }
 }
 
 impl Error {

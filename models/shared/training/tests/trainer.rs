@@ -98,7 +98,7 @@ impl Task for Line {
         match (self.fault.as_str(), mode) {
             ("nan", Mode::Train { step: 5, .. }) => y * f64::NAN,
             // Finite loss, infinite gradient: the root of zero.
-            ("infinite gradient", Mode::Train { step: 2, .. }) => y.affine(0., 0.)? + (&y - &y)?.sqrt()?,
+            ("infinite gradient", Mode::Train { step: 2, .. }) => y.affine(0., 0.)? + (&y - y.detach())?.sqrt()?,
             _ => Ok(y),
         }
     }

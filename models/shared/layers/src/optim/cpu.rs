@@ -1,33 +1,24 @@
 use pulp::{Simd, WithSimd};
 
 use super::{Moments, Rule, Update};
-use crate::ops::glue::parallel;
 use crate::ops::glue::simd::Level;
+use crate::ops::glue::{Pointer, parallel};
 
 /// Elements a thread takes at a time.
 const CHUNK: usize = 32 * 1024;
 
 /// Moves `slices[0]` (parameter) and `slices[1..]` (state) by `grad`, in one pass over memory.
 pub(super) fn update(level: Level, u: Update, grad: &[f32], slices: &mut [&mut [f32]]) {
-    struct Shared(Vec<*mut f32>);
-    // SAFETY: each task dereferences only its own chunk of the slices, which are borrowed for the whole call.
-    unsafe impl Sync for Shared {}
-    impl Shared {
-        /// # Safety
-        /// `first..first + n` lies within slice `i`, and no other reference to it is alive.
-        unsafe fn chunk(&self, i: usize, first: usize, n: usize) -> &mut [f32] {
-            // SAFETY: the caller's promise.
-            unsafe { std::slice::from_raw_parts_mut(self.0[i].add(first), n) }
-        }
-    }
     assert!(slices.iter().all(|s| s.len() == grad.len()), "parameter, state and gradient differ in length");
-    let shared = Shared(slices.iter_mut().map(|s| s.as_mut_ptr()).collect());
-    let shared = &shared;
+    let pointers: Vec<Pointer> = slices.iter_mut().map(|s| Pointer::of(s)).collect();
     parallel::for_each(grad.len().div_ceil(CHUNK), |task| {
         let first = task * CHUNK;
         let n = CHUNK.min(grad.len() - first);
-        // SAFETY: chunks of different tasks are disjoint and within the slices, whose lengths were compared.
-        let slice = |i| if i < shared.0.len() { unsafe { shared.chunk(i, first, n) } } else { &mut [] };
+        let slice = |i: usize| match pointers.get(i) {
+            // SAFETY: chunks of different tasks are disjoint and within the slices, whose lengths were compared.
+            Some(p) => unsafe { std::slice::from_raw_parts_mut(p.at(first), n) },
+            None => &mut [],
+        };
         level.run(Kernel { u, grad: &grad[first..first + n], p: slice(0), a: slice(1), b: slice(2) });
     });
 }

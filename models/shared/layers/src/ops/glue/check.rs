@@ -179,7 +179,9 @@ fn differences<O: Op>(op: &O, inputs: &[Tensor], wants: &[bool], exact: &Run) ->
         for at in (0..base.len()).step_by(stride) {
             let slope = (loss(at, STEP)? - loss(at, -STEP)?) / (2. * STEP);
             let (rtol, atol) = DIFFERENCES;
-            if !((grad[at] - slope).abs() <= atol + rtol * slope.abs()) {
+            // A NaN is not close.
+            let close = (grad[at] - slope).abs() <= atol + rtol * slope.abs();
+            if !close {
                 let name = op.name();
                 bail!("{name}: reference gradient of input {i} at {at} is {}, central difference {slope}", grad[at])
             }
