@@ -66,30 +66,6 @@ pub struct Scaler {
 }
 
 impl Scaler {
-    /// Fits to rows of raw features.
-    pub(crate) fn fit(rows: &[Vec<f64>], target: Target, features: FeatureSet) -> Self {
-        let column = |k: usize| rows.iter().map(move |r| r[k]);
-        let n = rows.len().max(1) as f64;
-        let (mut shift, mut scale) = (vec![], vec![]);
-        for k in 0..features.len() {
-            let (a, b) = match target {
-                Target::Return => {
-                    let mean = column(k).sum::<f64>() / n;
-                    (mean, (column(k).map(|v| (v - mean).powi(2)).sum::<f64>() / n).sqrt())
-                }
-                Target::Close => {
-                    let (least, most) =
-                        (column(k).fold(f64::INFINITY, f64::min), column(k).fold(f64::NEG_INFINITY, f64::max));
-                    (least, most - least)
-                }
-            };
-            shift.push(a);
-            // A constant feature is scaled to zeros.
-            scale.push(if b > 0. { b } else { 1. });
-        }
-        Self { target, features, shift, scale }
-    }
-
     /// Scaled features of raw ones.
     pub(crate) fn apply(&self, raw: &[f64]) -> impl Iterator<Item = f32> {
         raw.iter().zip(self.shift.iter().zip(&self.scale)).map(|(v, (shift, scale))| ((v - shift) / scale) as f32)

@@ -226,11 +226,11 @@ mod tests {
 
     #[test]
     fn a_right_backward_passes_and_a_broken_one_fails() -> Result<()> {
-        let x = random(1, &[5, 3])?;
-        check(&Square { backward: 2., reference_cut: false }, &[x.clone()], &[true])?;
-        let slightly_off = check(&Square { backward: 2. + 1e-5, reference_cut: false }, &[x.clone()], &[true]);
+        let x = [random(1, &[5, 3])?];
+        check(&Square { backward: 2., reference_cut: false }, &x, &[true])?;
+        let slightly_off = check(&Square { backward: 2. + 1e-5, reference_cut: false }, &x, &[true]);
         assert!(slightly_off.unwrap_err().to_string().contains("gradient of input 0"));
-        let cut = check(&Square { backward: 1., reference_cut: true }, &[x], &[true]);
+        let cut = check(&Square { backward: 1., reference_cut: true }, &x, &[true]);
         assert!(cut.unwrap_err().to_string().contains("central difference"));
         Ok(())
     }

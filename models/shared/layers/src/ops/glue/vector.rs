@@ -181,7 +181,8 @@ mod tests {
     fn functions_are_within_their_stated_error() {
         let x: Vec<f32> =
             (-88_000..88_000).map(|i| i as f32 * 1e-3).chain((1..2000).map(|i| i as f32 * 1e-6)).collect();
-        let exact: [(fn(f64) -> f64, f64); 3] = [(f64::exp, 2.), (|v| 1. / (1. + (-v).exp()), 3.), (f64::tanh, 3.)];
+        type Exact = fn(f64) -> f64;
+        let exact: [(Exact, f64); 3] = [(f64::exp, 2.), (|v| 1. / (1. + (-v).exp()), 3.), (f64::tanh, 3.)];
         for level in levels() {
             for (which, (f, ulps)) in exact.iter().enumerate() {
                 let mut y = vec![0f32; x.len()];
