@@ -1,7 +1,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use zoo_layers::optim::{Optimizer, clip_factor, decay_matrices, global_norm, norm_squared};
@@ -97,7 +97,7 @@ impl<'a, T: Task> Trainer<'a, T> {
     pub fn new(
         task: &'a T,
         config: &'a ConfigOf<T>,
-        device: &candle_core::Device,
+        device: &Device,
         run: Option<&'a RunDirectory>,
         options: Options,
     ) -> Result<Self> {
@@ -329,5 +329,6 @@ impl<'a, T: Task> Trainer<'a, T> {
 }
 
 fn scalar(t: &Tensor) -> Result<f64> {
-    Ok(t.to_dtype(DType::F64)?.to_scalar()?)
+    // Not every device has f64.
+    Ok(t.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_scalar()?)
 }

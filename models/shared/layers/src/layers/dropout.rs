@@ -19,11 +19,17 @@ impl Dropout {
 
     /// `x` of any shape; unchanged when evaluating.
     pub fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        match self.stream(mode) {
+            Some((p, stream)) => ops::dropout(x, p, stream),
+            None => Ok(x.clone()),
+        }
+    }
+
+    /// What an op that drops its input itself needs: probability and stream, unless evaluating.
+    pub fn stream(&self, mode: Mode) -> Option<(f64, Stream)> {
         match mode {
-            Mode::Train { seed, step } => {
-                ops::dropout(x, self.p, Stream::new(seed, Purpose::Dropout, self.layer, step))
-            }
-            Mode::Eval => Ok(x.clone()),
+            Mode::Train { seed, step } => Some((self.p, Stream::new(seed, Purpose::Dropout, self.layer, step))),
+            Mode::Eval => None,
         }
     }
 }

@@ -81,11 +81,9 @@ impl Lstm {
         let mut outputs = Some(x.clone());
         let mut states = vec![];
         for (l, weights) in self.layers.iter().enumerate() {
-            let Some(mut below) = outputs else { bail!("lstm: no outputs of layer {l}") };
-            if let Some(dropout) = l.checked_sub(1).and_then(|l| self.dropout.get(l)) {
-                below = dropout.forward(&below, mode)?;
-            }
-            let (y, state) = lstm(&below, weights, None, all || l + 1 < self.layers.len())?;
+            let Some(below) = outputs else { bail!("lstm: no outputs of layer {l}") };
+            let dropout = l.checked_sub(1).and_then(|l| self.dropout.get(l)?.stream(mode));
+            let (y, state) = lstm(&below, weights, None, dropout, all || l + 1 < self.layers.len())?;
             outputs = y;
             states.push(state);
         }

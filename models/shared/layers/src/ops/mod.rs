@@ -3,7 +3,7 @@
 //! Every op has a plain twin in candle's own operations, its `reference()`: the specification, the oracle of its
 //! tests, and what runs where there is no kernel (another dtype, a device without one, `ZOO_FUSED=0`).
 
-mod dropout;
+pub(crate) mod dropout;
 pub mod glue;
 mod linear;
 mod lstm;

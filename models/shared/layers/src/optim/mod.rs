@@ -223,7 +223,8 @@ pub fn norm_squared(t: &Tensor) -> Result<f64> {
         (candle_core::Storage::Cpu(candle_core::CpuStorage::F32(data)), Some((start, end))) => {
             Ok(vector::sum_of_squares(simd::level()?, &data[start..end]))
         }
-        _ => t.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar(),
+        // Not every device has f64.
+        _ => Ok(f64::from(t.to_dtype(DType::F32)?.sqr()?.sum_all()?.to_scalar::<f32>()?)),
     }
 }
 

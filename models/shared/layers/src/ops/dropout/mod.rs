@@ -24,18 +24,18 @@ pub(crate) struct Dropout {
     pub(crate) stream: Stream,
 }
 
+pub(crate) use cpu::range;
+
 /// Drops elements of `x` (any shape) with probability `p` in [0, 1) and scales the others by 1 / (1 - p).
 ///
 /// # Errors
 /// `p` outside [0, 1).
 pub fn dropout(x: &Tensor, p: f64, stream: Stream) -> Result<Tensor> {
-    if !(0. ..1.).contains(&p) {
-        bail!("dropout: expected a probability in [0, 1), got {p}")
-    }
+    let op = Dropout::new(p, stream)?;
     if p == 0. {
         return Ok(x.clone());
     }
-    apply_one(Dropout { p, stream }, &[x])
+    apply_one(op, &[x])
 }
 
 /// The factors that [`dropout`] multiplies `n` elements with: 0 or 1 / (1 - p).
@@ -46,6 +46,13 @@ pub fn mask(n: usize, p: f64, stream: &Stream) -> Vec<f32> {
 }
 
 impl Dropout {
+    pub(crate) fn new(p: f64, stream: Stream) -> Result<Self> {
+        if !(0. ..1.).contains(&p) {
+            bail!("dropout: expected a probability in [0, 1), got {p}")
+        }
+        Ok(Self { p, stream })
+    }
+
     /// Words below it drop their element.
     fn threshold(&self) -> u32 {
         (self.p * 2f64.powi(32)).round() as u32

@@ -1,6 +1,9 @@
+use std::borrow::Cow;
+
 use candle_core::{Result, bail};
 use pulp::{Simd, WithSimd};
 
+use crate::ops::dropout::{Dropout, range};
 use crate::ops::glue::product::{Matrix, Start, Term, product};
 use crate::ops::glue::simd::{self, Level};
 use crate::ops::glue::{Buffer, Pointer, View, parallel, vector};
@@ -46,23 +49,45 @@ pub(super) struct Inputs<'a> {
     b_ih: &'a [f32],
     b_hh: &'a [f32],
     state: Option<(&'a [f32], &'a [f32])>,
+    dropout: Option<&'a Dropout>,
 }
 
 impl<'a> Inputs<'a> {
-    pub(super) fn new(v: &'a [View]) -> Result<Self> {
+    pub(super) fn new(v: &'a [View], dropout: Option<&'a Dropout>) -> Result<Self> {
         let state = if v.len() == 7 { Some((v[5].f32()?, v[6].f32()?)) } else { None };
-        Ok(Self { x: v[0].f32()?, w_ih: v[1].f32()?, w_hh: v[2].f32()?, b_ih: v[3].f32()?, b_hh: v[4].f32()?, state })
+        Ok(Self {
+            x: v[0].f32()?,
+            w_ih: v[1].f32()?,
+            w_hh: v[2].f32()?,
+            b_ih: v[3].f32()?,
+            b_hh: v[4].f32()?,
+            state,
+            dropout,
+        })
     }
 }
 
 impl Inputs<'_> {
-    /// Step t of consecutive rows of x, from (batch, time, input) to (rows, input).
-    fn gather(&self, size: Size, first: usize, t: usize, to: &mut [f32]) {
-        let Size { time, input, .. } = size;
-        for (r, to) in to.chunks_exact_mut(input).enumerate() {
-            let at = ((first + r) * time + t) * input;
-            to.copy_from_slice(&self.x[at..at + input]);
+    /// A chunk's rows of x (rows, time, input), after dropout.
+    #[inline(always)]
+    fn rows<S: Simd>(&self, s: S, size: Size, first: usize, rows: usize) -> Cow<'_, [f32]> {
+        let row = size.time * size.input;
+        let x = &self.x[first * row..(first + rows) * row];
+        let Some(dropout) = self.dropout else { return Cow::Borrowed(x) };
+        let mut dropped = Buffer::new(x.len());
+        // SAFETY: all elements of the new buffer are written.
+        unsafe {
+            range(s, x.as_ptr(), dropped.pointer().at(0), x.len(), first * row, dropout);
+            Cow::Owned(dropped.finish())
         }
+    }
+}
+
+/// Step t of rows of x, from (rows, time, input) to (rows, input).
+fn gather(size: Size, x: &[f32], t: usize, to: &mut [f32]) {
+    let Size { time, input, .. } = size;
+    for (r, to) in to.chunks_exact_mut(input).enumerate() {
+        to.copy_from_slice(&x[(r * time + t) * input..][..input]);
     }
 }
 
@@ -181,6 +206,7 @@ impl WithSimd for ForwardChunk<'_> {
         let zeros = || vec![0f32; rows * hidden];
         let (mut h, mut c) =
             inputs.state.map_or_else(|| (zeros(), zeros()), |(h, c)| (h[own.clone()].to_vec(), c[own].to_vec()));
+        let x = inputs.rows(s, size, first, rows);
         // With few rows the products of single steps are slow: those with x are made for all steps at once.
         let ahead = rows < 4;
         let mut scratch = vec![0f32; if to.kept.is_some() { 0 } else { rows * gates * if ahead { time } else { 1 } }];
@@ -192,7 +218,7 @@ impl WithSimd for ForwardChunk<'_> {
         };
         if ahead {
             for r in 0..rows {
-                let x = &inputs.x[(first + r) * time * input..(first + r + 1) * time * input];
+                let x = &x[r * time * input..(r + 1) * time * input];
                 let term = Term { a: Matrix { data: x, row: input, col: 1 }, b: self.w_ih, b_row: gates, k: input };
                 // SAFETY: row r of every step, which belongs to this chunk.
                 unsafe { product(s, time, gates, Start::Row(self.bias), &[term], z_first.add(r * gates), z_step) };
@@ -204,7 +230,7 @@ impl WithSimd for ForwardChunk<'_> {
             // SAFETY: step t lies within the kept gates or the scratch.
             let z = unsafe { z_first.add(t * z_step) };
             if !ahead {
-                inputs.gather(size, first, t, &mut x_t);
+                gather(size, &x, t, &mut x_t);
             }
             let terms = [
                 Term { a: Matrix { data: &x_t, row: input, col: 1 }, b: self.w_ih, b_row: gates, k: input },
@@ -371,6 +397,7 @@ impl WithSimd for BackwardChunk<'_> {
         let block = STEPS.min(time) * rows;
         let mut factors =
             Factors { dz: vec![0.; block * width], x: vec![0.; block * input], before: vec![0.; block * hidden] };
+        let x = inputs.rows(s, size, first, rows);
         let mut done = 0; // rows of the factors that are filled
         for t in (0..time).rev() {
             self.cells_backward(s, t, &mut carried, &mut factors, done);
@@ -386,12 +413,17 @@ impl WithSimd for BackwardChunk<'_> {
                     product(s, rows, input, Start::Zero, &[term], dx.at((first * time + t) * input), time * input);
                 }
             }
-            inputs.gather(size, first, t, &mut factors.x[done * input..(done + rows) * input]);
+            gather(size, &x, t, &mut factors.x[done * input..(done + rows) * input]);
             done += rows;
             if done == block || t == 0 {
                 self.add_weight_gradients(s, &factors, done);
                 done = 0;
             }
+        }
+        if let (Some(dx), Some(dropout)) = (to.dx, inputs.dropout) {
+            let start = first * time * input;
+            // SAFETY: this chunk's rows of dx, which are complete.
+            unsafe { range(s, dx.at(start), dx.at(start), rows * time * input, start, dropout) }
         }
         if let Some([h, c]) = to.state {
             // SAFETY: this chunk's rows, in buffers of (batch, hidden).

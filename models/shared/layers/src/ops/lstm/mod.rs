@@ -24,7 +24,9 @@ mod tests;
 
 use candle_core::{IndexOp, Result, Tensor, bail};
 
+use super::dropout::Dropout;
 use super::glue::{Backward, Forward, Op, Output, View, apply};
+use crate::random::Stream;
 
 /// The four tensors of a layer, under PyTorch's names.
 #[derive(Clone, Debug)]
@@ -52,9 +54,12 @@ pub struct LstmState {
 struct Lstm {
     /// Whether the outputs of all steps are wanted, or only the last state.
     sequence: bool,
+    /// Dropout on x: in here it costs no pass over memory of its own.
+    dropout: Option<Dropout>,
 }
 
-/// Runs one layer over `x` (batch, time, input) from `state` (zeros if absent).
+/// Runs one layer over `x` (batch, time, input) from `state` (zeros if absent). `dropout` is applied to `x` first, with
+/// its probability and its stream, as [`dropout`](crate::ops::dropout()) would.
 ///
 /// Returns the outputs of all steps (batch, time, hidden), if `sequence` asks for them, and the final state; all carry
 /// gradients. Where only the last output is of use, `sequence = false` saves the memory and the gradient of the others.
@@ -65,6 +70,7 @@ pub fn lstm(
     x: &Tensor,
     w: &LstmWeights,
     state: Option<&LstmState>,
+    dropout: Option<(f64, Stream)>,
     sequence: bool,
 ) -> Result<(Option<Tensor>, LstmState)> {
     let (batch, time, input) = x.dims3()?;
@@ -84,11 +90,12 @@ pub fn lstm(
     if batch * time * input * hidden == 0 {
         bail!("lstm: x {:?} has no steps or features", x.dims())
     }
+    let dropout = dropout.map(|(p, stream)| Dropout::new(p, stream)).transpose()?.filter(|d| d.p > 0.);
     let mut inputs = vec![x, &w.weight_ih, &w.weight_hh, &w.bias_ih, &w.bias_hh];
     if let Some(state) = state {
         inputs.extend([&state.h, &state.c]);
     }
-    let mut outputs = apply(Lstm { sequence }, &inputs)?;
+    let mut outputs = apply(Lstm { sequence, dropout }, &inputs)?;
     let (Some(c), Some(h)) = (outputs.pop(), outputs.pop()) else { bail!("lstm: no output") };
     Ok((outputs.pop(), LstmState { h, c }))
 }
@@ -100,6 +107,10 @@ impl Op for Lstm {
 
     fn reference(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
         let [x, w_ih, w_hh, b_ih, b_hh] = &inputs[..5] else { bail!("lstm: expected five inputs or seven") };
+        let x = &match &self.dropout {
+            Some(dropout) => dropout.reference(std::slice::from_ref(x))?.remove(0),
+            None => x.clone(),
+        };
         let (batch, time, _) = x.dims3()?;
         let hidden = w_hh.dim(1)?;
         let zeros = Tensor::zeros((batch, hidden), x.dtype(), x.device())?;
@@ -125,7 +136,7 @@ impl Op for Lstm {
 
     fn cpu_forward(&self, inputs: &[View], save: bool) -> Result<Forward> {
         let size = cpu::Size::new(inputs);
-        let result = cpu::forward(size, &cpu::Inputs::new(inputs)?, self.sequence, save)?;
+        let result = cpu::forward(size, &cpu::Inputs::new(inputs, self.dropout.as_ref())?, self.sequence, save)?;
         let cpu::Size { batch, time, hidden, .. } = size;
         let mut outputs = vec![];
         outputs.extend(result.y.map(|data| Output { data, shape: (batch, time, hidden).into() }));
@@ -138,6 +149,12 @@ impl Op for Lstm {
         let first = usize::from(self.sequence);
         let grads =
             cpu::OutputGrads { y: if self.sequence { grad(0)? } else { None }, h: grad(first)?, c: grad(first + 1)? };
-        cpu::backward(cpu::Size::new(pass.inputs), &cpu::Inputs::new(pass.inputs)?, pass.saved, grads, pass.needs)
+        cpu::backward(
+            cpu::Size::new(pass.inputs),
+            &cpu::Inputs::new(pass.inputs, self.dropout.as_ref())?,
+            pass.saved,
+            grads,
+            pass.needs,
+        )
     }
 }

@@ -3,6 +3,7 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use super::*;
 use crate::ops::glue::check::{check, random};
 use crate::ops::glue::simd::{levels, with_level};
+use crate::random::{Purpose, Stream};
 
 fn weights(input: usize, hidden: usize) -> Result<Vec<Tensor>> {
     let g = 4 * hidden;
@@ -23,12 +24,14 @@ fn kernel_and_gradients_agree_with_the_reference() -> Result<()> {
         let mut inputs = vec![random(1, &[batch, time, input])?];
         inputs.extend(weights(input, hidden)?);
         for sequence in [true, false] {
-            check(&Lstm { sequence }, &inputs, &[true; 5])?;
-            check(&Lstm { sequence }, &inputs, &[false, true, true, true, true])?;
+            check(&Lstm { sequence, dropout: None }, &inputs, &[true; 5])?;
+            check(&Lstm { sequence, dropout: None }, &inputs, &[false, true, true, true, true])?;
         }
+        let dropout = Some(Dropout::new(0.3, Stream::new(1, Purpose::Dropout, 2, 3))?);
+        check(&Lstm { sequence: true, dropout }, &inputs, &[true; 5])?;
         inputs.extend([random(2, &[batch, hidden])?, random(3, &[batch, hidden])?]);
-        check(&Lstm { sequence: true }, &inputs, &[true; 7])?;
-        check(&Lstm { sequence: false }, &inputs, &[true, false, false, false, false, true, false])?;
+        check(&Lstm { sequence: true, dropout: None }, &inputs, &[true; 7])?;
+        check(&Lstm { sequence: false, dropout: None }, &inputs, &[true, false, false, false, false, true, false])?;
     }
     Ok(())
 }
@@ -45,7 +48,7 @@ fn bits_do_not_depend_on_the_number_of_threads() -> Result<()> {
                 bias_ih: vars[2].as_tensor().clone(),
                 bias_hh: vars[3].as_tensor().clone(),
             };
-            let (y, state) = lstm(&random(1, &[37, 11, 3])?, &w, None, true)?;
+            let (y, state) = lstm(&random(1, &[37, 11, 3])?, &w, None, None, true)?;
             let y = y.ok_or_else(|| candle_core::Error::msg("no sequence"))?;
             let grads = (y.sqr()?.sum_all()? + state.c.sum_all()?)?.backward()?;
             vars.iter()
@@ -68,7 +71,7 @@ fn nan_stays_in_its_row_and_huge_inputs_saturate() -> Result<()> {
     let w =
         LstmWeights { weight_ih: w[0].clone(), weight_hh: w[1].clone(), bias_ih: w[2].clone(), bias_hh: w[3].clone() };
     let x = Tensor::new(&[[[1f32, 2.], [f32::NAN, 0.]], [[1e4, -1e4], [-1e4, 1e4]]], &Device::Cpu)?;
-    let (_, state) = lstm(&x, &w, None, false)?;
+    let (_, state) = lstm(&x, &w, None, None, false)?;
     let h = state.h.to_vec2::<f32>()?;
     assert!(h[0].iter().all(|v| v.is_nan()) && h[1].iter().all(|v| v.is_finite()), "{h:?}");
     Ok(())
@@ -80,10 +83,10 @@ fn shapes_that_do_not_fit_are_refused() -> Result<()> {
     let w = weights(2, 5)?;
     let w =
         LstmWeights { weight_ih: w[0].clone(), weight_hh: w[1].clone(), bias_ih: w[2].clone(), bias_hh: w[3].clone() };
-    assert!(lstm(&zeros(&[1, 3, 3])?, &w, None, true).is_err());
-    assert!(lstm(&zeros(&[1, 0, 2])?, &w, None, true).is_err());
-    assert!(lstm(&zeros(&[0, 3, 2])?, &w, None, true).is_err());
+    assert!(lstm(&zeros(&[1, 3, 3])?, &w, None, None, true).is_err());
+    assert!(lstm(&zeros(&[1, 0, 2])?, &w, None, None, true).is_err());
+    assert!(lstm(&zeros(&[0, 3, 2])?, &w, None, None, true).is_err());
     let state = LstmState { h: zeros(&[2, 5])?, c: zeros(&[1, 5])? };
-    assert!(lstm(&zeros(&[1, 3, 2])?, &w, Some(&state), true).is_err());
+    assert!(lstm(&zeros(&[1, 3, 2])?, &w, Some(&state), None, true).is_err());
     Ok(())
 }
