@@ -1,6 +1,7 @@
 //! Output memory that is written by several threads, and in-place access to the elements of tensors.
 
 use candle_core::{CpuStorage, CudaStorage, InplaceOp1, Layout, MetalStorage, Result, Tensor, bail};
+use std::cell::Cell;
 use std::sync::Mutex;
 
 /// Memory for `n` f32 that starts uninitialised: zeroing it would cost as much as a small kernel.
@@ -111,4 +112,20 @@ pub fn slices_mut(tensors: &[&Tensor], f: &mut dyn FnMut(&mut [&mut [f32]]) -> R
         first.inplace_op1(&op)
     }
     go(tensors, vec![], f)
+}
+
+/// Calls `f` with `n` elements of memory that this thread keeps for the next call. What is in them is left over from
+/// the last: write before you read.
+pub fn with_scratch<R>(n: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
+    thread_local! {
+        static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    }
+    // Taken out, so that a call within `f` gets memory of its own.
+    let mut scratch = SCRATCH.take();
+    if scratch.len() < n {
+        scratch.resize(n, 0.);
+    }
+    let result = f(&mut scratch[..n]);
+    SCRATCH.set(scratch);
+    result
 }

@@ -9,5 +9,5 @@ pub mod product;
 pub mod simd;
 pub mod vector;
 
-pub use buffer::{Buffer, Pointer, slices_mut};
+pub use buffer::{Buffer, Pointer, slices_mut, with_scratch};
 pub use node::{Backward, Forward, Op, Output, View, apply, apply_one};

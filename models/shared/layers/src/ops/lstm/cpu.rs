@@ -6,7 +6,7 @@ use pulp::{Simd, WithSimd};
 use crate::ops::dropout::{Dropout, range};
 use crate::ops::glue::product::{Matrix, Start, Term, product};
 use crate::ops::glue::simd::{self, Level};
-use crate::ops::glue::{Buffer, Pointer, View, parallel, vector};
+use crate::ops::glue::{Buffer, Pointer, View, parallel, vector, with_scratch};
 
 /// Rows of the batch that one thread takes: whole tiles of the products. As sums over the batch are made chunk by
 /// chunk, it must not depend on the number of threads.
@@ -300,11 +300,11 @@ pub(super) fn backward(
     let mut state = inputs.state.map(|_| [(); 2].map(|()| Buffer::new(batch * hidden)));
     // Each chunk's sums as (features, 4 hidden): lanes run over the gates, which are many.
     let features = [if needs[1] { input } else { 0 }, if needs[2] { hidden } else { 0 }, 1];
-    let mut sums = features.map(|f| vec![0f32; size.chunks() * f * width]);
+    let mut sums = features.map(|f| Buffer::new(size.chunks() * f * width));
     let to = BackwardTo {
         dx: dx.as_mut().map(Buffer::pointer),
         state: state.as_mut().map(|buffers| buffers.each_mut().map(Buffer::pointer)),
-        sums: sums.each_mut().map(|s| Pointer::of(s)),
+        sums: sums.each_mut().map(Buffer::pointer),
     };
     parallel::for_each(size.chunks(), |i| {
         let (first, rows) = size.rows(i);
@@ -313,12 +313,16 @@ pub(super) fn backward(
             sums: std::array::from_fn(|k| unsafe { to.sums[k].part(i * features[k] * width) }),
             ..to
         };
-        level.run(BackwardChunk { size, first, rows, inputs, gates, cells, grads, features, to });
+        let block = STEPS.min(time) * rows;
+        with_scratch(block * (width + input + hidden), |scratch| {
+            let (dz, rest) = scratch.split_at_mut(block * width);
+            let (x, before) = rest.split_at_mut(block * input);
+            let factors = Factors { dz, x, before };
+            level.run(BackwardChunk { size, first, rows, inputs, gates, cells, grads, features, to, factors });
+        });
     });
-    for sums in &mut sums {
-        add_chunks(sums, size.chunks());
-    }
-    let [w_ih, w_hh, bias] = sums;
+    // SAFETY: every chunk wrote its part of each.
+    let [w_ih, w_hh, bias] = sums.map(|s| add_chunks(unsafe { s.finish() }, size.chunks()));
     // SAFETY: the chunks cover all rows of the batch and write every step of dx and the state's gradients.
     let (dx, state) = unsafe { (dx.map(|b| b.finish()), state.map(|buffers| buffers.map(|b| b.finish()))) };
     let mut result = vec![
@@ -333,8 +337,8 @@ pub(super) fn backward(
     Ok(result)
 }
 
-/// Adds the chunks' sums, in order, to the first and drops the others.
-fn add_chunks(sums: &mut Vec<f32>, chunks: usize) {
+/// The chunks' sums, added in order.
+fn add_chunks(mut sums: Vec<f32>, chunks: usize) -> Vec<f32> {
     let n = sums.len() / chunks;
     if n > 0 {
         let (total, others) = sums.split_at_mut(n);
@@ -343,6 +347,7 @@ fn add_chunks(sums: &mut Vec<f32>, chunks: usize) {
         }
     }
     sums.truncate(n);
+    sums
 }
 
 #[derive(Clone, Copy)]
@@ -351,7 +356,7 @@ struct BackwardTo {
     dx: Option<Pointer>,
     /// Gradients of the initial state, both (batch, hidden).
     state: Option<[Pointer; 2]>,
-    /// This chunk's zeros, to become dW_ihᵀ, dW_hhᵀ and db.
+    /// This chunk's dW_ihᵀ, dW_hhᵀ and db.
     sums: [Pointer; 3],
 }
 
@@ -365,6 +370,7 @@ struct BackwardChunk<'a> {
     grads: OutputGrads<'a>,
     features: [usize; 3],
     to: BackwardTo,
+    factors: Factors<'a>,
 }
 
 /// What goes from a step to the one before, each (rows, hidden).
@@ -375,33 +381,33 @@ struct Carried {
     tanh_c: Vec<f32>,
 }
 
-/// The factors of the weight gradients over some steps, each (steps · rows, …), with the last step first.
-struct Factors {
-    dz: Vec<f32>,
-    x: Vec<f32>,
+/// The factors of the weight gradients over some steps, each (steps · rows, …), with the last step first. The memory
+/// is the thread's own, which stays in its cache.
+struct Factors<'a> {
+    dz: &'a mut [f32],
+    x: &'a mut [f32],
     /// h_{t-1}.
-    before: Vec<f32>,
+    before: &'a mut [f32],
 }
 
 impl WithSimd for BackwardChunk<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, s: S) {
+    fn with_simd<S: Simd>(mut self, s: S) {
         let Self { size, first, rows, inputs, grads, to, .. } = self;
         let Size { time, input, hidden, .. } = size;
         let width = size.gates();
         let own = first * hidden..(first + rows) * hidden;
-        let start = |g: Option<&[f32]>| g.map_or_else(|| vec![0f32; rows * hidden], |g| g[own.clone()].to_vec());
-        let mut carried = Carried { dh: start(grads.h), dc: start(grads.c), tanh_c: vec![0.; rows * hidden] };
+        let given = |g: Option<&[f32]>| g.map_or_else(|| vec![0f32; rows * hidden], |g| g[own.clone()].to_vec());
+        let mut carried = Carried { dh: given(grads.h), dc: given(grads.c), tanh_c: vec![0.; rows * hidden] };
         let block = STEPS.min(time) * rows;
-        let mut factors =
-            Factors { dz: vec![0.; block * width], x: vec![0.; block * input], before: vec![0.; block * hidden] };
         let x = inputs.rows(s, size, first, rows);
         let mut done = 0; // rows of the factors that are filled
+        let mut start = Start::Zero; // of the weight gradients' next sum
         for t in (0..time).rev() {
-            self.cells_backward(s, t, &mut carried, &mut factors, done);
-            let a = Matrix { data: &factors.dz[done * width..], row: width, col: 1 };
+            self.cells_backward(s, t, &mut carried, done);
+            let a = Matrix { data: &self.factors.dz[done * width..], row: width, col: 1 };
             // SAFETY: dh is this chunk's own; its rows of dx are `time` steps apart.
             unsafe {
                 if t > 0 || to.state.is_some() {
@@ -413,11 +419,11 @@ impl WithSimd for BackwardChunk<'_> {
                     product(s, rows, input, Start::Zero, &[term], dx.at((first * time + t) * input), time * input);
                 }
             }
-            gather(size, &x, t, &mut factors.x[done * input..(done + rows) * input]);
+            gather(size, &x, t, &mut self.factors.x[done * input..(done + rows) * input]);
             done += rows;
             if done == block || t == 0 {
-                self.add_weight_gradients(s, &factors, done);
-                done = 0;
+                self.add_weight_gradients(s, done, start);
+                (done, start) = (0, Start::Result);
             }
         }
         if let (Some(dx), Some(dropout)) = (to.dx, inputs.dropout) {
@@ -438,8 +444,8 @@ impl WithSimd for BackwardChunk<'_> {
 impl BackwardChunk<'_> {
     /// Step t from dh and dc: dz and h_{t-1} into the factors, from row `done` on; dc and tanh(c) for the step before.
     #[inline(always)]
-    fn cells_backward<S: Simd>(&self, s: S, t: usize, carried: &mut Carried, factors: &mut Factors, done: usize) {
-        let Self { size, first, rows, inputs, gates, cells, grads, .. } = *self;
+    fn cells_backward<S: Simd>(&mut self, s: S, t: usize, carried: &mut Carried, done: usize) {
+        let Self { size, first, rows, inputs, gates, cells, grads, ref mut factors, .. } = *self;
         let Size { batch, time, hidden, .. } = size;
         let width = size.gates();
         let one = s.splat_f32s(1.);
@@ -496,19 +502,17 @@ impl BackwardChunk<'_> {
         }
     }
 
-    /// Adds the first `k` rows of the factors to this chunk's sums; the bias is a feature that is always 1.
+    /// The sums over the first `k` rows of the factors; the bias is a feature that is always 1.
     #[inline(always)]
-    fn add_weight_gradients<S: Simd>(&self, s: S, factors: &Factors, k: usize) {
-        let width = self.size.gates();
+    fn add_weight_gradients<S: Simd>(&self, s: S, k: usize, start: Start) {
+        let (width, factors) = (self.size.gates(), &self.factors);
         let ones = [1f32; STEPS * ROWS];
-        let lefts = [(&factors.x[..], self.size.input), (&factors.before, self.size.hidden), (&ones, 1)];
+        let lefts = [(&*factors.x, self.size.input), (&*factors.before, self.size.hidden), (&ones, 1)];
         for (which, (data, col)) in lefts.into_iter().enumerate() {
             let a = Matrix { data, row: usize::from(which < 2), col };
-            let term = Term { a, b: &factors.dz, b_row: width, k };
-            // SAFETY: this chunk's own (features, 4 hidden), zeros at first.
-            unsafe {
-                product(s, self.features[which], width, Start::Result, &[term], self.to.sums[which].at(0), width)
-            };
+            let term = Term { a, b: factors.dz, b_row: width, k };
+            // SAFETY: this chunk's own (features, 4 hidden), written from zero first.
+            unsafe { product(s, self.features[which], width, start, &[term], self.to.sums[which].at(0), width) };
         }
     }
 }
