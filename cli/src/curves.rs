@@ -137,7 +137,7 @@ impl Line {
             let n = part.len() as f64;
             (part[part.len() - 1].0, part.iter().map(|p| p.1).sum::<f64>() / n)
         };
-        let name = if each > 1 { format!("{} (mean of {each})", self.name) } else { self.name.clone() };
+        let name = if each > 1 { format!("{} (smoothed)", self.name) } else { self.name.clone() };
         Line { name, points: self.points.chunks(each).map(mean).collect() }
     }
 }
@@ -197,7 +197,8 @@ where
             }
         }};
     }
-    let pad = (0.05 * (y1 - y0)).max(if y0 == y1 { 0.1 * y1.abs() } else { 0. }).max(1e-12);
+    let flat = y1 - y0 <= 1e-9 * y1.abs();
+    let pad = if flat { 0.1 * y1.abs() } else { 0.05 * (y1 - y0) }.max(1e-12);
     // Values far apart, such as metrics in different units, share a logarithmic axis.
     if y0 > 0. && y1 > 20. * y0 {
         draw!((y0 * 0.9..y1 * 1.1).log_scale());
