@@ -83,7 +83,7 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
     /// Go on with a run: the given one, or the model's newest under runs/
-    #[arg(long, value_name = "DIR", num_args = 0..=1, conflicts_with_all = ["preset", "config", "set", "data", "out", "seed"])]
+    #[arg(long, value_name = "DIR", num_args = 0..=1, conflicts_with_all = ["preset", "config", "set", "data", "out", "seed", "fast_dev_run"])]
     pub(crate) resume: Option<Option<PathBuf>>,
     /// Optimizer steps (train.steps)
     #[arg(long, value_name = "N", conflicts_with = "epochs")]

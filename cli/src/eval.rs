@@ -11,7 +11,7 @@ use zoo_training::{Config, Description, Evaluation, Metrics, Split, Task};
 
 use crate::args::EvalArgs;
 use crate::output::{note, print, print_json, table};
-use crate::registry::{device, weights};
+use crate::registry::{device, run_config, weights};
 
 /// Weights with what they say about themselves.
 pub(crate) struct Loaded<T: Task> {
@@ -49,10 +49,9 @@ pub(crate) fn run<T: Task>(args: &EvalArgs) -> anyhow::Result<()> {
     let Loaded { model, config, fitted, .. } = Loaded::<T>::read(&path, &device)?;
     let source = match &args.data {
         Some(data) => with_path(&config.data, &data.to_string_lossy())?,
-        None => match run_data_path(&args.checkpoint) {
-            Some(path) => with_path(&config.data, &path)?,
-            None => config.data.clone(),
-        },
+        // Weights know the file's name alone, a run directory where it lies.
+        None if args.checkpoint.is_dir() => run_config::<T>(&args.checkpoint, &[])?.data,
+        None => config.data.clone(),
     };
     let task = T::open(&config.model, &source, config.train.seed, Some(&fitted), &device)?;
     task.warnings().iter().for_each(|w| note(&format!("zoo: warning: {w}")));
@@ -84,13 +83,6 @@ pub(crate) fn run<T: Task>(args: &EvalArgs) -> anyhow::Result<()> {
         remarks.join("\n")
     ));
     Ok(())
-}
-
-/// The data path that a run directory's own configuration holds: weights know the file's name alone.
-fn run_data_path(run: &Path) -> Option<String> {
-    let text = std::fs::read_to_string(run.join("config.toml")).ok()?;
-    let line = text.lines().skip_while(|l| l.trim() != "[data]").find(|l| l.starts_with("path = "))?;
-    serde_json::from_str(line.strip_prefix("path = ")?).ok()
 }
 
 fn with_path<S: serde::Serialize + serde::de::DeserializeOwned>(source: &S, path: &str) -> anyhow::Result<S> {

@@ -80,6 +80,17 @@ pub(crate) fn configured<T: Task>(common: &Common, more: &[String]) -> anyhow::R
     Ok(resolve::<T>(&Layers { preset: common.preset.as_deref(), file, set: &set })?)
 }
 
+/// The configuration in a run directory, with settings on top.
+pub(crate) fn run_config<T: Task>(run: &Path, set: &[String]) -> anyhow::Result<ConfigOf<T>> {
+    let file = run.join("config.toml");
+    if !file.exists() {
+        return Err(Error::Run(format!("{} is not a run directory: it has no config.toml", run.display())).into());
+    }
+    let name = file.display().to_string();
+    let text = std::fs::read_to_string(&file).with_context(|| name.clone())?;
+    Ok(resolve::<T>(&Layers { preset: None, file: Some((&text, &name)), set })?)
+}
+
 /// A model's parameters with initial values.
 pub(crate) fn initial<T: Task>(config: &ConfigOf<T>) -> anyhow::Result<Params> {
     let params = Params::init(config.train.seed, &Device::Cpu);

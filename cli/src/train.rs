@@ -5,18 +5,17 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::Context;
 use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
-use zoo_training::config::{ConfigOf, Layers, resolve, to_toml};
+use zoo_training::config::to_toml;
 use zoo_training::{End, Error, Event, Observer, Options, Outcome, RunDirectory, Task, Trainer};
 
 use crate::args::TrainArgs;
 use crate::curves::Curves;
 use crate::eval::object;
 use crate::output::{note, print, print_json};
-use crate::registry::{configured, device, quoted};
+use crate::registry::{configured, device, quoted, run_config};
 use crate::report::Progress;
 
 /// Exit code of a run that a signal stopped and --resume continues.
@@ -30,7 +29,7 @@ pub(crate) fn run<T: Task>(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         None => None,
     };
     let config = match &resumed {
-        Some(path) => resumed_config::<T>(path, args)?,
+        Some(path) => run_config::<T>(path, &settings(args))?,
         None => configured::<T>(&args.common, &settings(args))?,
     };
     if args.print_config {
@@ -79,17 +78,6 @@ fn settings(args: &TrainArgs) -> Vec<String> {
         set.push("train.steps=3".into());
     }
     set
-}
-
-/// The configuration in a run directory; only its length may be changed.
-fn resumed_config<T: Task>(path: &Path, args: &TrainArgs) -> anyhow::Result<ConfigOf<T>> {
-    let file = path.join("config.toml");
-    if !file.exists() {
-        return Err(Error::Run(format!("{} is not a run directory: it has no config.toml", path.display())).into());
-    }
-    let text = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
-    let name = file.display().to_string();
-    Ok(resolve::<T>(&Layers { preset: None, file: Some((&text, &name)), set: &settings(args) })?)
 }
 
 /// runs/NAME, or runs/NAME-2 and so on where that is taken.

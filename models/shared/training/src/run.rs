@@ -157,8 +157,11 @@ impl RunDirectory {
 
     /// The checkpoints, oldest first.
     fn checkpoints(&self) -> Result<Vec<PathBuf>> {
-        let whole = |p: &PathBuf| p.join(MANIFEST).exists() && !p.to_string_lossy().ends_with(TEMPORARY);
-        Ok(self.entries()?.into_iter().filter(whole).collect())
+        let numbered = |p: &PathBuf| {
+            let name = p.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            name.strip_prefix("step-").is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+        };
+        Ok(self.entries()?.into_iter().filter(numbered).collect())
     }
 
     /// Appends a line to `metrics.jsonl`.
@@ -193,7 +196,12 @@ impl RunDirectory {
         let directory = self.path.join("checkpoints");
         let (temporary, target) = (directory.join(format!("{name}{TEMPORARY}")), directory.join(&name));
         if target.exists() {
-            return Ok(());
+            if Self::read(&target, &Device::Cpu).is_ok() {
+                return Ok(());
+            }
+            // A damaged one that a resumed run was made again from: it stays to be looked at, out of the way.
+            let aside = directory.join(format!("{name}.damaged"));
+            fs::rename(&target, &aside).map_err(Error::io(&aside))?;
         }
         fs::create_dir_all(&temporary).map_err(Error::io(&temporary))?;
         zoo_checkpoint::write(&temporary.join(MODEL), weights, metadata)?;

@@ -163,7 +163,11 @@ impl<'a, T: Task> Trainer<'a, T> {
         let checkpoint_every = if train.checkpoint_every > 0 { train.checkpoint_every } else { total.div_ceil(10) };
         observer.observe(&Event::Start { step: self.state.step, total });
         let (mut end, mut loss) = (End::Finished, f64::NAN);
-        while self.state.step < total {
+        let stale = |state: &State| train.early_stopping > 0 && state.stale >= train.early_stopping;
+        if stale(&self.state) {
+            end = End::Early;
+        }
+        while self.state.step < total && end == End::Finished {
             let lr = rate(&train, self.state.step, total, &self.state.plateau);
             let (step_loss, parts, grads) = self.micro_steps(train.accumulate)?;
             let norm = global_norm(&grads)?;
@@ -184,13 +188,12 @@ impl<'a, T: Task> Trainer<'a, T> {
                 self.evaluate(observer)?;
             }
             let stop = interrupted();
-            let early = train.early_stopping > 0 && self.state.stale >= train.early_stopping;
+            let early = stale(&self.state);
             if step.is_multiple_of(checkpoint_every) || step == total || stop || early {
                 self.save(observer)?;
             }
             if early || (stop && step < total) {
                 end = if early { End::Early } else { End::Interrupted };
-                break;
             }
         }
         if let Some(run) = self.run {

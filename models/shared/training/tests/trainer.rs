@@ -220,6 +220,41 @@ fn an_interrupted_and_resumed_run_ends_in_the_same_bytes() -> Result<()> {
         assert_eq!(read(&through)?, read(&stopped)?, "{file}");
     }
     assert!(RunDirectory::create(&stopped, "").is_err(), "a run must not be overwritten");
+    assert!(RunDirectory::open(&stopped).is_err(), "a run in use must be refused");
+    Ok(())
+}
+
+#[test]
+fn a_damaged_checkpoint_is_passed_over_and_replaced() -> Result<()> {
+    let temporary = tempfile::tempdir().map_err(Error::io(Path::new("temporary")))?;
+    let path = temporary.path().join("run");
+    let config = config(&["train.keep=5"])?;
+    let task = Line { fault: String::new() };
+    let run = RunDirectory::create(&path, "")?;
+    Trainer::new(&task, &config, &Device::Cpu, Some(&run), Options::default())?.train(&mut Silent, &|| false)?;
+    let read = |file: &str| std::fs::read(path.join(file)).map_err(Error::io(&path));
+    let (last, newest) = (read("last.safetensors")?, "checkpoints/step-00000012/model.safetensors");
+    let mut bytes = read(newest)?;
+    let middle = bytes.len() - 9;
+    bytes[middle] ^= 1;
+    std::fs::write(path.join(newest), bytes).map_err(Error::io(&path))?;
+
+    struct Warned(Vec<String>);
+    impl zoo_training::Observer for Warned {
+        fn observe(&mut self, event: &zoo_training::Event) {
+            if let zoo_training::Event::Warning(w) = event {
+                self.0.push(w.to_string());
+            }
+        }
+    }
+    let mut warned = Warned(vec![]);
+    let mut trainer = Trainer::new(&task, &config, &Device::Cpu, Some(&run), Options::default())?;
+    trainer.resume(&mut warned)?;
+    assert!(warned.0[0].contains("step-00000012 is damaged"), "{:?}", warned.0);
+    assert_eq!(trainer.train(&mut warned, &|| false)?.steps, 12);
+    assert_eq!(read("last.safetensors")?, last);
+    assert_eq!(read(newest)?, last, "the damaged checkpoint was not made again");
+    assert!(path.join("checkpoints/step-00000012.damaged").exists());
     Ok(())
 }
 
