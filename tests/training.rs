@@ -61,7 +61,7 @@ fn a_trained_model_loads_from_one_file_and_forecasts_as_it_was_judged() -> Outco
 }
 
 #[test]
-fn weights_of_another_shape_or_kind_are_refused_by_name() -> Outcome {
+fn a_file_that_does_not_describe_itself_is_refused_by_name() -> Outcome {
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("weights.safetensors");
     zoo_checkpoint::write(&path, &[], &Default::default())?;
@@ -71,7 +71,7 @@ fn weights_of_another_shape_or_kind_are_refused_by_name() -> Outcome {
 }
 
 #[test]
-fn real_prices_train_and_evaluate() -> Outcome {
+fn real_prices_are_read_and_adjusted() -> Outcome {
     let data =
         std::env::var("ZOO_TEST_DATA").unwrap_or_else(|_| format!("{}/../../shared/data", env!("CARGO_MANIFEST_DIR")));
     let path = format!("{data}/stocks/aapl_daily_1984_2008.csv");
@@ -85,7 +85,6 @@ fn real_prices_train_and_evaluate() -> Outcome {
         [zoo_training::Split::Train, zoo_training::Split::Valid, zoo_training::Split::Test].map(|s| task.samples(s));
     assert_eq!(counts.iter().sum::<usize>(), 6081 - 61);
     assert!(task.describe_data().contains("1984-09-07 to 2008-10-14"), "{}", task.describe_data());
-    // Raw closes fall by half at each of the three splits; adjusted ones do not.
     let close = Source { target: zoo_stock_lstm::Target::Close, ..source };
     assert!(
         StockTask::open(&Config::default(), &close, 1, None, &Device::Cpu)?.warnings()[0]

@@ -90,7 +90,7 @@ fn case<T: Task>(preset: &str, options: &Options) -> anyhow::Result<Case> {
     Ok(Case { row, json })
 }
 
-/// Median seconds of a training step, as the trainer runs it: batch, forward, backward, clipping, optimizer.
+/// Median seconds of a training step on one batch, as the trainer runs it: forward, backward, clipping, optimizer.
 fn train_seconds<T: Task>(
     task: &T,
     config: &zoo_training::config::ConfigOf<T>,

@@ -83,7 +83,7 @@ impl Curves {
     }
 
     /// Writes both pictures.
-    pub(crate) fn draw(&mut self) -> anyhow::Result<()> {
+    fn draw(&mut self) -> anyhow::Result<()> {
         self.drawn = Instant::now();
         let svg = self.svg()?;
         zoo_checkpoint::replace(&self.directory.join("curves.svg"), |f| f.write_all(svg.as_bytes()))?;
@@ -93,6 +93,17 @@ impl Curves {
         self.paint(&area).with_context(|| png.display().to_string())?;
         drop(area);
         std::fs::rename(&temporary, &png).with_context(|| png.display().to_string())
+    }
+
+    /// [`Self::draw`]; curves are no reason to stop a run, so a failure is said once.
+    pub(crate) fn draw_or_warn(&mut self) {
+        if self.broken {
+            return;
+        }
+        if let Err(e) = self.draw() {
+            note(&format!("zoo: warning: {e:#}"));
+            self.broken = true;
+        }
     }
 
     fn svg(&self) -> anyhow::Result<String> {
@@ -219,12 +230,8 @@ impl Observer for Curves {
             }
             Event::Evaluated { step, metrics, .. } => {
                 metrics.iter().for_each(|(name, value)| self.add(&format!("valid {name}"), *step, *value));
-                if !self.broken && self.drawn.elapsed() >= PAUSE {
-                    // Curves are no reason to stop a run: say so once and go on.
-                    if let Err(e) = self.draw() {
-                        note(&format!("zoo: warning: {e:#}"));
-                        self.broken = true;
-                    }
+                if self.drawn.elapsed() >= PAUSE {
+                    self.draw_or_warn();
                 }
             }
             _ => {}

@@ -56,12 +56,16 @@ pub(crate) fn run<T: Task>(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         if let Some(curves) = &mut listeners.curves {
             curves.replay()?;
         }
+        if let Some(run) = run.as_ref() {
+            // A new length stays with the run.
+            run.set_config(&to_toml(&config)?)?;
+        }
     }
     let stop = stop_flag()?;
     let outcome = trainer.train(&mut listeners, &|| stop.load(Ordering::Relaxed))?;
     listeners.progress.finish();
     if let Some(curves) = &mut listeners.curves {
-        curves.draw()?;
+        curves.draw_or_warn();
     }
     report::<T>(args, &outcome, run.as_ref());
     Ok(if outcome.end == End::Interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
@@ -96,8 +100,12 @@ fn newest(model: &str) -> anyhow::Result<PathBuf> {
     let mut found = vec![];
     for entry in std::fs::read_dir("runs").into_iter().flatten().flatten() {
         let path = entry.path();
-        let ours = entry.file_name().to_string_lossy().starts_with(&format!("{model}-"));
-        if let (true, Ok(written)) = (ours, std::fs::metadata(path.join("checkpoints")).and_then(|m| m.modified())) {
+        let named = entry.file_name().to_string_lossy().starts_with(&format!("{model}-"));
+        // A run that failed before its first checkpoint has nothing to go on from.
+        let begun = std::fs::read_dir(path.join("checkpoints")).is_ok_and(|mut d| d.next().is_some());
+        if let (true, Ok(written)) =
+            (named && begun, std::fs::metadata(path.join("checkpoints")).and_then(|m| m.modified()))
+        {
             found.push((written, path));
         }
     }
@@ -152,14 +160,20 @@ fn report<T: Task>(args: &TrainArgs, outcome: &Outcome, run: Option<&RunDirector
         End::Early => "stopped early, as the validation loss no longer improves,",
         End::Interrupted => "interrupted",
     };
-    note(&format!("{how} after {steps} steps in {seconds:.1} s, training loss {loss:.6}"));
+    if loss.is_nan() {
+        note(&format!("the run was finished before, at step {steps}: --epochs or --steps makes it longer"));
+    } else {
+        note(&format!("{how} after {steps} steps in {seconds:.1} s, training loss {loss:.6}"));
+    }
     if let Some((loss, step)) = best {
         note(&format!("best validation loss {loss:.6} at step {step}"));
     }
     let Some(run) = run else { return };
     let path = run.path().display();
     if *end == End::Interrupted {
-        note(&format!("continue with: zoo train {} --resume {path}", T::NAME));
+        let overfit = if args.overfit_batch { " --overfit-batch" } else { "" };
+        let device = if args.device == "cpu" { String::new() } else { format!(" --device {}", args.device) };
+        note(&format!("continue with: zoo train {} --resume {path}{device}{overfit}", T::NAME));
     } else {
         note(&format!("weights: {}; judge them with: zoo eval {} --checkpoint {path}", shown(run.best()), T::NAME));
     }

@@ -218,6 +218,12 @@ impl Task for StockTask {
     ) -> zoo_training::Result<Self> {
         let &Source { ref path, target, features, valid, test, simulated_days } = source;
         let path = Some(Path::new(path)).filter(|p| !p.as_os_str().is_empty());
+        if config.hidden * config.layers * config.window == 0 {
+            return Err(Error::Usage("model.hidden, model.layers and model.window must be at least 1".into()));
+        }
+        if !(0. ..1.).contains(&config.dropout) {
+            return Err(Error::Usage(format!("model.dropout is {}, expected a share below 1", config.dropout)));
+        }
         if config.input != features.len() {
             let expected = features.len();
             return Err(Error::Usage(format!(
@@ -236,16 +242,20 @@ impl Task for StockTask {
         let samples = days.bars.len().saturating_sub(config.window + 1);
         let train = (samples as f64 * (1. - valid - test)).round() as usize;
         let end_of_valid = (samples as f64 * (1. - test)).round() as usize;
-        if train == 0 {
-            let needed = config.window + 4;
+        let empty = |share: f64, n: usize| share > 0. && n == 0;
+        if train == 0 || empty(valid, end_of_valid.saturating_sub(train)) || empty(test, samples - end_of_valid) {
+            // Half a sample or more of the smallest part rounds to one.
+            let least = [valid, test].into_iter().filter(|s| *s > 0.).fold(1. - valid - test, f64::min);
+            let needed = config.window + 1 + (1. / least).ceil() as usize;
             return Err(Error::Data(format!(
                 "{origin}: {} days, a window of {} needs at least {needed} (set model.window lower, or bring more data)",
                 days.bars.len(),
                 config.window
             )));
         }
-        if features == FeatureSet::Ohlcv && days.bars.iter().all(|b| b.volume == 0.) {
-            return Err(Error::Data(format!("{origin}: no volume, which data.features = \"ohlcv\" needs")));
+        let lacks = days.missing.iter().find(|c| **c != "Adj Close");
+        if let (FeatureSet::Ohlcv, Some(column)) = (features, lacks) {
+            return Err(Error::Data(format!("{origin}: no column {column}, which data.features = \"ohlcv\" needs")));
         }
         let raws: Vec<Vec<f64>> = days.bars.windows(2).map(|w| raw(&w[1], &w[0], target, features)).collect();
         // The last training target is row train + window - 1.
@@ -289,7 +299,7 @@ impl Task for StockTask {
 
     fn warnings(&self) -> Vec<String> {
         let mut warnings = vec![];
-        if !self.days.adjusted {
+        if self.days.missing.contains(&"Adj Close") {
             warnings.push("the file has no column Adj Close: splits and dividends look like price moves".into());
         }
         if self.target == Target::Close {
@@ -464,8 +474,10 @@ mod tests {
         let message = |config: &Config, source: &Source| open(config, source).map(|_| ()).unwrap_err().to_string();
         assert!(
             message(&Config::default(), &Source { simulated_days: 60, ..Source::default() })
-                .contains("needs at least 64")
+                .contains("needs at least 68")
         );
+        let task = open(&Config::default(), &Source { simulated_days: 68, ..Source::default() })?;
+        assert!([Split::Train, Split::Valid, Split::Test].iter().all(|s| task.samples(*s) > 0));
         assert!(
             message(&Config::default(), &Source { features: FeatureSet::Ohlcv, ..Source::default() })
                 .contains("--preset ohlcv")

@@ -65,7 +65,7 @@ pub struct Stream {
 impl Stream {
     /// The stream of `purpose` for `layer` (see [`layer_id`]; 0 where there is only one) at `step`.
     pub fn new(seed: u64, purpose: Purpose, layer: u64, step: u64) -> Self {
-        let key = mix(mix(seed.wrapping_add(0x9E37_79B9_7F4A_7C15).wrapping_mul(purpose as u64 | 1)) ^ layer);
+        let key = mix(mix(mix(seed.wrapping_add(0x9E37_79B9_7F4A_7C15)) ^ u64::from(purpose as u32)) ^ layer);
         Self { key: [key as u32, (key >> 32) as u32], step: [step as u32, (step >> 32) as u32], next: 0 }
     }
 
@@ -139,16 +139,16 @@ mod tests {
 
     #[test]
     fn purposes_layers_steps_and_seeds_give_different_streams() {
-        let first = |seed, purpose, layer, step| Stream::new(seed, purpose, layer, step).next_u32();
-        let base = first(1, Purpose::Init, 2, 3);
-        assert_eq!(base, first(1, Purpose::Init, 2, 3));
-        for other in [
-            first(2, Purpose::Init, 2, 3),
-            first(1, Purpose::Dropout, 2, 3),
-            first(1, Purpose::Init, 3, 3),
-            first(1, Purpose::Init, 2, 4),
-        ] {
-            assert_ne!(base, other);
+        use Purpose::{Augmentation, Dropout, Init, Sampling, Shuffle, Simulation};
+        let mut firsts = std::collections::HashMap::new();
+        for purpose in [Init, Dropout, Shuffle, Sampling, Simulation, Augmentation] {
+            for (seed, layer, step) in [(1, 0, 0), (2, 0, 0), (1, 1, 0), (1, 2, 0), (1, 0, 1), (1, 0, 1 << 32)] {
+                let words = Stream::new(seed, purpose, layer, step).block(0);
+                assert_eq!(words, Stream::new(seed, purpose, layer, step).block(0));
+                if let Some(other) = firsts.insert(words, (purpose, seed, layer, step)) {
+                    panic!("{:?} and {other:?} give the same words", (purpose, seed, layer, step));
+                }
+            }
         }
     }
 

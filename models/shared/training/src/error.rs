@@ -35,7 +35,7 @@ pub enum Error {
     NoGradient(Vec<String>),
     /// A loss or gradient that is not a finite number; the weights were not touched by it.
     #[error(
-        "{what} at step {step} is {value}: the weights are those of the step before; lower train.lr or set train.clip_norm"
+        "{what} at step {step} is {value}; the weights were not touched by it: start again with a lower train.lr or train.clip_norm"
     )]
     NonFinite {
         /// The loss or a parameter's gradient.

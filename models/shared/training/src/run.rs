@@ -4,7 +4,7 @@
 //! there whole or not at all.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -100,8 +100,16 @@ impl RunDirectory {
         }
         fs::create_dir_all(path.join("checkpoints")).map_err(Error::io(path))?;
         let run = Self::lock(path)?;
-        zoo_checkpoint::replace(&path.join("config.toml"), |f| f.write_all(config.as_bytes()))?;
+        run.set_config(config)?;
         Ok(run)
+    }
+
+    /// Replaces `config.toml`.
+    ///
+    /// # Errors
+    /// It cannot be written; the old one stays then.
+    pub fn set_config(&self, config: &str) -> Result<()> {
+        Ok(zoo_checkpoint::replace(&self.path.join("config.toml"), |f| f.write_all(config.as_bytes()))?)
     }
 
     /// Opens a run to continue it; what an interrupted save left behind is removed.
@@ -124,8 +132,12 @@ impl RunDirectory {
     fn lock(path: &Path) -> Result<Self> {
         let file = path.join(".lock");
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&file).map_err(Error::io(&file))?;
-        if lock.try_lock().is_err() {
-            return Err(Error::Run(format!("{} is in use by another process", path.display())));
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::Run(format!("{} is in use by another process", path.display())));
+            }
+            Err(TryLockError::Error(e)) => return Err(Error::io(&file)(e)),
         }
         Ok(Self { path: path.to_path_buf(), _lock: lock })
     }
@@ -196,12 +208,7 @@ impl RunDirectory {
         let directory = self.path.join("checkpoints");
         let (temporary, target) = (directory.join(format!("{name}{TEMPORARY}")), directory.join(&name));
         if target.exists() {
-            if Self::read(&target, &Device::Cpu).is_ok() {
-                return Ok(());
-            }
-            // A damaged one that a resumed run was made again from: it stays to be looked at, out of the way.
-            let aside = directory.join(format!("{name}.damaged"));
-            fs::rename(&target, &aside).map_err(Error::io(&aside))?;
+            return Ok(());
         }
         fs::create_dir_all(&temporary).map_err(Error::io(&temporary))?;
         zoo_checkpoint::write(&temporary.join(MODEL), weights, metadata)?;
@@ -227,16 +234,28 @@ impl RunDirectory {
         Ok(())
     }
 
-    /// The newest checkpoint that is whole, with a warning for each damaged one that was passed over.
+    /// The newest checkpoint that is whole, with a warning for each damaged one; those are moved aside, so that they
+    /// neither count as checkpoints nor stand in the way of new ones.
     pub(crate) fn latest(&self, device: &Device) -> Result<(Saved, Vec<String>)> {
-        let mut warnings = vec![];
+        let (mut warnings, mut damaged): (Vec<String>, Vec<PathBuf>) = (vec![], vec![]);
         for path in self.checkpoints()?.into_iter().rev() {
             match Self::read(&path, device) {
                 Ok(saved) => {
+                    for path in damaged {
+                        let mut aside = path.clone().into_os_string();
+                        aside.push(".damaged");
+                        if Path::new(&aside).exists() {
+                            fs::remove_dir_all(&aside).map_err(Error::io(Path::new(&aside)))?;
+                        }
+                        fs::rename(&path, &aside).map_err(Error::io(&path))?;
+                    }
                     self.cut_log(saved.state.step)?;
                     return Ok((saved, warnings));
                 }
-                Err(e) => warnings.push(format!("{} is damaged, using the one before: {e}", path.display())),
+                Err(e) => {
+                    warnings.push(format!("{} is damaged, using the one before: {e}", path.display()));
+                    damaged.push(path);
+                }
             }
         }
         let damaged = warnings.first().map_or(String::new(), |w| format!(" ({w})"));

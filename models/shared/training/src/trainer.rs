@@ -42,7 +42,7 @@ pub enum End {
     Interrupted,
 }
 
-/// Which parameters got gradients in the first step.
+/// Which parameters got gradients in a step.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct GradientReport {
     /// Trainable tensors.
@@ -66,7 +66,7 @@ pub struct Outcome {
     pub metrics: Metrics,
     /// The best validation loss and its step.
     pub best: Option<(f64, u64)>,
-    /// Gradients of the first step.
+    /// Gradients of the last step.
     pub gradients: GradientReport,
 }
 
@@ -293,6 +293,9 @@ impl<'a, T: Task> Trainer<'a, T> {
         };
         let metrics = self.task.validate(&self.frozen, split)?;
         let loss = metrics.iter().find(|(name, _)| *name == "loss").map_or(f64::NAN, |(_, v)| *v);
+        if !loss.is_finite() {
+            return Err(Error::NonFinite { what: "the validation loss".into(), step: self.state.step, value: loss });
+        }
         let best = self.state.best.is_none_or(|(b, _)| loss < b);
         if best {
             (self.state.best, self.state.stale) = (Some((loss, self.state.step)), 0);

@@ -209,7 +209,14 @@ fn an_interrupted_and_resumed_run_ends_in_the_same_bytes() -> Result<()> {
     let run = RunDirectory::open(&stopped)?;
     let mut trainer = Trainer::new(&task, &config, &Device::Cpu, Some(&run), Options::default())?;
     trainer.resume(&mut Silent)?;
-    assert_eq!(trainer.train(&mut Silent, &|| false)?.end, End::Finished);
+    // Seven steps are left of twelve: it did not start again.
+    let taken = Cell::new(0);
+    let count = || {
+        taken.set(taken.get() + 1);
+        false
+    };
+    assert_eq!(trainer.train(&mut Silent, &count)?.end, End::Finished);
+    assert_eq!(taken.get(), 7);
     for file in [
         "last.safetensors",
         "best.safetensors",

@@ -12,8 +12,8 @@ pub struct Days {
     pub dates: Vec<Date>,
     /// Their bars, adjusted for splits and dividends where the file says how.
     pub bars: Vec<Bar>,
-    /// Whether an adjusted close was found.
-    pub adjusted: bool,
+    /// Columns that were not there, of Open, High, Low, Volume and Adj Close; the close or zero stands for them.
+    pub missing: Vec<&'static str>,
 }
 
 /// Reads a daily price file: a header with Date, Close and, if present, Open, High, Low, Volume and Adj Close (any
@@ -44,7 +44,9 @@ pub fn read_csv(path: &Path) -> Result<Days> {
         })
     };
     let (date, close) = (need("Date")?, need("Close")?);
-    let [open, high, low, volume, adjusted] = ["Open", "High", "Low", "Volume", "Adj Close"].map(find);
+    const OPTIONAL: [&str; 5] = ["Open", "High", "Low", "Volume", "Adj Close"];
+    let [open, high, low, volume, adjusted] = OPTIONAL.map(find);
+    let missing = OPTIONAL.into_iter().filter(|name| find(name).is_none()).collect();
     let mut rows = vec![];
     for record in reader.records() {
         let record = record.map_err(unreadable)?;
@@ -74,7 +76,7 @@ pub fn read_csv(path: &Path) -> Result<Days> {
         return Err(fail(w[1].1, format!("{} is there twice (line {} too)", w[0].0, w[0].1)));
     }
     let (dates, bars) = rows.into_iter().map(|(day, _, bar)| (day, bar)).unzip();
-    Ok(Days { dates, bars, adjusted: adjusted.is_some() })
+    Ok(Days { dates, bars, missing })
 }
 
 #[cfg(test)]
@@ -94,8 +96,10 @@ mod tests {
             read("Date,OPEN,High,Low,close,Volume,Adj Close\n2020-01-03,4,5,3,4,9,4\n2020-01-02,10,12,8,10,7,5\n")?;
         assert_eq!(days.dates.iter().map(|d| d.to_string()).collect::<Vec<_>>(), ["2020-01-02", "2020-01-03"]);
         assert_eq!(days.bars[0], Bar { open: 5., high: 6., low: 4., close: 5., volume: 7. });
-        assert!(days.adjusted);
-        assert_eq!(read("date,close\n2020-01-02,3\n")?.bars, [Bar::closing(3.)]);
+        assert!(days.missing.is_empty());
+        let close = read("date,close\n2020-01-02,3\n")?;
+        assert_eq!(close.bars, [Bar::closing(3.)]);
+        assert_eq!(close.missing, ["Open", "High", "Low", "Volume", "Adj Close"]);
         Ok(())
     }
 

@@ -15,7 +15,7 @@ pub fn simulate(days: usize, seed: u64) -> Days {
     const SHOCK: f64 = 0.08;
     const MEMORY: f64 = 0.90;
     let mut s = Stream::new(seed, Purpose::Simulation, 0, 0);
-    let mut result = Days { adjusted: true, ..Days::default() };
+    let mut result = Days::default();
     let mut date = Date::constant(2000, 1, 3);
     let (mut regime, mut close, mut variance) = (0, 100f64, VOLATILITY[0].powi(2));
     for _ in 0..days {

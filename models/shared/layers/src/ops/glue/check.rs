@@ -41,6 +41,7 @@ pub fn random(seed: u64, dims: &[usize]) -> Result<Tensor> {
 }
 
 struct Run {
+    dims: Vec<Vec<usize>>,
     outputs: Vec<Vec<f64>>,
     grads: Vec<Option<Vec<f64>>>,
 }
@@ -70,7 +71,11 @@ fn run(
     let grad = |t: &Tensor| grads.as_ref().and_then(|g| g.get(t)).map(values).transpose();
     let grads = tensors.iter().zip(wants).map(|(t, w)| if *w { grad(t) } else { Ok(None) }).collect::<Result<_>>()?;
     Ok((
-        Run { outputs: outputs.iter().map(values).collect::<Result<_>>()?, grads },
+        Run {
+            dims: outputs.iter().map(|o| o.dims().to_vec()).collect(),
+            outputs: outputs.iter().map(values).collect::<Result<_>>()?,
+            grads,
+        },
         loss.to_dtype(DType::F64)?.to_scalar()?,
     ))
 }
@@ -150,6 +155,9 @@ impl Naive {
 
 fn compare_runs(name: &str, level: Level, fused: &Run, naive: &Naive, exact: &Run) -> Result<()> {
     let level = level.name();
+    if fused.dims != exact.dims {
+        bail!("{name} at {level}: outputs of shapes {:?}, expected {:?}", fused.dims, exact.dims)
+    }
     for (i, exact) in exact.outputs.iter().enumerate() {
         compare(&format!("{name} at {level}: output {i}"), &fused.outputs[i], naive.outputs[i], exact)?;
     }
@@ -157,6 +165,10 @@ fn compare_runs(name: &str, level: Level, fused: &Run, naive: &Naive, exact: &Ru
         match (&fused.grads[i], exact) {
             (Some(f), Some(e)) => compare(&format!("{name} at {level}: gradient of input {i}"), f, naive.grads[i], e)?,
             (None, Some(_)) => bail!("{name} at {level}: no gradient for input {i}"),
+            // No gradient, as of nothing, is one of zeros.
+            (Some(f), None) if f.iter().any(|g| *g != 0.) => {
+                bail!("{name} at {level}: a gradient for input {i}, which the reference has not")
+            }
             _ => {}
         }
     }

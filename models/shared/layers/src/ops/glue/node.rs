@@ -94,6 +94,7 @@ pub trait Op: Send + Sync + 'static {
 }
 
 /// Applies `op` to `inputs`, recording the graph: by its kernel for f32 on the CPU, by its reference otherwise.
+/// Backward passes over one graph must follow each other: two threads at once would mix their gradients.
 pub fn apply<O: Op>(op: O, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
     let on_cpu = inputs.iter().all(|t| t.device().is_cpu() && (t.dtype() == DType::F32 || t.dtype().is_int()));
     if !on_cpu || !simd::fused() {
@@ -234,15 +235,18 @@ impl Link {
     }
 
     fn backward(&self, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        let mut pending = self.call.pending();
         if let Some(output) = self.role.output {
-            pending.outputs[output] = Some(grad.clone());
+            self.call.pending().outputs[output] = Some(grad.clone());
         }
         if self.role.runs {
-            let none = vec![None; pending.outputs.len()];
-            let grads = std::mem::replace(&mut pending.outputs, none);
-            pending.inputs = self.call.run(grads)?;
+            let grads = std::mem::take(&mut self.call.pending().outputs);
+            let none = vec![None; grads.len()];
+            let inputs = self.call.run(grads);
+            // Empty again before an error is passed on: the next backward pass must not find this one's.
+            *self.call.pending() = Pending { outputs: none, inputs: vec![] };
+            self.call.pending().inputs = inputs?;
         }
+        let mut pending = self.call.pending();
         let mut result = vec![];
         if self.role.token {
             let zero = Tensor::from_storage(Storage::Cpu(CpuStorage::F32(vec![0.])), (), BackpropOp::none(), false);

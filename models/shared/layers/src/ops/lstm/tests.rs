@@ -2,7 +2,7 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 
 use super::*;
 use crate::ops::glue::check::{check, random};
-use crate::ops::glue::simd::{levels, with_level};
+use crate::ops::glue::simd::{self, levels, with_level};
 use crate::random::{Purpose, Stream};
 
 fn weights(input: usize, hidden: usize) -> Result<Vec<Tensor>> {
@@ -38,9 +38,10 @@ fn kernel_and_gradients_agree_with_the_reference() -> Result<()> {
 
 #[test]
 fn bits_do_not_depend_on_the_number_of_threads() -> Result<()> {
-    let run = |threads: usize| -> Result<Vec<Vec<f32>>> {
+    let run = |level, threads: usize| -> Result<Vec<Vec<f32>>> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(candle_core::Error::wrap)?;
-        pool.install(|| {
+        // The level belongs to a thread: it is set on the pool's own.
+        let work = || -> Result<Vec<Vec<f32>>> {
             let vars = weights(3, 50)?.iter().map(Var::from_tensor).collect::<Result<Vec<_>>>()?;
             let w = LstmWeights {
                 weight_ih: vars[0].as_tensor().clone(),
@@ -48,18 +49,21 @@ fn bits_do_not_depend_on_the_number_of_threads() -> Result<()> {
                 bias_ih: vars[2].as_tensor().clone(),
                 bias_hh: vars[3].as_tensor().clone(),
             };
-            let (y, state) = lstm(&random(1, &[37, 11, 3])?, &w, None, None, true)?;
+            assert_eq!(simd::level()?, level);
+            let dropout = Some((0.2, Stream::new(1, Purpose::Dropout, 2, 3)));
+            let (y, state) = lstm(&random(1, &[37, 11, 3])?, &w, None, dropout, true)?;
             let y = y.ok_or_else(|| candle_core::Error::msg("no sequence"))?;
             let grads = (y.sqr()?.sum_all()? + state.c.sum_all()?)?.backward()?;
             vars.iter()
                 .map(|v| grads.get(v).ok_or_else(|| candle_core::Error::msg("no gradient"))?.flatten_all()?.to_vec1())
                 .collect()
-        })
+        };
+        pool.install(|| with_level(level, work))
     };
     for level in levels() {
-        let one = with_level(level, || run(1))?;
+        let one = run(level, 1)?;
         for threads in [2, 3, 8] {
-            assert_eq!(one, with_level(level, || run(threads))?, "{level:?} {threads} threads");
+            assert_eq!(one, run(level, threads)?, "{level:?} {threads} threads");
         }
     }
     Ok(())
