@@ -32,9 +32,9 @@ pub fn read(path: &Path, device: &Device) -> Result<Checkpoint> {
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
     let malformed = |reason: String| Error::Malformed { path: path.to_path_buf(), reason };
     let invalid = |e: SafeTensorError| malformed(e.to_string());
-    // A valid name cannot appear twice, but the parser keeps the last of two: count them.
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(invalid)?;
     let file = SafeTensors::deserialize(&bytes).map_err(invalid)?;
+    // The parser keeps the last of two tensors of one name without a word.
     if let Some(name) = repeated_name(&bytes) {
         return Err(malformed(format!("two tensors are named {name}")));
     }
