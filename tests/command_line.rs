@@ -157,7 +157,17 @@ fn wrong_calls_and_files_are_refused_in_one_line_and_write_nothing() -> Outcome 
         (vec!["train", "stock-lstm", "--device", "gpu"], 2, "expected cpu, cuda"),
         (vec!["train", "stock-lstm", "--resume"], 1, "there is no run of stock-lstm"),
         (vec!["train", "stock-lstm", "--resume", "elsewhere"], 1, "elsewhere is not a run directory"),
-        (vec!["train", "stock-lstm", "--resume", "x", "--seed", "1"], 2, "cannot be used with"),
+        (vec!["train", "stock-lstm", "--resume", "x", "--preset", "ohlcv"], 2, "cannot be used with"),
+        (vec!["train", "stock-lstm", "--allow-change", "train.lr"], 2, "--resume"),
+        (
+            vec!["train", "stock-lstm", "--freeze", "lstn"],
+            2,
+            "train.freeze = \"lstn\" names no parameter of lstm.weight",
+        ),
+        (vec!["train", "stock-lstm", "--freeze", "."], 2, "leaves no parameter to train"),
+        (vec!["train", "stock-lstm", "--freeze", "("], 2, "train.freeze = \"(\" is not a regular expression"),
+        (vec!["train", "stock-lstm", "--init-from", "cut.safetensors"], 1, "cut.safetensors: not a valid"),
+        (vec!["train", "stock-lstm", "--on-nonfinite", "ignore"], 2, "unknown variant `ignore`"),
         (vec!["train", "stock-lstm", "--steps", "0", "--set", "train.epochs=0"], 2, "train.steps or train.epochs"),
         (vec!["eval", "stock-lstm", "--checkpoint", "none.safetensors"], 1, "none.safetensors"),
         (

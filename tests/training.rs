@@ -17,7 +17,7 @@ fn every_parameter_gets_a_gradient_and_moves() -> Outcome {
     for preset in StockTask::PRESETS {
         let config = resolve::<StockTask>(&Layers { preset: Some(preset.name), file: None, set: &settings(&[]) })?;
         let task = StockTask::open(&config.model, &config.data, 1, None, &Device::Cpu)?;
-        let mut trainer = Trainer::new(&task, &config, &Device::Cpu, None, Options::default())?;
+        let mut trainer = Trainer::new(&task, &config, &Device::Cpu, Options::default())?;
         let before = trainer
             .params()
             .tensors()
@@ -42,7 +42,8 @@ fn a_trained_model_loads_from_one_file_and_forecasts_as_it_was_judged() -> Outco
         let config = resolve::<StockTask>(&Layers { preset: Some(preset), file: None, set: &settings(&[]) })?;
         let task = StockTask::open(&config.model, &config.data, config.train.seed, None, &Device::Cpu)?;
         let run = RunDirectory::create(&dir.path().join(preset), "")?;
-        let mut trainer = Trainer::new(&task, &config, &Device::Cpu, Some(&run), Options::default())?;
+        let mut trainer = Trainer::new(&task, &config, &Device::Cpu, Options::default())?;
+        trainer.keep_in(&run);
         assert_eq!(trainer.train(&mut Silent, &|| false)?.end, End::Finished);
         let forecaster: Forecaster = StockLstm::load(&run.last(), &Device::Cpu)?;
         let bars = simulate(300, config.train.seed).bars;

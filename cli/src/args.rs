@@ -83,8 +83,11 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
     /// Go on with a run: the given one, or the model's newest under runs/
-    #[arg(long, value_name = "DIR", num_args = 0..=1, conflicts_with_all = ["preset", "config", "set", "data", "out", "seed", "fast_dev_run"])]
+    #[arg(long, value_name = "DIR", num_args = 0..=1, conflicts_with_all = ["preset", "config", "out", "init_from", "fast_dev_run"])]
     pub(crate) resume: Option<Option<PathBuf>>,
+    /// With --resume: a key that may differ from what the run was begun with (data for the data itself)
+    #[arg(long, value_name = "KEY", requires = "resume")]
+    pub(crate) allow_change: Vec<String>,
     /// Optimizer steps (train.steps)
     #[arg(long, value_name = "N", conflicts_with = "epochs")]
     pub(crate) steps: Option<u64>,
@@ -94,6 +97,15 @@ pub(crate) struct TrainArgs {
     /// Seed of everything random (train.seed)
     #[arg(long, value_name = "S")]
     pub(crate) seed: Option<u64>,
+    /// Weights to begin with, of the same model (train.init_from)
+    #[arg(long, value_name = "FILE|RUN")]
+    pub(crate) init_from: Option<PathBuf>,
+    /// Parameters in whose names the expression is found stay as they are (train.freeze)
+    #[arg(long, value_name = "REGEX")]
+    pub(crate) freeze: Option<String>,
+    /// At a loss or gradient that is not finite: abort, skip or rollback (train.on_nonfinite)
+    #[arg(long, value_name = "WHAT")]
+    pub(crate) on_nonfinite: Option<String>,
     /// Where to compute: cpu, cuda, cuda:N or metal
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub(crate) device: String,

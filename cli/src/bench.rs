@@ -112,7 +112,7 @@ fn train_seconds<T: Task>(
         count.set(count.get() + 1);
         started.elapsed() > limit && count.get() > 5
     };
-    Trainer::new(task, config, &options.device, None, zoo_training::Options { overfit_batch: true })?
+    Trainer::new(task, config, &options.device, zoo_training::Options { overfit_batch: true })?
         .train(&mut steps, &done)?;
     let warm = steps.0.len() / 10;
     Ok(median(steps.0[warm..].windows(2).map(|w| (w[1] - w[0]).as_secs_f64()).collect()))

@@ -234,6 +234,9 @@ impl Observer for Curves {
                     self.draw_or_warn();
                 }
             }
+            Event::RolledBack { step } => {
+                self.lines.iter_mut().for_each(|l| l.points.retain(|(at, _)| *at <= *step as f64));
+            }
             _ => {}
         }
     }

@@ -27,6 +27,12 @@ fn main() -> ExitCode {
         // SAFETY: no other thread exists yet.
         unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
     }
+    #[cfg(unix)]
+    {
+        // A file that may grow no further is an error to report, not a signal to die of. Failing only costs that.
+        let flag = std::sync::Arc::default();
+        let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, flag);
+    }
     // This thread takes part in rayon's work: kernels start without waking another. Failing only costs that.
     let _ = rayon::ThreadPoolBuilder::new().use_current_thread().build_global();
     let zoo = match Zoo::try_parse() {

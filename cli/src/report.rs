@@ -59,6 +59,11 @@ impl Observer for Progress {
                     note(&format!("step {step}: {}{}", shown.join(", "), if *best { " (best)" } else { "" }));
                 }
             }
+            Event::RolledBack { step } => {
+                if let Some(bar) = &self.bar {
+                    bar.set_position(*step);
+                }
+            }
             Event::Saved { .. } => {}
             Event::Warning(message) => self.say(&format!("zoo: warning: {message}")),
         }

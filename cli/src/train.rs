@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use anyhow::Context;
 use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
@@ -15,7 +16,7 @@ use crate::args::TrainArgs;
 use crate::curves::Curves;
 use crate::eval::object;
 use crate::output::{note, print, print_json};
-use crate::registry::{configured, device, quoted, run_config};
+use crate::registry::{configured, device, quoted, run_config, weights};
 use crate::report::Progress;
 
 /// Exit code of a run that a signal stopped and --resume continues.
@@ -37,8 +38,8 @@ pub(crate) fn run<T: Task>(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let task = T::open(&config.model, &config.data, config.train.seed, None, &device)?;
-    note(&task.describe_data());
-    task.warnings().iter().for_each(|w| note(&format!("zoo: warning: {w}")));
+    // Before anything is written, all that can be wrong with the call is found.
+    let mut trainer = Trainer::new(&task, &config, &device, Options { overfit_batch: args.overfit_batch })?;
     let run = match &resumed {
         _ if args.fast_dev_run => None,
         Some(path) => Some(RunDirectory::open(path)?),
@@ -48,22 +49,33 @@ pub(crate) fn run<T: Task>(args: &TrainArgs) -> anyhow::Result<ExitCode> {
             Some(RunDirectory::create(&path, &to_toml(&config)?)?)
         }
     };
-    let mut trainer =
-        Trainer::new(&task, &config, &device, run.as_ref(), Options { overfit_batch: args.overfit_batch })?;
+    if let Some(run) = &run {
+        trainer.keep_in(run);
+    }
+    note(&task.describe_data());
+    task.warnings().iter().for_each(|w| note(&format!("zoo: warning: {w}")));
     let mut listeners = Listeners { progress: Progress::new(), curves: run.as_ref().map(|r| Curves::new(r.path())) };
     if resumed.is_some() {
-        trainer.resume(&mut listeners)?;
+        // A new length is named by its flag.
+        let length = ["train.steps", "train.epochs"].map(String::from);
+        let named = (args.steps.is_some() || args.epochs.is_some()).then_some(length).into_iter().flatten();
+        let allowed: Vec<String> = args.allow_change.iter().cloned().chain(named).collect();
+        trainer.resume(&allowed, &mut listeners)?;
         if let Some(curves) = &mut listeners.curves {
             curves.replay()?;
         }
         if let Some(run) = run.as_ref() {
-            // A new length stays with the run.
+            // What was changed stays with the run.
             run.set_config(&to_toml(&config)?)?;
         }
     }
     let stop = stop_flag()?;
-    let outcome = trainer.train(&mut listeners, &|| stop.load(Ordering::Relaxed))?;
+    let outcome = trainer.train(&mut listeners, &|| stop.load(Ordering::Relaxed));
     listeners.progress.finish();
+    let outcome = outcome.with_context(|| match &run {
+        Some(run) => format!("{} can be resumed from its last checkpoint", run.path().display()),
+        None => "nothing was written".into(),
+    })?;
     if let Some(curves) = &mut listeners.curves {
         curves.draw_or_warn();
     }
@@ -74,7 +86,13 @@ pub(crate) fn run<T: Task>(args: &TrainArgs) -> anyhow::Result<ExitCode> {
 /// What the flags set.
 fn settings(args: &TrainArgs) -> Vec<String> {
     let mut set = vec![];
-    set.extend(args.data.as_ref().map(|d| format!("data.path={}", quoted(d))));
+    set.extend(args.common.set.iter().filter(|_| args.resume.is_some()).cloned());
+    // Whole paths: a run is resumed from anywhere.
+    let whole = |path: &Path| quoted(&std::path::absolute(path).unwrap_or(path.to_path_buf()));
+    set.extend(args.data.as_ref().map(|d| format!("data.path={}", whole(d))));
+    set.extend(args.init_from.as_ref().map(|f| format!("train.init_from={}", whole(&weights(f)))));
+    set.extend(args.freeze.as_ref().map(|f| format!("train.freeze={}", serde_json::Value::from(f.as_str()))));
+    set.extend(args.on_nonfinite.as_ref().map(|w| format!("train.on_nonfinite={w}")));
     set.extend(args.steps.map(|n| format!("train.steps={n}")));
     set.extend(args.epochs.iter().flat_map(|n| [format!("train.epochs={n}"), "train.steps=0".into()]));
     set.extend(args.seed.map(|s| format!("train.seed={s}")));
@@ -144,7 +162,7 @@ impl Observer for Listeners {
 }
 
 fn report<T: Task>(args: &TrainArgs, outcome: &Outcome, run: Option<&RunDirectory>) {
-    let Outcome { end, steps, seconds, loss, metrics, best, gradients } = outcome;
+    let Outcome { end, steps, seconds, loss, metrics, best, gradients, refused } = outcome;
     let shown = |path: PathBuf| path.display().to_string();
     if args.json {
         print_json(&json!({
@@ -153,6 +171,7 @@ fn report<T: Task>(args: &TrainArgs, outcome: &Outcome, run: Option<&RunDirector
             "loss": loss, "metrics": object(metrics),
             "best": best.map(|(loss, step)| json!({ "loss": loss, "step": step })),
             "checkpoint": run.map(|r| shown(r.last())), "gradients": gradients,
+            "refused_steps": refused,
         }));
     }
     let how = match end {
@@ -165,15 +184,17 @@ fn report<T: Task>(args: &TrainArgs, outcome: &Outcome, run: Option<&RunDirector
     } else {
         note(&format!("{how} after {steps} steps in {seconds:.1} s, training loss {loss:.6}"));
     }
+    if *refused > 0 {
+        note(&format!("{refused} steps were refused (not finite, or spikes); metrics.jsonl marks those left out"));
+    }
     if let Some((loss, step)) = best {
         note(&format!("best validation loss {loss:.6} at step {step}"));
     }
     let Some(run) = run else { return };
     let path = run.path().display();
     if *end == End::Interrupted {
-        let overfit = if args.overfit_batch { " --overfit-batch" } else { "" };
         let device = if args.device == "cpu" { String::new() } else { format!(" --device {}", args.device) };
-        note(&format!("continue with: zoo train {} --resume {path}{device}{overfit}", T::NAME));
+        note(&format!("continue with: zoo train {} --resume {path}{device}", T::NAME));
     } else {
         note(&format!("weights: {}; judge them with: zoo eval {} --checkpoint {path}", shown(run.best()), T::NAME));
     }

@@ -293,6 +293,13 @@ impl Task for StockTask {
         )
     }
 
+    fn fingerprint(&self) -> String {
+        let numbers = self.days.bars.iter().flat_map(|b| [b.open, b.high, b.low, b.close, b.volume]);
+        let splits = self.splits.iter().map(|n| *n as u64);
+        let bytes: Vec<u8> = numbers.map(f64::to_bits).chain(splits).flat_map(u64::to_le_bytes).collect();
+        zoo_checkpoint::sha256_of(&bytes)
+    }
+
     fn fitted(&self) -> Value {
         serde_json::to_value(&self.scaler).unwrap_or_default()
     }

@@ -36,6 +36,28 @@ pub fn replace(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::Result
     sync_directory(directory)
 }
 
+/// Makes `to` another name of the file `from`, or a copy of it where the file system has no such names. What `to` was
+/// before is replaced at once.
+///
+/// # Errors
+/// The operating system's.
+pub fn link(from: &Path, to: &Path) -> Result<()> {
+    let directory = to.parent().unwrap_or(Path::new("."));
+    // A name that is free: a temporary file's, given up for the link.
+    let temporary = tempfile::Builder::new().prefix(".zoo-").suffix(".tmp").tempfile_in(directory);
+    let temporary = temporary.map_err(Error::io(to))?.into_temp_path();
+    std::fs::remove_file(&temporary).map_err(Error::io(&temporary))?;
+    if std::fs::hard_link(from, &temporary).is_err() {
+        let mut source = File::open(from).map_err(Error::io(from))?;
+        return replace(to, |file| std::io::copy(&mut source, file).map(|_| ()));
+    }
+    let name = temporary.to_path_buf();
+    temporary.persist(to).map_err(|e| Error::io(to)(e.error))?;
+    // A rename between two names of one file does nothing at all, so the temporary one may still be there.
+    let _ = std::fs::remove_file(name);
+    sync_directory(directory)
+}
+
 /// Makes the names in a directory durable (Unix; elsewhere the system does not offer it).
 ///
 /// # Errors
@@ -56,10 +78,19 @@ pub fn sha256(path: &Path) -> Result<String> {
     let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 16]);
     loop {
         match file.read(&mut buffer).map_err(Error::io(path))? {
-            0 => return Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect()),
+            0 => return Ok(hexadecimal(hash)),
             n => hash.update(&buffer[..n]),
         }
     }
+}
+
+/// The SHA-256 of bytes, in hexadecimal.
+pub fn sha256_of(bytes: &[u8]) -> String {
+    hexadecimal(Sha256::new_with_prefix(bytes))
+}
+
+fn hexadecimal(hash: Sha256) -> String {
+    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
 }
 
 #[cfg(test)]
@@ -79,6 +110,22 @@ mod tests {
         assert_eq!(std::fs::read(&path).map_err(Error::io(&path))?, b"old");
         assert_eq!(std::fs::read_dir(dir.path()).map_err(Error::io(&path))?.count(), 1);
         assert_eq!(sha256(&path)?, "cba06b5736faf67e54b07b561eae94395e774c517a7d910a54369e1263ccfbd4");
+        Ok(())
+    }
+
+    #[test]
+    fn a_link_replaces_what_was_there() -> Result<()> {
+        let dir = tempfile::tempdir().map_err(Error::io(Path::new("temporary")))?;
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        for text in ["one", "two"] {
+            replace(&from, |w| w.write_all(text.as_bytes()))?;
+            link(&from, &to)?;
+            link(&from, &to)?;
+            assert_eq!(std::fs::read(&to).map_err(Error::io(&to))?, text.as_bytes());
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).map_err(Error::io(&to))?.count(), 2);
+        assert!(link(&dir.path().join("none"), &to).unwrap_err().to_string().contains("none: "));
+        assert_eq!(std::fs::read(&to).map_err(Error::io(&to))?, b"two");
         Ok(())
     }
 

@@ -19,7 +19,7 @@
 mod atomic;
 mod safetensors;
 
-pub use atomic::{replace, sha256, sync_directory};
+pub use atomic::{link, replace, sha256, sha256_of, sync_directory};
 pub use safetensors::{Checkpoint, read, write};
 
 use std::path::{Path, PathBuf};

@@ -1,5 +1,6 @@
 //! Configuration: defaults < preset < file < `key=value`, with unknown keys and wrong types refused.
 
+use regex::Regex;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -47,6 +48,18 @@ pub enum ScheduleKind {
     Step,
     /// Multiplied by `decay_factor` after `plateau_patience` evaluations without improvement.
     Plateau,
+}
+
+/// What happens at a loss or gradient that is not a finite number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnNonFinite {
+    /// The run ends with an error.
+    Abort,
+    /// The step's update is left out.
+    Skip,
+    /// Back to the last checkpoint, and on with the batches after the one that failed.
+    Rollback,
 }
 
 /// The table `[train]`.
@@ -103,6 +116,24 @@ pub struct TrainConfig {
     pub checkpoint_every: u64,
     /// Checkpoints that are kept.
     pub keep: usize,
+    /// Weights of the best evaluations that are kept.
+    pub keep_best: usize,
+    /// Decay of a moving average of the weights, which is then evaluated and kept as best and last; 0 for none. Update t
+    /// decays by (1 + t) / (10 + t) if that is less.
+    pub ema: f64,
+    /// Batches that a second thread prepares ahead; 0 for none.
+    pub prefetch: usize,
+    /// What happens at a loss or gradient that is not finite.
+    pub on_nonfinite: OnNonFinite,
+    /// Such steps that a run may have before it ends with an error all the same.
+    pub nonfinite_limit: u64,
+    /// Leaves out updates whose loss or gradient norm lies so many standard deviations above the mean of the last 128
+    /// steps; 0 for never.
+    pub spike_zscore: f64,
+    /// Weights to begin with instead of random ones; a file of the same model.
+    pub init_from: String,
+    /// Regular expression: parameters in whose names it is found stay as they are.
+    pub freeze: String,
 }
 
 impl Default for TrainConfig {
@@ -133,6 +164,14 @@ impl Default for TrainConfig {
             eval_every: 0,
             checkpoint_every: 0,
             keep: 2,
+            keep_best: 1,
+            ema: 0.,
+            prefetch: 0,
+            on_nonfinite: OnNonFinite::Abort,
+            nonfinite_limit: 10,
+            spike_zscore: 0.,
+            init_from: String::new(),
+            freeze: String::new(),
         }
     }
 }
@@ -147,6 +186,18 @@ impl TrainConfig {
             OptimizerKind::Sgd => Rule::Sgd { momentum: self.momentum, nesterov: self.nesterov },
             OptimizerKind::RmsProp => Rule::RmsProp { alpha: self.beta2, eps: self.eps, momentum: self.momentum },
         }
+    }
+
+    /// The names that `freeze` stands for.
+    ///
+    /// # Errors
+    /// It is not a regular expression.
+    pub fn frozen(&self) -> Result<Option<Regex>> {
+        if self.freeze.is_empty() {
+            return Ok(None);
+        }
+        let invalid = |_| Error::Usage(format!("train.freeze = {:?} is not a regular expression", self.freeze));
+        Regex::new(&self.freeze).map(Some).map_err(invalid)
     }
 
     /// Refuses numbers that cannot work, naming the key.
@@ -169,6 +220,9 @@ impl TrainConfig {
             (self.decay_factor > 0. && self.decay_factor <= 1., "train.decay_factor must lie in (0, 1]"),
             (self.log_every > 0, "train.log_every must be at least 1"),
             (self.keep > 0, "train.keep must be at least 1"),
+            (self.keep_best > 0, "train.keep_best must be at least 1"),
+            ((0. ..1.).contains(&self.ema), "train.ema must lie in [0, 1)"),
+            (self.spike_zscore >= 0. && self.spike_zscore.is_finite(), "train.spike_zscore must not be negative"),
         ];
         match checks.into_iter().find(|(ok, _)| !ok) {
             Some((_, message)) => Err(Error::Usage(message.into())),

@@ -35,7 +35,8 @@ pub enum Error {
     NoGradient(Vec<String>),
     /// A loss or gradient that is not a finite number; the weights were not touched by it.
     #[error(
-        "{what} at step {step} is {value}; the weights were not touched by it: start again with a lower train.lr or train.clip_norm"
+        "{what} at step {step} is {value}; the weights were not touched by it: lower train.lr or train.clip_norm, or pass \
+         over such steps with --on-nonfinite skip or rollback"
     )]
     NonFinite {
         /// The loss or a parameter's gradient.

@@ -3,19 +3,22 @@
 //! A model crate implements [`Task`]; [`Trainer`] does the rest and reports to an [`Observer`]. Nothing here knows
 //! terminals, networks or plots.
 
-mod batches;
 pub mod config;
 mod error;
+mod loader;
 mod observer;
 mod run;
+mod saver;
 mod schedule;
+mod state;
 mod task;
 mod trainer;
 
-pub use batches::Batches;
-pub use config::{Config, OptimizerKind, ScheduleKind, TrainConfig};
+pub use config::{Config, OnNonFinite, OptimizerKind, ScheduleKind, TrainConfig};
 pub use error::{Error, Result};
+pub use loader::Batches;
 pub use observer::{Event, Observer, Silent};
 pub use run::{Description, RunDirectory};
+pub use state::{Guard, State};
 pub use task::{Evaluation, Loss, Metrics, Preset, Split, Task};
-pub use trainer::{End, GradientReport, Options, Outcome, State, Trainer};
+pub use trainer::{End, GradientReport, Options, Outcome, Trainer};

@@ -37,6 +37,11 @@ pub enum Event<'a> {
         /// After this step.
         step: u64,
     },
+    /// The run went back to an earlier checkpoint; what it reported after that step counts no longer.
+    RolledBack {
+        /// The checkpoint's step.
+        step: u64,
+    },
     /// Something the user should know.
     Warning(&'a str),
 }

@@ -24,7 +24,7 @@ impl Default for Plateau {
 impl Plateau {
     /// Takes up an evaluation (lower is better).
     pub(crate) fn observe(&mut self, value: f64, config: &TrainConfig) {
-        if self.best.is_none_or(|b| value < b) {
+        if value.is_finite() && self.best.is_none_or(|b| value < b) {
             (self.best, self.stale) = (Some(value), 0);
             return;
         }

@@ -67,7 +67,7 @@ pub struct Evaluation {
 /// What a model crate gives the trainer and the command line.
 ///
 /// The value of the type is opened data; its associated functions need none.
-pub trait Task: Sized + 'static {
+pub trait Task: Sized + Sync + 'static {
     /// The model's name on the command line.
     const NAME: &'static str;
     /// One line for people.
@@ -82,8 +82,8 @@ pub trait Task: Sized + 'static {
     type Source: Serialize + DeserializeOwned + Default + Clone;
     /// The model.
     type Model;
-    /// Samples ready for the model.
-    type Batch;
+    /// Samples ready for the model; tensors, which are cheap to clone.
+    type Batch: Clone + Send;
 
     /// The table `[train]` before presets.
     fn training() -> TrainConfig;
@@ -109,6 +109,9 @@ pub trait Task: Sized + 'static {
 
     /// One line on the data at hand.
     fn describe_data(&self) -> String;
+
+    /// Tells data apart: the same for the same samples in the same splits. A run resumes on the data it began with.
+    fn fingerprint(&self) -> String;
 
     /// What was fitted to the training data and belongs to the checkpoint, such as a scaler.
     fn fitted(&self) -> Value;

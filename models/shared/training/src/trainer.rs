@@ -1,28 +1,22 @@
 use std::path::Path;
+use std::thread::scope;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
-use zoo_layers::optim::{Optimizer, clip_factor, decay_matrices, global_norm, norm_squared};
+use zoo_layers::optim::{Optimizer, average, clip_factor, decay_matrices, global_norm, norm_squared};
 use zoo_layers::{Gradients, Mode, Params};
 
 use crate::config::ConfigOf;
-use crate::schedule::{Plateau, rate};
-use crate::{Batches, Description, Error, Event, Metrics, Observer, Result, RunDirectory, Split, Task, TrainConfig};
-
-/// Everything about a run that is not a tensor: with the tensors of a checkpoint it decides all that follows.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct State {
-    /// Optimizer steps done.
-    pub step: u64,
-    /// The best validation loss and its step.
-    pub best: Option<(f64, u64)>,
-    /// Evaluations since the best.
-    pub stale: u64,
-    /// The plateau schedule's memory.
-    pub plateau: Plateau,
-}
+use crate::loader::Loader;
+use crate::run::{Saved, Snapshot};
+use crate::saver::Saver;
+use crate::schedule::rate;
+use crate::{
+    Batches, Description, Error, Event, Metrics, Observer, OnNonFinite, Result, RunDirectory, Split, State, Task,
+    TrainConfig,
+};
 
 /// What a run does besides training.
 #[derive(Clone, Copy, Debug, Default)]
@@ -68,79 +62,120 @@ pub struct Outcome {
     pub best: Option<(f64, u64)>,
     /// Gradients of the last step.
     pub gradients: GradientReport,
+    /// Steps whose update was refused, as not finite or as spikes.
+    pub refused: u64,
 }
 
 /// A model in training.
 pub struct Trainer<'a, T: Task> {
     task: &'a T,
     config: &'a ConfigOf<T>,
-    options: Options,
     params: Params,
     model: T::Model,
-    /// Over the same storage, without a graph.
+    /// Moving average of the weights, if the configuration asks for one.
+    average: Option<Params>,
+    /// What is evaluated: over the storage of the average or else of the parameters, without a graph.
     frozen: T::Model,
     optimizer: Optimizer,
     batches: Batches,
     state: State,
-    /// Micro-batch of an overfitting run.
-    first_batch: Option<T::Batch>,
     run: Option<&'a RunDirectory>,
     metrics: Metrics,
     gradients: GradientReport,
 }
 
+/// A step's mean loss, its parts and the gradients.
+struct Step {
+    loss: f64,
+    parts: Metrics,
+    grads: Gradients,
+    lr: f64,
+    norm: f64,
+}
+
 impl<'a, T: Task> Trainer<'a, T> {
-    /// A new model with initial values from the seed; `run` is where it is saved, if anywhere.
+    /// A model with initial values from the seed or from `train.init_from`. Nothing is written unless it is
+    /// [kept in](Self::keep_in) a run directory.
     ///
     /// # Errors
-    /// The training split is empty, or the model cannot be built.
-    pub fn new(
-        task: &'a T,
-        config: &'a ConfigOf<T>,
-        device: &Device,
-        run: Option<&'a RunDirectory>,
-        options: Options,
-    ) -> Result<Self> {
+    /// The training split is empty, the model cannot be built, or the initial weights or frozen names do not fit it.
+    pub fn new(task: &'a T, config: &'a ConfigOf<T>, device: &Device, options: Options) -> Result<Self> {
         let train = &config.train;
         let samples = task.samples(Split::Train);
         if samples == 0 {
             return Err(Error::Data("the training split has no samples".into()));
         }
-        let params = Params::init(train.seed, device);
+        let params = match train.frozen()? {
+            Some(frozen) => Params::init(train.seed, device).with_frozen(move |name| frozen.is_match(name)),
+            None => Params::init(train.seed, device),
+        };
         let model = T::build(&config.model, params.builder())?;
-        let frozen = T::build(&config.model, params.eval_builder())?;
+        check_frozen(&params, &train.freeze)?;
+        let average = (train.ema > 0.).then(|| Params::init(train.seed, device));
+        let frozen = T::build(&config.model, average.as_ref().unwrap_or(&params).eval_builder())?;
+        if !train.init_from.is_empty() {
+            let path = Path::new(&train.init_from);
+            let file = zoo_checkpoint::read(path, device)?;
+            for params in [Some(&params), average.as_ref()].into_iter().flatten() {
+                let fits = params.set(&file.tensors);
+                fits.map_err(|e| Error::Run(format!("{}: {}", path.display(), first_line(&e))))?;
+            }
+        }
         let optimizer = Optimizer::new(train.rule(), &params, decay_matrices(train.weight_decay))?;
-        let mut batches = Batches::new(samples, train.batch_size, train.seed);
-        let first_batch = if options.overfit_batch { Some(task.batch(Split::Train, batches.at(0))?) } else { None };
-        let (state, gradients) = (State::default(), GradientReport::default());
-        Ok(Self {
-            task,
-            config,
-            options,
-            params,
-            model,
-            frozen,
-            optimizer,
-            batches,
-            state,
-            first_batch,
-            run,
-            metrics: vec![],
-            gradients,
-        })
+        let batches = Batches::new(samples, train.batch_size, train.seed);
+        let state = State { overfit_batch: options.overfit_batch, data: task.fingerprint(), ..State::default() };
+        let (run, metrics, gradients) = (None, vec![], GradientReport::default());
+        Ok(Self { task, config, params, model, average, frozen, optimizer, batches, state, run, metrics, gradients })
     }
 
-    /// Takes up the newest valid checkpoint of the run directory.
+    /// Writes metrics, checkpoints and weights to `run`.
+    pub fn keep_in(&mut self, run: &'a RunDirectory) {
+        self.run = Some(run);
+    }
+
+    /// Takes up the newest valid checkpoint of the run directory; without any the run starts at its beginning.
     ///
     /// # Errors
-    /// There is none, or it belongs to another configuration.
-    pub fn resume(&mut self, observer: &mut dyn Observer) -> Result<()> {
+    /// All checkpoints are damaged, or the newest belongs to another configuration or to other data. `changed` names
+    /// the keys (`data` for the data itself) that may differ all the same.
+    pub fn resume(&mut self, changed: &[String], observer: &mut dyn Observer) -> Result<()> {
         let Some(run) = self.run else { return Err(Error::Run("there is no run directory to resume from".into())) };
         let (saved, warnings) = run.latest(self.params.device())?;
         warnings.iter().for_each(|w| observer.observe(&Event::Warning(w)));
+        let Some(saved) = saved else {
+            observer.observe(&Event::Warning("no checkpoint was written yet: starting at the beginning"));
+            return Ok(());
+        };
+        let mut differs = differences(&saved.description.config, &self.description()?.config);
+        if saved.state.data != self.state.data {
+            differs.push("data: the samples are not those the run began with".into());
+        }
+        let key = |d: &String| d.split_once(':').map_or(d.clone(), |(key, _)| key.to_string());
+        let allowed = |k: &String| changed.contains(k) || WITHOUT_EFFECT.contains(&k.as_str());
+        let refused: Vec<String> = differs.into_iter().filter(|d| !allowed(&key(d))).collect();
+        if let Some(first) = refused.first() {
+            return Err(Error::Usage(format!(
+                "{} was begun with another configuration ({}): undo the change, or allow it with --allow-change {}",
+                run.path().display(),
+                refused.join("; "),
+                key(first)
+            )));
+        }
+        self.restore(saved)?;
+        // A crash may have come before the last checkpoint's predecessors were dropped.
+        run.prune(self.config.train.keep)
+    }
+
+    fn restore(&mut self, saved: Saved) -> Result<()> {
         self.params.set(&saved.model)?;
-        self.optimizer.load(&saved.optimizer, saved.state.step)?;
-        self.state = saved.state;
+        if let Some(average) = &self.average {
+            // A run that takes up averaging starts it at its weights.
+            average.set(saved.average.as_ref().unwrap_or(&saved.model))?;
+        }
+        self.optimizer.load(&saved.optimizer, saved.state.updates)?;
+        // The data may have been changed on purpose.
+        let data = std::mem::take(&mut self.state.data);
+        self.state = State { data, ..saved.state };
         Ok(())
     }
 
@@ -149,89 +184,135 @@ impl<'a, T: Task> Trainer<'a, T> {
         &self.params
     }
 
-    /// Trains until the end, reporting to `observer`; `interrupted` is asked after every step.
-    ///
-    /// # Errors
-    /// A parameter without gradient, a loss or gradient that is not finite, or a failed save. Weights are never touched
-    /// by such a step.
-    pub fn train(&mut self, observer: &mut dyn Observer, interrupted: &dyn Fn() -> bool) -> Result<Outcome> {
-        let train = self.config.train.clone();
-        let started = Instant::now();
-        let total = self.total_steps();
-        let eval_every =
-            if train.eval_every > 0 { train.eval_every } else { self.batches.per_epoch().div_ceil(train.accumulate) };
-        let checkpoint_every = if train.checkpoint_every > 0 { train.checkpoint_every } else { total.div_ceil(10) };
-        observer.observe(&Event::Start { step: self.state.step, total });
-        let (mut end, mut loss) = (End::Finished, f64::NAN);
-        let stale = |state: &State| train.early_stopping > 0 && state.stale >= train.early_stopping;
-        if stale(&self.state) {
-            end = End::Early;
-        }
-        while self.state.step < total && end == End::Finished {
-            let lr = rate(&train, self.state.step, total, &self.state.plateau);
-            let (step_loss, parts, grads) = self.micro_steps(train.accumulate)?;
-            let norm = global_norm(&grads)?;
-            self.refuse_broken(step_loss, norm, &grads)?;
-            self.optimizer.step(&grads, lr, clip_factor(norm, train.clip_norm))?;
-            self.state.step += 1;
-            (loss, self.gradients) = (
-                step_loss,
-                GradientReport { tensors: grads.len(), with_gradient: grads.len() - grads.missing().len() },
-            );
-
-            let step = self.state.step;
-            observer.observe(&Event::Step { step, loss, parts: &parts, lr, grad_norm: norm });
-            if step.is_multiple_of(train.log_every) || step == 1 || step == total {
-                self.log_step(loss, &parts, lr, norm, started)?;
-            }
-            if step.is_multiple_of(eval_every) || step == total {
-                self.evaluate(observer)?;
-            }
-            let stop = interrupted();
-            let early = stale(&self.state);
-            if step.is_multiple_of(checkpoint_every) || step == total || stop || early {
-                self.save(observer)?;
-            }
-            if early || (stop && step < total) {
-                end = if early { End::Early } else { End::Interrupted };
-            }
-        }
-        if let Some(run) = self.run {
-            zoo_checkpoint::write(&run.last(), &self.params.tensors(), &self.description()?.metadata())?;
-        }
-        let (seconds, metrics) = (started.elapsed().as_secs_f64(), self.metrics.clone());
-        Ok(Outcome {
-            end,
-            steps: self.state.step,
-            seconds,
-            loss,
-            metrics,
-            best: self.state.best,
-            gradients: self.gradients,
-        })
-    }
-
     /// Steps of the whole run.
     pub fn total_steps(&self) -> u64 {
         let TrainConfig { steps, epochs, accumulate, .. } = self.config.train;
         if steps > 0 { steps } else { (epochs * self.batches.per_epoch()).div_ceil(accumulate) }
     }
 
+    /// Trains until the end, reporting to `observer`; `interrupted` is asked after every step.
+    ///
+    /// # Errors
+    /// A parameter without gradient, a loss or gradient that is not finite (unless `train.on_nonfinite` says otherwise),
+    /// or a failed save. Weights are never touched by such a step.
+    pub fn train(&mut self, observer: &mut dyn Observer, interrupted: &dyn Fn() -> bool) -> Result<Outcome> {
+        let (started, run, task, train) = (Instant::now(), self.run, self.task, &self.config.train);
+        let fixed = match self.state.overfit_batch {
+            true => Some(task.batch(Split::Train, self.batches.at(0))?),
+            false => None,
+        };
+        let (loss, end) = scope(|scope| {
+            let mut loader = Loader::new(scope, task, self.batches.clone(), train.prefetch);
+            let saver = run.map(|run| Saver::new(scope, run, train.keep));
+            let mut batch = |number| match &fixed {
+                Some(batch) => Ok(batch.clone()),
+                None => loader.get(number),
+            };
+            let result = self.steps(&mut batch, saver.as_ref(), observer, interrupted, started);
+            match saver.map(Saver::finish) {
+                // Why saving failed explains why training did.
+                Some(Err(e)) => return Err(e),
+                Some(Ok(steps)) => steps.iter().for_each(|&step| observer.observe(&Event::Saved { step })),
+                None => {}
+            }
+            result
+        })?;
+        if let Some(run) = run {
+            zoo_checkpoint::write(&run.last(), &self.evaluated().tensors(), &self.description()?.metadata())?;
+        }
+        Ok(Outcome {
+            end,
+            steps: self.state.step,
+            seconds: started.elapsed().as_secs_f64(),
+            loss,
+            metrics: self.metrics.clone(),
+            best: self.state.best.first().copied(),
+            gradients: self.gradients,
+            refused: self.state.guard.not_finite + self.state.guard.spikes,
+        })
+    }
+
+    fn steps(
+        &mut self,
+        batch: &mut dyn FnMut(u64) -> candle_core::Result<T::Batch>,
+        saver: Option<&Saver>,
+        observer: &mut dyn Observer,
+        interrupted: &dyn Fn() -> bool,
+        started: Instant,
+    ) -> Result<(f64, End)> {
+        let train = &self.config.train;
+        let total = self.total_steps();
+        let eval_every =
+            if train.eval_every > 0 { train.eval_every } else { self.batches.per_epoch().div_ceil(train.accumulate) };
+        let checkpoint_every = if train.checkpoint_every > 0 { train.checkpoint_every } else { total.div_ceil(10) };
+        observer.observe(&Event::Start { step: self.state.step, total });
+        if self.state.step == 0 {
+            // What a run began with, so that it can always go back to it.
+            self.save(saver)?;
+        }
+        let stale = |state: &State| train.early_stopping > 0 && state.stale >= train.early_stopping;
+        let (mut end, mut loss) = (if stale(&self.state) { End::Early } else { End::Finished }, f64::NAN);
+        while self.state.step < total && end == End::Finished {
+            let lr = rate(train, self.state.step, total, &self.state.plateau);
+            let step = self.micro_steps(lr, batch)?;
+            let refusal = self.refusal(&step)?;
+            if let Some(Refusal::NotFinite(error)) = &refusal {
+                self.state.guard.not_finite += 1;
+                if train.on_nonfinite == OnNonFinite::Abort || self.state.guard.not_finite > train.nonfinite_limit {
+                    return Err(error.clone().into());
+                }
+                if train.on_nonfinite == OnNonFinite::Rollback {
+                    self.roll_back(error, saver, observer)?;
+                    continue;
+                }
+            }
+            if refusal.is_none() {
+                self.optimizer.step(&step.grads, lr, clip_factor(step.norm, train.clip_norm))?;
+                self.state.updates += 1;
+                if let Some(ema) = &self.average {
+                    // A short history weighs its few updates evenly at first.
+                    let t = self.state.updates as f64;
+                    average(ema, &self.params, train.ema.min((1. + t) / (10. + t)))?;
+                }
+            }
+            self.state.step += 1;
+            let number = self.state.step;
+            loss = step.loss;
+            self.gradients = GradientReport {
+                tensors: step.grads.len(),
+                with_gradient: step.grads.len() - step.grads.missing().len(),
+            };
+            if let Some(refusal) = &refusal {
+                observer.observe(&Event::Warning(&format!("step {number}: {refusal}; its update was left out")));
+            }
+            observer.observe(&Event::Step { step: number, loss, parts: &step.parts, lr, grad_norm: step.norm });
+            if number.is_multiple_of(train.log_every) || number == 1 || number == total || refusal.is_some() {
+                self.log_step(&step, refusal.is_some(), started)?;
+            }
+            if number.is_multiple_of(eval_every) || number == total {
+                self.evaluate(saver, observer)?;
+            }
+            let (stop, early) = (interrupted(), stale(&self.state));
+            if number.is_multiple_of(checkpoint_every) || number == total || stop || early {
+                self.save(saver)?;
+            }
+            if let Some(step) = saver.and_then(Saver::saved) {
+                observer.observe(&Event::Saved { step });
+            }
+            if early || (stop && number < total) {
+                end = if early { End::Early } else { End::Interrupted };
+            }
+        }
+        Ok((loss, end))
+    }
+
     /// Mean loss, mean parts and mean gradients of a step's micro-batches.
-    fn micro_steps(&mut self, count: u64) -> Result<(f64, Metrics, Gradients)> {
-        let seed = self.config.train.seed;
+    fn micro_steps(&mut self, lr: f64, batch: &mut dyn FnMut(u64) -> candle_core::Result<T::Batch>) -> Result<Step> {
+        let TrainConfig { seed, accumulate: count, .. } = self.config.train;
         let (mut loss, mut parts, mut grads): (f64, Metrics, Option<Gradients>) = (0., vec![], None);
         for micro in 0..count {
-            let number = self.state.step * count + micro;
-            let fresh;
-            let batch = match &self.first_batch {
-                Some(batch) => batch,
-                None => {
-                    fresh = self.task.batch(Split::Train, self.batches.at(number))?;
-                    &fresh
-                }
-            };
-            let result = self.task.loss(&self.model, batch, Mode::Train { seed, step: number })?;
+            let number = self.state.step * count + self.state.passed_over + micro;
+            let result = self.task.loss(&self.model, &batch(number)?, Mode::Train { seed, step: number })?;
             let of_micro = self.params.gradients(&result.total.backward()?);
             loss += scalar(&result.total)? / count as f64;
             for (i, (name, value)) in result.parts.into_iter().enumerate() {
@@ -249,92 +330,206 @@ impl<'a, T: Task> Trainer<'a, T> {
         if count > 1 {
             grads.scale(1. / count as f64)?;
         }
-        Ok((loss, parts, grads))
+        let norm = global_norm(&grads)?;
+        Ok(Step { loss, parts, grads, lr, norm })
     }
 
-    /// Stops before a broken step reaches the weights.
-    fn refuse_broken(&self, loss: f64, norm: f64, grads: &Gradients) -> Result<()> {
-        let step = self.state.step + 1;
-        if step == 1 && !grads.missing().is_empty() {
-            return Err(Error::NoGradient(grads.missing().into_iter().map(String::from).collect()));
+    /// Why a step must not reach the weights, if there is a reason.
+    ///
+    /// # Errors
+    /// A parameter without any gradient at the first step.
+    fn refusal(&mut self, step: &Step) -> Result<Option<Refusal>> {
+        let number = self.state.step + 1;
+        let missing = step.grads.missing();
+        if number == 1 && !missing.is_empty() {
+            return Err(Error::NoGradient(missing.into_iter().map(String::from).collect()));
         }
-        if !loss.is_finite() {
-            return Err(Error::NonFinite { what: "the loss".into(), step, value: loss });
+        let not_finite = |what: String, value| Ok(Some(Refusal::NotFinite(NonFinite { what, step: number, value })));
+        if !step.loss.is_finite() {
+            return not_finite("the loss".into(), step.loss);
         }
-        if norm.is_finite() {
-            return Ok(());
+        if step.norm.is_finite() {
+            return Ok(self.state.guard.spike(step.loss, step.norm, &self.config.train).map(Refusal::Spike));
         }
-        for (name, grad) in grads.iter() {
+        for (name, grad) in step.grads.iter() {
             let value = grad.map_or(Ok(0.), norm_squared)?;
             if !value.is_finite() {
-                return Err(Error::NonFinite { what: format!("the gradient of {name}"), step, value });
+                return not_finite(format!("the gradient of {name}"), value);
             }
         }
-        Err(Error::NonFinite { what: "the gradient norm".into(), step, value: norm })
+        not_finite("the gradient norm".into(), step.norm)
     }
 
-    fn log_step(&self, loss: f64, parts: &Metrics, lr: f64, norm: f64, started: Instant) -> Result<()> {
+    /// Goes back to the last checkpoint, and on with the batches after the one that failed.
+    fn roll_back(&mut self, cause: &NonFinite, saver: Option<&Saver>, observer: &mut dyn Observer) -> Result<()> {
+        if let Some(saver) = saver {
+            saver.wait()?;
+        }
+        let (Some(run), failed) = (self.run, self.state.clone()) else { return Err(cause.clone().into()) };
+        let (Some(saved), _) = run.latest(self.params.device())? else { return Err(cause.clone().into()) };
+        self.restore(saved)?;
+        self.state.passed_over =
+            failed.passed_over + (failed.step + 1 - self.state.step) * self.config.train.accumulate;
+        self.state.guard.not_finite = failed.guard.not_finite;
+        let step = self.state.step;
+        observer.observe(&Event::Warning(&format!("{cause}; back to step {step}, past the batches in between")));
+        observer.observe(&Event::RolledBack { step });
+        Ok(())
+    }
+
+    fn log_step(&self, step: &Step, refused: bool, started: Instant) -> Result<()> {
         let Some(run) = self.run else { return Ok(()) };
         let mut line = Map::new();
         line.insert("step".into(), self.state.step.into());
-        line.insert("loss".into(), loss.into());
-        line.extend(parts.iter().map(|(name, value)| (name.to_string(), (*value).into())));
-        line.insert("lr".into(), lr.into());
-        line.insert("grad_norm".into(), norm.into());
+        line.insert("loss".into(), step.loss.into());
+        line.extend(step.parts.iter().map(|(name, value)| (name.to_string(), (*value).into())));
+        line.insert("lr".into(), step.lr.into());
+        line.insert("grad_norm".into(), step.norm.into());
+        if refused {
+            line.insert("refused".into(), true.into());
+        }
         line.insert("seconds".into(), ((started.elapsed().as_secs_f64() * 1e3).round() / 1e3).into());
         run.log(&Value::Object(line))
     }
 
-    fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<()> {
-        let split = if self.options.overfit_batch || self.task.samples(Split::Valid) == 0 {
-            Split::Train
-        } else {
-            Split::Valid
-        };
+    fn evaluate(&mut self, saver: Option<&Saver>, observer: &mut dyn Observer) -> Result<()> {
+        let overfit = self.state.overfit_batch || self.task.samples(Split::Valid) == 0;
+        let split = if overfit { Split::Train } else { Split::Valid };
         let metrics = self.task.validate(&self.frozen, split)?;
+        let (step, train) = (self.state.step, &self.config.train);
         let loss = metrics.iter().find(|(name, _)| *name == "loss").map_or(f64::NAN, |(_, v)| *v);
         if !loss.is_finite() {
-            return Err(Error::NonFinite { what: "the validation loss".into(), step: self.state.step, value: loss });
+            let problem = NonFinite { what: "the validation loss".into(), step, value: loss };
+            if train.on_nonfinite == OnNonFinite::Abort {
+                return Err(problem.into());
+            }
+            observer.observe(&Event::Warning(&problem.to_string()));
         }
-        let best = self.state.best.is_none_or(|(b, _)| loss < b);
-        if best {
-            (self.state.best, self.state.stale) = (Some((loss, self.state.step)), 0);
-        } else {
-            self.state.stale += 1;
-        }
-        self.state.plateau.observe(loss, &self.config.train);
+        let (best, kept) = self.state.evaluated(loss, train.keep_best);
+        self.state.plateau.observe(loss, train);
         if let Some(run) = self.run {
             let values: Map<String, Value> = metrics.iter().map(|(k, v)| (k.to_string(), (*v).into())).collect();
-            run.log(&json!({ "step": self.state.step, split.name(): values }))?;
-            if best {
-                zoo_checkpoint::write(&run.best(), &self.params.tensors(), &self.description()?.metadata())?;
-            }
+            run.log(&json!({ "step": step, split.name(): values }))?;
         }
-        observer.observe(&Event::Evaluated { step: self.state.step, metrics: &metrics, best });
+        if let (Some(saver), true) = (saver, kept) {
+            saver.best(step, copies(self.evaluated().tensors())?, self.description()?.metadata(), best)?;
+        }
+        observer.observe(&Event::Evaluated { step, metrics: &metrics, best });
         self.metrics = metrics;
         Ok(())
     }
 
-    fn save(&self, observer: &mut dyn Observer) -> Result<()> {
-        let Some(run) = self.run else { return Ok(()) };
-        let (weights, metadata) = (self.params.tensors(), self.description()?.metadata());
-        run.save(&weights, &metadata, &self.optimizer.state(), &self.state, self.config.train.keep)?;
-        observer.observe(&Event::Saved { step: self.state.step });
-        Ok(())
+    fn save(&self, saver: Option<&Saver>) -> Result<()> {
+        let Some(saver) = saver else { return Ok(()) };
+        saver.checkpoint(Snapshot {
+            weights: copies(self.params.tensors())?,
+            metadata: self.description()?.metadata(),
+            optimizer: copies(self.optimizer.state())?,
+            average: self.average.as_ref().map(|a| copies(a.tensors())).transpose()?,
+            state: self.state.clone(),
+        })
+    }
+
+    /// The weights that are evaluated and used: the average if there is one.
+    fn evaluated(&self) -> &Params {
+        self.average.as_ref().unwrap_or(&self.params)
     }
 
     fn description(&self) -> Result<Description> {
         let mut config =
             serde_json::to_value(self.config).map_err(|e| Error::Run(format!("the configuration: {e}")))?;
-        // Weights travel: they say which file they saw, not where it lay.
-        if let Some(Value::String(path)) = config.pointer_mut("/data/path") {
-            *path = Path::new(path).file_name().unwrap_or_default().to_string_lossy().into_owned();
+        // Weights travel: they say which files they saw, not where those lay.
+        for key in ["/data/path", "/train/init_from"] {
+            if let Some(Value::String(path)) = config.pointer_mut(key) {
+                *path = Path::new(path).file_name().unwrap_or_default().to_string_lossy().into_owned();
+            }
+        }
+        // Nor does it matter to them who prepared the batches: the same weights are the same bytes.
+        if let Some(prefetch) = config.pointer_mut("/train/prefetch") {
+            *prefetch = 0.into();
         }
         Ok(Description { model: T::NAME.into(), config, fitted: self.task.fitted() })
     }
 }
 
+/// Keys that change how a run is kept, not what it computes; the file's place is no change either (its contents are).
+const WITHOUT_EFFECT: [&str; 5] =
+    ["data.path", "train.checkpoint_every", "train.init_from", "train.keep", "train.log_every"];
+
+/// The keys of tables that differ, each with both values.
+fn differences(before: &Value, now: &Value) -> Vec<String> {
+    let (Value::Object(before), Value::Object(now)) = (before, now) else { return vec![] };
+    let mut found = vec![];
+    for (table, values) in now {
+        for (key, value) in values.as_object().into_iter().flatten() {
+            let was = before.get(table).and_then(|t| t.get(key)).unwrap_or(&Value::Null);
+            if was != value {
+                found.push(format!("{table}.{key}: {was} then, {value} now"));
+            }
+        }
+    }
+    found
+}
+
+/// Refuses a `train.freeze` that names no parameter, or all of them.
+fn check_frozen(params: &Params, pattern: &str) -> Result<()> {
+    let (all, trainable) = (params.all(), params.trainable().len());
+    if trainable == 0 {
+        return Err(Error::Usage(format!("train.freeze = {pattern:?} leaves no parameter to train")));
+    }
+    if !pattern.is_empty() && trainable == all.len() {
+        let names: Vec<_> = all.iter().map(|p| p.name.as_str()).collect();
+        return Err(Error::Usage(format!("train.freeze = {pattern:?} names no parameter of {}", names.join(", "))));
+    }
+    Ok(())
+}
+
+/// A loss or gradient that is not a finite number.
+#[derive(Clone, Debug)]
+struct NonFinite {
+    what: String,
+    step: u64,
+    value: f64,
+}
+
+impl std::fmt::Display for NonFinite {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "{} at step {} is {}", self.what, self.step, self.value)
+    }
+}
+
+impl From<NonFinite> for Error {
+    fn from(NonFinite { what, step, value }: NonFinite) -> Self {
+        Self::NonFinite { what, step, value }
+    }
+}
+
+/// Why a step's update is left out.
+enum Refusal {
+    NotFinite(NonFinite),
+    Spike(String),
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Self::NotFinite(NonFinite { what, value, .. }) => write!(f, "{what} is {value}"),
+            Self::Spike(what) => f.write_str(what),
+        }
+    }
+}
+
+/// Copies that later steps do not change.
+fn copies(tensors: Vec<(String, Tensor)>) -> Result<Vec<(String, Tensor)>> {
+    tensors.into_iter().map(|(name, t)| Ok((name, t.to_device(&Device::Cpu)?.copy()?))).collect()
+}
+
 fn scalar(t: &Tensor) -> Result<f64> {
     // Not every device has f64.
     Ok(t.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_scalar()?)
+}
+
+/// The first line of candle's message: a backtrace may follow.
+fn first_line(e: &candle_core::Error) -> String {
+    e.to_string().lines().next().unwrap_or_default().to_string()
 }

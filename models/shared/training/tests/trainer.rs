@@ -76,6 +76,10 @@ impl Task for Line {
         String::new()
     }
 
+    fn fingerprint(&self) -> String {
+        "points".into()
+    }
+
     fn fitted(&self) -> Value {
         Value::Null
     }
@@ -123,6 +127,16 @@ fn config(set: &[&str]) -> Result<Config<Architecture, Source>> {
     resolve::<Line>(&Layers { set: &set.iter().map(|s| s.to_string()).collect::<Vec<_>>(), ..Default::default() })
 }
 
+fn kept<'a>(
+    task: &'a Line,
+    config: &'a Config<Architecture, Source>,
+    run: &'a RunDirectory,
+) -> Result<Trainer<'a, Line>> {
+    let mut trainer = Trainer::new(task, config, &Device::Cpu, Options::default())?;
+    trainer.keep_in(run);
+    Ok(trainer)
+}
+
 fn weights(trainer: &Trainer<Line>) -> Result<Vec<f32>> {
     let mut all = vec![];
     for (_, t) in trainer.params().tensors() {
@@ -134,7 +148,7 @@ fn weights(trainer: &Trainer<Line>) -> Result<Vec<f32>> {
 fn fault(kind: &str) -> Result<(Error, Vec<f32>, Vec<f32>)> {
     let config = config(&[&format!("model.fault={kind}")])?;
     let task = Line { fault: kind.into() };
-    let mut trainer = Trainer::new(&task, &config, &Device::Cpu, None, Options::default())?;
+    let mut trainer = Trainer::new(&task, &config, &Device::Cpu, Options::default())?;
     let before = weights(&trainer)?;
     let error = trainer.train(&mut Silent, &|| false).map(|_| ()).unwrap_err();
     Ok((error, before, weights(&trainer)?))
@@ -159,12 +173,110 @@ fn a_loss_or_gradient_that_is_not_finite_never_reaches_the_weights() -> Result<(
     Ok(())
 }
 
+/// What a run warned of.
+#[derive(Default)]
+struct Warned(Vec<String>);
+
+impl zoo_training::Observer for Warned {
+    fn observe(&mut self, event: &zoo_training::Event) {
+        if let zoo_training::Event::Warning(w) = event {
+            self.0.push(w.to_string());
+        }
+    }
+}
+
+#[test]
+fn a_step_that_is_not_finite_can_be_left_out_or_gone_back_from() -> Result<()> {
+    let temporary = tempfile::tempdir().map_err(Error::io(Path::new("temporary")))?;
+    let task = Line { fault: "nan".into() };
+    for (what, warning, passed_over) in [
+        ("skip", "step 6: the loss is NaN; its update was left out", 0),
+        ("rollback", "the loss at step 6 is NaN; back to step 4", 2),
+    ] {
+        let config = config(&["model.fault=nan", &format!("train.on_nonfinite={what}"), "train.log_every=1"])?;
+        let run = RunDirectory::create(&temporary.path().join(what), "")?;
+        let mut warned = Warned::default();
+        let outcome = kept(&task, &config, &run)?.train(&mut warned, &|| false)?;
+        assert_eq!((outcome.end, outcome.steps, outcome.refused), (End::Finished, 12, 1), "{what}");
+        assert!(warned.0.len() == 1 && warned.0[0].contains(warning), "{:?}", warned.0);
+        let read = |file: &str| std::fs::read_to_string(run.path().join(file)).map_err(Error::io(run.path()));
+        let state: Value = serde_json::from_str(&read("checkpoints/step-00000012/state.json")?).unwrap_or_default();
+        assert_eq!((&state["passed_over"], &state["guard"]["not_finite"]), (&passed_over.into(), &1.into()), "{what}");
+        // Every step is logged once, also those that were gone back over.
+        let lines = read("metrics.jsonl")?;
+        let steps: Vec<u64> = lines
+            .lines()
+            .filter_map(|l| serde_json::from_str::<Value>(l).ok())
+            .filter(|v| v.get("lr").is_some())
+            .filter_map(|v| v["step"].as_u64())
+            .collect();
+        assert_eq!(steps, (1..=12).collect::<Vec<_>>(), "{what}");
+        assert_eq!(lines.contains("refused"), what == "skip");
+    }
+    // A fault that comes again and again is not passed over for ever.
+    let config = config(&["train.on_nonfinite=skip", "train.nonfinite_limit=3", "train.lr=1e30", "train.clip_norm=0"])?;
+    let sound = Line { fault: String::new() };
+    let error = Trainer::new(&sound, &config, &Device::Cpu, Options::default())?.train(&mut Silent, &|| false);
+    assert!(matches!(error, Err(Error::NonFinite { .. })), "{error:?}");
+    Ok(())
+}
+
+#[test]
+fn frozen_parameters_stay_and_initial_weights_are_taken_up() -> Result<()> {
+    let temporary = tempfile::tempdir().map_err(Error::io(Path::new("temporary")))?;
+    let task = Line { fault: String::new() };
+    let first = RunDirectory::create(&temporary.path().join("first"), "")?;
+    let plain = config(&[])?;
+    kept(&task, &plain, &first)?.train(&mut Silent, &|| false)?;
+    let init = format!("train.init_from={:?}", first.last().display().to_string());
+    let config = config(&[&init, "train.freeze=^one[.]", "train.seed=7"])?;
+    let mut trainer = Trainer::new(&task, &config, &Device::Cpu, Options::default())?;
+    let before = weights(&trainer)?;
+    let saved = zoo_checkpoint::read(&first.last(), &Device::Cpu)?;
+    let of_file = |name: &str| saved.tensors[name].flatten_all()?.to_vec1::<f32>();
+    assert_eq!(before[..8], of_file("one.weight")?);
+    let outcome = trainer.train(&mut Silent, &|| false)?;
+    assert_eq!((outcome.gradients.tensors, outcome.gradients.with_gradient), (2, 2));
+    let after = weights(&trainer)?;
+    assert_eq!((&after[..12], after.len()), (&before[..12], 17));
+    assert_ne!(after[12..], before[12..]);
+    Ok(())
+}
+
+#[test]
+fn an_average_of_the_weights_is_evaluated_and_kept() -> Result<()> {
+    let temporary = tempfile::tempdir().map_err(Error::io(Path::new("temporary")))?;
+    let task = Line { fault: String::new() };
+    let run = RunDirectory::create(&temporary.path().join("run"), "")?;
+    let config = config(&["train.ema=0.99", "train.keep_best=2", "train.prefetch=2"])?;
+    let mut trainer = kept(&task, &config, &run)?;
+    trainer.train(&mut Silent, &|| false)?;
+    let read = |path: &Path| -> Result<Vec<f32>> {
+        let file = zoo_checkpoint::read(path, &Device::Cpu)?;
+        let order = ["one.weight", "one.bias", "two.weight", "two.bias"];
+        Ok(order
+            .map(|n| file.tensors[n].flatten_all()?.to_vec1::<f32>())
+            .into_iter()
+            .collect::<candle_core::Result<Vec<_>>>()?
+            .concat())
+    };
+    let checkpoint = run.path().join("checkpoints/step-00000012");
+    assert_eq!(read(&checkpoint.join("model.safetensors"))?, weights(&trainer)?);
+    let average = read(&checkpoint.join("average.safetensors"))?;
+    assert_ne!(average, weights(&trainer)?);
+    assert_eq!(read(&run.last())?, average);
+    let kept = std::fs::read_dir(run.path().join("checkpoints")).map_err(Error::io(run.path()))?;
+    let kept = kept.flatten().filter(|e| e.file_name().to_string_lossy().starts_with("best-step-")).count();
+    assert!((2..=4).contains(&kept), "{kept}");
+    Ok(())
+}
+
 #[test]
 fn training_learns_and_overfits_a_batch() -> Result<()> {
     for overfit_batch in [false, true] {
         let config = config(&["train.steps=300"])?;
         let task = Line { fault: String::new() };
-        let mut trainer = Trainer::new(&task, &config, &Device::Cpu, None, Options { overfit_batch })?;
+        let mut trainer = Trainer::new(&task, &config, &Device::Cpu, Options { overfit_batch })?;
         let outcome = trainer.train(&mut Silent, &|| false)?;
         assert!(outcome.loss < 1e-3, "{outcome:?}");
         assert_eq!((outcome.end, outcome.steps), (End::Finished, 300));
@@ -178,7 +290,7 @@ fn accumulated_micro_steps_equal_one_large_batch() -> Result<()> {
     let run = |set: &[&str]| -> Result<Vec<f32>> {
         let config = config(set)?;
         let task = Line { fault: String::new() };
-        let mut trainer = Trainer::new(&task, &config, &Device::Cpu, None, Options::default())?;
+        let mut trainer = Trainer::new(&task, &config, &Device::Cpu, Options::default())?;
         trainer.train(&mut Silent, &|| false)?;
         weights(&trainer)
     };
@@ -197,18 +309,18 @@ fn an_interrupted_and_resumed_run_ends_in_the_same_bytes() -> Result<()> {
     let through = temporary.path().join("through");
     let stopped = temporary.path().join("stopped");
     let run = RunDirectory::create(&through, "")?;
-    Trainer::new(&task, &config, &Device::Cpu, Some(&run), Options::default())?.train(&mut Silent, &|| false)?;
+    kept(&task, &config, &run)?.train(&mut Silent, &|| false)?;
     let steps = Cell::new(0);
     let first = {
         let run = RunDirectory::create(&stopped, "")?;
         let stop = || steps.replace(steps.get() + 1) == 4;
-        let mut trainer = Trainer::new(&task, &config, &Device::Cpu, Some(&run), Options::default())?;
+        let mut trainer = kept(&task, &config, &run)?;
         trainer.train(&mut Silent, &stop)?
     };
     assert_eq!((first.end, first.steps), (End::Interrupted, 5));
     let run = RunDirectory::open(&stopped)?;
-    let mut trainer = Trainer::new(&task, &config, &Device::Cpu, Some(&run), Options::default())?;
-    trainer.resume(&mut Silent)?;
+    let mut trainer = kept(&task, &config, &run)?;
+    trainer.resume(&[], &mut Silent)?;
     // Seven steps are left of twelve: it did not start again.
     let taken = Cell::new(0);
     let count = || {
@@ -238,7 +350,7 @@ fn a_damaged_checkpoint_is_passed_over_and_replaced() -> Result<()> {
     let config = config(&["train.keep=5"])?;
     let task = Line { fault: String::new() };
     let run = RunDirectory::create(&path, "")?;
-    Trainer::new(&task, &config, &Device::Cpu, Some(&run), Options::default())?.train(&mut Silent, &|| false)?;
+    kept(&task, &config, &run)?.train(&mut Silent, &|| false)?;
     let read = |file: &str| std::fs::read(path.join(file)).map_err(Error::io(&path));
     let (last, newest) = (read("last.safetensors")?, "checkpoints/step-00000012/model.safetensors");
     let mut bytes = read(newest)?;
@@ -246,17 +358,9 @@ fn a_damaged_checkpoint_is_passed_over_and_replaced() -> Result<()> {
     bytes[middle] ^= 1;
     std::fs::write(path.join(newest), bytes).map_err(Error::io(&path))?;
 
-    struct Warned(Vec<String>);
-    impl zoo_training::Observer for Warned {
-        fn observe(&mut self, event: &zoo_training::Event) {
-            if let zoo_training::Event::Warning(w) = event {
-                self.0.push(w.to_string());
-            }
-        }
-    }
-    let mut warned = Warned(vec![]);
-    let mut trainer = Trainer::new(&task, &config, &Device::Cpu, Some(&run), Options::default())?;
-    trainer.resume(&mut warned)?;
+    let mut warned = Warned::default();
+    let mut trainer = kept(&task, &config, &run)?;
+    trainer.resume(&[], &mut warned)?;
     assert!(warned.0[0].contains("step-00000012 is damaged"), "{:?}", warned.0);
     assert_eq!(trainer.train(&mut warned, &|| false)?.steps, 12);
     assert_eq!(read("last.safetensors")?, last);
@@ -269,7 +373,7 @@ fn a_damaged_checkpoint_is_passed_over_and_replaced() -> Result<()> {
 fn early_stopping_ends_a_run_that_no_longer_improves() -> Result<()> {
     let config = config(&["train.lr=1e-30", "train.epochs=50", "train.early_stopping=3"])?;
     let task = Line { fault: String::new() };
-    let mut trainer = Trainer::new(&task, &config, &Device::Cpu, None, Options::default())?;
+    let mut trainer = Trainer::new(&task, &config, &Device::Cpu, Options::default())?;
     let outcome = trainer.train(&mut Silent, &|| false)?;
     assert_eq!((outcome.end, outcome.steps), (End::Early, 16));
     Ok(())

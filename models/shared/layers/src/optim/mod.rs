@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Result, Tensor, bail};
 
+use crate::ops::glue::simd::Level;
 use crate::ops::glue::{simd, slices_mut, vector};
 use crate::{Gradients, Param, Params};
 
@@ -114,6 +115,26 @@ struct Update {
     step: u64,
 }
 
+impl Update {
+    fn apply(self, level: Level, grad: &Tensor, param: &Param, state: &mut [Tensor]) -> Result<()> {
+        if !grad.device().is_cpu() || grad.dtype() != DType::F32 || !simd::fused() {
+            return reference::update(self, grad, &param.var, state);
+        }
+        let mut tensors = vec![param.var.as_tensor()];
+        tensors.extend(&*state);
+        let grad = grad.contiguous()?;
+        let (storage, layout) = grad.storage_and_layout();
+        let (candle_core::Storage::Cpu(cpu), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
+            bail!("the gradient of {} is not on the CPU", param.name)
+        };
+        let grad = &cpu.as_slice::<f32>()?[start..end];
+        slices_mut(&tensors, &mut |slices| {
+            cpu::update(level, self, grad, slices);
+            Ok(())
+        })
+    }
+}
+
 impl Optimizer {
     /// State of zeros for every trainable parameter; `group` decides rate scale and decay of each.
     pub fn new(rule: Rule, params: &Params, group: impl Fn(&Param) -> Group) -> Result<Self> {
@@ -145,24 +166,7 @@ impl Optimizer {
             let Some(grad) = grad else { continue };
             let Group { lr_scale, weight_decay } = slot.group;
             let update = Update { rule: self.rule, lr: lr * lr_scale, weight_decay, scale, step: self.steps };
-            let on_cpu = grad.device().is_cpu() && grad.dtype() == DType::F32;
-            if on_cpu && simd::fused() {
-                let mut tensors = vec![slot.param.var.as_tensor()];
-                tensors.extend(&slot.state);
-                let grad = grad.contiguous()?;
-                let (storage, layout) = grad.storage_and_layout();
-                let (candle_core::Storage::Cpu(cpu), Some((start, end))) = (&*storage, layout.contiguous_offsets())
-                else {
-                    bail!("the gradient of {} is not on the CPU", slot.param.name)
-                };
-                let grad = &cpu.as_slice::<f32>()?[start..end];
-                slices_mut(&tensors, &mut |slices| {
-                    cpu::update(level, update, grad, slices);
-                    Ok(())
-                })?;
-            } else {
-                reference::update(update, grad, &slot.param.var, &mut slot.state)?;
-            }
+            update.apply(level, grad, &slot.param, &mut slot.state)?;
         }
         Ok(())
     }
@@ -204,6 +208,21 @@ impl Optimizer {
         self.steps = steps;
         Ok(())
     }
+}
+
+/// Moves a running average of weights: average ← decay · average + (1 - decay) · weights, for each parameter.
+///
+/// # Errors
+/// The two are not of the same model.
+pub fn average(average: &Params, weights: &Params, decay: f64) -> Result<()> {
+    let (level, all, now) = (simd::level()?, average.all(), weights.tensors());
+    if all.len() != now.len() || all.iter().zip(&now).any(|(p, (name, _))| p.name != *name) {
+        bail!("the average and the weights are not of the same model")
+    }
+    // The formula is a step of gradient descent at rate 1 - decay with the gradient average - weights.
+    let rule = Rule::Sgd { momentum: 0., nesterov: false };
+    let update = Update { rule, lr: 1. - decay, weight_decay: 1., scale: -1., step: 1 };
+    all.iter().zip(&now).try_for_each(|(p, (_, weight))| update.apply(level, weight, p, &mut []))
 }
 
 /// The global 2-norm of all gradients, accumulated in definition order, in f64 across blocks.
@@ -335,6 +354,23 @@ mod tests {
                 assert!(second.load(&missing, 3).is_err());
             }
         }
+        Ok(())
+    }
+
+    #[test]
+    fn an_average_follows_the_weights() -> Result<()> {
+        for level in levels() {
+            let (weights, mean) = (params()?, params()?);
+            let mut optimizer = Optimizer::new(RULES[2], &weights, decay_matrices(0.))?;
+            optimizer.step(&gradients(&weights, 3)?, 0.5, 1.)?;
+            let (before, now) = (values(&mean)?, values(&weights)?);
+            with_level(level, || average(&mean, &weights, 0.9))?;
+            for (m, (b, w)) in values(&mean)?.iter().zip(before.iter().zip(&now)) {
+                assert!((m - (0.9 * b + 0.1 * w)).abs() < 1e-6, "{level:?}: {m} of {b} and {w}");
+            }
+        }
+        let other = Params::init(1, &Device::Cpu);
+        assert!(average(&other, &params()?, 0.9).is_err());
         Ok(())
     }
 

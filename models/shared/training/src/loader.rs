@@ -1,4 +1,9 @@
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread::Scope;
+
 use zoo_layers::random::{Purpose, Stream};
+
+use crate::{Split, Task};
 
 /// Which samples each micro-step takes: every epoch in a random order of its own, decided by the seed alone. There is
 /// no cursor to save: a micro-step's samples are a function of its number.
@@ -33,6 +38,51 @@ impl Batches {
         }
         let first = within * self.batch_size;
         &self.order[first..self.samples.min(first + self.batch_size)]
+    }
+}
+
+type Numbered<T> = (u64, candle_core::Result<<T as Task>::Batch>);
+
+/// Training batches by number, prepared ahead by a thread of its own if `ahead` is not 0. The order never depends on it.
+pub(crate) struct Loader<'scope, 'env, T: Task> {
+    scope: &'scope Scope<'scope, 'env>,
+    task: &'env T,
+    batches: Batches,
+    ahead: usize,
+    prepared: Option<Receiver<Numbered<T>>>,
+}
+
+impl<'scope, 'env, T: Task> Loader<'scope, 'env, T> {
+    pub(crate) fn new(
+        scope: &'scope Scope<'scope, 'env>,
+        task: &'env T,
+        batches: Batches,
+        ahead: usize,
+    ) -> Loader<'scope, 'env, T> {
+        Self { scope, task, batches, ahead, prepared: None }
+    }
+
+    /// Micro-batch `number`; asking for them in order is fast.
+    pub(crate) fn get(&mut self, number: u64) -> candle_core::Result<T::Batch> {
+        if self.ahead == 0 {
+            return self.task.batch(Split::Train, self.batches.at(number));
+        }
+        if let Some(Ok((prepared, batch))) = self.prepared.as_ref().map(Receiver::recv)
+            && prepared == number
+        {
+            return batch;
+        }
+        // The first call, or a jump: the old thread ends when its receiver is gone.
+        let (sender, receiver) = sync_channel(self.ahead);
+        let (task, mut batches) = (self.task, self.batches.clone());
+        self.scope.spawn(move || {
+            let mut next = number + 1;
+            while sender.send((next, task.batch(Split::Train, batches.at(next)))).is_ok() {
+                next += 1;
+            }
+        });
+        self.prepared = Some(receiver);
+        self.task.batch(Split::Train, self.batches.at(number))
     }
 }
 

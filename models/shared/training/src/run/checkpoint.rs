@@ -1,0 +1,121 @@
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use super::Description;
+use crate::{Error, Result, State};
+
+#[derive(Serialize, Deserialize)]
+struct Manifest {
+    step: u64,
+    files: BTreeMap<String, FileRecord>,
+    /// Best weights that lie beside the checkpoint.
+    best: BTreeMap<String, FileRecord>,
+}
+
+#[derive(Serialize, Deserialize, PartialEq)]
+struct FileRecord {
+    bytes: u64,
+    sha256: String,
+}
+
+impl FileRecord {
+    fn of(path: &Path) -> Result<Self> {
+        let bytes = fs::metadata(path).map_err(Error::io(path))?.len();
+        Ok(Self { bytes, sha256: zoo_checkpoint::sha256(path)? })
+    }
+
+    fn verify(&self, path: &Path) -> Result<()> {
+        if fs::metadata(path).map_err(Error::io(path))?.len() != self.bytes || Self::of(path)? != *self {
+            return Err(Error::Run(format!("{} is not what was written (size or hash differ)", path.display())));
+        }
+        Ok(())
+    }
+}
+
+const MODEL: &str = "model.safetensors";
+const AVERAGE: &str = "average.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const STATE: &str = "state.json";
+const MANIFEST: &str = "manifest.json";
+
+/// What a checkpoint holds, copied at the end of a step: it is written while training goes on.
+pub(crate) struct Snapshot {
+    pub(crate) weights: Vec<(String, Tensor)>,
+    pub(crate) metadata: BTreeMap<String, String>,
+    pub(crate) optimizer: Vec<(String, Tensor)>,
+    /// Moving average of the weights, if the run has one.
+    pub(crate) average: Option<Vec<(String, Tensor)>>,
+    pub(crate) state: State,
+}
+
+/// A checkpoint as it was read back.
+pub(crate) struct Saved {
+    pub(crate) model: BTreeMap<String, Tensor>,
+    pub(crate) description: Description,
+    pub(crate) optimizer: BTreeMap<String, Tensor>,
+    pub(crate) average: Option<BTreeMap<String, Tensor>>,
+    pub(crate) state: State,
+    /// Best weights that are missing or damaged, by name.
+    pub(crate) lost: Vec<String>,
+}
+
+/// Writes all files of a checkpoint to `directory`, the manifest last; `best` are files beside it.
+pub(super) fn fill(directory: &Path, snapshot: &Snapshot, best: &[String]) -> Result<()> {
+    let Snapshot { weights, metadata, optimizer, average, state } = snapshot;
+    zoo_checkpoint::write(&directory.join(MODEL), weights, metadata)?;
+    zoo_checkpoint::write(&directory.join(OPTIMIZER), optimizer, &BTreeMap::new())?;
+    let mut names = vec![MODEL, OPTIMIZER, STATE];
+    if let Some(average) = average {
+        zoo_checkpoint::write(&directory.join(AVERAGE), average, metadata)?;
+        names.push(AVERAGE);
+    }
+    let json = |name: &str, text: serde_json::Result<String>| -> Result<()> {
+        let path = directory.join(name);
+        let text = text.map_err(|e| Error::Run(format!("{}: {e}", path.display())))?;
+        Ok(zoo_checkpoint::replace(&path, |f| f.write_all(text.as_bytes()))?)
+    };
+    json(STATE, serde_json::to_string_pretty(state))?;
+    let records = |directory: &Path, names: &[&str]| -> Result<BTreeMap<String, FileRecord>> {
+        names.iter().map(|name| Ok((name.to_string(), FileRecord::of(&directory.join(name))?))).collect()
+    };
+    let beside = directory.parent().unwrap_or(directory);
+    let best: Vec<&str> = best.iter().map(String::as_str).collect();
+    let manifest = Manifest { step: state.step, files: records(directory, &names)?, best: records(beside, &best)? };
+    json(MANIFEST, serde_json::to_string_pretty(&manifest))
+}
+
+/// The state alone.
+pub(super) fn state(directory: &Path) -> Result<State> {
+    json(&directory.join(STATE))
+}
+
+fn json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = fs::read_to_string(path).map_err(Error::io(path))?;
+    serde_json::from_str(&text).map_err(|e| Error::Run(format!("{}: {e}", path.display())))
+}
+
+/// Reads a checkpoint, if all of it is what was written.
+pub(super) fn read(directory: &Path, device: &Device) -> Result<Saved> {
+    let manifest: Manifest = json(&directory.join(MANIFEST))?;
+    for (name, record) in &manifest.files {
+        record.verify(&directory.join(name))?;
+    }
+    let beside = directory.parent().unwrap_or(directory);
+    let lost = manifest.best.iter().filter(|(name, record)| record.verify(&beside.join(name)).is_err());
+    let lost = lost.map(|(name, _)| name.clone()).collect();
+    let path = directory.join(MODEL);
+    let model = zoo_checkpoint::read(&path, device)?;
+    let tensors = |name: &str| zoo_checkpoint::read(&directory.join(name), device).map(|c| c.tensors);
+    Ok(Saved {
+        description: Description::parse(&model.metadata, &path)?,
+        model: model.tensors,
+        optimizer: tensors(OPTIMIZER)?,
+        average: if manifest.files.contains_key(AVERAGE) { Some(tensors(AVERAGE)?) } else { None },
+        state: state(directory)?,
+        lost,
+    })
+}

@@ -1,0 +1,275 @@
+//! The run directory: configuration, metrics, checkpoints, weights.
+//!
+//! A checkpoint is written under a temporary name, its manifest with sizes and hashes last, and moved into place: it is
+//! there whole or not at all.
+
+mod checkpoint;
+mod description;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use candle_core::{Device, Tensor};
+use serde_json::Value;
+
+pub(crate) use checkpoint::{Saved, Snapshot};
+pub use description::Description;
+
+use crate::{Error, Result, State};
+
+const TEMPORARY: &str = ".tmp";
+const BEST: &str = "best-step-";
+
+/// A directory that belongs to one run, locked while it is open.
+pub struct RunDirectory {
+    path: PathBuf,
+    _lock: File,
+    /// `metrics.jsonl`, open from its first line on.
+    log: Mutex<Option<File>>,
+}
+
+impl RunDirectory {
+    /// Makes a new run directory and writes its `config.toml`.
+    ///
+    /// # Errors
+    /// The directory holds a run already, or cannot be made.
+    pub fn create(path: &Path, config: &str) -> Result<Self> {
+        let taken = || {
+            let path = path.display();
+            Error::Usage(format!(
+                "{path} holds a run already: continue it with --resume {path}, or choose another --out"
+            ))
+        };
+        if path.join("config.toml").exists() {
+            return Err(taken());
+        }
+        fs::create_dir_all(path.join("checkpoints")).map_err(Error::io(path))?;
+        let run = Self::lock(path)?;
+        if path.join("config.toml").exists() {
+            return Err(taken());
+        }
+        run.set_config(config)?;
+        Ok(run)
+    }
+
+    /// Replaces `config.toml`.
+    ///
+    /// # Errors
+    /// It cannot be written; the old one stays then.
+    pub fn set_config(&self, config: &str) -> Result<()> {
+        Ok(zoo_checkpoint::replace(&self.path.join("config.toml"), |f| f.write_all(config.as_bytes()))?)
+    }
+
+    /// Opens a run to continue it; what an interrupted save left behind is removed.
+    ///
+    /// # Errors
+    /// There is no run, or another process is at work in it.
+    pub fn open(path: &Path) -> Result<Self> {
+        if !path.join("config.toml").exists() {
+            return Err(Error::Run(format!("{} is not a run directory: it has no config.toml", path.display())));
+        }
+        let run = Self::lock(path)?;
+        for directory in [path.to_path_buf(), path.join("checkpoints")] {
+            for entry in entries(&directory)?.iter().filter(|e| e.to_string_lossy().ends_with(TEMPORARY)) {
+                remove(entry)?;
+            }
+        }
+        Ok(run)
+    }
+
+    fn lock(path: &Path) -> Result<Self> {
+        let file = path.join(".lock");
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&file).map_err(Error::io(&file))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::Run(format!("{} is in use by another process", path.display())));
+            }
+            Err(TryLockError::Error(e)) => return Err(Error::io(&file)(e)),
+        }
+        Ok(Self { path: path.to_path_buf(), _lock: lock, log: Mutex::new(None) })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The weights of the best evaluation.
+    pub fn best(&self) -> PathBuf {
+        self.path.join("best.safetensors")
+    }
+
+    /// The weights of the last step.
+    pub fn last(&self) -> PathBuf {
+        self.path.join("last.safetensors")
+    }
+
+    fn checkpoints(&self) -> PathBuf {
+        self.path.join("checkpoints")
+    }
+
+    /// The checkpoints by step, oldest first.
+    fn numbered(&self) -> Result<Vec<(u64, PathBuf)>> {
+        let mut found = vec![];
+        for path in entries(&self.checkpoints())? {
+            let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            found.extend(name.strip_prefix("step-").and_then(|n| n.parse().ok()).map(|step| (step, path)));
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    /// Appends a line to `metrics.jsonl`.
+    pub(crate) fn log(&self, line: &Value) -> Result<()> {
+        let path = self.path.join("metrics.jsonl");
+        let mut log = self.log.lock().unwrap_or_else(|e| e.into_inner());
+        let mut append = || -> std::io::Result<()> {
+            if log.is_none() {
+                *log = Some(OpenOptions::new().create(true).append(true).open(&path)?);
+            }
+            // In one write: a line is there whole, or cut short by a crash and dropped on resume.
+            log.as_mut().map_or(Ok(()), |f| f.write_all(format!("{line}\n").as_bytes()))
+        };
+        append().map_err(Error::io(&path))
+    }
+
+    /// Drops the lines of `metrics.jsonl` after `step`, and a line that a crash cut short.
+    pub(crate) fn cut_log(&self, step: u64) -> Result<()> {
+        let path = self.path.join("metrics.jsonl");
+        *self.log.lock().unwrap_or_else(|e| e.into_inner()) = None;
+        let Ok(text) = fs::read_to_string(&path) else { return Ok(()) };
+        let keep = |line: &&str| {
+            let parsed = serde_json::from_str::<Value>(line).ok();
+            parsed.and_then(|v| v["step"].as_u64()).is_some_and(|s| s <= step)
+        };
+        let kept: String = text.lines().filter(keep).flat_map(|l| [l, "\n"]).collect();
+        Ok(zoo_checkpoint::replace(&path, |f| f.write_all(kept.as_bytes()))?)
+    }
+
+    /// Writes the weights of a good evaluation; `best.safetensors` becomes another name of them if they are the best.
+    pub(crate) fn save_best(
+        &self,
+        step: u64,
+        weights: &[(String, Tensor)],
+        metadata: &BTreeMap<String, String>,
+        best: bool,
+    ) -> Result<()> {
+        let path = self.checkpoints().join(best_name(step));
+        zoo_checkpoint::write(&path, weights, metadata)?;
+        if best {
+            zoo_checkpoint::link(&path, &self.best())?;
+        }
+        Ok(())
+    }
+
+    /// Commits a checkpoint, then drops what is no longer needed.
+    pub(crate) fn save(&self, snapshot: &Snapshot, keep: usize) -> Result<()> {
+        let (directory, step) = (self.checkpoints(), snapshot.state.step);
+        let target = directory.join(format!("step-{step:08}"));
+        let temporary = directory.join(format!("step-{step:08}{TEMPORARY}"));
+        if !target.exists() {
+            let best: Vec<String> = snapshot.state.best.iter().map(|(_, step)| best_name(*step)).collect();
+            let commit = || -> Result<()> {
+                fs::create_dir_all(&temporary).map_err(Error::io(&temporary))?;
+                checkpoint::fill(&temporary, snapshot, &best)?;
+                fs::rename(&temporary, &target).map_err(Error::io(&target))?;
+                Ok(zoo_checkpoint::sync_directory(&directory)?)
+            };
+            if let Err(e) = commit() {
+                // On a full disk, at least what was written of it is given back.
+                let _ = fs::remove_dir_all(&temporary);
+                return Err(e);
+            }
+        }
+        self.prune(keep)
+    }
+
+    /// Drops old checkpoints but for the last `keep`, and best weights that none of these names.
+    pub(crate) fn prune(&self, keep: usize) -> Result<()> {
+        let mut kept = self.numbered()?;
+        for (_, old) in kept.drain(..kept.len().saturating_sub(keep)) {
+            // Under another name first: half of a checkpoint must not look like a damaged one.
+            let mut leaving = old.clone().into_os_string();
+            leaving.push(TEMPORARY);
+            fs::rename(&old, &leaving).map_err(Error::io(&old))?;
+            remove(Path::new(&leaving))?;
+        }
+        let named: BTreeSet<String> = kept
+            .iter()
+            .filter_map(|(_, path)| checkpoint::state(path).ok())
+            .flat_map(|state| state.best.into_iter().map(|(_, step)| best_name(step)))
+            .collect();
+        for path in entries(&self.checkpoints())? {
+            let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            if name.starts_with(BEST) && !named.contains(&name) {
+                remove(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The newest checkpoint that is whole, if there is any, with a warning for each damaged one; those are moved aside,
+    /// so that they neither count as checkpoints nor stand in the way of new ones. What a run wrote after that
+    /// checkpoint is dropped from `metrics.jsonl`, and `best.safetensors` is what it was then.
+    pub(crate) fn latest(&self, device: &Device) -> Result<(Option<Saved>, Vec<String>)> {
+        let (mut warnings, mut damaged): (Vec<String>, Vec<PathBuf>) = (vec![], vec![]);
+        for (_, path) in self.numbered()?.into_iter().rev() {
+            match checkpoint::read(&path, device) {
+                Ok(mut saved) => {
+                    for path in damaged {
+                        let mut aside = path.clone().into_os_string();
+                        aside.push(".damaged");
+                        if Path::new(&aside).exists() {
+                            remove(Path::new(&aside))?;
+                        }
+                        fs::rename(&path, &aside).map_err(Error::io(&path))?;
+                    }
+                    for name in std::mem::take(&mut saved.lost) {
+                        let path = self.checkpoints().join(&name);
+                        warnings.push(format!("{} is missing or damaged and is no longer counted", path.display()));
+                        saved.state.best.retain(|(_, step)| best_name(*step) != name);
+                    }
+                    self.rewind(&saved.state)?;
+                    return Ok((Some(saved), warnings));
+                }
+                Err(e) => {
+                    warnings.push(format!("{} is damaged, using the one before: {e}", path.display()));
+                    damaged.push(path);
+                }
+            }
+        }
+        if let Some(first) = warnings.first() {
+            let path = self.path.display();
+            return Err(Error::Run(format!("{path} has no valid checkpoint to resume from ({first})")));
+        }
+        self.rewind(&State::default())?;
+        Ok((None, warnings))
+    }
+
+    fn rewind(&self, state: &State) -> Result<()> {
+        self.cut_log(state.step)?;
+        match state.best.first() {
+            Some((_, step)) => Ok(zoo_checkpoint::link(&self.checkpoints().join(best_name(*step)), &self.best())?),
+            None if self.best().exists() => remove(&self.best()),
+            None => Ok(()),
+        }
+    }
+}
+
+fn best_name(step: u64) -> String {
+    format!("{BEST}{step:08}.safetensors")
+}
+
+fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
+    let read = || -> std::io::Result<Vec<PathBuf>> { fs::read_dir(directory)?.map(|e| e.map(|e| e.path())).collect() };
+    read().map_err(Error::io(directory))
+}
+
+fn remove(path: &Path) -> Result<()> {
+    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    removed.map_err(Error::io(path))
+}

@@ -1,0 +1,127 @@
+use serde::{Deserialize, Serialize};
+
+use crate::TrainConfig;
+use crate::schedule::Plateau;
+
+/// Everything about a run that is not a tensor: with the tensors of a checkpoint it decides all that follows.
+///
+/// Checkpoints lie between steps, so no micro-step is ever half accumulated; the order of the samples, dropout and every
+/// other random number are functions of the seed and these counts.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// Steps done.
+    pub step: u64,
+    /// Updates of the weights: steps without the refused ones.
+    pub updates: u64,
+    /// Micro-batches that rollbacks passed over.
+    pub passed_over: u64,
+    /// The best evaluations, best first: validation loss and step.
+    pub best: Vec<(f64, u64)>,
+    /// Evaluations since the best.
+    pub stale: u64,
+    /// The plateau schedule's memory.
+    pub plateau: Plateau,
+    /// What was refused, and what is usual.
+    pub guard: Guard,
+    /// Whether the run trains on its first batch alone.
+    pub overfit_batch: bool,
+    /// Fingerprint of the data.
+    pub data: String,
+}
+
+impl State {
+    /// Takes up an evaluation; whether it is the best, and whether it is among the best `keep`.
+    pub(crate) fn evaluated(&mut self, loss: f64, keep: usize) -> (bool, bool) {
+        let place = self.best.iter().take_while(|(b, _)| *b <= loss).count();
+        let (best, kept) = (place == 0 && loss.is_finite(), place < keep && loss.is_finite());
+        if kept {
+            self.best.insert(place, (loss, self.step));
+            self.best.truncate(keep);
+        }
+        self.stale = if best { 0 } else { self.stale + 1 };
+        (best, kept)
+    }
+}
+
+/// Steps that are compared with when looking for spikes.
+const WINDOW: usize = 128;
+
+/// Counts refused steps, and knows what losses and gradient norms were usual of late.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Guard {
+    /// Steps refused because the loss or a gradient was not finite.
+    pub not_finite: u64,
+    /// Steps refused as spikes.
+    pub spikes: u64,
+    /// Loss and gradient norm of the last [`WINDOW`] steps, oldest first; empty unless spikes are looked for.
+    recent: Vec<(f64, f64)>,
+}
+
+impl Guard {
+    /// Takes up a finite step; what is a spike about it, if anything: its distance from the mean of the last 128 steps
+    /// in standard deviations exceeds `train.spike_zscore`.
+    pub(crate) fn spike(&mut self, loss: f64, norm: f64, config: &TrainConfig) -> Option<String> {
+        if config.spike_zscore == 0. {
+            return None;
+        }
+        let score = |value: f64, of: &dyn Fn(&(f64, f64)) -> f64| {
+            let n = WINDOW as f64;
+            let mean = self.recent.iter().map(of).sum::<f64>() / n;
+            let variance = self.recent.iter().map(|r| (of(r) - mean).powi(2)).sum::<f64>() / n;
+            (value - mean) / variance.sqrt()
+        };
+        let mut found = None;
+        if self.recent.len() == WINDOW {
+            for (what, value, z) in
+                [("loss", loss, score(loss, &|r| r.0)), ("gradient norm", norm, score(norm, &|r| r.1))]
+            {
+                if z > config.spike_zscore {
+                    found.get_or_insert(format!("{what} {value:.4} is {z:.1} standard deviations above its mean"));
+                }
+            }
+            self.recent.remove(0);
+        }
+        // A spike counts too: after a lasting change of level it is no spike any more.
+        self.recent.push((loss, norm));
+        self.spikes += u64::from(found.is_some());
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_evaluations_are_kept_in_order() {
+        let mut state = State::default();
+        let seen = [3., 2., 2.5, 2., f64::NAN, 1., 9.];
+        let outcomes: Vec<_> = seen
+            .iter()
+            .enumerate()
+            .map(|(i, loss)| {
+                state.step = i as u64;
+                state.evaluated(*loss, 3)
+            })
+            .collect();
+        assert_eq!(state.best, [(1., 5), (2., 1), (2., 3)]);
+        assert_eq!(state.stale, 1);
+        let kept = [(true, true), (true, true), (false, true), (false, true), (false, false), (true, true)];
+        assert_eq!(outcomes[..6], kept);
+        assert_eq!(outcomes[6], (false, false));
+    }
+
+    #[test]
+    fn a_spike_is_far_above_what_was_usual() {
+        let config = TrainConfig { spike_zscore: 4., ..Default::default() };
+        let (mut guard, mut off) = (Guard::default(), Guard::default());
+        for i in 0..200 {
+            let wobble = (i as f64).sin();
+            assert_eq!(guard.spike(2. + 0.1 * wobble, 1. + 0.1 * wobble, &config), None, "step {i}");
+            assert_eq!(off.spike(1e9, 1e9, &TrainConfig::default()), None);
+        }
+        assert!(guard.clone().spike(4., 1., &config).is_some_and(|s| s.starts_with("loss 4.0000 is 2")));
+        assert!(guard.spike(2., 9., &config).is_some_and(|s| s.starts_with("gradient norm 9")));
+        assert_eq!((guard.spikes, guard.recent.len(), off), (1, WINDOW, Guard::default()));
+    }
+}

@@ -1,0 +1,304 @@
+//! A run that is killed, signalled, starved of disk or finds its files damaged ends in the same bytes as one that was
+//! left alone.
+#![cfg(unix)]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
+
+use serde_json::Value;
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+/// Everything that has state: dropout, accumulation, a plateau schedule, an average of the weights, the best three.
+const RUN: &str = "data.simulated_days=300 model.hidden=8 model.window=10 train.epochs=120 train.batch_size=16 \
+                   train.accumulate=2 train.schedule=plateau train.plateau_patience=0 train.eval_every=3 train.log_every=3 \
+                   train.checkpoint_every=10 train.keep=3 train.keep_best=3 train.ema=0.9 train.spike_zscore=5";
+
+fn zoo(dir: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_zoo"));
+    command.current_dir(dir).args(["train", "stock-lstm"]).args(args);
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
+fn begin() -> Vec<&'static str> {
+    let set = RUN.split_whitespace().flat_map(|setting| ["--set", setting]);
+    set.chain(["--out", "run", "--seed", "5"]).collect()
+}
+
+/// All files of a run that was left alone.
+fn undisturbed(dir: &Path) -> Result<BTreeMap<String, Vec<u8>>, Box<dyn std::error::Error>> {
+    assert!(zoo(dir, &begin()).status()?.success());
+    let files = contents(&dir.join("run"))?;
+    std::fs::rename(dir.join("run"), dir.join("undisturbed"))?;
+    Ok(files)
+}
+
+/// Files by their path in the run, without pictures and lock; `metrics.jsonl` without its wall times.
+fn contents(run: &Path) -> Result<BTreeMap<String, Vec<u8>>, Box<dyn std::error::Error>> {
+    let (mut files, mut folders) = (BTreeMap::new(), vec![run.to_path_buf()]);
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder)? {
+            let path = entry?.path();
+            let name = path.strip_prefix(run)?.display().to_string();
+            if path.is_dir() {
+                folders.push(path);
+            } else if name.contains(".tmp") {
+                // What a killed run was at is removed by the next.
+            } else if name == "metrics.jsonl" {
+                let mut text = String::new();
+                for line in std::fs::read_to_string(path)?.lines() {
+                    let mut line: Value = serde_json::from_str(line)?;
+                    line.as_object_mut().map(|l| l.remove("seconds"));
+                    text.push_str(&format!("{line}\n"));
+                }
+                files.insert(name, text.into_bytes());
+            } else if !name.starts_with("curves") && name != ".lock" && name != "config.toml" {
+                files.insert(name, std::fs::read(path)?);
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// Where an extra checkpoint was taken, other old ones and other good weights are still kept: only what is newest counts.
+fn at_the_end(mut files: BTreeMap<String, Vec<u8>>) -> BTreeMap<String, Vec<u8>> {
+    let folder = |name: &str| name.strip_prefix("checkpoints/step-").map(|n| n[..8].to_string());
+    let last = files.keys().filter_map(|n| folder(n)).max();
+    files.retain(|name, _| !name.starts_with("checkpoints/best-") && (folder(name).is_none() || folder(name) == last));
+    files
+}
+
+fn assert_same(found: BTreeMap<String, Vec<u8>>, expected: &BTreeMap<String, Vec<u8>>) -> Outcome {
+    assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+    for (name, bytes) in expected {
+        assert!(found[name] == *bytes, "{name} differs");
+    }
+    for name in ["last.safetensors", "best.safetensors", "metrics.jsonl"] {
+        assert!(expected.contains_key(name), "{name}");
+    }
+    Ok(())
+}
+
+/// Starts the run, or resumes it if it was begun, differently each time: threads and prefetching must not matter.
+fn life(dir: &Path, number: u64) -> std::io::Result<Child> {
+    let prefetch = format!("train.prefetch={}", number % 3);
+    let mut command = match dir.join("run/config.toml").exists() {
+        true => zoo(dir, &["--resume", "run", "--set", &prefetch]),
+        false => zoo(dir, &[&begin()[..], &["--set", &prefetch]].concat()),
+    };
+    command.env("RAYON_NUM_THREADS", if number.is_multiple_of(2) { "1" } else { "2" }).spawn()
+}
+
+/// Milliseconds that jump about.
+fn moment(number: u64, most: u64) -> Duration {
+    Duration::from_millis((number * 7919 + 104_729 * (number % 7)) % most)
+}
+
+/// Interrupts a run again and again, resuming it each time, and compares what comes out with an undisturbed one.
+fn interrupted(
+    count: u64,
+    of_interest: fn(BTreeMap<String, Vec<u8>>) -> BTreeMap<String, Vec<u8>>,
+    interrupt: impl Fn(u64, &mut Child) -> Outcome,
+) -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let expected = of_interest(undisturbed(dir.path())?);
+    let mut finished = 0;
+    for number in 0..count {
+        let mut child = life(dir.path(), number)?;
+        interrupt(number, &mut child)?;
+        if child.wait()?.success() {
+            // So early an end would make the rest of the test idle.
+            finished += 1;
+            assert_same(of_interest(contents(&dir.path().join("run"))?), &expected)?;
+            std::fs::remove_dir_all(dir.path().join("run"))?;
+        }
+    }
+    println!("{count} interruptions, of which {finished} came too late");
+    assert!(finished < count / 2);
+    assert!(life(dir.path(), 1)?.wait()?.success());
+    assert_same(of_interest(contents(&dir.path().join("run"))?), &expected)
+}
+
+#[test]
+fn a_run_killed_at_a_hundred_moments_ends_in_the_same_bytes() -> Outcome {
+    interrupted(
+        100,
+        |files| files,
+        |number, child| {
+            sleep(moment(number, 400));
+            Ok(child.kill()?)
+        },
+    )
+}
+
+#[test]
+fn a_run_signalled_at_twenty_moments_ends_in_the_same_bytes() -> Outcome {
+    interrupted(20, at_the_end, |number, child| {
+        sleep(moment(number, 400));
+        let signal = if number.is_multiple_of(2) { "-INT" } else { "-TERM" };
+        Command::new("kill").args([signal, &child.id().to_string()]).stderr(Stdio::null()).status()?;
+        let code = child.wait()?.code();
+        // Nothing: the signal came before anything was begun.
+        assert!(matches!(code, Some(0 | 3) | None), "{code:?}");
+        Ok(())
+    })
+}
+
+/// A run killed half-way, with three checkpoints.
+fn stopped(dir: &Path) -> Result<Vec<PathBuf>, Box<dyn std::error::Error>> {
+    let mut child = zoo(dir, &begin()).spawn()?;
+    while !dir.join("run/checkpoints/step-00000100").exists() && child.try_wait()?.is_none() {
+        sleep(Duration::from_millis(2));
+    }
+    child.kill()?;
+    assert!(!child.wait()?.success(), "it was too fast to be killed");
+    let mut checkpoints: Vec<PathBuf> = std::fs::read_dir(dir.join("run/checkpoints"))?
+        .filter_map(|e| e.ok().map(|e| e.path()))
+        .filter(|p| p.is_dir() && p.extension().is_none())
+        .collect();
+    checkpoints.sort();
+    assert!(checkpoints.len() >= 3, "{checkpoints:?}");
+    Ok(checkpoints)
+}
+
+fn resume(dir: &Path, more: &[&str]) -> std::io::Result<Output> {
+    zoo(dir, &[&["--resume", "run"], more].concat()).stderr(Stdio::piped()).output()
+}
+
+#[test]
+fn a_damaged_newest_checkpoint_is_named_and_the_one_before_used() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let expected = at_the_end(undisturbed(dir.path())?);
+    type Damage = fn(&Path) -> std::io::Result<()>;
+    let damages: [(&str, Damage); 4] = [
+        ("optimizer.safetensors", |p| std::fs::OpenOptions::new().write(true).open(p)?.set_len(100)),
+        ("model.safetensors", |p| {
+            let mut bytes = std::fs::read(p)?;
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 4;
+            std::fs::write(p, bytes)
+        }),
+        ("state.json", |p| std::fs::remove_file(p)),
+        ("manifest.json", |p| std::fs::write(p, "{")),
+    ];
+    for (file, damage) in damages {
+        let newest = stopped(dir.path())?.pop().ok_or("no checkpoint")?;
+        damage(&newest.join(file))?;
+        let output = resume(dir.path(), &[])?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{file}: {said}");
+        let name = newest.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        assert!(said.contains(&format!("{name} is damaged, using the one before")) && said.contains(file), "{said}");
+        let aside = dir.path().join(format!("run/checkpoints/{name}.damaged"));
+        assert!(aside.is_dir(), "the damaged checkpoint was deleted");
+        std::fs::remove_dir_all(aside)?;
+        assert_same(at_the_end(contents(&dir.path().join("run"))?), &expected)?;
+        std::fs::remove_dir_all(dir.path().join("run"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn nothing_valid_to_resume_from_is_said_and_nothing_is_deleted() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    for checkpoint in stopped(dir.path())? {
+        std::fs::write(checkpoint.join("model.safetensors"), "gone")?;
+    }
+    let before = contents(&dir.path().join("run"))?;
+    let output = resume(dir.path(), &[])?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said.contains("run has no valid checkpoint to resume from"), "{said}");
+    assert!(before == contents(&dir.path().join("run"))?);
+    Ok(())
+}
+
+/// Runs `zoo` in a shell after `before`, such as a limit; its stderr must be one line about the cause.
+fn starved(dir: &Path, before: &str, more: &str, cause: &str) -> Outcome {
+    let exe = env!("CARGO_BIN_EXE_zoo");
+    let script = format!("{before}; exec {exe} train stock-lstm --resume run {more}");
+    let output = Command::new("bash").current_dir(dir).args(["-c", &script]).output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let errors: Vec<&str> = said.lines().filter(|l| l.contains("error")).collect();
+    assert!(errors.len() == 1 && errors[0].contains(cause) && errors[0].contains("run/"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn a_file_size_limit_is_an_error_and_earlier_checkpoints_stay() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let expected = at_the_end(undisturbed(dir.path())?);
+    stopped(dir.path())?;
+    // Of the checkpoint's files only the state fits into 2 KiB.
+    starved(dir.path(), "ulimit -f 2", "", "File too large")?;
+    assert!(resume(dir.path(), &[])?.status.success());
+    assert_same(at_the_end(contents(&dir.path().join("run"))?), &expected)
+}
+
+#[test]
+fn a_full_disk_is_an_error_and_earlier_checkpoints_stay() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let expected = at_the_end(undisturbed(dir.path())?);
+    stopped(dir.path())?;
+    let small = dir.path().join("small");
+    std::fs::create_dir(&small)?;
+    // A disk of a megabyte needs the right to mount one.
+    let script = "mount -t tmpfs -o size=1m none small && cp -r run small/ && cd small && exec \"$@\"";
+    let exe = env!("CARGO_BIN_EXE_zoo");
+    let keep = "df --output=avail . | tail -1 >&2; ls run/checkpoints >&2";
+    let run = format!(
+        "head -c 2M /dev/zero > filler 2>/dev/null; \"$0\" train stock-lstm --resume run; \
+                       code=$?; rm filler; {keep}; cp -r run ../after; exit $code"
+    );
+    let output = Command::new("unshare")
+        .args(["--mount", "--map-root-user", "bash", "-c", script, "bash", "bash", "-c", &run, exe])
+        .current_dir(dir.path())
+        .output();
+    let Ok(output) = output else {
+        println!("skipped: no unshare");
+        return Ok(());
+    };
+    let said = String::from_utf8_lossy(&output.stderr);
+    if !dir.path().join("after").exists() {
+        println!("skipped: no right to mount a small disk ({})", said.trim());
+        return Ok(());
+    }
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("No space left on device"), "{said}");
+    std::fs::remove_dir_all(dir.path().join("run"))?;
+    std::fs::rename(dir.path().join("after"), dir.path().join("run"))?;
+    assert!(resume(dir.path(), &[])?.status.success());
+    assert_same(at_the_end(contents(&dir.path().join("run"))?), &expected)
+}
+
+#[test]
+fn a_run_in_use_a_changed_configuration_and_other_data_are_refused() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    stopped(dir.path())?;
+    let config = std::fs::read_to_string(dir.path().join("run/config.toml"))?;
+    let refused = |more: &[&str], expected: &str| -> Outcome {
+        let output = resume(dir.path(), more)?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains(expected), "{said}");
+        assert_eq!(std::fs::read_to_string(dir.path().join("run/config.toml"))?, config);
+        Ok(())
+    };
+    refused(&["--set", "train.lr=0.01"], "train.lr: 0.001 then, 0.01 now")?;
+    refused(&["--set", "data.simulated_days=301"], "--allow-change data")?;
+    let mut child = zoo(dir.path(), &["--resume", "run", "--epochs", "100000"]).spawn()?;
+    sleep(Duration::from_millis(500));
+    let output = resume(dir.path(), &[])?;
+    child.kill()?;
+    child.wait()?;
+    assert!(String::from_utf8_lossy(&output.stderr).contains("run is in use by another process"));
+    let allowed = ["--set", "train.lr=0.01", "--allow-change", "train.lr", "--epochs", "120"];
+    assert!(resume(dir.path(), &allowed)?.status.success());
+    assert!(std::fs::read_to_string(dir.path().join("run/config.toml"))?.contains("lr = 0.01"));
+    Ok(())
+}
