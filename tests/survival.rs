@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
+type Files = BTreeMap<String, Vec<u8>>;
 
 /// Everything that has state: dropout, accumulation, a plateau schedule, an average of the weights, the best three.
 const RUN: &str = "data.simulated_days=300 model.hidden=8 model.window=10 train.epochs=120 train.batch_size=16 \
@@ -30,7 +31,7 @@ fn begin() -> Vec<&'static str> {
 }
 
 /// All files of a run that was left alone.
-fn undisturbed(dir: &Path) -> Result<BTreeMap<String, Vec<u8>>, Box<dyn std::error::Error>> {
+fn undisturbed(dir: &Path) -> Result<Files, Box<dyn std::error::Error>> {
     assert!(zoo(dir, &begin()).status()?.success());
     let files = contents(&dir.join("run"))?;
     std::fs::rename(dir.join("run"), dir.join("undisturbed"))?;
@@ -38,7 +39,7 @@ fn undisturbed(dir: &Path) -> Result<BTreeMap<String, Vec<u8>>, Box<dyn std::err
 }
 
 /// Files by their path in the run, without pictures and lock; `metrics.jsonl` without its wall times.
-fn contents(run: &Path) -> Result<BTreeMap<String, Vec<u8>>, Box<dyn std::error::Error>> {
+fn contents(run: &Path) -> Result<Files, Box<dyn std::error::Error>> {
     let (mut files, mut folders) = (BTreeMap::new(), vec![run.to_path_buf()]);
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder)? {
@@ -65,14 +66,14 @@ fn contents(run: &Path) -> Result<BTreeMap<String, Vec<u8>>, Box<dyn std::error:
 }
 
 /// Where an extra checkpoint was taken, other old ones and other good weights are still kept: only what is newest counts.
-fn at_the_end(mut files: BTreeMap<String, Vec<u8>>) -> BTreeMap<String, Vec<u8>> {
+fn at_the_end(mut files: Files) -> Files {
     let folder = |name: &str| name.strip_prefix("checkpoints/step-").map(|n| n[..8].to_string());
     let last = files.keys().filter_map(|n| folder(n)).max();
     files.retain(|name, _| !name.starts_with("checkpoints/best-") && (folder(name).is_none() || folder(name) == last));
     files
 }
 
-fn assert_same(found: BTreeMap<String, Vec<u8>>, expected: &BTreeMap<String, Vec<u8>>) -> Outcome {
+fn assert_same(found: Files, expected: &Files) -> Outcome {
     assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
     for (name, bytes) in expected {
         assert!(found[name] == *bytes, "{name} differs");
@@ -99,11 +100,7 @@ fn moment(number: u64, most: u64) -> Duration {
 }
 
 /// Interrupts a run again and again, resuming it each time, and compares what comes out with an undisturbed one.
-fn interrupted(
-    count: u64,
-    of_interest: fn(BTreeMap<String, Vec<u8>>) -> BTreeMap<String, Vec<u8>>,
-    interrupt: impl Fn(u64, &mut Child) -> Outcome,
-) -> Outcome {
+fn interrupted(count: u64, of_interest: fn(Files) -> Files, interrupt: impl Fn(u64, &mut Child) -> Outcome) -> Outcome {
     let dir = tempfile::tempdir()?;
     let expected = of_interest(undisturbed(dir.path())?);
     let mut finished = 0;

@@ -26,7 +26,7 @@ pub(crate) enum Command {
     /// Count a model's parameters, tensor by tensor
     Params(ParamsArgs),
     /// Train a model
-    Train(TrainArgs),
+    Train(Box<TrainArgs>),
     /// Judge trained weights on the test split, beside baselines
     Eval(EvalArgs),
     /// Measure step time, inference time and the share of the machine's matmul peak
