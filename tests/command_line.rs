@@ -82,6 +82,79 @@ fn the_same_seed_gives_the_same_bytes_at_any_number_of_threads() -> Outcome {
     Ok(())
 }
 
+/// Prices as a vendor might write them: newest first, dates of its own kind, a ticker in the names.
+fn vendors_file(rows: usize) -> String {
+    let mut text = String::from("Date,AAPL.Close,Vol.\n");
+    for i in (0..rows).rev() {
+        let close = 100. + 10. * (i as f64 * 0.3).sin() + 5. * (i as f64 * 0.7).cos();
+        text.push_str(&format!(
+            "{:02}-{}-{},{close:.2},1.5M\n",
+            1 + i % 28,
+            ["Jan", "Feb", "Mar"][i / 28 % 3],
+            2000 + i / 84
+        ));
+    }
+    text
+}
+
+#[test]
+fn a_price_file_is_forecast_with_intervals() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    std::fs::write(dir.path().join("prices.csv"), vendors_file(300))?;
+    json(&train(dir.path(), &["--data", "prices.csv", "--epochs", "3", "--out", "run"], &[]))?;
+    let args = ["predict", "stock-lstm", "--checkpoint", "run", "--input", "prices.csv"];
+    let more = ["--horizon", "3", "--output", "f.csv", "--plot", "f.svg", "--json"];
+    let said = json(&zoo(dir.path(), &[&args[..], &more].concat()))?;
+    assert_eq!(said["rows"], 300 - 11 + 3);
+    assert_eq!(said["forecasts"].as_array().map(Vec::len), Some(3));
+    assert!(said["interval"]["coverage"].as_f64().is_some_and(|c| c > 0.5), "{said}");
+    let table = std::fs::read_to_string(dir.path().join("f.csv"))?;
+    let rows: Vec<Vec<&str>> = table.lines().map(|l| l.split(',').collect()).collect();
+    assert_eq!(rows[0], ["date", "step", "forecast", "lower", "upper", "actual"]);
+    for row in &rows[1..] {
+        let number = |k: usize| row[k].parse::<f64>();
+        assert!(number(3)? < number(2)? && number(2)? < number(4)?, "{row:?}");
+    }
+    let last = &rows[rows.len() - 1];
+    assert_eq!((last[0], last[1], last[5]), ("2003-02-25", "3", ""));
+    assert!(std::fs::read_to_string(dir.path().join("f.svg"))?.contains("forecast"));
+    // Without --output the table is what stdout holds.
+    let plain = zoo(dir.path(), &args);
+    assert_eq!(String::from_utf8_lossy(&plain.stdout).lines().count(), 1 + 300 - 11 + 1);
+    for (more, code, expected) in [
+        (vec!["--horizon", "0"], 2, "--horizon 0"),
+        (vec!["--interval", "100"], 2, "--interval 100"),
+        (vec!["--plot", "f.pdf"], 2, "ends in .svg or .png"),
+        (vec!["--column", "Open"], 1, "no column Open"),
+        (vec!["--json"], 2, "--output"),
+        (vec!["--output", "none/f.csv"], 1, "none/f.csv"),
+    ] {
+        let output = zoo(dir.path(), &[&args[..], &more].concat());
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(code) && message.contains(expected), "{more:?}: {message}");
+    }
+    std::fs::write(dir.path().join("short.csv"), vendors_file(10))?;
+    let short = zoo(dir.path(), &["predict", "stock-lstm", "--checkpoint", "run", "--input", "short.csv"]);
+    assert!(String::from_utf8_lossy(&short.stderr).contains("short.csv: 10 days, a forecast needs at least 11"));
+    // A model that sees more than closes goes one day ahead and no further.
+    json(&zoo(dir.path(), &["train", "stock-lstm", "--preset", "ohlcv", "--steps", "1", "--out", "ohlcv", "--json"]))?;
+    let refused =
+        zoo(dir.path(), &["predict", "stock-lstm", "--checkpoint", "ohlcv", "--input", "prices.csv", "--horizon", "2"]);
+    assert_eq!(refused.status.code(), Some(2), "{}", String::from_utf8_lossy(&refused.stderr));
+    Ok(())
+}
+
+#[test]
+fn the_weights_in_the_repository_are_those_of_their_card() -> Outcome {
+    let weights = Path::new(env!("CARGO_MANIFEST_DIR")).join("../weights");
+    let card = std::fs::read_to_string(weights.join("stock-lstm.md"))?;
+    let file = weights.join("stock-lstm.safetensors");
+    assert!(card.contains(&zoo_checkpoint::sha256(&file)?));
+    let counted = json(&zoo(&weights, &["params", "stock-lstm", "--checkpoint", "stock-lstm.safetensors", "--json"]))?;
+    assert_eq!(counted["total"], 31_051);
+    Ok(())
+}
+
 #[test]
 fn fast_dev_run_writes_nothing_and_overfit_batch_learns_it_by_heart() -> Outcome {
     let dir = tempfile::tempdir()?;

@@ -29,6 +29,8 @@ pub(crate) enum Command {
     Train(Box<TrainArgs>),
     /// Judge trained weights on the test split, beside baselines
     Eval(EvalArgs),
+    /// Apply trained weights to new data
+    Predict(PredictArgs),
     /// Measure step time, inference time and the share of the machine's matmul peak
     Bench(BenchArgs),
     /// Print a completion script
@@ -60,6 +62,63 @@ impl Common {
     }
 }
 
+/// Data and how it is read.
+#[derive(Args)]
+pub(crate) struct DataArgs {
+    /// The column of closes (data.column); found by its name by default
+    #[arg(long, value_name = "NAME")]
+    pub(crate) column: Option<String>,
+    /// The column of dates (data.date_column); found by its name by default
+    #[arg(long, value_name = "NAME")]
+    pub(crate) date_column: Option<String>,
+    /// Leave out rows that cannot be read (data.skip_bad_rows)
+    #[arg(long)]
+    pub(crate) skip_bad_rows: bool,
+}
+
+impl DataArgs {
+    /// As settings.
+    pub(crate) fn settings(&self) -> Vec<String> {
+        let text = |key: &str, value: &Option<String>| {
+            value.as_ref().map(|v| format!("data.{key}={}", serde_json::Value::from(v.as_str())))
+        };
+        let skip = self.skip_bad_rows.then(|| "data.skip_bad_rows=true".to_string());
+        [text("column", &self.column), text("date_column", &self.date_column), skip].into_iter().flatten().collect()
+    }
+}
+
+#[derive(Args)]
+pub(crate) struct PredictArgs {
+    /// The model (zoo list shows them)
+    pub(crate) model: String,
+    /// Weights, or a run directory (its best weights)
+    #[arg(long, value_name = "FILE|RUN")]
+    pub(crate) checkpoint: PathBuf,
+    /// The data to predict from
+    #[arg(long, value_name = "PATH")]
+    pub(crate) input: PathBuf,
+    /// The table to write; without it, it goes to stdout
+    #[arg(long, value_name = "PATH")]
+    pub(crate) output: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) how: DataArgs,
+    /// Steps to predict beyond the end of the input
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) horizon: usize,
+    /// Percentage of outcomes that the intervals should hold
+    #[arg(long, value_name = "PERCENT", default_value_t = 90.)]
+    pub(crate) interval: f64,
+    /// A picture to draw (.svg or .png)
+    #[arg(long, value_name = "PATH")]
+    pub(crate) plot: Option<PathBuf>,
+    /// Where to compute: cpu, cuda, cuda:N or metal
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub(crate) device: String,
+    /// Print one JSON document (with --output)
+    #[arg(long, requires = "output")]
+    pub(crate) json: bool,
+}
+
 #[derive(Args)]
 pub(crate) struct ParamsArgs {
     #[command(flatten)]
@@ -79,6 +138,8 @@ pub(crate) struct TrainArgs {
     /// The data (data.path); without it built-in or simulated data
     #[arg(long, value_name = "PATH")]
     pub(crate) data: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) how: DataArgs,
     /// The run directory; runs/MODEL-PRESET or the next free number by default
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
@@ -133,6 +194,8 @@ pub(crate) struct EvalArgs {
     /// The data; by default what the model was trained on
     #[arg(long, value_name = "PATH")]
     pub(crate) data: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) how: DataArgs,
     /// Where to compute: cpu, cuda, cuda:N or metal
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub(crate) device: String,

@@ -9,7 +9,7 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::{FontStyle, register_font};
 use serde_json::Value;
-use zoo_training::{Event, Observer};
+use zoo_training::{Event, Observer, Picture};
 
 use crate::output::{first_line, note};
 
@@ -118,11 +118,7 @@ impl Curves {
     where
         B::ErrorType: 'static,
     {
-        static FONT: Once = Once::new();
-        FONT.call_once(|| {
-            // Every machine draws the same text. The font is part of the binary; a second registration is no error.
-            let _ = register_font("sans-serif", FontStyle::Normal, epaint_default_fonts::UBUNTU_LIGHT);
-        });
+        register();
         area.fill(&WHITE).map_err(failed)?;
         let of = |wanted: &dyn Fn(&str) -> bool| self.lines.iter().filter(|l| wanted(&l.name)).collect::<Vec<_>>();
         let is_loss = |n: &str| n == "loss" || n.ends_with(" loss");
@@ -151,6 +147,67 @@ impl Line {
         let name = if each > 1 { format!("{} (smoothed)", self.name) } else { self.name.clone() };
         Line { name, points: self.points.chunks(each).map(mean).collect() }
     }
+}
+
+/// Draws a model's picture to a file, whole or not at all.
+pub(crate) fn draw_picture(path: &Path, extension: &str, picture: &Picture) -> anyhow::Result<()> {
+    const SIZE: (u32, u32) = (1000, 500);
+    register();
+    if extension == "svg" {
+        let mut text = String::new();
+        let area = SVGBackend::with_string(&mut text, SIZE).into_drawing_area();
+        paint_picture(&area, picture)?;
+        drop(area);
+        return Ok(zoo_checkpoint::replace(path, |f| f.write_all(text.as_bytes()))?);
+    }
+    let mut temporary = path.as_os_str().to_owned();
+    // The bitmap backend decides by the extension.
+    temporary.push(".tmp.png");
+    let draw = || paint_picture(&BitMapBackend::new(&temporary, SIZE).into_drawing_area(), picture);
+    let moved = draw().and_then(|()| Ok(std::fs::rename(&temporary, path)?));
+    moved.inspect_err(|_| drop(std::fs::remove_file(&temporary))).with_context(|| path.display().to_string())
+}
+
+fn paint_picture<B: DrawingBackend>(area: &DrawingArea<B, Shift>, picture: &Picture) -> anyhow::Result<()>
+where
+    B::ErrorType: 'static,
+{
+    let Picture { title, labels, lines, band } = picture;
+    area.fill(&WHITE).map_err(failed)?;
+    let values = lines.iter().flat_map(|(_, points)| points.iter().map(|p| p.1));
+    let values = values.chain(band.iter().flat_map(|b| [b.1, b.2])).filter(|v| v.is_finite());
+    let (lo, hi) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(lo, hi), v| (lo.min(v), hi.max(v)));
+    if lo > hi {
+        return Err(anyhow!("there is nothing to draw"));
+    }
+    let pad = (0.05 * (hi - lo)).max(1e-6 * hi.abs()).max(1e-12);
+    let mut chart = ChartBuilder::on(area);
+    chart.caption(title, ("sans-serif", 18)).margin(12).x_label_area_size(28).y_label_area_size(64);
+    let mut chart =
+        chart.build_cartesian_2d(0f64..(labels.len().max(2) - 1) as f64, lo - pad..hi + pad).map_err(failed)?;
+    let mut mesh = chart.configure_mesh();
+    mesh.light_line_style(TRANSPARENT).x_labels(8).y_labels(8).y_label_formatter(&|y| number(*y));
+    mesh.x_label_formatter(&|x| labels.get(x.round() as usize).cloned().unwrap_or_default()).draw().map_err(failed)?;
+    let outline = band.iter().map(|b| (b.0, b.1)).chain(band.iter().rev().map(|b| (b.0, b.2)));
+    chart.draw_series([Polygon::new(outline.collect::<Vec<_>>(), COLORS[1].mix(0.15))]).map_err(failed)?;
+    for ((name, points), color) in lines.iter().zip(COLORS.iter().cycle()) {
+        let legend = move |(x, y)| PathElement::new([(x, y), (x + 15, y)], color);
+        let series = LineSeries::new(points.iter().copied(), color.stroke_width(2));
+        chart.draw_series(series).map_err(failed)?.label(*name).legend(legend);
+    }
+    let mut legend = chart.configure_series_labels();
+    legend.position(SeriesLabelPosition::UpperLeft).background_style(WHITE.mix(0.8)).border_style(BLACK.mix(0.3));
+    legend.draw().map_err(failed)?;
+    area.present().map_err(failed)
+}
+
+/// Every machine draws the same text: the font is part of the binary.
+fn register() {
+    static FONT: Once = Once::new();
+    FONT.call_once(|| {
+        // A second registration is no error.
+        let _ = register_font("sans-serif", FontStyle::Normal, epaint_default_fonts::UBUNTU_LIGHT);
+    });
 }
 
 /// Three digits or so, without zeros that say nothing.

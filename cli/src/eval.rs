@@ -11,7 +11,7 @@ use zoo_training::{Config, Description, Evaluation, Metrics, Split, Task};
 
 use crate::args::EvalArgs;
 use crate::output::{note, print, print_json, table};
-use crate::registry::{device, run_config, weights};
+use crate::registry::{changed_source, device, quoted, run_config, weights};
 
 /// Weights with what they say about themselves.
 pub(crate) struct Loaded<T: Task> {
@@ -47,11 +47,12 @@ pub(crate) fn run<T: Task>(args: &EvalArgs) -> anyhow::Result<()> {
     let device = device(&args.device)?;
     let path = weights(&args.checkpoint);
     let Loaded { model, config, fitted, .. } = Loaded::<T>::read(&path, &device)?;
-    let source = match &args.data {
-        Some(data) => with_path(&config.data, &data.to_string_lossy())?,
+    let mut set = args.how.settings();
+    set.extend(args.data.as_ref().map(|d| format!("data.path={}", quoted(d))));
+    let source = match args.data {
         // Weights know the file's name alone, a run directory where it lies.
-        None if args.checkpoint.is_dir() => run_config::<T>(&args.checkpoint, &[])?.data,
-        None => config.data.clone(),
+        None if args.checkpoint.is_dir() => run_config::<T>(&args.checkpoint, &set)?.data,
+        _ => changed_source::<T>(&config, &set)?,
     };
     let task = T::open(&config.model, &source, config.train.seed, Some(&fitted), &device)?;
     task.warnings().iter().for_each(|w| note(&format!("zoo: warning: {w}")));
@@ -83,10 +84,4 @@ pub(crate) fn run<T: Task>(args: &EvalArgs) -> anyhow::Result<()> {
         remarks.join("\n")
     ));
     Ok(())
-}
-
-fn with_path<S: serde::Serialize + serde::de::DeserializeOwned>(source: &S, path: &str) -> anyhow::Result<S> {
-    let mut value = serde_json::to_value(source)?;
-    value["path"] = path.into();
-    Ok(serde_json::from_value(value)?)
 }

@@ -7,6 +7,7 @@ mod eval;
 mod list;
 mod output;
 mod params;
+mod predict;
 mod registry;
 mod report;
 mod train;
@@ -53,6 +54,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Params(args) => args.common.entry()?.params(&args)?,
         Command::Train(args) => return args.common.entry()?.train(&args),
         Command::Eval(args) => registry::find(&args.model)?.eval(&args)?,
+        Command::Predict(args) => registry::find(&args.model)?.predict(&args)?,
         Command::Bench(args) => bench::run(&args)?,
         Command::Completions { shell } => {
             let mut script = vec![];

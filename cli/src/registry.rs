@@ -8,11 +8,11 @@ use anyhow::Context;
 use candle_core::Device;
 use zoo_layers::{Params, nearest};
 use zoo_stock_lstm::StockTask;
-use zoo_training::config::{ConfigOf, Layers, resolve};
+use zoo_training::config::{ConfigOf, Layers, resolve, to_toml};
 use zoo_training::{Error, Task};
 
-use crate::args::{Common, EvalArgs, ParamsArgs, TrainArgs};
-use crate::{bench, eval, list, params, train};
+use crate::args::{Common, EvalArgs, ParamsArgs, PredictArgs, TrainArgs};
+use crate::{bench, eval, list, params, predict, train};
 
 /// Every model.
 pub(crate) const MODELS: &[&dyn Entry] = &[&Of::<StockTask>(PhantomData)];
@@ -24,6 +24,7 @@ pub(crate) trait Entry: Sync {
     fn params(&self, args: &ParamsArgs) -> anyhow::Result<()>;
     fn train(&self, args: &TrainArgs) -> anyhow::Result<ExitCode>;
     fn eval(&self, args: &EvalArgs) -> anyhow::Result<()>;
+    fn predict(&self, args: &PredictArgs) -> anyhow::Result<()>;
     fn bench(&self, options: &bench::Options) -> anyhow::Result<Vec<bench::Case>>;
 }
 
@@ -49,6 +50,10 @@ impl<T: Task> Entry for Of<T> {
 
     fn eval(&self, args: &EvalArgs) -> anyhow::Result<()> {
         eval::run::<T>(args)
+    }
+
+    fn predict(&self, args: &PredictArgs) -> anyhow::Result<()> {
+        predict::run::<T>(args)
     }
 
     fn bench(&self, options: &bench::Options) -> anyhow::Result<Vec<bench::Case>> {
@@ -78,6 +83,12 @@ pub(crate) fn configured<T: Task>(common: &Common, more: &[String]) -> anyhow::R
     let set: Vec<String> = common.set.iter().chain(more).cloned().collect();
     let file = text.as_ref().map(|(text, name)| (text.as_str(), name.as_str()));
     Ok(resolve::<T>(&Layers { preset: common.preset.as_deref(), file, set: &set })?)
+}
+
+/// `[data]` with the settings `data.KEY=VALUE` over it.
+pub(crate) fn changed_source<T: Task>(config: &ConfigOf<T>, set: &[String]) -> anyhow::Result<T::Source> {
+    let text = to_toml(config)?;
+    Ok(resolve::<T>(&Layers { preset: None, file: Some((&text, "the checkpoint's configuration")), set })?.data)
 }
 
 /// The configuration in a run directory, with settings on top.

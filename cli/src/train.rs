@@ -90,6 +90,7 @@ fn settings(args: &TrainArgs) -> Vec<String> {
     // Whole paths: a run is resumed from anywhere.
     let whole = |path: &Path| quoted(&std::path::absolute(path).unwrap_or(path.to_path_buf()));
     set.extend(args.data.as_ref().map(|d| format!("data.path={}", whole(d))));
+    set.extend(args.how.settings());
     set.extend(args.init_from.as_ref().map(|f| format!("train.init_from={}", whole(&weights(f)))));
     set.extend(args.freeze.as_ref().map(|f| format!("train.freeze={}", serde_json::Value::from(f.as_str()))));
     set.extend(args.on_nonfinite.as_ref().map(|w| format!("train.on_nonfinite={w}")));

@@ -68,10 +68,16 @@ pub enum Target {
 
 /// The table `[data]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct Source {
     /// A daily price file; simulated prices if empty.
     pub path: String,
+    /// The file's column of closes; found by its name if empty.
+    pub column: String,
+    /// The file's column of dates; found by its name if empty.
+    pub date_column: String,
+    /// Leaves out rows that cannot be read, and later rows of a date that is there twice.
+    pub skip_bad_rows: bool,
     /// What the model forecasts.
     pub target: Target,
     /// What it sees of a day.
@@ -88,6 +94,9 @@ impl Default for Source {
     fn default() -> Self {
         Self {
             path: String::new(),
+            column: String::new(),
+            date_column: String::new(),
+            skip_bad_rows: false,
             target: Target::Return,
             features: FeatureSet::Close,
             valid: 0.15,

@@ -20,6 +20,8 @@ mod data;
 mod features;
 mod model;
 #[cfg(feature = "train")]
+mod predict;
+#[cfg(feature = "train")]
 mod task;
 
 pub use config::{Config, FeatureSet, Source, Target};

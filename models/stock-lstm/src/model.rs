@@ -65,18 +65,13 @@ impl StockLstm {
         };
         let config = serde_json::from_str::<Described>(describes("config")?).map_err(parsed)?.model;
         let scaler: Scaler = serde_json::from_str(describes("fitted")?).map_err(parsed)?;
-        if scaler.shift.len() != config.input
-            || scaler.scale.len() != config.input
-            || scaler.features.len() != config.input
-        {
-            bail!("{}: its scaler does not fit the model's {} features", path.display(), config.input)
-        }
         let params = Params::load(file.tensors, device);
         let model = Self::new(&config, params.builder())?;
         if let Err(e) = params.check() {
             bail!("{}: {e}", path.display())
         }
-        Ok(Forecaster { model, config, scaler, device: device.clone() })
+        Forecaster::new(model, config, scaler, device)
+            .map_err(|e| candle_core::Error::msg(format!("{}: {e}", path.display())))
     }
 }
 
@@ -90,9 +85,22 @@ pub struct Forecaster {
 }
 
 impl Forecaster {
+    pub(crate) fn new(model: StockLstm, config: Config, scaler: Scaler, device: &Device) -> Result<Self> {
+        let features = config.input;
+        if scaler.shift.len() != features || scaler.scale.len() != features || scaler.features.len() != features {
+            bail!("the scaler does not fit the model's {features} features")
+        }
+        Ok(Self { model, config, scaler, device: device.clone() })
+    }
+
     /// The days that a forecast is made from: the model's window and the day before it.
     pub fn days(&self) -> usize {
         self.config.window + 1
+    }
+
+    /// What the model sees of a day.
+    pub fn features(&self) -> FeatureSet {
+        self.scaler.features
     }
 
     /// The next day's close from at least [`days`](Self::days) closes (adjusted, oldest first), in their unit.
@@ -104,6 +112,20 @@ impl Forecaster {
             bail!("this model was trained on open, high, low, close and volume: use predict_bars")
         }
         self.predict_bars(&closes.iter().map(|&c| Bar::closing(c)).collect::<Vec<_>>())
+    }
+
+    /// The closes of the next `horizon` days, each forecast taken as the close that the following is made from. Further
+    /// ahead they tend to a constant drift: the model never saw its own forecasts in training.
+    ///
+    /// # Errors
+    /// As [`predict`](Self::predict).
+    pub fn predict_ahead(&self, closes: &[f64], horizon: usize) -> Result<Vec<f64>> {
+        let start = closes.len().saturating_sub(self.days());
+        let mut window = closes[start..].to_vec();
+        for _ in 0..horizon {
+            window.push(self.predict(&window)?);
+        }
+        Ok(window.split_off(closes.len() - start))
     }
 
     /// The next day's close from at least [`days`](Self::days) adjusted bars, oldest first.

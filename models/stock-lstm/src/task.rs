@@ -6,16 +6,18 @@ use candle_core::{Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use serde_json::Value;
 use zoo_layers::{Mode, ops};
-use zoo_training::{Error, Evaluation, Loss, Metrics, Preset, Split, Task, TrainConfig};
+use zoo_training::{Error, Evaluation, Loss, Metrics, Prediction, Preset, Request, Split, Task, TrainConfig};
 
 use crate::data::{Days, read_csv, simulate};
 use crate::features::{Scaler, close_index, raw};
-use crate::{Config, FeatureSet, Source, StockLstm, Target};
+use crate::{Config, FeatureSet, Forecaster, Source, StockLstm, Target};
 
 /// Forecasts that cost nothing: the close before, the close before moved by the training part's mean return, and the
 /// mean of the last [`AVERAGE`] closes.
 const BASELINES: [&str; 3] = ["last_value", "drift", "moving_average"];
 const AVERAGE: usize = 20;
+/// Key of the first and last validation day beside the fitted scaler.
+pub(crate) const VALIDATION: &str = "validation";
 
 /// Windows of a price series, each with the day that follows it.
 pub struct StockTask {
@@ -216,7 +218,7 @@ impl Task for StockTask {
         fitted: Option<&Value>,
         device: &Device,
     ) -> zoo_training::Result<Self> {
-        let &Source { ref path, target, features, valid, test, simulated_days } = source;
+        let &Source { ref path, target, features, valid, test, simulated_days, .. } = source;
         let path = Some(Path::new(path)).filter(|p| !p.as_os_str().is_empty());
         if config.hidden * config.layers * config.window == 0 {
             return Err(Error::Usage("model.hidden, model.layers and model.window must be at least 1".into()));
@@ -235,7 +237,7 @@ impl Task for StockTask {
             return Err(Error::Usage("data.valid and data.test must be shares that leave a training part".into()));
         }
         let days = match path {
-            Some(path) => read_csv(path)?,
+            Some(path) => read_csv(path, source)?,
             None => simulate(simulated_days, seed),
         };
         let origin = path.map_or("the simulation".to_string(), |p| p.display().to_string());
@@ -301,11 +303,18 @@ impl Task for StockTask {
     }
 
     fn fitted(&self) -> Value {
-        serde_json::to_value(&self.scaler).unwrap_or_default()
+        let mut fitted = serde_json::to_value(&self.scaler).unwrap_or_default();
+        let range = self.range(Split::Valid);
+        if !range.is_empty() {
+            // The days that chose the weights: what intervals are made of later.
+            let day = |i: usize| Value::from(self.days.dates[self.target_day(i)].to_string());
+            fitted[VALIDATION] = [day(range.start), day(range.end - 1)].into_iter().collect();
+        }
+        fitted
     }
 
     fn warnings(&self) -> Vec<String> {
-        let mut warnings = vec![];
+        let mut warnings = self.days.warnings.clone();
         if self.days.missing.contains(&"Adj Close") {
             warnings.push("the file has no column Adj Close: splits and dividends look like price moves".into());
         }
@@ -400,6 +409,20 @@ impl Task for StockTask {
             "Its directional accuracy of {accuracy:.1} % {verb} always saying {side}, the training part's trend ({majority:.1} %)."
         ));
         Ok(Evaluation { samples: self.samples(split), metrics, baselines, remarks })
+    }
+
+    fn predict(
+        model: StockLstm,
+        config: &Config,
+        source: &Source,
+        fitted: &Value,
+        request: &Request,
+        device: &Device,
+    ) -> zoo_training::Result<Prediction> {
+        let scaler: Scaler =
+            serde_json::from_value(fitted.clone()).map_err(|e| Error::Run(format!("the checkpoint's scaler: {e}")))?;
+        let forecaster = Forecaster::new(model, config.clone(), scaler, device)?;
+        crate::predict::predict(&forecaster, source, &fitted[VALIDATION], request)
     }
 }
 

@@ -64,7 +64,7 @@ pub enum OnNonFinite {
 
 /// The table `[train]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
     /// Passes over the training data, if `steps` is 0.
     pub epochs: u64,

@@ -1,11 +1,13 @@
+use std::path::Path;
+
 use candle_core::{Device, Tensor};
 use candle_nn::VarBuilder;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use zoo_layers::Mode;
 
-use crate::{Result, TrainConfig};
+use crate::{Error, Result, TrainConfig};
 
 /// A named set of settings over a task's defaults.
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +64,45 @@ pub struct Evaluation {
     pub baselines: Vec<(&'static str, Metrics)>,
     /// What one should conclude, in words.
     pub remarks: Vec<String>,
+}
+
+/// What `zoo predict` asks for.
+#[derive(Clone, Debug)]
+pub struct Request<'a> {
+    /// The input file.
+    pub input: &'a Path,
+    /// Steps ahead of the input's end.
+    pub horizon: usize,
+    /// Share of the outcomes that the intervals should hold, between 0 and 1.
+    pub interval: f64,
+}
+
+/// What a model says about new data.
+#[derive(Clone, Debug, Default)]
+pub struct Prediction {
+    /// Names of the columns.
+    pub header: Vec<&'static str>,
+    /// The table.
+    pub rows: Vec<Vec<String>>,
+    /// Named results, for machines.
+    pub summary: Map<String, Value>,
+    /// What one should know, in words.
+    pub remarks: Vec<String>,
+    /// A picture of it.
+    pub picture: Picture,
+}
+
+/// Lines over dates or steps.
+#[derive(Clone, Debug, Default)]
+pub struct Picture {
+    /// What it shows.
+    pub title: String,
+    /// What stands below position 0, 1, 2, …
+    pub labels: Vec<String>,
+    /// Lines by name, each as positions and values.
+    pub lines: Vec<(&'static str, Vec<(f64, f64)>)>,
+    /// An area between two lines: position, lower, upper.
+    pub band: Vec<(f64, f64, f64)>,
 }
 
 /// What a model crate gives the trainer and the command line.
@@ -138,4 +179,20 @@ pub trait Task: Sized + Sync + 'static {
 
     /// Metrics of a split beside baselines.
     fn evaluate(&self, model: &Self::Model, split: Split) -> candle_core::Result<Evaluation>;
+
+    /// Applies a trained model to new data. `source` says how the input is read.
+    ///
+    /// # Errors
+    /// Data that cannot be used, or a model that has nothing to predict (the default).
+    fn predict(
+        model: Self::Model,
+        architecture: &Self::Architecture,
+        source: &Self::Source,
+        fitted: &Value,
+        request: &Request,
+        device: &Device,
+    ) -> Result<Prediction> {
+        let _ = (model, architecture, source, fitted, request, device);
+        Err(Error::Usage(format!("{} has no predict", Self::NAME)))
+    }
 }

@@ -1,0 +1,68 @@
+//! `zoo predict`.
+
+use anyhow::Context;
+use serde_json::{Value, json};
+use zoo_training::{Error, Prediction, Request, Task};
+
+use crate::args::PredictArgs;
+use crate::curves::draw_picture;
+use crate::eval::Loaded;
+use crate::output::{note, print, print_json};
+use crate::registry::{changed_source, device, weights};
+
+pub(crate) fn run<T: Task>(args: &PredictArgs) -> anyhow::Result<()> {
+    let (device, path) = (device(&args.device)?, weights(&args.checkpoint));
+    if !(args.interval > 0. && args.interval < 100.) {
+        return Err(
+            Error::Usage(format!("--interval {}: expected a percentage between 0 and 100", args.interval)).into()
+        );
+    }
+    if args.horizon == 0 {
+        return Err(Error::Usage("--horizon 0: expected at least 1".into()).into());
+    }
+    let plot = args.plot.as_deref().map(|p| (p, p.extension().and_then(|e| e.to_str()).unwrap_or_default()));
+    if let Some((path, extension)) = plot
+        && !["svg", "png"].contains(&extension)
+    {
+        return Err(
+            Error::Usage(format!("--plot {}: expected a name that ends in .svg or .png", path.display())).into()
+        );
+    }
+    let Loaded { model, config, fitted, .. } = Loaded::<T>::read(&path, &device)?;
+    let source = changed_source::<T>(&config, &args.how.settings())?;
+    let request = Request { input: &args.input, horizon: args.horizon, interval: args.interval / 100. };
+    let Prediction { header, rows, summary, remarks, picture } =
+        T::predict(model, &config.model, &source, &fitted, &request, &device)?;
+    let table = csv_text(&header, &rows)?;
+    if let Some((path, extension)) = plot {
+        draw_picture(path, extension, &picture)?;
+    }
+    match &args.output {
+        Some(output) => {
+            zoo_checkpoint::replace(output, |f| f.write_all(table.as_bytes()))?;
+        }
+        None => print(&table),
+    }
+    remarks.iter().for_each(|r| note(r));
+    if let (true, Some(output)) = (args.json, &args.output) {
+        let mut document = json!({
+            "model": T::NAME, "checkpoint": path.display().to_string(), "input": args.input.display().to_string(),
+            "output": output.display().to_string(), "rows": rows.len(), "remarks": remarks,
+        });
+        if let Value::Object(document) = &mut document {
+            document.extend(summary);
+        }
+        print_json(&document);
+    }
+    Ok(())
+}
+
+pub(crate) fn csv_text(header: &[impl AsRef<[u8]>], rows: &[Vec<String>]) -> anyhow::Result<String> {
+    let mut writer = csv::Writer::from_writer(vec![]);
+    writer.write_record(header)?;
+    for row in rows {
+        writer.write_record(row)?;
+    }
+    let bytes = writer.into_inner().context("writing the table")?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}

@@ -1,0 +1,284 @@
+//! Daily prices from comma-separated files as they are found.
+
+mod columns;
+mod dates;
+
+use std::path::Path;
+
+use jiff::civil::Date;
+use zoo_training::{Error, Result};
+
+use crate::{Bar, Source};
+use columns::Columns;
+
+/// Trading days in time order.
+#[derive(Clone, Debug, Default)]
+pub struct Days {
+    /// Their dates.
+    pub dates: Vec<Date>,
+    /// Their bars, adjusted for splits and dividends where the file says how.
+    pub bars: Vec<Bar>,
+    /// Columns that were not there, of Open, High, Low, Volume and Adj Close; the close or zero stands for them.
+    pub missing: Vec<&'static str>,
+    /// What looks wrong with the prices, in words.
+    pub warnings: Vec<String>,
+}
+
+struct Row {
+    day: Date,
+    line: u64,
+    bar: Bar,
+}
+
+/// Reads a daily price file: a header, then rows in any order of time. Columns are found by the names that vendors give
+/// them, or named by `source`. Fields are separated by commas, semicolons or tabs; numbers may have thousands separators,
+/// a currency sign, or a suffix K, M or B. Prices are multiplied by adjusted close / close where both are there, so that
+/// splits leave no jump.
+///
+/// # Errors
+/// Columns or dates that are not clear, and bad rows unless `source` skips them; the message names file and line.
+pub fn read_csv(path: &Path, source: &Source) -> Result<Days> {
+    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    let fail = |line: u64, message: String| Error::Data(format!("{}: line {line}: {message}", path.display()));
+    let text = std::str::from_utf8(&bytes).map_err(|e| {
+        let line = 1 + bytes[..e.valid_up_to()].iter().filter(|b| **b == b'\n').count() as u64;
+        fail(line, "not UTF-8 text".into())
+    })?;
+    let text = text.trim_start_matches('\u{feff}');
+    let first = text.lines().find(|l| !l.trim().is_empty()).unwrap_or_default();
+    let count = |separator: u8| first.bytes().filter(|b| *b == separator).count();
+    let delimiter = [b',', b';', b'\t'].into_iter().rev().max_by_key(|s| count(*s)).unwrap_or(b',');
+    let mut reader =
+        csv::ReaderBuilder::new().delimiter(delimiter).trim(csv::Trim::All).flexible(true).from_reader(text.as_bytes());
+    let malformed = |e: csv::Error| fail(e.position().map_or(1, csv::Position::line), "not separated values".into());
+    let header = reader.headers().map_err(malformed)?.clone();
+    let headers: Vec<&str> = header.iter().collect();
+    if headers.is_empty() {
+        return Err(Error::Data(format!("{}: empty, expected a header and daily prices", path.display())));
+    }
+    let columns = Columns::find(&headers, &source.column, &source.date_column)
+        .map_err(|message| Error::Data(format!("{}: {message}", path.display())))?;
+    let records: Vec<csv::StringRecord> = reader.records().collect::<csv::Result<_>>().map_err(malformed)?;
+    let blank = |r: &&csv::StringRecord| r.iter().any(|field| !field.is_empty());
+    let records: Vec<&csv::StringRecord> = records.iter().filter(blank).collect();
+    let texts: Vec<&str> = records.iter().filter_map(|r| r.get(columns.date)).collect();
+    let form = dates::form(&texts).map_err(|message| Error::Data(format!("{}: {message}", path.display())))?;
+    let mut days = Days::default();
+    let (mut rows, mut bad) = (vec![], vec![]);
+    for record in records {
+        let line = record.position().map_or(0, |at| {
+            // Blank lines before a record count as its own.
+            let before = text.as_bytes()[at.byte() as usize..].iter().take_while(|b| matches!(b, b'\r' | b'\n'));
+            at.line() + before.filter(|b| **b == b'\n').count() as u64
+        });
+        match row(record, &headers, &columns, form, delimiter == b',') {
+            Ok((day, bar)) => rows.push(Row { day, line, bar }),
+            Err(message) if source.skip_bad_rows => bad.push(format!("line {line}: {message}")),
+            Err(message) => {
+                return Err(fail(line, format!("{message} (--skip-bad-rows leaves such rows out)")));
+            }
+        }
+    }
+    if let Some(first) = bad.first() {
+        days.warnings.push(format!("{} left out, the first at {first}", counted(bad.len(), "bad row")));
+    }
+    rows.sort_by_key(|row| (row.day, row.line));
+    let (mut twice, mut differing) = (0, None);
+    rows.dedup_by(|later, earlier| {
+        let same = later.day == earlier.day;
+        if same && later.bar != earlier.bar {
+            differing.get_or_insert((later.line, earlier.line, earlier.day));
+        }
+        twice += usize::from(same);
+        same
+    });
+    if let (Some((later, earlier, day)), false) = (differing, source.skip_bad_rows) {
+        let message = format!("{day} is there twice with different prices (line {earlier} too)");
+        return Err(fail(later, format!("{message}; --skip-bad-rows keeps the first")));
+    }
+    if twice > 0 {
+        days.warnings.push(format!("{} left out, as their dates were there before", counted(twice, "row")));
+    }
+    const OPTIONAL: [&str; 5] = ["Open", "High", "Low", "Volume", "Adj Close"];
+    let there = [columns.open, columns.high, columns.low, columns.volume, columns.adjusted];
+    days.missing = OPTIONAL.into_iter().zip(there).filter(|(_, at)| at.is_none()).map(|(name, _)| name).collect();
+    (days.dates, days.bars) = rows.into_iter().map(|row| (row.day, row.bar)).unzip();
+    days.suspect();
+    Ok(days)
+}
+
+/// The day and bar of a row.
+fn row(
+    record: &csv::StringRecord,
+    headers: &[&str],
+    columns: &Columns,
+    form: &str,
+    thousands: bool,
+) -> std::result::Result<(Date, Bar), String> {
+    let field = |column: usize| {
+        let missing = || format!("{} fields, expected {}", record.len(), headers.len());
+        record.get(column).ok_or_else(missing)
+    };
+    let number = |column: usize, least: f64| {
+        let text = field(column)?;
+        let value = parse_number(text, thousands).filter(|v| v.is_finite() && *v >= least);
+        value.ok_or_else(|| format!("{} is {text:?}, expected a positive number", headers[column]))
+    };
+    let price = |column: usize| number(column, f64::MIN_POSITIVE);
+    let or_close = |column: Option<usize>| price(column.unwrap_or(columns.close));
+    let text = field(columns.date)?;
+    let day = dates::date(text, form)
+        .ok_or_else(|| format!("{} is {text:?}, expected a date such as 2008-10-14", headers[columns.date]))?;
+    let close = or_close(columns.adjusted)?;
+    let factor = close / price(columns.close)?;
+    let bar = Bar {
+        open: or_close(columns.open)? * factor,
+        high: or_close(columns.high)? * factor,
+        low: or_close(columns.low)? * factor,
+        close,
+        volume: columns.volume.map_or(Ok(0.), |v| number(v, 0.))?,
+    };
+    Ok((day, bar))
+}
+
+/// `1,234.5`, `$12`, `70.7M`. Commas separate thousands, strictly; where they also could be decimal points (`thousands`
+/// is false) they are refused.
+fn parse_number(text: &str, thousands: bool) -> Option<f64> {
+    let text = text.trim_start_matches(['$', '€', '£', '¥']).trim();
+    let (digits, unit) = match text.char_indices().last()? {
+        (at, 'K' | 'k') => (&text[..at], 1e3),
+        (at, 'M' | 'm') => (&text[..at], 1e6),
+        (at, 'B' | 'b') => (&text[..at], 1e9),
+        _ => (text, 1.),
+    };
+    let (whole, _) = digits.split_once('.').unwrap_or((digits, ""));
+    let mut groups = whole.split(',');
+    let leading = groups.next()?;
+    let rest: Vec<&str> = groups.collect();
+    if !rest.is_empty() && (!thousands || leading.is_empty() || leading.len() > 3 || rest.iter().any(|g| g.len() != 3))
+    {
+        return None;
+    }
+    Some(digits.replace(',', "").parse::<f64>().ok()? * unit)
+}
+
+impl Days {
+    /// Adds warnings about what daily prices seldom do.
+    fn suspect(&mut self) {
+        let apart = |w: &[Date]| w[1].since(w[0]).map(|s| s.get_days()).unwrap_or(0);
+        let gaps: Vec<_> = self.dates.windows(2).filter(|w| apart(w) > 7).collect();
+        if let Some(longest) = gaps.iter().max_by_key(|w| apart(w)) {
+            let (from, to, days) = (longest[0], longest[1], apart(longest));
+            self.warnings.push(format!(
+                "{} of more than a week, the longest of {days} days, {from} to {to}",
+                counted(gaps.len(), "gap")
+            ));
+        }
+        let factor = |i: usize| self.bars[i + 1].close / self.bars[i].close;
+        let jumps: Vec<usize> =
+            (0..self.bars.len().saturating_sub(1)).filter(|&i| !(0.62..1.6).contains(&factor(i))).collect();
+        if let Some(&first) = jumps.first() {
+            self.warnings.push(format!(
+                "the close changes like after a split on {}, first by a factor of {:.3} on {}: if no crash explains it, use \
+                 adjusted prices",
+                counted(jumps.len(), "day"),
+                factor(first),
+                self.dates[first + 1]
+            ));
+        }
+    }
+}
+
+fn counted(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_with(text: &str, source: &Source) -> Result<Days> {
+        let dir = tempfile::tempdir().map_err(Error::io(Path::new("temporary")))?;
+        let path = dir.path().join("p.csv");
+        std::fs::write(&path, text).map_err(Error::io(&path))?;
+        read_csv(&path, source)
+    }
+
+    fn read(text: &str) -> Result<Days> {
+        read_with(text, &Source::default())
+    }
+
+    #[test]
+    fn days_are_sorted_and_adjusted() -> Result<()> {
+        let days =
+            read("Date,OPEN,High,Low,close,Volume,Adj Close\n2020-01-03,4,5,3,4,9,4\n2020-01-02,10,12,8,10,7,5\n")?;
+        assert_eq!(days.dates.iter().map(|d| d.to_string()).collect::<Vec<_>>(), ["2020-01-02", "2020-01-03"]);
+        assert_eq!(days.bars[0], Bar { open: 5., high: 6., low: 4., close: 5., volume: 7. });
+        assert!(days.missing.is_empty() && days.warnings.is_empty());
+        let close = read("date,close\n2020-01-02,3\n")?;
+        assert_eq!(close.bars, [Bar::closing(3.)]);
+        assert_eq!(close.missing, ["Open", "High", "Low", "Volume", "Adj Close"]);
+        Ok(())
+    }
+
+    #[test]
+    fn files_as_they_are_found_are_read() -> Result<()> {
+        for text in [
+            "\u{feff}Date,Close,Volume\r\n\r\n2020-01-02,\"1,234.50\",\"7,000\"\r\n,,\r\n2020-01-03,$1235,7K\r\n",
+            "Date;Close;Volume\n02.01.2020;1234.5;7000\n13.01.2020;1235;7000\n",
+            "Date\tClose\tVolume\n\"Jan 2, 2020\"\t1234.5\t0.007M\n\"Jan 3, 2020\"\t1235\t7000\n",
+        ] {
+            let days = read(text)?;
+            let bars: Vec<_> = days.bars.iter().map(|b| (b.close, b.volume)).collect();
+            assert_eq!(bars, [(1234.5, 7000.), (1235., 7000.)], "{text}");
+            assert_eq!(days.dates[0], Date::constant(2020, 1, 2), "{text}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn bad_rows_are_named_by_line_and_column_and_can_be_left_out() -> Result<()> {
+        let skip = Source { skip_bad_rows: true, ..Source::default() };
+        for (text, expected) in [
+            ("Date,Close\n2020-01-02,abc\n", "line 2: Close is \"abc\""),
+            ("Date,Close\n2020-01-02,-1\n", "line 2: Close is \"-1\""),
+            ("Date,Close\n2020-01-02,NaN\n", "line 2: Close is \"NaN\""),
+            ("Date,Close\n2020-01-02,\"12,5\"\n", "line 2: Close is \"12,5\""),
+            ("Date;Close\n2020-01-02;1,234\n", "line 2: Close is \"1,234\""),
+            ("Date,Close\n2020-01-02,1\n\nsoon,1\n", "line 4: Date is \"soon\""),
+            ("Date,Close\n2020-01-02,1\n2020-01-03\n", "line 3: 1 fields, expected 2"),
+            (
+                "Date,Close\n2020-01-02,1\n2020-01-02,2\n",
+                "line 3: 2020-01-02 is there twice with different prices (line 2 too)",
+            ),
+        ] {
+            let message = read(text).map(|_| ()).unwrap_err().to_string();
+            assert!(message.contains("p.csv: ") && message.contains(expected), "{message}");
+            assert!(message.contains("--skip-bad-rows"), "{message}");
+            let days = read_with(text, &skip)?;
+            assert!(days.bars.len() <= 1 && days.warnings.len() == 1, "{text}: {:?}", days.warnings);
+        }
+        for (text, expected) in [
+            ("", "empty"),
+            ("Date,Open\n", "no column close; it has Date, Open (name one with --column)"),
+            ("Date,Close\n03/04/2008,1\n05/06/2008,1\n", "could be month/day/year or day/month/year"),
+        ] {
+            let message = read(text).map(|_| ()).unwrap_err().to_string();
+            assert!(message.contains("p.csv: ") && message.contains(expected), "{message}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn what_looks_wrong_is_warned_of() -> Result<()> {
+        let warnings = |text: &str| -> Result<String> { Ok(read(text)?.warnings.join("; ")) };
+        let text =
+            "Date,Close\n2020-01-02,10\n2020-01-02,10\n2020-01-03,10\n2020-03-02,10\n2020-03-03,5\n2020-03-04,10.5\n";
+        let said = warnings(text)?;
+        assert!(said.contains("1 row left out, as"), "{said}");
+        assert!(said.contains("1 gap of more than a week, the longest of 59 days, 2020-01-03 to 2020-03-02"), "{said}");
+        assert!(said.contains("on 2 days, first by a factor of 0.500 on 2020-03-03"), "{said}");
+        assert_eq!(warnings("Date,Close\n2020-01-02,10\n2020-01-03,11\n")?, "");
+        Ok(())
+    }
+}

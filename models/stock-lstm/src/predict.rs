@@ -1,0 +1,210 @@
+//! `zoo predict stock-lstm`: forecasts with intervals for a price file.
+
+use jiff::civil::{Date, Weekday};
+use serde_json::{Map, Value, json};
+use zoo_training::{Error, Picture, Prediction, Request, Result};
+
+use crate::data::read_csv;
+use crate::{Bar, FeatureSet, Forecaster, Source};
+
+/// Fewest errors that an interval is made from.
+const FEWEST: usize = 30;
+/// Days of the past that the picture shows.
+const SHOWN: usize = 120;
+
+/// A forecast of every day that has enough days before it, and of `horizon` days after the last. Intervals hold the
+/// given share of the model's relative errors, as many days ahead, on the validation days of its training; where the
+/// input does not reach back to those, on the first half of its own days.
+pub(crate) fn predict(
+    forecaster: &Forecaster,
+    source: &Source,
+    validation: &Value,
+    request: &Request,
+) -> Result<Prediction> {
+    let &Request { input, horizon, interval } = request;
+    let simple = forecaster.features() == FeatureSet::Close;
+    if !simple && horizon > 1 {
+        return Err(Error::Usage(format!(
+            "--horizon {horizon}: this model sees open, high, low and volume, which nobody forecasts for it; one day ahead is \
+             as far as it goes (models of the preset default go further)"
+        )));
+    }
+    let days = read_csv(input, source)?;
+    let lacks = days.missing.iter().find(|c| **c != "Adj Close");
+    if let (false, Some(column)) = (simple, lacks) {
+        return Err(Error::Data(format!("{}: no column {column}, which this model needs", input.display())));
+    }
+    let (n, needed) = (days.bars.len(), forecaster.days());
+    if n < needed {
+        return Err(Error::Data(format!(
+            "{}: {n} days, a forecast needs at least {needed} (bring more data)",
+            input.display()
+        )));
+    }
+    let closes: Vec<f64> = days.bars.iter().map(|b| b.close).collect();
+    // ahead[d - needed][h - 1]: the forecast of day d - 1 + h from the days before d.
+    let ahead = |d: usize, steps: usize| -> candle_core::Result<Vec<f64>> {
+        let history: &[Bar] = &days.bars[d - needed..d];
+        if simple {
+            forecaster.predict_ahead(&closes[d - needed..d], steps)
+        } else {
+            Ok(vec![forecaster.predict_bars(history)?])
+        }
+    };
+    let known: Vec<f64> = (needed..n).map(|d| Ok(ahead(d, 1)?[0])).collect::<candle_core::Result<_>>()?;
+    let future = ahead(n, horizon)?;
+
+    let (calibration, whence) = calibration_days(&days.dates, needed, validation);
+    let mut errors: Vec<Vec<f64>> = vec![vec![]; horizon];
+    for d in calibration.clone() {
+        for (h, forecast) in ahead(d, horizon.min(calibration.end - d))?.into_iter().enumerate() {
+            errors[h].push((closes[d + h] / forecast).ln());
+        }
+    }
+    let bounds: Vec<Option<(f64, f64)>> = errors.into_iter().map(|e| quantiles(e, interval)).collect();
+    let within = |forecast: f64, h: usize| bounds[h].map(|(lo, hi)| (forecast * lo.exp(), forecast * hi.exp()));
+
+    let mut rows = vec![];
+    let text = |v: f64| format!("{v:.4}");
+    let both = |b: Option<(f64, f64)>| b.map_or([String::new(), String::new()], |(lo, hi)| [text(lo), text(hi)]);
+    let (mut inside, mut judged, mut squares) = (0, 0, 0.);
+    for (d, forecast) in (needed..n).zip(&known) {
+        let bound = within(*forecast, 0);
+        let [lower, upper] = both(bound);
+        rows.push(vec![days.dates[d].to_string(), "1".into(), text(*forecast), lower, upper, text(closes[d])]);
+        squares += (forecast - closes[d]).powi(2);
+        if let (Some((lo, hi)), true) = (bound, d >= calibration.end) {
+            judged += 1;
+            inside += usize::from((lo..=hi).contains(&closes[d]));
+        }
+    }
+    let mut to_come = vec![];
+    let mut date = days.dates[n - 1];
+    for (h, forecast) in future.iter().enumerate() {
+        date = next_weekday(date);
+        let bound = within(*forecast, h);
+        let [lower, upper] = both(bound);
+        to_come.push(json!({
+            "date": date.to_string(), "step": h + 1, "forecast": forecast, "lower": bound.map(|b| b.0), "upper": bound.map(|b| b.1),
+        }));
+        rows.push(vec![date.to_string(), (h + 1).to_string(), text(*forecast), lower, upper, String::new()]);
+    }
+
+    let mut remarks = days.warnings.clone();
+    let percent = 100. * interval;
+    let coverage = (judged > 0).then(|| inside as f64 / judged as f64);
+    remarks.push(match coverage {
+        Some(c) => format!(
+            "{percent:.0} % intervals from the errors of {} days ({whence}) hold {:.1} % of the {judged} days after them.",
+            calibration.len(),
+            100. * c
+        ),
+        None if bounds[0].is_some() => {
+            format!("{percent:.0} % intervals from the errors of {} days ({whence}); no later days to check them on.", calibration.len())
+        }
+        None => format!("No intervals: they need {FEWEST} days with known outcomes, there are {}.", calibration.len()),
+    });
+    if horizon > 1 {
+        remarks.push(
+            "Beyond the first day each forecast is made from forecasts; weekends are left out, holidays are not."
+                .into(),
+        );
+    }
+    let error = |sum: f64| (sum / known.len() as f64).sqrt();
+    if !known.is_empty() {
+        let last: f64 = (needed..n).map(|d| (closes[d] - closes[d - 1]).powi(2)).sum();
+        remarks.push(format!(
+            "One day ahead on {} known days: RMSE {:.4}, the last value {:.4}.",
+            known.len(),
+            error(squares),
+            error(last)
+        ));
+    }
+    let mut summary = Map::new();
+    summary.insert("last_day".into(), days.dates[n - 1].to_string().into());
+    summary.insert("last_close".into(), closes[n - 1].into());
+    summary.insert("forecasts".into(), to_come.into());
+    summary.insert(
+        "interval".into(),
+        json!({ "share": interval, "calibration_days": calibration.len(), "coverage": coverage, "days": judged }),
+    );
+    summary.insert("known_days".into(), known.len().into());
+
+    let first = n.saturating_sub(SHOWN).max(needed);
+    let at = |d: usize| (d - first) as f64;
+    let forecasts =
+        || (first..n).map(|d| (d, known[d - needed], 0)).chain(future.iter().enumerate().map(|(h, f)| (n + h, *f, h)));
+    let picture = Picture {
+        title: format!("close and forecast, {percent:.0} % interval"),
+        labels: rows[first - needed..].iter().map(|r| r[0].clone()).collect(),
+        lines: vec![
+            ("close", (first..n).map(|d| (at(d), closes[d])).collect()),
+            ("forecast", forecasts().map(|(d, f, _)| (at(d), f)).collect()),
+        ],
+        band: forecasts().filter_map(|(d, f, h)| within(f, h).map(|(lo, hi)| (at(d), lo, hi))).collect(),
+    };
+    let header = vec!["date", "step", "forecast", "lower", "upper", "actual"];
+    Ok(Prediction { header, rows, summary, remarks, picture })
+}
+
+/// The days whose errors make the intervals, and where they come from.
+fn calibration_days(dates: &[Date], needed: usize, validation: &Value) -> (std::ops::Range<usize>, &'static str) {
+    let day = |k: usize| validation[k].as_str().and_then(|d| d.parse::<Date>().ok());
+    if let (Some(from), Some(to)) = (day(0), day(1)) {
+        let start = dates.partition_point(|d| *d < from).max(needed);
+        let end = dates.partition_point(|d| *d <= to);
+        if end.saturating_sub(start) >= FEWEST {
+            return (start..end, "the validation part of its training");
+        }
+    }
+    let half = needed + (dates.len() - needed).div_ceil(2);
+    (needed..half, "the first half of this file")
+}
+
+/// The bounds that leave equal shares of the errors outside on both sides; with few errors they lie further out, so that
+/// the share of new ones inside is right (as in split conformal prediction, Vovk et al. 2005).
+fn quantiles(mut errors: Vec<f64>, share: f64) -> Option<(f64, f64)> {
+    let n = errors.len();
+    if n < FEWEST {
+        return None;
+    }
+    errors.sort_by(f64::total_cmp);
+    // A hair more, so that 1 - 0.9 counts as 0.1.
+    let outside = ((n + 1) as f64 * (1. - share) / 2. + 1e-9).floor() as usize;
+    let k = outside.max(1) - 1;
+    Some((errors[k], errors[n - 1 - k]))
+}
+
+fn next_weekday(mut date: Date) -> Date {
+    loop {
+        // The calendar ends in 9999.
+        date = date.tomorrow().unwrap_or(date);
+        if !matches!(date.weekday(), Weekday::Saturday | Weekday::Sunday) {
+            return date;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_leave_the_stated_share_outside() {
+        let errors: Vec<f64> = (0..999).map(|i| f64::from(i * 38 % 999)).collect();
+        assert_eq!(quantiles(errors.clone(), 0.9), Some((49., 949.)));
+        assert_eq!(quantiles(errors[..29].to_vec(), 0.9), None);
+        assert_eq!(quantiles((0..30).map(f64::from).collect(), 0.99), Some((0., 29.)));
+    }
+
+    #[test]
+    fn intervals_come_from_the_validation_days_where_they_are_there() {
+        let dates: Vec<Date> =
+            std::iter::successors(Some(Date::constant(2020, 1, 1)), |d| d.tomorrow().ok()).take(200).collect();
+        let of = |validation: Value| calibration_days(&dates, 11, &validation);
+        assert_eq!(of(json!(["2020-02-01", "2020-03-31"])).0, 31..91);
+        assert_eq!(of(json!(["2020-01-05", "2020-03-31"])).0, 11..91);
+        assert_eq!(of(json!(["2019-02-01", "2019-03-31"])), (11..106, "the first half of this file"));
+        assert_eq!(of(Value::Null).0, 11..106);
+    }
+}
