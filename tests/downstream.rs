@@ -1,0 +1,92 @@
+//! A program outside the workspace that uses a model crate alone.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Instant;
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+fn program() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/downstream")
+}
+
+/// Cargo on that program, without network and with its own target directory.
+fn cargo(args: &[&str]) -> Result<Output, Box<dyn std::error::Error>> {
+    let output = Command::new(env!("CARGO"))
+        .current_dir(program())
+        .args(args)
+        .env("CARGO_TARGET_DIR", Path::new(env!("CARGO_TARGET_TMPDIR")).join("downstream"))
+        .env("CARGO_NET_OFFLINE", "true")
+        .output()?;
+    if !output.status.success() {
+        return Err(format!("cargo {args:?}: {}", String::from_utf8_lossy(&output.stderr)).into());
+    }
+    Ok(output)
+}
+
+/// The crates that `of` is built from, itself included.
+fn tree(of: &str) -> Result<BTreeSet<String>, Box<dyn std::error::Error>> {
+    let output = cargo(&["tree", "--locked", "-p", of, "-e", "normal,build", "--prefix", "none"])?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    Ok(text.lines().filter_map(|l| l.split_whitespace().next().map(String::from)).collect())
+}
+
+#[test]
+fn a_program_with_the_model_crate_alone_forecasts_from_the_weights() -> Outcome {
+    let (own, candle) = (tree("downstream")?, tree("candle-core")?);
+    let more: Vec<&String> = own.difference(&candle).collect();
+    let unwelcome = [
+        "clap",
+        "indicatif",
+        "plotters",
+        "console",
+        "crossterm",
+        "csv",
+        "jiff",
+        "toml",
+        "reqwest",
+        "hyper",
+        "tokio",
+        "ureq",
+        "hf-hub",
+        "zoo-training",
+    ];
+    assert!(!own.iter().any(|c| unwelcome.contains(&c.as_str())), "{own:?}");
+
+    cargo(&["build", "--locked"])?;
+    let clean: Vec<&str> = more.iter().flat_map(|c| ["-p", c.as_str()]).collect();
+    cargo(&[&["clean"], &clean[..]].concat())?;
+    let started = Instant::now();
+    cargo(&["build", "--locked"])?;
+    let seconds = started.elapsed().as_secs_f64();
+    println!("beyond candle-core: {} crates, {seconds:.1} s to build ({more:?})", more.len());
+    assert!(more.len() <= 20, "{more:?}");
+
+    let weights = program().join("../../weights/stock-lstm.safetensors");
+    let exe = Path::new(env!("CARGO_TARGET_TMPDIR")).join("downstream/debug/downstream");
+    let closes: Vec<f64> = (0..70).map(|day| 100. + (f64::from(day) * 0.5).sin()).collect();
+    let forecasts = |closes: &[f64]| -> Result<(bool, String), Box<dyn std::error::Error>> {
+        let mut child = Command::new(&exe)
+            .arg(&weights)
+            .arg("3")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let lines: String = closes.iter().map(|c| format!("{c}\n")).collect();
+        child.stdin.take().ok_or("no stdin")?.write_all(lines.as_bytes())?;
+        let output = child.wait_with_output()?;
+        let text = if output.status.success() { output.stdout } else { output.stderr };
+        Ok((output.status.success(), String::from_utf8(text)?))
+    };
+    let (done, text) = forecasts(&closes)?;
+    assert!(done, "{text}");
+    let next: Vec<f64> = text.lines().map(str::parse).collect::<Result<_, _>>()?;
+    assert_eq!(next.len(), 3);
+    assert!(next.iter().all(|p| (95.0..105.).contains(p)), "{next:?}");
+    let (done, text) = forecasts(&closes[..20])?;
+    assert!(!done && text.contains("a forecast needs 61 days, got 20"), "{text}");
+    Ok(())
+}
