@@ -31,6 +31,14 @@ pub(crate) enum Command {
     Eval(EvalArgs),
     /// Apply trained weights to new data
     Predict(PredictArgs),
+    /// Judge a run by its curves: what is wrong and what to try
+    Doctor {
+        /// The run directory
+        run: PathBuf,
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
+    },
     /// Measure step time, inference time and the share of the machine's matmul peak
     Bench(BenchArgs),
     /// Print a completion script

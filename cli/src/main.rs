@@ -3,6 +3,7 @@
 mod args;
 mod bench;
 mod curves;
+mod doctor;
 mod eval;
 mod list;
 mod output;
@@ -55,6 +56,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Train(args) => return args.common.entry()?.train(&args),
         Command::Eval(args) => registry::find(&args.model)?.eval(&args)?,
         Command::Predict(args) => registry::find(&args.model)?.predict(&args)?,
+        Command::Doctor { run, json } => doctor::run(&run, json)?,
         Command::Bench(args) => bench::run(&args)?,
         Command::Completions { shell } => {
             let mut script = vec![];

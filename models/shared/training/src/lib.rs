@@ -4,7 +4,9 @@
 //! terminals, networks or plots.
 
 pub mod config;
+pub mod doctor;
 mod error;
+mod history;
 mod loader;
 mod observer;
 mod run;
@@ -16,6 +18,7 @@ mod trainer;
 
 pub use config::{Config, OnNonFinite, OptimizerKind, ScheduleKind, TrainConfig};
 pub use error::{Error, Result};
+pub use history::{Curve, History};
 pub use loader::Batches;
 pub use observer::{Event, Observer, Silent};
 pub use run::{Description, RunDirectory};

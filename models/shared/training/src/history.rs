@@ -1,0 +1,108 @@
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::{Error, Result};
+
+/// The curves of a run, as its `metrics.jsonl` has them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct History {
+    /// Curves by name, in the order in which they first appear: `loss`, parts of the loss, `lr`, `grad_norm`, and
+    /// `valid loss`, `valid rmse`, … of the evaluations.
+    pub curves: Vec<Curve>,
+    /// Steps whose update was refused.
+    pub refused: u64,
+}
+
+/// Values over steps.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Curve {
+    /// What they are.
+    pub name: String,
+    /// Step and value, in the order of the steps.
+    pub points: Vec<(u64, f64)>,
+}
+
+impl History {
+    /// Reads a run directory.
+    ///
+    /// # Errors
+    /// There is no `metrics.jsonl`, or a line of it (but for the last, which a crash may have cut) is not JSON.
+    pub fn read(run: &Path) -> Result<Self> {
+        let path = run.join("metrics.jsonl");
+        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+        let mut history = Self::default();
+        let lines = text.lines().count();
+        for (i, line) in text.lines().enumerate() {
+            match serde_json::from_str::<Value>(line) {
+                Ok(line) => history.add_line(&line),
+                Err(_) if i + 1 == lines => {}
+                Err(e) => return Err(Error::Run(format!("{}: line {}: {e}", path.display(), i + 1))),
+            }
+        }
+        Ok(history)
+    }
+
+    fn add_line(&mut self, line: &Value) {
+        let step = line["step"].as_u64().unwrap_or_default();
+        self.refused += u64::from(line["refused"] == true);
+        for (name, value) in line.as_object().into_iter().flatten() {
+            match value {
+                Value::Number(n) if !matches!(name.as_str(), "step" | "seconds") => {
+                    self.add(name, step, n.as_f64().unwrap_or(f64::NAN));
+                }
+                Value::Object(metrics) => {
+                    for (metric, value) in metrics {
+                        self.add(&format!("{name} {metric}"), step, value.as_f64().unwrap_or(f64::NAN));
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Appends a value; one that is not finite is no point of a curve.
+    pub fn add(&mut self, name: &str, step: u64, value: f64) {
+        if !value.is_finite() {
+            return;
+        }
+        match self.curves.iter_mut().find(|c| c.name == name) {
+            Some(curve) => curve.points.push((step, value)),
+            None => self.curves.push(Curve { name: name.into(), points: vec![(step, value)] }),
+        }
+    }
+
+    /// The curve of that name; empty if there is none.
+    pub fn curve(&self, name: &str) -> &[(u64, f64)] {
+        self.curves.iter().find(|c| c.name == name).map(|c| c.points.as_slice()).unwrap_or_default()
+    }
+
+    /// Drops what came after `step`.
+    pub fn cut(&mut self, step: u64) {
+        self.curves.iter_mut().for_each(|c| c.points.retain(|(at, _)| *at <= step));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_become_curves_and_a_cut_last_line_is_passed_over() -> Result<()> {
+        let dir = tempfile::tempdir().map_err(Error::io(Path::new("temporary")))?;
+        let path = dir.path().join("metrics.jsonl");
+        let write = |text: &str| std::fs::write(&path, text).map_err(Error::io(&path));
+        let good = "{\"step\":1,\"loss\":2,\"lr\":0.1,\"seconds\":3}\n{\"step\":2,\"loss\":null,\"refused\":true}\n\
+                    {\"step\":2,\"valid\":{\"loss\":1.5,\"rmse\":4}}\n";
+        write(&format!("{good}{{\"step\":3,\"lo"))?;
+        let mut history = History::read(dir.path())?;
+        assert_eq!((history.curve("loss"), history.curve("valid loss")), (&[(1, 2.)][..], &[(2, 1.5)][..]));
+        let names: Vec<_> = history.curves.iter().map(|c| c.name.as_str()).collect();
+        assert_eq!((names, history.refused), (vec!["loss", "lr", "valid loss", "valid rmse"], 1));
+        history.cut(1);
+        assert!(history.curve("valid rmse").is_empty());
+        write(&format!("{{\"step\":3,\"lo\n{good}"))?;
+        assert!(History::read(dir.path()).unwrap_err().to_string().contains("metrics.jsonl: line 1: "));
+        Ok(())
+    }
+}
