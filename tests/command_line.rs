@@ -145,6 +145,88 @@ fn a_price_file_is_forecast_with_intervals() -> Outcome {
 }
 
 #[test]
+fn a_run_is_judged_and_reported_and_its_metrics_exported() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    for (out, lr) in [("one", "train.lr=0.001"), ("two<b>", "train.lr=0.01")] {
+        json(&train(dir.path(), &["--epochs", "6", "--out", out, "--set", lr, "--csv", "--tensorboard"], &[]))?;
+    }
+    let judged = json(&zoo(dir.path(), &["doctor", "one", "--json"]))?;
+    assert!(judged["verdict"].is_string() && judged["numbers"]["evaluations"] == 6, "{judged}");
+    let text = std::fs::read_to_string(dir.path().join("one/metrics.csv"))?;
+    assert!(text.starts_with("step,loss,lr,grad_norm,valid loss,") && text.lines().count() > 6, "{text}");
+    let board = std::fs::read_dir(dir.path().join("one"))?
+        .filter(|e| e.as_ref().is_ok_and(|e| e.file_name().to_string_lossy().contains("tfevents")));
+    assert_eq!(board.count(), 1);
+    assert!(zoo(dir.path(), &["report", "one"]).status.success());
+    let page = std::fs::read_to_string(dir.path().join("one/report.html"))?;
+    assert!(page.matches("<svg").count() == 7 && page.contains("best validation loss"));
+    let output = zoo(dir.path(), &["report", "one", "two<b>", "--output", "both.html"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let page = std::fs::read_to_string(dir.path().join("both.html"))?;
+    assert!(page.contains("two&lt;b&gt;") && !page.contains("two<b>") && page.contains("train.lr"));
+    assert!(!page.contains("http://") || page.matches("http://").count() == page.matches("xmlns=\"http://").count());
+    for (args, expected) in
+        [(["doctor", "none"], "none is not a run directory"), (["report", "none"], "none is not a run directory")]
+    {
+        let output = zoo(dir.path(), &args);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(String::from_utf8_lossy(&output.stderr).contains(expected));
+    }
+    Ok(())
+}
+
+#[test]
+fn settings_are_tuned_and_a_search_goes_on_where_it_stopped() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let tune = |more: &[&str]| {
+        let args = [&["tune", "stock-lstm", "--epochs", "4", "--json"], &SMALL[..], more].concat();
+        zoo(dir.path(), &args)
+    };
+    let grid = ["--set", "train.lr=0.01,0.001", "--set", "model.layers=1,2", "--to-the-end", "--out", "grid"];
+    let found = json(&tune(&grid))?;
+    let losses: Vec<f64> =
+        found["trials"].as_array().into_iter().flatten().filter_map(|t| t["loss"].as_f64()).collect();
+    assert!(losses.len() == 4 && losses.is_sorted(), "{found}");
+    assert!(dir.path().join("grid/004/best.safetensors").exists());
+    // The last result lost: only that trial is taken up again, and ends as it did.
+    let results = dir.path().join("grid/results.jsonl");
+    let text = std::fs::read_to_string(&results)?;
+    let kept: Vec<&str> = text.lines().take(3).collect();
+    std::fs::write(&results, format!("{}\n{{\"run\":\"00", kept.join("\n")))?;
+    let again = tune(&grid);
+    let said = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert_eq!(said.lines().filter(|l| l.starts_with("00")).count(), 1, "{said}");
+    let again = json(&again)?;
+    assert_eq!(again["trials"][0]["metrics"], found["trials"][0]["metrics"]);
+    let other = tune(&["--set", "train.lr=0.1,0.001", "--out", "grid"]);
+    assert!(String::from_utf8_lossy(&other.stderr).contains("grid holds another search"));
+    let in_order =
+        ["--search", "in-order", "--set", "train.lr=0.01,0.001", "--set", "model.layers=1,2", "--out", "order"];
+    // The default of two layers was among the first.
+    assert_eq!(json(&tune(&in_order))?["trials"].as_array().map(Vec::len), Some(3));
+    let random = ["--search", "random", "--trials", "3", "--set", "train.lr=1e-4..1e-2", "--out"];
+    let draws: Vec<Value> = ["a", "b"]
+        .into_iter()
+        .map(|out| Ok(json(&tune(&[&random[..], &[out]].concat()))?["trials"][0]["settings"].clone()))
+        .collect::<Result<_, Box<dyn std::error::Error>>>()?;
+    assert_eq!(draws[0], draws[1]);
+    let rates = json(&tune(&["--lr-find", "--plot", "rates.png"]))?;
+    assert!(rates["test"]["suggestion"].as_f64().is_some_and(|r| r > 0.) && dir.path().join("rates.png").exists());
+    for (more, expected) in [
+        (vec![], "nothing to tune"),
+        (vec!["--set", "model.layers=1,x"], "model.layers takes a whole number"),
+        (vec!["--set", "train.lr=0.1..0.2"], "a range needs --search random"),
+        (vec!["--search", "random", "--set", "train.lr=2..1"], "the first smaller"),
+        (vec!["--lr-find", "--plot", "rates.pdf"], "ends in .svg or .png"),
+    ] {
+        let output = tune(&more);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(2) && said.contains(expected), "{more:?}: {said}");
+    }
+    Ok(())
+}
+
+#[test]
 fn the_weights_in_the_repository_are_those_of_their_card() -> Outcome {
     let weights = Path::new(env!("CARGO_MANIFEST_DIR")).join("../weights");
     let card = std::fs::read_to_string(weights.join("stock-lstm.md"))?;

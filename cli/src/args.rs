@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::registry::{self, Entry};
@@ -27,10 +27,14 @@ pub(crate) enum Command {
     Params(ParamsArgs),
     /// Train a model
     Train(Box<TrainArgs>),
+    /// Train with many settings and rank them, or look for a learning rate
+    Tune(Box<TuneArgs>),
     /// Judge trained weights on the test split, beside baselines
     Eval(EvalArgs),
     /// Apply trained weights to new data
     Predict(PredictArgs),
+    /// Write a page about one run or several: curves, judgement, settings
+    Report(ReportArgs),
     /// Judge a run by its curves: what is wrong and what to try
     Doctor {
         /// The run directory
@@ -93,6 +97,16 @@ impl DataArgs {
         let skip = self.skip_bad_rows.then(|| "data.skip_bad_rows=true".to_string());
         [text("column", &self.column), text("date_column", &self.date_column), skip].into_iter().flatten().collect()
     }
+}
+
+#[derive(Args)]
+pub(crate) struct ReportArgs {
+    /// Run directories
+    #[arg(required = true, value_name = "RUN")]
+    pub(crate) runs: Vec<PathBuf>,
+    /// The page; report.html in the run, or here for several runs
+    #[arg(long, value_name = "PATH")]
+    pub(crate) output: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -178,6 +192,12 @@ pub(crate) struct TrainArgs {
     /// Where to compute: cpu, cuda, cuda:N or metal
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub(crate) device: String,
+    /// Write TensorBoard event files into the run directory
+    #[arg(long)]
+    pub(crate) tensorboard: bool,
+    /// Write metrics.csv too
+    #[arg(long)]
+    pub(crate) csv: bool,
     /// Train on one batch again and again: a sound model learns it by heart
     #[arg(long)]
     pub(crate) overfit_batch: bool,
@@ -187,6 +207,70 @@ pub(crate) struct TrainArgs {
     /// Print the resolved configuration and stop
     #[arg(long)]
     pub(crate) print_config: bool,
+    /// Print one JSON document at the end
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// The order in which settings are tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Search {
+    /// Every combination
+    Grid,
+    /// Random combinations
+    Random,
+    /// One key after the other, each with the best values of those before
+    InOrder,
+}
+
+#[derive(Args)]
+pub(crate) struct TuneArgs {
+    /// The model (zoo list shows them)
+    pub(crate) model: String,
+    /// A named set of settings
+    #[arg(long, value_name = "NAME")]
+    pub(crate) preset: Option<String>,
+    /// A TOML file over the preset
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// One value for all runs, values to try (train.lr=0.01,0.001), or a range for --search random (train.lr=1e-4..1e-2)
+    #[arg(long, value_name = "KEY=VALUES")]
+    pub(crate) set: Vec<String>,
+    /// The data (data.path)
+    #[arg(long, value_name = "PATH")]
+    pub(crate) data: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) how: DataArgs,
+    /// Where the runs go; the same call goes on where it was stopped. runs/MODEL-tune by default
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Optimizer steps of a run (train.steps)
+    #[arg(long, value_name = "N", conflicts_with = "epochs")]
+    pub(crate) steps: Option<u64>,
+    /// Passes over the training data of a run (train.epochs)
+    #[arg(long, value_name = "N")]
+    pub(crate) epochs: Option<u64>,
+    /// How settings are chosen
+    #[arg(long, value_enum, default_value_t = Search::Grid)]
+    pub(crate) search: Search,
+    /// Runs of a random search
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub(crate) trials: usize,
+    /// Seed of the random search
+    #[arg(long, value_name = "S", default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// Let every run end by itself: without it, a run that is behind the median of those before is stopped
+    #[arg(long)]
+    pub(crate) to_the_end: bool,
+    /// Raise the learning rate step by step until the loss diverges, and draw the loss
+    #[arg(long)]
+    pub(crate) lr_find: bool,
+    /// Where --lr-find draws (.svg or .png)
+    #[arg(long, value_name = "PATH", default_value = "lr-find.svg", requires = "lr_find")]
+    pub(crate) plot: PathBuf,
+    /// Where to compute: cpu, cuda, cuda:N or metal
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub(crate) device: String,
     /// Print one JSON document at the end
     #[arg(long)]
     pub(crate) json: bool,

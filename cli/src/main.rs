@@ -8,10 +8,14 @@ mod eval;
 mod list;
 mod output;
 mod params;
+mod plot;
 mod predict;
+mod progress;
 mod registry;
 mod report;
+mod tensorboard;
 mod train;
+mod tune;
 
 use std::process::ExitCode;
 
@@ -54,8 +58,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::List { json } => list::run(json)?,
         Command::Params(args) => args.common.entry()?.params(&args)?,
         Command::Train(args) => return args.common.entry()?.train(&args),
+        Command::Tune(args) => return registry::find(&args.model)?.tune(&args),
         Command::Eval(args) => registry::find(&args.model)?.eval(&args)?,
         Command::Predict(args) => registry::find(&args.model)?.predict(&args)?,
+        Command::Report(args) => report::run(&args)?,
         Command::Doctor { run, json } => doctor::run(&run, json)?,
         Command::Bench(args) => bench::run(&args)?,
         Command::Completions { shell } => {

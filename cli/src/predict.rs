@@ -5,9 +5,9 @@ use serde_json::{Value, json};
 use zoo_training::{Error, Prediction, Request, Task};
 
 use crate::args::PredictArgs;
-use crate::curves::draw_picture;
 use crate::eval::Loaded;
 use crate::output::{note, print, print_json};
+use crate::plot::{check_name, draw_picture};
 use crate::registry::{changed_source, device, weights};
 
 pub(crate) fn run<T: Task>(args: &PredictArgs) -> anyhow::Result<()> {
@@ -20,22 +20,15 @@ pub(crate) fn run<T: Task>(args: &PredictArgs) -> anyhow::Result<()> {
     if args.horizon == 0 {
         return Err(Error::Usage("--horizon 0: expected at least 1".into()).into());
     }
-    let plot = args.plot.as_deref().map(|p| (p, p.extension().and_then(|e| e.to_str()).unwrap_or_default()));
-    if let Some((path, extension)) = plot
-        && !["svg", "png"].contains(&extension)
-    {
-        return Err(
-            Error::Usage(format!("--plot {}: expected a name that ends in .svg or .png", path.display())).into()
-        );
-    }
+    args.plot.as_deref().map_or(Ok(()), check_name)?;
     let Loaded { model, config, fitted, .. } = Loaded::<T>::read(&path, &device)?;
     let source = changed_source::<T>(&config, &args.how.settings())?;
     let request = Request { input: &args.input, horizon: args.horizon, interval: args.interval / 100. };
     let Prediction { header, rows, summary, remarks, picture } =
         T::predict(model, &config.model, &source, &fitted, &request, &device)?;
     let table = csv_text(&header, &rows)?;
-    if let Some((path, extension)) = plot {
-        draw_picture(path, extension, &picture)?;
+    if let Some(plot) = &args.plot {
+        draw_picture(plot, &picture)?;
     }
     match &args.output {
         Some(output) => {

@@ -11,8 +11,8 @@ use zoo_stock_lstm::StockTask;
 use zoo_training::config::{ConfigOf, Layers, resolve, to_toml};
 use zoo_training::{Error, Task};
 
-use crate::args::{Common, EvalArgs, ParamsArgs, PredictArgs, TrainArgs};
-use crate::{bench, eval, list, params, predict, train};
+use crate::args::{Common, EvalArgs, ParamsArgs, PredictArgs, TrainArgs, TuneArgs};
+use crate::{bench, eval, list, params, predict, train, tune};
 
 /// Every model.
 pub(crate) const MODELS: &[&dyn Entry] = &[&Of::<StockTask>(PhantomData)];
@@ -23,6 +23,7 @@ pub(crate) trait Entry: Sync {
     fn describe(&self) -> anyhow::Result<list::Described>;
     fn params(&self, args: &ParamsArgs) -> anyhow::Result<()>;
     fn train(&self, args: &TrainArgs) -> anyhow::Result<ExitCode>;
+    fn tune(&self, args: &TuneArgs) -> anyhow::Result<ExitCode>;
     fn eval(&self, args: &EvalArgs) -> anyhow::Result<()>;
     fn predict(&self, args: &PredictArgs) -> anyhow::Result<()>;
     fn bench(&self, options: &bench::Options) -> anyhow::Result<Vec<bench::Case>>;
@@ -46,6 +47,10 @@ impl<T: Task> Entry for Of<T> {
 
     fn train(&self, args: &TrainArgs) -> anyhow::Result<ExitCode> {
         train::run::<T>(args)
+    }
+
+    fn tune(&self, args: &TuneArgs) -> anyhow::Result<ExitCode> {
+        tune::run::<T>(args)
     }
 
     fn eval(&self, args: &EvalArgs) -> anyhow::Result<()> {
@@ -73,16 +78,25 @@ pub(crate) fn find(name: &str) -> anyhow::Result<&'static dyn Entry> {
 
 /// The configuration that the arguments describe, with more settings on top.
 pub(crate) fn configured<T: Task>(common: &Common, more: &[String]) -> anyhow::Result<ConfigOf<T>> {
-    let text = match &common.config {
+    let set: Vec<String> = common.set.iter().chain(more).cloned().collect();
+    layered::<T>(common.preset.as_deref(), common.config.as_deref(), &set)
+}
+
+/// Defaults, preset, file and settings.
+pub(crate) fn layered<T: Task>(
+    preset: Option<&str>,
+    config: Option<&Path>,
+    set: &[String],
+) -> anyhow::Result<ConfigOf<T>> {
+    let text = match config {
         Some(path) => Some((
             std::fs::read_to_string(path).with_context(|| path.display().to_string())?,
             path.display().to_string(),
         )),
         None => None,
     };
-    let set: Vec<String> = common.set.iter().chain(more).cloned().collect();
     let file = text.as_ref().map(|(text, name)| (text.as_str(), name.as_str()));
-    Ok(resolve::<T>(&Layers { preset: common.preset.as_deref(), file, set: &set })?)
+    Ok(resolve::<T>(&Layers { preset, file, set })?)
 }
 
 /// `[data]` with the settings `data.KEY=VALUE` over it.

@@ -16,11 +16,12 @@ use crate::args::TrainArgs;
 use crate::curves::Curves;
 use crate::eval::object;
 use crate::output::{note, print, print_json};
+use crate::progress::Progress;
 use crate::registry::{configured, device, quoted, run_config, weights};
-use crate::report::Progress;
+use crate::tensorboard::TensorBoard;
 
 /// Exit code of a run that a signal stopped and --resume continues.
-const INTERRUPTED: u8 = 3;
+pub(crate) const INTERRUPTED: u8 = 3;
 
 pub(crate) fn run<T: Task>(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     let device = device(&args.device)?;
@@ -54,7 +55,11 @@ pub(crate) fn run<T: Task>(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     }
     note(&task.describe_data());
     task.warnings().iter().for_each(|w| note(&format!("zoo: warning: {w}")));
-    let mut listeners = Listeners { progress: Progress::new(), curves: run.as_ref().map(|r| Curves::new(r.path())) };
+    let mut listeners = Listeners {
+        progress: Progress::new(),
+        curves: run.as_ref().map(|r| Curves::new(r.path(), args.csv)),
+        board: run.as_ref().filter(|_| args.tensorboard).map(|r| TensorBoard::new(r.path())).transpose()?,
+    };
     if resumed.is_some() {
         // A new length is named by its flag.
         let length = ["train.steps", "train.epochs"].map(String::from);
@@ -83,12 +88,15 @@ pub(crate) fn run<T: Task>(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     Ok(if outcome.end == End::Interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
 }
 
+/// A whole path as a setting: a run is resumed from anywhere.
+pub(crate) fn whole(path: &Path) -> String {
+    quoted(&std::path::absolute(path).unwrap_or(path.to_path_buf()))
+}
+
 /// What the flags set.
 fn settings(args: &TrainArgs) -> Vec<String> {
     let mut set = vec![];
     set.extend(args.common.set.iter().filter(|_| args.resume.is_some()).cloned());
-    // Whole paths: a run is resumed from anywhere.
-    let whole = |path: &Path| quoted(&std::path::absolute(path).unwrap_or(path.to_path_buf()));
     set.extend(args.data.as_ref().map(|d| format!("data.path={}", whole(d))));
     set.extend(args.how.settings());
     set.extend(args.init_from.as_ref().map(|f| format!("train.init_from={}", whole(&weights(f)))));
@@ -138,7 +146,7 @@ fn newest(model: &str) -> anyhow::Result<PathBuf> {
 }
 
 /// A flag that the first SIGINT or SIGTERM sets; the second ends the process.
-fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
+pub(crate) fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         // In this order: the second signal finds the flag set.
@@ -151,6 +159,7 @@ fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
 struct Listeners {
     progress: Progress,
     curves: Option<Curves>,
+    board: Option<TensorBoard>,
 }
 
 impl Observer for Listeners {
@@ -158,6 +167,9 @@ impl Observer for Listeners {
         self.progress.observe(event);
         if let Some(curves) = &mut self.curves {
             curves.observe(event);
+        }
+        if let Some(board) = &mut self.board {
+            board.observe(event);
         }
     }
 }

@@ -1,3 +1,5 @@
+mod rate_test;
+
 use std::path::Path;
 use std::thread::scope;
 use std::time::Instant;
@@ -17,6 +19,8 @@ use crate::{
     Batches, Description, Error, Event, Metrics, Observer, OnNonFinite, Result, RunDirectory, Split, State, Task,
     TrainConfig,
 };
+
+pub use rate_test::RateTest;
 
 /// What a run does besides training.
 #[derive(Clone, Copy, Debug, Default)]
@@ -267,7 +271,7 @@ impl<'a, T: Task> Trainer<'a, T> {
                 }
             }
             if refusal.is_none() {
-                self.optimizer.step(&step.grads, lr, clip_factor(step.norm, train.clip_norm))?;
+                self.optimizer.step(&step.grads, lr, self.clip(step.norm))?;
                 self.state.updates += 1;
                 if let Some(ema) = &self.average {
                     // A short history weighs its few updates evenly at first.
@@ -304,6 +308,10 @@ impl<'a, T: Task> Trainer<'a, T> {
             }
         }
         Ok((loss, end))
+    }
+
+    fn clip(&self, norm: f64) -> f64 {
+        clip_factor(norm, self.config.train.clip_norm)
     }
 
     /// Mean loss, mean parts and mean gradients of a step's micro-batches.

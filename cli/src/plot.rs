@@ -1,0 +1,244 @@
+//! Pictures: panels of lines over steps, and a model's own.
+
+use std::path::Path;
+use std::sync::Once;
+
+use anyhow::{Context, anyhow};
+use plotters::coord::Shift;
+use plotters::prelude::*;
+use plotters::style::{FontStyle, register_font};
+use zoo_training::Picture;
+
+use crate::output::first_line;
+
+pub(crate) const COLORS: [RGBColor; 6] = [
+    RGBColor(31, 119, 180),
+    RGBColor(214, 39, 40),
+    RGBColor(44, 160, 44),
+    RGBColor(148, 103, 189),
+    RGBColor(255, 127, 14),
+    RGBColor(23, 140, 150),
+];
+
+/// One line of a panel: a name and points (step, value).
+pub(crate) struct Line {
+    pub(crate) name: String,
+    pub(crate) points: Vec<(f64, f64)>,
+    pub(crate) color: RGBAColor,
+}
+
+impl Line {
+    pub(crate) fn new(name: &str, points: &[(u64, f64)], color: RGBAColor) -> Self {
+        Self { name: name.into(), points: points.iter().map(|p| (p.0 as f64, p.1)).collect(), color }
+    }
+
+    /// Means over equal parts where there are more points than one can see apart.
+    fn smoothed(self) -> Self {
+        const PARTS: usize = 100;
+        let each = self.points.len().div_ceil(PARTS).max(1);
+        let mean = |part: &[(f64, f64)]| {
+            let n = part.len() as f64;
+            (part[part.len() - 1].0, part.iter().map(|p| p.1).sum::<f64>() / n)
+        };
+        let name = if each > 1 { format!("{} (smoothed)", self.name) } else { self.name };
+        Self { name, points: self.points.chunks(each).map(mean).collect(), color: self.color }
+    }
+}
+
+/// Draws to an SVG text.
+pub(crate) fn svg(
+    size: (u32, u32),
+    paint: impl FnOnce(&DrawingArea<SVGBackend, Shift>) -> anyhow::Result<()>,
+) -> anyhow::Result<String> {
+    register();
+    let mut text = String::new();
+    let area = SVGBackend::with_string(&mut text, size).into_drawing_area();
+    paint(&area)?;
+    area.present().map_err(failed)?;
+    drop(area);
+    Ok(text)
+}
+
+/// Draws to a PNG file, whole or not at all.
+pub(crate) fn png(
+    path: &Path,
+    size: (u32, u32),
+    paint: impl FnOnce(&DrawingArea<BitMapBackend, Shift>) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    register();
+    let mut temporary = path.as_os_str().to_owned();
+    // The bitmap backend writes by itself and decides by the extension.
+    temporary.push(".tmp.png");
+    let draw = || -> anyhow::Result<()> {
+        let area = BitMapBackend::new(&temporary, size).into_drawing_area();
+        paint(&area)?;
+        area.present().map_err(failed)
+    };
+    let moved = draw().and_then(|()| Ok(std::fs::rename(&temporary, path)?));
+    moved.inspect_err(|_| drop(std::fs::remove_file(&temporary))).with_context(|| path.display().to_string())
+}
+
+/// Every machine draws the same text: the font is part of the binary.
+fn register() {
+    static FONT: Once = Once::new();
+    FONT.call_once(|| {
+        // A second registration is no error.
+        let _ = register_font("sans-serif", FontStyle::Normal, epaint_default_fonts::UBUNTU_LIGHT);
+    });
+}
+
+/// Three digits or so, without zeros that say nothing.
+pub(crate) fn number(v: f64) -> String {
+    match v.abs() {
+        0. => "0".into(),
+        a if !(1e-3..1e5).contains(&a) => format!("{v:.1e}"),
+        a => {
+            let decimals = (2 - a.log10().floor() as i32).max(0) as usize;
+            let text = format!("{v:.decimals$}");
+            if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_string() } else { text }
+        }
+    }
+}
+
+/// A tick's number with the digits that tell it from the next, `span` being the axis's length.
+fn tick(v: f64, span: f64) -> String {
+    let decimals = (1. - (span / 8.).log10()).ceil();
+    match decimals {
+        d if (1. ..=6.).contains(&d) && v.abs() < 1e5 => {
+            let text = format!("{v:.*}", d as usize);
+            text.trim_end_matches('0').trim_end_matches('.').to_string()
+        }
+        _ => number(v),
+    }
+}
+
+pub(crate) fn failed<E: std::error::Error + Send + Sync>(e: DrawingAreaErrorKind<E>) -> anyhow::Error {
+    anyhow!("drawing: {}", first_line(&e))
+}
+
+/// Lines over steps, with a legend if there are several.
+pub(crate) fn panel<B: DrawingBackend>(
+    area: &DrawingArea<B, Shift>,
+    title: &str,
+    lines: Vec<Line>,
+) -> anyhow::Result<()>
+where
+    B::ErrorType: 'static,
+{
+    let lines: Vec<Line> = lines.into_iter().map(Line::smoothed).collect();
+    let points = || lines.iter().flat_map(|l| l.points.iter().copied());
+    let fold = |values: &dyn Fn((f64, f64)) -> f64| {
+        points().map(values).fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), v| (a.min(v), b.max(v)))
+    };
+    let ((x0, x1), (y0, y1)) = (fold(&|p| p.0), fold(&|p| p.1));
+    let mut chart = ChartBuilder::on(area);
+    if !title.is_empty() {
+        chart.caption(title, ("sans-serif", 16));
+    }
+    chart.margin(10).x_label_area_size(36).y_label_area_size(64);
+    if x0 > x1 {
+        chart.build_cartesian_2d(0f64..1., 0f64..1.).map_err(failed)?;
+        return Ok(());
+    }
+    let x = x0..x1.max(x0 + 1.);
+    macro_rules! draw {
+        ($y:expr, $label:expr) => {{
+            let mut chart = chart.build_cartesian_2d(x, $y).map_err(failed)?;
+            let mut mesh = chart.configure_mesh();
+            mesh.light_line_style(TRANSPARENT).bold_line_style(BLACK.mix(0.1)).axis_style(BLACK.mix(0.4));
+            mesh.x_desc("step").x_labels(6).y_labels(8).label_style(("sans-serif", 13));
+            mesh.x_label_formatter(&|x| format!("{x:.0}")).y_label_formatter(&$label).draw().map_err(failed)?;
+            for Line { name, points, color } in &lines {
+                let legend = move |(x, y)| PathElement::new([(x, y), (x + 15, y)], color.stroke_width(2));
+                let series = LineSeries::new(points.iter().copied(), color.stroke_width(2));
+                chart.draw_series(series).map_err(failed)?.label(name).legend(legend);
+            }
+            if lines.len() > 1 {
+                let mut legend = chart.configure_series_labels();
+                legend
+                    .background_style(WHITE.mix(0.8))
+                    .border_style(BLACK.mix(0.2))
+                    .position(SeriesLabelPosition::UpperRight);
+                legend.draw().map_err(failed)?;
+            }
+        }};
+    }
+    let flat = y1 - y0 <= 1e-9 * y1.abs();
+    let pad = if flat { 0.1 * y1.abs() } else { 0.05 * (y1 - y0) }.max(1e-12);
+    // Values far apart, such as metrics in different units, share a logarithmic axis.
+    if y0 > 0. && y1 > 50. * y0 {
+        draw!((y0 * 0.9..y1 * 1.1).log_scale(), |y| number(*y));
+    } else {
+        draw!(y0 - pad..y1 + pad, |y| tick(*y, y1 - y0 + 2. * pad));
+    }
+    Ok(())
+}
+
+/// Draws a model's picture to a file, whole or not at all.
+pub(crate) fn draw_picture(path: &Path, picture: &Picture) -> anyhow::Result<()> {
+    const SIZE: (u32, u32) = (1000, 500);
+    if path.extension().is_some_and(|e| e == "png") {
+        return png(path, SIZE, |area| paint_picture(area, picture));
+    }
+    let text = svg(SIZE, |area| paint_picture(area, picture))?;
+    Ok(zoo_checkpoint::replace(path, |f| f.write_all(text.as_bytes()))?)
+}
+
+/// Refuses a name of a picture that says neither SVG nor PNG.
+pub(crate) fn check_name(path: &Path) -> anyhow::Result<()> {
+    match path.extension().and_then(|e| e.to_str()) {
+        Some("svg" | "png") => Ok(()),
+        _ => {
+            let message = format!("--plot {}: expected a name that ends in .svg or .png", path.display());
+            Err(zoo_training::Error::Usage(message).into())
+        }
+    }
+}
+
+fn paint_picture<B: DrawingBackend>(area: &DrawingArea<B, Shift>, picture: &Picture) -> anyhow::Result<()>
+where
+    B::ErrorType: 'static,
+{
+    let Picture { title, labels, lines, band } = picture;
+    area.fill(&WHITE).map_err(failed)?;
+    let values = lines.iter().flat_map(|(_, points)| points.iter().map(|p| p.1));
+    let values = values.chain(band.iter().flat_map(|b| [b.1, b.2])).filter(|v| v.is_finite());
+    let (lo, hi) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(lo, hi), v| (lo.min(v), hi.max(v)));
+    if lo > hi {
+        return Err(anyhow!("there is nothing to draw"));
+    }
+    let pad = (0.05 * (hi - lo)).max(1e-6 * hi.abs()).max(1e-12);
+    let mut chart = ChartBuilder::on(area);
+    chart.caption(title, ("sans-serif", 18)).margin(12).x_label_area_size(36).y_label_area_size(64);
+    let mut chart =
+        chart.build_cartesian_2d(0f64..(labels.len().max(2) - 1) as f64, lo - pad..hi + pad).map_err(failed)?;
+    let mut mesh = chart.configure_mesh();
+    mesh.light_line_style(TRANSPARENT).bold_line_style(BLACK.mix(0.1)).x_labels(8).y_labels(8);
+    let label = |y: &f64| tick(*y, hi - lo + 2. * pad);
+    mesh.y_label_formatter(&label).label_style(("sans-serif", 13));
+    mesh.x_label_formatter(&|x| labels.get(x.round() as usize).cloned().unwrap_or_default()).draw().map_err(failed)?;
+    let outline = band.iter().map(|b| (b.0, b.1)).chain(band.iter().rev().map(|b| (b.0, b.2)));
+    chart.draw_series([Polygon::new(outline.collect::<Vec<_>>(), COLORS[1].mix(0.15))]).map_err(failed)?;
+    for ((name, points), color) in lines.iter().zip(COLORS.iter().cycle()) {
+        let legend = move |(x, y)| PathElement::new([(x, y), (x + 15, y)], color);
+        let series = LineSeries::new(points.iter().copied(), color.stroke_width(2));
+        chart.draw_series(series).map_err(failed)?.label(*name).legend(legend);
+    }
+    let mut legend = chart.configure_series_labels();
+    legend.position(SeriesLabelPosition::UpperLeft).background_style(WHITE.mix(0.8)).border_style(BLACK.mix(0.2));
+    legend.draw().map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_have_the_digits_that_tell_them_apart() {
+        assert_eq!([1.9951, 1.9976].map(|v| tick(v, 0.01)), ["1.9951", "1.9976"]);
+        assert_eq!([0.1, 0.25].map(|v| tick(v, 0.8)), ["0.1", "0.25"]);
+        assert_eq!([60., 180.].map(|v| tick(v, 150.)), ["60", "180"]);
+        assert_eq!(tick(0.001, 1e-9), "0.001");
+        assert_eq!(tick(2e6, 1.), "2.0e6");
+    }
+}

@@ -1,0 +1,146 @@
+//! TensorBoard's event files: records of a length, a protocol buffer and their checksums.
+//!
+//! The framing is TFRecord's, the messages those of TensorFlow's `event.proto` and `summary.proto`; only the few fields
+//! that scalars need are written.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use crc::{CRC_32_ISCSI, Crc};
+use zoo_training::{Error, Event, Observer};
+
+use crate::output::note;
+
+const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
+
+/// Writes what happens in a run to a new event file of its directory.
+pub(crate) struct TensorBoard {
+    path: PathBuf,
+    file: Option<BufWriter<File>>,
+    /// Seconds since 1970 when the file was begun, and the clock since then.
+    began: (f64, Instant),
+}
+
+impl TensorBoard {
+    pub(crate) fn new(run: &Path) -> anyhow::Result<Self> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        // A run that is resumed within a second has another process.
+        let name = format!("events.out.tfevents.{}.{}.zoo", now.as_secs(), std::process::id());
+        let path = run.join(name);
+        let file = File::create(&path).map_err(Error::io(&path))?;
+        let mut board = Self { path, file: Some(BufWriter::new(file)), began: (now.as_secs_f64(), Instant::now()) };
+        board.record(0, &field(3, b"brain.Event:2"));
+        Ok(board)
+    }
+
+    /// Writes an event with what it holds. Its pictures are no reason to stop a run: a failure is said once.
+    fn record(&mut self, step: u64, content: &[u8]) {
+        let Some(file) = &mut self.file else { return };
+        let time = self.began.0 + self.began.1.elapsed().as_secs_f64();
+        let mut event = [&[(1 << 3) | 1], &time.to_le_bytes()[..], &[2 << 3], &varint(step)].concat();
+        event.extend_from_slice(content);
+        let length = (event.len() as u64).to_le_bytes();
+        let framed = [&length[..], &masked(&length), &event, &masked(&event)].concat();
+        if let Err(e) = file.write_all(&framed) {
+            note(&format!("zoo: warning: {}: {e}", self.path.display()));
+            self.file = None;
+        }
+    }
+
+    fn scalars(&mut self, step: u64, values: &[(String, f64)]) {
+        let value = |(tag, v): &(String, f64)| {
+            let simple = [&[(2 << 3) | 5], &(*v as f32).to_le_bytes()[..]].concat();
+            field(1, &[field(1, tag.as_bytes()), simple].concat())
+        };
+        let summary: Vec<u8> = values.iter().flat_map(value).collect();
+        self.record(step, &field(5, &summary));
+    }
+
+    /// Tells TensorBoard to forget what earlier files say from this step on.
+    fn restart(&mut self, step: u64) {
+        // SessionLog { status: START }
+        self.record(step, &field(7, &[1 << 3, 1]));
+    }
+}
+
+impl Observer for TensorBoard {
+    fn observe(&mut self, event: &Event) {
+        match event {
+            Event::Start { step, .. } if *step > 0 => self.restart(*step + 1),
+            Event::RolledBack { step } => self.restart(*step + 1),
+            Event::Step { step, loss, parts, lr, grad_norm } => {
+                let mut values: Vec<_> = [("loss/train", *loss), ("rate", *lr), ("gradient_norm", *grad_norm)]
+                    .map(|(tag, v)| (tag.to_string(), v))
+                    .into();
+                values.extend(parts.iter().map(|(name, v)| (format!("parts/{name}"), *v)));
+                self.scalars(*step, &values);
+            }
+            Event::Evaluated { step, metrics, .. } => {
+                let tag = |name: &str| if name == "loss" { "loss/valid".into() } else { format!("valid/{name}") };
+                let values: Vec<_> = metrics.iter().map(|(name, v)| (tag(name), *v)).collect();
+                self.scalars(*step, &values);
+                if let Some(Err(e)) = self.file.as_mut().map(Write::flush) {
+                    note(&format!("zoo: warning: {}: {e}", self.path.display()));
+                    self.file = None;
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A field of bytes: its number with wire type 2, their length, they themselves.
+fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
+    [&[(number << 3) | 2], &varint(bytes.len() as u64)[..], bytes].concat()
+}
+
+/// Seven bits a byte, the lowest first.
+fn varint(mut v: u64) -> Vec<u8> {
+    let mut bytes = vec![];
+    while v >= 0x80 {
+        bytes.push(v as u8 | 0x80);
+        v >>= 7;
+    }
+    bytes.push(v as u8);
+    bytes
+}
+
+/// TFRecord's masked CRC-32C.
+fn masked(bytes: &[u8]) -> [u8; 4] {
+    CRC.checksum(bytes).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_are_framed_and_checked() -> anyhow::Result<()> {
+        assert_eq!(CRC.checksum(b"123456789"), 0xe306_9283);
+        assert_eq!((varint(1), varint(300)), (vec![1], vec![0xac, 2]));
+        let dir = tempfile::tempdir()?;
+        let mut board = TensorBoard::new(dir.path())?;
+        let metrics = vec![("loss", 0.5), ("rmse", 2.)];
+        board.observe(&Event::Step { step: 300, loss: 1., parts: &[], lr: 0.1, grad_norm: 2. });
+        board.observe(&Event::Evaluated { step: 300, metrics: &metrics, best: true });
+        let bytes = std::fs::read(&board.path)?;
+        let (mut at, mut events) = (0, vec![]);
+        while at < bytes.len() {
+            let length = u64::from_le_bytes(bytes[at..at + 8].try_into()?) as usize;
+            assert_eq!(bytes[at + 8..at + 12], masked(&bytes[at..at + 8]));
+            let event = &bytes[at + 12..at + 12 + length];
+            assert_eq!(bytes[at + 12 + length..at + 16 + length], masked(event));
+            events.push(event.to_vec());
+            at += 16 + length;
+        }
+        assert_eq!(events.len(), 3);
+        assert!(events[0].ends_with(b"brain.Event:2"));
+        // Step 300, then the summary.
+        assert_eq!(events[1][9..12], [16, 0xac, 2]);
+        let rmse = [&b"\x0a\x0avalid/rmse\x15"[..], &2f32.to_le_bytes()].concat();
+        assert!(events[2].windows(rmse.len()).any(|w| w == rmse));
+        Ok(())
+    }
+}

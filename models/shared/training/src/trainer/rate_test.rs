@@ -1,0 +1,60 @@
+use serde::Serialize;
+
+use super::Trainer;
+use crate::{Error, Result, Split, Task};
+
+/// How the loss goes while the learning rate rises.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct RateTest {
+    /// Rate, loss, and loss smoothed over about twenty steps.
+    pub points: Vec<(f64, f64, f64)>,
+    /// The rate at which the smoothed loss was least.
+    pub least_at: f64,
+    /// A tenth of it, which is still on the way down.
+    pub suggestion: f64,
+}
+
+/// Weight of the past in the smoothed loss.
+const PAST: f64 = 0.95;
+/// The test ends where the smoothed loss is so many times its least.
+const DIVERGED: f64 = 4.;
+
+impl<T: Task> Trainer<'_, T> {
+    /// Trains with a rate that rises geometrically from `from` to `to` in `steps` steps, until the loss diverges (Smith,
+    /// Cyclical learning rates for training neural networks, WACV 2017, section 3.3). The weights are of no use
+    /// afterwards.
+    ///
+    /// # Errors
+    /// Those of training; a loss that is not finite only ends the test.
+    pub fn test_rates(&mut self, from: f64, to: f64, steps: u64) -> Result<RateTest> {
+        if !(from > 0. && to > from && to.is_finite() && steps >= 10) {
+            return Err(Error::Usage(format!(
+                "rates from {from} to {to} in {steps} steps: expected two rising positive rates and at least 10 steps"
+            )));
+        }
+        let mut test = RateTest::default();
+        let (mut mean, mut least) = (0., f64::INFINITY);
+        let (task, mut batches) = (self.task, self.batches.clone());
+        for i in 0..steps {
+            let lr = from * (to / from).powf(i as f64 / (steps - 1) as f64);
+            let step = self.micro_steps(lr, &mut |number| task.batch(Split::Train, batches.at(number)))?;
+            if self.refusal(&step)?.is_some() {
+                break;
+            }
+            self.optimizer.step(&step.grads, lr, self.clip(step.norm))?;
+            self.state.step += 1;
+            mean = PAST * mean + (1. - PAST) * step.loss;
+            let smoothed = mean / (1. - PAST.powf((i + 1) as f64));
+            test.points.push((lr, step.loss, smoothed));
+            // The first values are hardly smoothed yet.
+            if i >= steps / 10 && smoothed < least {
+                (least, test.least_at) = (smoothed, lr);
+            }
+            if smoothed > DIVERGED * least {
+                break;
+            }
+        }
+        test.suggestion = test.least_at / 10.;
+        Ok(test)
+    }
+}
