@@ -188,8 +188,10 @@ pub fn diagnose(history: &History, config: &Value) -> Diagnosis {
         (Verdict::Underfitting, because)
     } else {
         let because = format!(
-            "training loss {train_start:.4} to {train_end:.4}, validation loss {valid_start:.4} to {valid_end:.4}, a gap of {}",
-            percent(gap)
+            "training loss {train_start:.4} to {train_end:.4}, validation loss {valid_start:.4} to {valid_end:.4}, a gap of {} ({} at the \
+             start)",
+            percent(gap),
+            percent(gap_start)
         );
         (Verdict::Healthy, because)
     };

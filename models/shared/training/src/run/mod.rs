@@ -137,6 +137,14 @@ impl RunDirectory {
         append().map_err(Error::io(&path))
     }
 
+    /// Makes the lines so far durable: a checkpoint must not be there without the metrics before it.
+    fn sync_log(&self) -> Result<()> {
+        // A handle of its own: waiting for the disk must not hold up the next line.
+        let file = self.log.lock().unwrap_or_else(|e| e.into_inner()).as_ref().map(File::try_clone).transpose();
+        let sync = || file?.map_or(Ok(()), |f| f.sync_data());
+        sync().map_err(Error::io(&self.path.join("metrics.jsonl")))
+    }
+
     /// Drops the lines of `metrics.jsonl` after `step`, and a line that a crash cut short.
     pub(crate) fn cut_log(&self, step: u64) -> Result<()> {
         let path = self.path.join("metrics.jsonl");
@@ -174,6 +182,7 @@ impl RunDirectory {
         if !target.exists() {
             let best: Vec<String> = snapshot.state.best.iter().map(|(_, step)| best_name(*step)).collect();
             let commit = || -> Result<()> {
+                self.sync_log()?;
                 fs::create_dir_all(&temporary).map_err(Error::io(&temporary))?;
                 checkpoint::fill(&temporary, snapshot, &best)?;
                 fs::rename(&temporary, &target).map_err(Error::io(&target))?;
