@@ -16,7 +16,7 @@ type Files = BTreeMap<String, Vec<u8>>;
 /// Everything that has state: dropout, accumulation, a plateau schedule, an average of the weights, the best three.
 const RUN: &str = "data.simulated_days=300 model.hidden=8 model.window=10 train.epochs=120 train.batch_size=16 \
                    train.accumulate=2 train.schedule=plateau train.plateau_patience=0 train.eval_every=3 train.log_every=3 \
-                   train.checkpoint_every=10 train.keep=3 train.keep_best=3 train.ema=0.9 train.spike_zscore=5";
+                   train.checkpoint_every=10 train.keep=3 train.keep_best=3 train.ema=0.9 train.spike_zscore=5 train.on_nonfinite=rollback";
 
 fn zoo(dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_zoo"));
@@ -189,7 +189,7 @@ fn a_damaged_newest_checkpoint_is_named_and_the_one_before_used() -> Outcome {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{file}: {said}");
         let name = newest.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        assert!(said.contains(&format!("{name} is damaged, using the one before")) && said.contains(file), "{said}");
+        assert!(said.contains(&format!("{name} is damaged, using step-000000")) && said.contains(file), "{said}");
         let aside = dir.path().join(format!("run/checkpoints/{name}.damaged"));
         assert!(aside.is_dir(), "the damaged checkpoint was deleted");
         std::fs::remove_dir_all(aside)?;
@@ -197,6 +197,30 @@ fn a_damaged_newest_checkpoint_is_named_and_the_one_before_used() -> Outcome {
         std::fs::remove_dir_all(dir.path().join("run"))?;
     }
     Ok(())
+}
+
+#[test]
+fn weights_without_checkpoints_are_not_thrown_away() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    for checkpoint in stopped(dir.path())? {
+        std::fs::remove_dir_all(checkpoint)?;
+    }
+    let before = contents(&dir.path().join("run"))?;
+    let output = resume(dir.path(), &[])?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && said.contains("--init-from run"), "{said}");
+    assert!(before == contents(&dir.path().join("run"))?);
+    // Lost best weights are taken back from their other name.
+    let dir = tempfile::tempdir()?;
+    let expected = at_the_end(undisturbed(dir.path())?);
+    stopped(dir.path())?;
+    for entry in std::fs::read_dir(dir.path().join("run/checkpoints"))?.flatten() {
+        if entry.file_name().to_string_lossy().starts_with("best-step-") {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    assert!(resume(dir.path(), &[])?.status.success());
+    assert_same(at_the_end(contents(&dir.path().join("run"))?), &expected)
 }
 
 #[test]
@@ -288,12 +312,24 @@ fn a_run_in_use_a_changed_configuration_and_other_data_are_refused() -> Outcome 
     };
     refused(&["--set", "train.lr=0.01"], "train.lr: 0.001 then, 0.01 now")?;
     refused(&["--set", "data.simulated_days=301"], "--allow-change data")?;
+    refused(
+        &["--set", "train.lr=0.01", "--set", "train.ema=0.5"],
+        "allow it with --allow-change train.lr --allow-change train.ema",
+    )?;
+    let best = std::fs::read(dir.path().join("run/best.safetensors"))?;
     let mut child = zoo(dir.path(), &["--resume", "run", "--epochs", "100000"]).spawn()?;
     sleep(Duration::from_millis(500));
     let output = resume(dir.path(), &[])?;
     child.kill()?;
     child.wait()?;
     assert!(String::from_utf8_lossy(&output.stderr).contains("run is in use by another process"));
+    assert!(!best.is_empty());
+    // What was allowed once holds for later lives, also before the next checkpoint.
+    let mut child = zoo(dir.path(), &["--resume", "run"]).spawn()?;
+    sleep(Duration::from_millis(300));
+    assert!(child.try_wait()?.is_none(), "a run that was made longer does not go on");
+    child.kill()?;
+    child.wait()?;
     let allowed = ["--set", "train.lr=0.01", "--allow-change", "train.lr", "--epochs", "120"];
     assert!(resume(dir.path(), &allowed)?.status.success());
     assert!(std::fs::read_to_string(dir.path().join("run/config.toml"))?.contains("lr = 0.01"));

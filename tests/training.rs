@@ -3,7 +3,7 @@
 use candle_core::Device;
 use zoo_stock_lstm::{Config, Forecaster, Source, StockLstm, StockTask, simulate};
 use zoo_training::config::{Layers, resolve};
-use zoo_training::{End, Error, Options, RunDirectory, Silent, Task, Trainer};
+use zoo_training::{End, Error, RunDirectory, Silent, Task, Trainer};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -17,7 +17,7 @@ fn every_parameter_gets_a_gradient_and_moves() -> Outcome {
     for preset in StockTask::PRESETS {
         let config = resolve::<StockTask>(&Layers { preset: Some(preset.name), file: None, set: &settings(&[]) })?;
         let task = StockTask::open(&config.model, &config.data, 1, None, &Device::Cpu)?;
-        let mut trainer = Trainer::new(&task, &config, &Device::Cpu, Options::default())?;
+        let mut trainer = Trainer::new(&task, &config, &Device::Cpu)?;
         let before = trainer
             .params()
             .tensors()
@@ -42,7 +42,7 @@ fn a_trained_model_loads_from_one_file_and_forecasts_as_it_was_judged() -> Outco
         let config = resolve::<StockTask>(&Layers { preset: Some(preset), file: None, set: &settings(&[]) })?;
         let task = StockTask::open(&config.model, &config.data, config.train.seed, None, &Device::Cpu)?;
         let run = RunDirectory::create(&dir.path().join(preset), "")?;
-        let mut trainer = Trainer::new(&task, &config, &Device::Cpu, Options::default())?;
+        let mut trainer = Trainer::new(&task, &config, &Device::Cpu)?;
         trainer.keep_in(&run);
         assert_eq!(trainer.train(&mut Silent, &|| false)?.end, End::Finished);
         let forecaster: Forecaster = StockLstm::load(&run.last(), &Device::Cpu)?;

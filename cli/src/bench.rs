@@ -62,8 +62,13 @@ pub(crate) fn cases<T: Task>(options: &Options) -> anyhow::Result<Vec<Case>> {
 
 fn case<T: Task>(preset: &str, options: &Options) -> anyhow::Result<Case> {
     // No evaluation and no checkpoint in between; the run goes on until the time is up.
-    let set = ["train.steps=1000000000", "train.eval_every=1000000000", "train.checkpoint_every=1000000000"]
-        .map(String::from);
+    let set = [
+        "train.overfit_batch=true",
+        "train.steps=1000000000",
+        "train.eval_every=1000000000",
+        "train.checkpoint_every=1000000000",
+    ]
+    .map(String::from);
     let config = resolve::<T>(&Layers { preset: Some(preset), file: None, set: &set })?;
     let device = &options.device;
     let task = T::open(&config.model, &config.data, config.train.seed, None, device)?;
@@ -112,8 +117,7 @@ fn train_seconds<T: Task>(
         count.set(count.get() + 1);
         started.elapsed() > limit && count.get() > 5
     };
-    Trainer::new(task, config, &options.device, zoo_training::Options { overfit_batch: true })?
-        .train(&mut steps, &done)?;
+    Trainer::new(task, config, &options.device)?.train(&mut steps, &done)?;
     let warm = steps.0.len() / 10;
     Ok(median(steps.0[warm..].windows(2).map(|w| (w[1] - w[0]).as_secs_f64()).collect()))
 }

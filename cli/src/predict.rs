@@ -17,8 +17,8 @@ pub(crate) fn run<T: Task>(args: &PredictArgs) -> anyhow::Result<()> {
             Error::Usage(format!("--interval {}: expected a percentage between 0 and 100", args.interval)).into()
         );
     }
-    if args.horizon == 0 {
-        return Err(Error::Usage("--horizon 0: expected at least 1".into()).into());
+    if !(1..=10_000).contains(&args.horizon) {
+        return Err(Error::Usage(format!("--horizon {}: expected 1 to 10000", args.horizon)).into());
     }
     args.plot.as_deref().map_or(Ok(()), check_name)?;
     let Loaded { model, config, fitted, .. } = Loaded::<T>::read(&path, &device)?;

@@ -10,7 +10,7 @@ use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use zoo_training::config::to_toml;
-use zoo_training::{End, Error, Event, Observer, Options, Outcome, RunDirectory, Task, Trainer};
+use zoo_training::{End, Error, Event, Observer, Outcome, RunDirectory, Task, Trainer};
 
 use crate::args::TrainArgs;
 use crate::curves::Curves;
@@ -39,53 +39,65 @@ pub(crate) fn run<T: Task>(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let task = T::open(&config.model, &config.data, config.train.seed, None, &device)?;
-    // Before anything is written, all that can be wrong with the call is found.
-    let mut trainer = Trainer::new(&task, &config, &device, Options { overfit_batch: args.overfit_batch })?;
-    let run = match &resumed {
-        _ if args.fast_dev_run => None,
-        Some(path) => Some(RunDirectory::open(path)?),
+    let mut progress = Progress::new();
+    let run;
+    let mut trainer = match &resumed {
+        Some(path) => {
+            run = Some(RunDirectory::open(path)?);
+            // A new length is named by its flag.
+            let length = ["train.steps", "train.epochs"].map(String::from);
+            let named = (args.steps.is_some() || args.epochs.is_some()).then_some(length).into_iter().flatten();
+            let allowed: Vec<String> = args.allow_change.iter().cloned().chain(named).collect();
+            match &run {
+                Some(run) => Trainer::resume(&task, &config, &device, run, &allowed, &mut progress)?,
+                None => Trainer::new(&task, &config, &device)?,
+            }
+        }
         None => {
-            let name = args.common.preset.as_deref().unwrap_or("default");
-            let path = args.out.clone().unwrap_or_else(|| free(&format!("{}-{name}", T::NAME)));
-            Some(RunDirectory::create(&path, &to_toml(&config)?)?)
+            // Before anything is written, all that can be wrong with the call is found.
+            let mut trainer = Trainer::new(&task, &config, &device)?;
+            run = if args.fast_dev_run { None } else { Some(create::<T>(args, &to_toml(&config)?)?) };
+            if let Some(run) = &run {
+                trainer.keep_in(run);
+            }
+            trainer
         }
     };
-    if let Some(run) = &run {
-        trainer.keep_in(run);
-    }
     note(&task.describe_data());
     task.warnings().iter().for_each(|w| note(&format!("zoo: warning: {w}")));
     let mut listeners = Listeners {
-        progress: Progress::new(),
+        progress,
         curves: run.as_ref().map(|r| Curves::new(r.path(), args.csv)),
         board: run.as_ref().filter(|_| args.tensorboard).map(|r| TensorBoard::new(r.path())).transpose()?,
     };
-    if resumed.is_some() {
-        // A new length is named by its flag.
-        let length = ["train.steps", "train.epochs"].map(String::from);
-        let named = (args.steps.is_some() || args.epochs.is_some()).then_some(length).into_iter().flatten();
-        let allowed: Vec<String> = args.allow_change.iter().cloned().chain(named).collect();
-        trainer.resume(&allowed, &mut listeners)?;
+    if let (Some(_), Some(run)) = (&resumed, &run) {
         if let Some(curves) = &mut listeners.curves {
             curves.replay()?;
         }
-        if let Some(run) = run.as_ref() {
-            // What was changed stays with the run.
-            run.set_config(&to_toml(&config)?)?;
-        }
+        // What was changed stays with the run.
+        run.set_config(&to_toml(&config)?)?;
     }
     let stop = stop_flag()?;
     let outcome = trainer.train(&mut listeners, &|| stop.load(Ordering::Relaxed));
     listeners.progress.finish();
-    let outcome = outcome.with_context(|| match &run {
-        Some(run) => format!("{} can be resumed from its last checkpoint", run.path().display()),
-        None => "nothing was written".into(),
-    })?;
+    let outcome = match (outcome, &run) {
+        // What the system refused may be mended; the others say themselves what to do.
+        (Err(e @ (Error::Io { .. } | Error::Checkpoint(_))), Some(run)) => {
+            return Err(e).context(format!("{} can be resumed from its last checkpoint", run.path().display()));
+        }
+        (outcome, _) => outcome?,
+    };
     if let Some(curves) = &mut listeners.curves {
         curves.draw_or_warn();
     }
     report::<T>(args, &outcome, run.as_ref());
     Ok(if outcome.end == End::Interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
+}
+
+fn create<T: Task>(args: &TrainArgs, config: &str) -> anyhow::Result<RunDirectory> {
+    let name = args.common.preset.as_deref().unwrap_or("default");
+    let path = args.out.clone().unwrap_or_else(|| free(&format!("{}-{name}", T::NAME)));
+    Ok(RunDirectory::create(&path, config)?)
 }
 
 /// A whole path as a setting: a run is resumed from anywhere.
@@ -105,6 +117,9 @@ fn settings(args: &TrainArgs) -> Vec<String> {
     set.extend(args.steps.map(|n| format!("train.steps={n}")));
     set.extend(args.epochs.iter().flat_map(|n| [format!("train.epochs={n}"), "train.steps=0".into()]));
     set.extend(args.seed.map(|s| format!("train.seed={s}")));
+    if args.overfit_batch {
+        set.push("train.overfit_batch=true".into());
+    }
     if args.fast_dev_run {
         set.push("train.steps=3".into());
     }

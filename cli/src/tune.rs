@@ -12,11 +12,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use zoo_layers::random::{Purpose, Stream};
 use zoo_training::config::{ConfigOf, to_toml};
-use zoo_training::{End, Error, Event, Observer, Options, Outcome, Picture, RateTest, RunDirectory, Task, Trainer};
+use zoo_training::{End, Error, Event, Observer, Picture, RateTest, RunDirectory, Task, Trainer};
 
 use crate::args::{Search, TuneArgs};
 use crate::eval::object;
-use crate::output::{note, print, print_json, table};
+use crate::output::{first_line, note, print, print_json, table};
 use crate::plot::{check_name, draw_picture, number};
 use crate::registry::{device, layered};
 use crate::train::{INTERRUPTED, stop_flag, whole};
@@ -100,7 +100,8 @@ pub(crate) fn run<T: Task>(args: &TuneArgs) -> anyhow::Result<ExitCode> {
 fn axis(setting: &str, args: &TuneArgs) -> anyhow::Result<Option<Axis>> {
     let Some((key, text)) = setting.split_once('=') else { return Ok(None) };
     let key = key.trim().to_string();
-    if let Some((lo, hi)) = text.split_once("..") {
+    let number = |t: &str| t.trim().parse::<f64>().is_ok();
+    if let Some((lo, hi)) = text.split_once("..").filter(|(lo, hi)| number(lo) && number(hi)) {
         if args.search != Search::Random {
             return Err(Error::Usage(format!("--set {setting}: a range needs --search random")).into());
         }
@@ -214,8 +215,8 @@ impl Results {
         }
         let (mut trials, mut configs) = (vec![], vec![]);
         let text = std::fs::read_to_string(path.join("results.jsonl")).unwrap_or_default();
-        // A line that a crash cut short is a trial that has to be finished.
-        for trial in text.lines().filter_map(|l| serde_json::from_str::<Trial>(l).ok()) {
+        // A trial that is not on record is taken up again.
+        for trial in text.lines().map_while(|l| serde_json::from_str::<Trial>(l).ok()) {
             let config = path.join(&trial.run).join("config.toml");
             configs.push(std::fs::read_to_string(&config).with_context(|| config.display().to_string())?);
             trials.push(trial);
@@ -307,32 +308,18 @@ impl Study {
         }
         let name = format!("{:03}", self.out.trials.len() + 1);
         let path = self.out.path.join(&name);
-        let task = T::open(&config.model, &config.data, config.train.seed, None, &self.device)?;
-        let mut trainer = Trainer::new(&task, &config, &self.device, Options::default())?;
-        let begun = path.join("config.toml").exists();
-        let run = if begun { RunDirectory::open(&path)? } else { RunDirectory::create(&path, &text)? };
-        trainer.keep_in(&run);
-        let mut watch = Watch { total: trainer.total_steps(), others: &self.out.trials, ..Watch::new(self.to_the_end) };
-        if begun {
-            trainer.resume(&[], &mut watch)?;
-            watch.replay(&path);
-        }
-        let (stop, behind) = (&self.stop, watch.behind.clone());
-        let outcome = trainer.train(&mut watch, &|| stop.load(Ordering::Relaxed) || behind.load(Ordering::Relaxed));
-        let Watch { best, progress, .. } = watch;
-        let (end, steps, seconds) = match outcome {
-            Ok(Outcome { end: End::Interrupted, .. }) if !behind.load(Ordering::Relaxed) => return Ok(false),
-            Ok(Outcome { end, steps, seconds, .. }) => {
-                let end = match end {
-                    End::Finished => "finished",
-                    End::Early => "early",
-                    End::Interrupted => "behind",
-                };
-                (end.to_string(), steps, seconds)
+        let mut watch = Watch::new(&self.out.trials, self.to_the_end);
+        let (end, steps, seconds) = match train::<T>(&config, &text, &path, &self.device, &self.stop, &mut watch) {
+            Ok(Some((end, steps, seconds))) => (end.to_string(), steps, seconds),
+            Ok(None) => return Ok(false),
+            // The directory cannot be used: so it would be for the next.
+            Err(e @ (Error::Io { .. } | Error::Checkpoint(_) | Error::Run(_))) => return Err(e.into()),
+            Err(e) => {
+                watch.best = None;
+                (format!("failed: {}", first_line(&e)), 0, 0.)
             }
-            Err(Error::NonFinite { what, step, value }) => (format!("failed: {what} is {value}"), step, 0.),
-            Err(e) => return Err(e.into()),
         };
+        let Watch { best, progress, .. } = watch;
         let (loss, step, metrics) = best.map_or((None, 0, Map::new()), |(l, s, m)| (Some(l), s, m));
         note(&format!(
             "{name}: {}: {}, {end} after {steps} steps, {seconds:.1} s",
@@ -350,6 +337,41 @@ impl Study {
     }
 }
 
+/// Begins or resumes the run at `path`: how it ended, its steps and its seconds; `None` if a signal came first.
+fn train<T: Task>(
+    config: &ConfigOf<T>,
+    text: &str,
+    path: &Path,
+    device: &Device,
+    stop: &AtomicBool,
+    watch: &mut Watch,
+) -> zoo_training::Result<Option<(&'static str, u64, f64)>> {
+    let task = T::open(&config.model, &config.data, config.train.seed, None, device)?;
+    let run;
+    let mut trainer = if path.join("config.toml").exists() {
+        run = RunDirectory::open(path)?;
+        let trainer = Trainer::resume(&task, config, device, &run, &[], watch)?;
+        watch.total = trainer.total_steps();
+        watch.replay(path);
+        trainer
+    } else {
+        let mut trainer = Trainer::new(&task, config, device)?;
+        run = RunDirectory::create(path, text)?;
+        trainer.keep_in(&run);
+        watch.total = trainer.total_steps();
+        trainer
+    };
+    let behind = watch.behind.clone();
+    let outcome = trainer.train(watch, &|| stop.load(Ordering::Relaxed) || behind.load(Ordering::Relaxed))?;
+    let end = match outcome.end {
+        End::Finished => "finished",
+        End::Early => "early",
+        End::Interrupted if behind.load(Ordering::Relaxed) => "behind",
+        End::Interrupted => return Ok(None),
+    };
+    Ok(Some((end, outcome.steps, outcome.seconds)))
+}
+
 /// Fewest trials before one is compared with the median of those before, and the share of it that is done then.
 const COMPARED: usize = 3;
 const PATIENCE: f64 = 0.25;
@@ -365,17 +387,19 @@ struct Watch<'a> {
     behind: std::sync::Arc<AtomicBool>,
 }
 
-impl Watch<'_> {
-    fn new(to_the_end: bool) -> Self {
+impl<'a> Watch<'a> {
+    fn new(others: &'a [Trial], to_the_end: bool) -> Self {
         let behind = std::sync::Arc::new(AtomicBool::new(false));
-        Self { total: 0, others: &[], to_the_end, best: None, progress: vec![], behind }
+        Self { total: 0, others, to_the_end, best: None, progress: vec![], behind }
     }
 
     /// Takes up the evaluations of a run that goes on.
     fn replay(&mut self, path: &Path) {
         let text = std::fs::read_to_string(path.join("metrics.jsonl")).unwrap_or_default();
         for line in text.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok()) {
-            if let (Some(step), Some(metrics)) = (line["step"].as_u64(), line["valid"].as_object()) {
+            if let (Some(step), Some(metrics)) =
+                (line["step"].as_u64(), line["valid"].as_object().or(line["train"].as_object()))
+            {
                 self.evaluated(step, metrics.clone());
             }
         }
@@ -405,6 +429,11 @@ impl Observer for Watch<'_> {
                     self.evaluated(*step, metrics);
                 }
             }
+            Event::RolledBack { step } => {
+                let done = *step as f64 / self.total as f64;
+                self.progress.retain(|p| p.0 <= done + 1e-9);
+                self.best = self.best.take().filter(|(_, at, _)| at <= step);
+            }
             Event::Warning(message) => note(&format!("zoo: warning: {message}")),
             _ => {}
         }
@@ -416,7 +445,7 @@ fn find_rate<T: Task>(args: &TuneArgs, config: &ConfigOf<T>, device: &Device) ->
     const STEPS: u64 = 300;
     check_name(&args.plot)?;
     let task = T::open(&config.model, &config.data, config.train.seed, None, device)?;
-    let test = Trainer::new(&task, config, device, Options::default())?.test_rates(1e-6, 1., STEPS)?;
+    let test = Trainer::new(&task, config, device)?.test_rates(1e-6, 1., STEPS)?;
     let RateTest { points, least_at, suggestion } = &test;
     let line =
         |value: fn(&(f64, f64, f64)) -> f64| points.iter().enumerate().map(|(i, p)| (i as f64, value(p))).collect();

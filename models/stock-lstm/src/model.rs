@@ -27,8 +27,11 @@ impl StockLstm {
     /// Sizes of zero.
     pub fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
         let &Config { input, hidden, layers, dropout, window } = config;
-        if input * hidden * layers * window == 0 {
+        if [input, hidden, layers, window].contains(&0) {
             bail!("model.input, hidden, layers and window must be at least 1")
+        }
+        if layers > 1000 {
+            bail!("model.layers is {layers}, expected at most 1000")
         }
         Ok(Self {
             lstm: Lstm::new(LstmConfig { input, hidden, layers, dropout }, vb.pp("lstm"))?,

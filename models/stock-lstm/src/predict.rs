@@ -14,7 +14,8 @@ const SHOWN: usize = 120;
 
 /// A forecast of every day that has enough days before it, and of `horizon` days after the last. Intervals hold the
 /// given share of the model's relative errors, as many days ahead, on the validation days of its training; where the
-/// input does not reach back to those, on the first half of its own days.
+/// input does not reach back to those, on the first half of its own days. Only later days get them and are judged:
+/// earlier ones the model was fitted to, or they made the intervals.
 pub(crate) fn predict(
     forecaster: &Forecaster,
     source: &Source,
@@ -53,6 +54,13 @@ pub(crate) fn predict(
     };
     let known: Vec<f64> = (needed..n).map(|d| Ok(ahead(d, 1)?[0])).collect::<candle_core::Result<_>>()?;
     let future = ahead(n, horizon)?;
+    if let Some(price) = known.iter().chain(&future).find(|p| !(p.is_finite() && **p > 0.)) {
+        return Err(Error::Data(format!(
+            "{}: the model forecasts a price of {price:.4}: these prices are far from those it was trained on \
+             (data.target = \"return\" works at any price)",
+            input.display()
+        )));
+    }
 
     let (calibration, whence) = calibration_days(&days.dates, needed, validation);
     let mut errors: Vec<Vec<f64>> = vec![vec![]; horizon];
@@ -65,17 +73,22 @@ pub(crate) fn predict(
     let within = |forecast: f64, h: usize| bounds[h].map(|(lo, hi)| (forecast * lo.exp(), forecast * hi.exp()));
 
     let mut rows = vec![];
-    let text = |v: f64| format!("{v:.4}");
+    // Six digits, and four decimals at least.
+    let text = |v: f64| format!("{v:.*}", (5. - v.abs().log10().floor()).clamp(4., 12.) as usize);
     let both = |b: Option<(f64, f64)>| b.map_or([String::new(), String::new()], |(lo, hi)| [text(lo), text(hi)]);
-    let (mut inside, mut judged, mut squares) = (0, 0, 0.);
+    let new = calibration.end..n;
     for (d, forecast) in (needed..n).zip(&known) {
-        let bound = within(*forecast, 0);
-        let [lower, upper] = both(bound);
+        let [lower, upper] = both(if new.contains(&d) { within(*forecast, 0) } else { None });
         rows.push(vec![days.dates[d].to_string(), "1".into(), text(*forecast), lower, upper, text(closes[d])]);
-        squares += (forecast - closes[d]).powi(2);
-        if let (Some((lo, hi)), true) = (bound, d >= calibration.end) {
-            judged += 1;
-            inside += usize::from((lo..=hi).contains(&closes[d]));
+    }
+    // inside[h] of judged[h] new days fell into their interval h + 1 days ahead.
+    let (mut inside, mut judged) = (vec![0; horizon], vec![0; horizon]);
+    for d in new.clone() {
+        for (h, forecast) in ahead(d, horizon.min(n - d))?.into_iter().enumerate() {
+            if let Some((lo, hi)) = within(forecast, h) {
+                judged[h] += 1;
+                inside[h] += usize::from((lo..=hi).contains(&closes[d + h]));
+            }
         }
     }
     let mut to_come = vec![];
@@ -91,33 +104,42 @@ pub(crate) fn predict(
     }
 
     let mut remarks = days.warnings.clone();
-    let percent = 100. * interval;
-    let coverage = (judged > 0).then(|| inside as f64 / judged as f64);
-    remarks.push(match coverage {
-        Some(c) => format!(
-            "{percent:.0} % intervals from the errors of {} days ({whence}) hold {:.1} % of the {judged} days after them.",
-            calibration.len(),
-            100. * c
-        ),
-        None if bounds[0].is_some() => {
-            format!("{percent:.0} % intervals from the errors of {} days ({whence}); no later days to check them on.", calibration.len())
+    let percent = format!("{} %", (1e6 * interval).round() / 1e4);
+    let coverage = |h: usize| (judged[h] > 0).then(|| inside[h] as f64 / judged[h] as f64);
+    if let Some(day) = validation[0].as_str().filter(|v| days.dates[n - 1].to_string().as_str() < *v) {
+        remarks.push(format!(
+            "These days lie before the validation part of the training ({day}): the model may have learnt from them."
+        ));
+    }
+    let share = |h: usize| coverage(h).map(|c| format!("{:.1} % of {}", 100. * c, judged[h]));
+    let made = format!("{percent} intervals from the errors of {} days ({whence})", calibration.len());
+    remarks.push(match (bounds[0].is_some(), share(0), share(horizon - 1)) {
+        (false, ..) => format!("No {percent} intervals: {} days with known outcomes are too few.", calibration.len()),
+        (true, Some(first), Some(last)) if horizon > 1 => {
+            format!("{made} hold {first} later days one day ahead, {last} at {horizon} days ahead.")
         }
-        None => format!("No intervals: they need {FEWEST} days with known outcomes, there are {}.", calibration.len()),
+        (true, Some(first), _) => format!("{made} hold {first} later days."),
+        (true, None, _) => format!("{made}; no later days to check them on."),
     });
+    if bounds[0].is_some() && bounds[horizon - 1].is_none() {
+        let last = bounds.iter().take_while(|b| b.is_some()).count();
+        remarks.push(format!("No intervals beyond {last} days ahead: too few days with known outcomes."));
+    }
     if horizon > 1 {
         remarks.push(
             "Beyond the first day each forecast is made from forecasts; weekends are left out, holidays are not."
                 .into(),
         );
     }
-    let error = |sum: f64| (sum / known.len() as f64).sqrt();
-    if !known.is_empty() {
-        let last: f64 = (needed..n).map(|d| (closes[d] - closes[d - 1]).powi(2)).sum();
+    if !new.is_empty() {
+        let rmse = |of: &dyn Fn(usize) -> f64| {
+            (new.clone().map(|d| (of(d) - closes[d]).powi(2)).sum::<f64>() / new.len() as f64).sqrt()
+        };
         remarks.push(format!(
-            "One day ahead on {} known days: RMSE {:.4}, the last value {:.4}.",
-            known.len(),
-            error(squares),
-            error(last)
+            "One day ahead on the {} later days: RMSE {}, the last value {}.",
+            new.len(),
+            text(rmse(&|d| known[d - needed])),
+            text(rmse(&|d| closes[d - 1]))
         ));
     }
     let mut summary = Map::new();
@@ -126,7 +148,10 @@ pub(crate) fn predict(
     summary.insert("forecasts".into(), to_come.into());
     summary.insert(
         "interval".into(),
-        json!({ "share": interval, "calibration_days": calibration.len(), "coverage": coverage, "days": judged }),
+        json!({
+            "share": interval, "calibration_days": calibration.len(),
+            "coverage": (0..horizon).map(coverage).collect::<Vec<_>>(), "days": judged,
+        }),
     );
     summary.insert("known_days".into(), known.len().into());
 
@@ -135,13 +160,16 @@ pub(crate) fn predict(
     let forecasts =
         || (first..n).map(|d| (d, known[d - needed], 0)).chain(future.iter().enumerate().map(|(h, f)| (n + h, *f, h)));
     let picture = Picture {
-        title: format!("close and forecast, {percent:.0} % interval"),
+        title: format!("close and forecast, {percent} interval"),
         labels: rows[first - needed..].iter().map(|r| r[0].clone()).collect(),
         lines: vec![
             ("close", (first..n).map(|d| (at(d), closes[d])).collect()),
             ("forecast", forecasts().map(|(d, f, _)| (at(d), f)).collect()),
         ],
-        band: forecasts().filter_map(|(d, f, h)| within(f, h).map(|(lo, hi)| (at(d), lo, hi))).collect(),
+        band: forecasts()
+            .filter(|f| f.0 >= new.start)
+            .filter_map(|(d, f, h)| within(f, h).map(|(lo, hi)| (at(d), lo, hi)))
+            .collect(),
     };
     let header = vec!["date", "step", "forecast", "lower", "upper", "actual"];
     Ok(Prediction { header, rows, summary, remarks, picture })
@@ -161,18 +189,17 @@ fn calibration_days(dates: &[Date], needed: usize, validation: &Value) -> (std::
     (needed..half, "the first half of this file")
 }
 
-/// The bounds that leave equal shares of the errors outside on both sides; with few errors they lie further out, so that
-/// the share of new ones inside is right (as in split conformal prediction, Vovk et al. 2005).
+/// The bounds that leave equal shares of the errors outside on both sides, so that new ones fall inside with at least the
+/// given probability (as in split conformal prediction, Vovk et al. 2005); `None` if there are too few errors for that.
 fn quantiles(mut errors: Vec<f64>, share: f64) -> Option<(f64, f64)> {
     let n = errors.len();
-    if n < FEWEST {
+    // A hair more, so that 1 - 0.9 counts as 0.1.
+    let outside = ((n + 1) as f64 * (1. - share) / 2. + 1e-9).floor() as usize;
+    if n < FEWEST || outside == 0 {
         return None;
     }
     errors.sort_by(f64::total_cmp);
-    // A hair more, so that 1 - 0.9 counts as 0.1.
-    let outside = ((n + 1) as f64 * (1. - share) / 2. + 1e-9).floor() as usize;
-    let k = outside.max(1) - 1;
-    Some((errors[k], errors[n - 1 - k]))
+    Some((errors[outside - 1], errors[n - outside]))
 }
 
 fn next_weekday(mut date: Date) -> Date {
@@ -194,7 +221,8 @@ mod tests {
         let errors: Vec<f64> = (0..999).map(|i| f64::from(i * 38 % 999)).collect();
         assert_eq!(quantiles(errors.clone(), 0.9), Some((49., 949.)));
         assert_eq!(quantiles(errors[..29].to_vec(), 0.9), None);
-        assert_eq!(quantiles((0..30).map(f64::from).collect(), 0.99), Some((0., 29.)));
+        let few: Vec<f64> = (0..39).map(f64::from).collect();
+        assert_eq!((quantiles(few.clone(), 0.99), quantiles(few, 0.95)), (None, Some((0., 38.))));
     }
 
     #[test]

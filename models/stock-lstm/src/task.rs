@@ -220,7 +220,7 @@ impl Task for StockTask {
     ) -> zoo_training::Result<Self> {
         let &Source { ref path, target, features, valid, test, simulated_days, .. } = source;
         let path = Some(Path::new(path)).filter(|p| !p.as_os_str().is_empty());
-        if config.hidden * config.layers * config.window == 0 {
+        if [config.hidden, config.layers, config.window].contains(&0) {
             return Err(Error::Usage("model.hidden, model.layers and model.window must be at least 1".into()));
         }
         if !(0. ..1.).contains(&config.dropout) {
@@ -241,14 +241,14 @@ impl Task for StockTask {
             None => simulate(simulated_days, seed),
         };
         let origin = path.map_or("the simulation".to_string(), |p| p.display().to_string());
-        let samples = days.bars.len().saturating_sub(config.window + 1);
+        let samples = days.bars.len().saturating_sub(config.window.saturating_add(1));
         let train = (samples as f64 * (1. - valid - test)).round() as usize;
         let end_of_valid = (samples as f64 * (1. - test)).round() as usize;
         let empty = |share: f64, n: usize| share > 0. && n == 0;
         if train == 0 || empty(valid, end_of_valid.saturating_sub(train)) || empty(test, samples - end_of_valid) {
             // Half a sample or more of the smallest part rounds to one.
             let least = [valid, test].into_iter().filter(|s| *s > 0.).fold(1. - valid - test, f64::min);
-            let needed = config.window + 1 + (1. / least).ceil() as usize;
+            let needed = config.window.saturating_add(1).saturating_add((1. / least).ceil() as usize);
             return Err(Error::Data(format!(
                 "{origin}: {} days, a window of {} needs at least {needed} (set model.window lower, or bring more data)",
                 days.bars.len(),

@@ -189,6 +189,9 @@ pub fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Opt
     scored.filter(|(score, _)| *score >= 0.5).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, c)| c)
 }
 
+/// A parameter with more elements is a slip, and asking for its memory would end the process.
+const LARGEST: usize = 1 << 31;
+
 struct Backend {
     params: Params,
     frozen: bool,
@@ -224,6 +227,10 @@ impl Backend {
 
 impl SimpleBackend for Backend {
     fn get(&self, shape: Shape, name: &str, init: Init, dtype: DType, device: &Device) -> Result<Tensor> {
+        let elements = shape.dims().iter().try_fold(1usize, |n, d| n.checked_mul(*d));
+        if elements.is_none_or(|n| n > LARGEST) {
+            bail!("{name} of shape {:?} would have more than {LARGEST} elements", shape.dims())
+        }
         let inner = &mut *self.params.lock();
         let at = match inner.index.get(name) {
             Some(&at) => at,

@@ -130,6 +130,8 @@ pub struct TrainConfig {
     /// Leaves out updates whose loss or gradient norm lies so many standard deviations above the mean of the last 128
     /// steps; 0 for never.
     pub spike_zscore: f64,
+    /// Trains on the first batch again and again: a model that cannot learn it by heart is broken.
+    pub overfit_batch: bool,
     /// Weights to begin with instead of random ones; a file of the same model.
     pub init_from: String,
     /// Regular expression: parameters in whose names it is found stay as they are.
@@ -170,6 +172,7 @@ impl Default for TrainConfig {
             on_nonfinite: OnNonFinite::Abort,
             nonfinite_limit: 10,
             spike_zscore: 0.,
+            overfit_batch: false,
             init_from: String::new(),
             freeze: String::new(),
         }
@@ -212,13 +215,17 @@ impl TrainConfig {
                 (0. ..1.).contains(&self.beta1) && (0. ..1.).contains(&self.beta2),
                 "train.beta1 and beta2 must lie in [0, 1)",
             ),
-            (self.eps > 0., "train.eps must be positive"),
+            (self.eps.is_finite() && self.eps as f32 > 0., "train.eps must be positive, also in single precision"),
             ((0. ..1.).contains(&self.momentum), "train.momentum must lie in [0, 1)"),
             (self.weight_decay >= 0. && self.weight_decay.is_finite(), "train.weight_decay must not be negative"),
-            (self.clip_norm >= 0., "train.clip_norm must not be negative (0 turns clipping off)"),
+            (
+                self.clip_norm >= 0. && self.clip_norm.is_finite(),
+                "train.clip_norm must not be negative (0 turns clipping off)",
+            ),
             (self.decay_every > 0, "train.decay_every must be at least 1"),
             (self.decay_factor > 0. && self.decay_factor <= 1., "train.decay_factor must lie in (0, 1]"),
             (self.log_every > 0, "train.log_every must be at least 1"),
+            (self.prefetch <= 1024, "train.prefetch must be at most 1024"),
             (self.keep > 0, "train.keep must be at least 1"),
             (self.keep_best > 0, "train.keep_best must be at least 1"),
             ((0. ..1.).contains(&self.ema), "train.ema must lie in [0, 1)"),

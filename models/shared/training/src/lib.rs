@@ -24,4 +24,4 @@ pub use observer::{Event, Observer, Silent};
 pub use run::{Description, RunDirectory};
 pub use state::{Guard, State};
 pub use task::{Evaluation, Loss, Metrics, Picture, Prediction, Preset, Request, Split, Task};
-pub use trainer::{End, GradientReport, Options, Outcome, RateTest, Trainer};
+pub use trainer::{End, GradientReport, Outcome, RateTest, Trainer};

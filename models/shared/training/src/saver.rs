@@ -20,7 +20,7 @@ enum Job {
 }
 
 /// Writes to a run directory on a thread of its own, in order: a disk that has to be waited for does not hold up
-/// training. At most one write is under way and one more waits.
+/// training. One write is under way at a time; the next waits for it.
 pub(crate) struct Saver<'scope> {
     jobs: SyncSender<Job>,
     worker: ScopedJoinHandle<'scope, Result<()>>,
@@ -28,7 +28,12 @@ pub(crate) struct Saver<'scope> {
 }
 
 impl<'scope> Saver<'scope> {
-    pub(crate) fn new<'env>(scope: &'scope Scope<'scope, 'env>, run: &'env RunDirectory, keep: usize) -> Self {
+    pub(crate) fn new<'env>(
+        scope: &'scope Scope<'scope, 'env>,
+        run: &'env RunDirectory,
+        keep: usize,
+        every: u64,
+    ) -> Self {
         let (jobs, waiting) = sync_channel(0);
         let (finished, done) = channel();
         let worker = scope.spawn(move || -> Result<()> {
@@ -36,7 +41,7 @@ impl<'scope> Saver<'scope> {
                 match job {
                     Job::Best { step, weights, metadata, best } => run.save_best(step, &weights, &metadata, best)?,
                     Job::Checkpoint(snapshot) => {
-                        run.save(&snapshot, keep)?;
+                        run.save(&snapshot, keep, every)?;
                         // The run may have ended, and nobody listens.
                         let _ = finished.send(snapshot.state.step);
                     }

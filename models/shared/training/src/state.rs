@@ -13,8 +13,8 @@ pub struct State {
     pub step: u64,
     /// Updates of the weights: steps without the refused ones.
     pub updates: u64,
-    /// Micro-batches that rollbacks passed over.
-    pub passed_over: u64,
+    /// The number of the next micro-batch; rollbacks pass over some.
+    pub micro_batch: u64,
     /// The best evaluations, best first: validation loss and step.
     pub best: Vec<(f64, u64)>,
     /// Evaluations since the best.
@@ -23,13 +23,15 @@ pub struct State {
     pub plateau: Plateau,
     /// What was refused, and what is usual.
     pub guard: Guard,
-    /// Whether the run trains on its first batch alone.
-    pub overfit_batch: bool,
-    /// Fingerprint of the data.
-    pub data: String,
 }
 
 impl State {
+    /// Forgets what losses were like, where those to come are of another kind.
+    pub(crate) fn forget_losses(&mut self) {
+        let guard = Guard { recent: vec![], ..std::mem::take(&mut self.guard) };
+        *self = Self { best: vec![], stale: 0, plateau: Plateau::default(), guard, ..std::mem::take(self) };
+    }
+
     /// Takes up an evaluation; whether it is the best, and whether it is among the best `keep`.
     pub(crate) fn evaluated(&mut self, loss: f64, keep: usize) -> (bool, bool) {
         let place = self.best.iter().take_while(|(b, _)| *b <= loss).count();

@@ -10,8 +10,8 @@ use serde_json::Value;
 use zoo_layers::{Linear, Mode, ops};
 use zoo_training::config::{Layers, resolve};
 use zoo_training::{
-    Config, End, Error, Evaluation, Loss, Metrics, Options, Preset, Result, RunDirectory, Silent, Split, Task,
-    TrainConfig, Trainer,
+    Config, End, Error, Evaluation, Loss, Metrics, Preset, Result, RunDirectory, Silent, Split, Task, TrainConfig,
+    Trainer,
 };
 
 #[derive(Clone, Default, Serialize, Deserialize)]
@@ -132,7 +132,7 @@ fn kept<'a>(
     config: &'a Config<Architecture, Source>,
     run: &'a RunDirectory,
 ) -> Result<Trainer<'a, Line>> {
-    let mut trainer = Trainer::new(task, config, &Device::Cpu, Options::default())?;
+    let mut trainer = Trainer::new(task, config, &Device::Cpu)?;
     trainer.keep_in(run);
     Ok(trainer)
 }
@@ -148,7 +148,7 @@ fn weights(trainer: &Trainer<Line>) -> Result<Vec<f32>> {
 fn fault(kind: &str) -> Result<(Error, Vec<f32>, Vec<f32>)> {
     let config = config(&[&format!("model.fault={kind}")])?;
     let task = Line { fault: kind.into() };
-    let mut trainer = Trainer::new(&task, &config, &Device::Cpu, Options::default())?;
+    let mut trainer = Trainer::new(&task, &config, &Device::Cpu)?;
     let before = weights(&trainer)?;
     let error = trainer.train(&mut Silent, &|| false).map(|_| ()).unwrap_err();
     Ok((error, before, weights(&trainer)?))
@@ -189,9 +189,9 @@ impl zoo_training::Observer for Warned {
 fn a_step_that_is_not_finite_can_be_left_out_or_gone_back_from() -> Result<()> {
     let temporary = tempfile::tempdir().map_err(Error::io(Path::new("temporary")))?;
     let task = Line { fault: "nan".into() };
-    for (what, warning, passed_over) in [
-        ("skip", "step 6: the loss is NaN; its update was left out", 0),
-        ("rollback", "the loss at step 6 is NaN; back to step 4", 2),
+    for (what, warning, micro_batch) in [
+        ("skip", "step 6: the loss is NaN; its update was left out", 12),
+        ("rollback", "the loss at step 6 is NaN; back to step 4", 14),
     ] {
         let config = config(&["model.fault=nan", &format!("train.on_nonfinite={what}"), "train.log_every=1"])?;
         let run = RunDirectory::create(&temporary.path().join(what), "")?;
@@ -201,7 +201,7 @@ fn a_step_that_is_not_finite_can_be_left_out_or_gone_back_from() -> Result<()> {
         assert!(warned.0.len() == 1 && warned.0[0].contains(warning), "{:?}", warned.0);
         let read = |file: &str| std::fs::read_to_string(run.path().join(file)).map_err(Error::io(run.path()));
         let state: Value = serde_json::from_str(&read("checkpoints/step-00000012/state.json")?).unwrap_or_default();
-        assert_eq!((&state["passed_over"], &state["guard"]["not_finite"]), (&passed_over.into(), &1.into()), "{what}");
+        assert_eq!((&state["micro_batch"], &state["guard"]["not_finite"]), (&micro_batch.into(), &1.into()), "{what}");
         // Every step is logged once, also those that were gone back over.
         let lines = read("metrics.jsonl")?;
         let steps: Vec<u64> = lines
@@ -213,10 +213,34 @@ fn a_step_that_is_not_finite_can_be_left_out_or_gone_back_from() -> Result<()> {
         assert_eq!(steps, (1..=12).collect::<Vec<_>>(), "{what}");
         assert_eq!(lines.contains("refused"), what == "skip");
     }
+    // Weights that overflow at the step of a checkpoint never become one.
+    let config_of = |what: &str| {
+        let set = [
+            "train.lr=1e38",
+            "train.optimizer=sgd",
+            "train.clip_norm=0",
+            "train.checkpoint_every=1",
+            "train.momentum=0",
+        ];
+        config(&[&set[..], &[&format!("train.on_nonfinite={what}")]].concat())
+    };
+    let sound = Line { fault: String::new() };
+    for what in ["abort", "skip", "rollback"] {
+        let (run, config) =
+            (RunDirectory::create(&temporary.path().join(format!("huge {what}")), "")?, config_of(what)?);
+        let error = kept(&sound, &config, &run)?.train(&mut Silent, &|| false).map(|_| ()).unwrap_err();
+        assert!(matches!(error, Error::NonFinite { .. }), "{error}");
+        let steps = std::fs::read_dir(run.path().join("checkpoints")).map_err(Error::io(run.path()))?;
+        for entry in steps.flatten().filter(|e| e.path().is_dir()) {
+            let file = zoo_checkpoint::read(&entry.path().join("model.safetensors"), &Device::Cpu)?;
+            for t in file.tensors.values() {
+                assert!(t.flatten_all()?.to_vec1::<f32>()?.iter().all(|w| w.is_finite()), "{entry:?}");
+            }
+        }
+    }
     // A fault that comes again and again is not passed over for ever.
     let config = config(&["train.on_nonfinite=skip", "train.nonfinite_limit=3", "train.lr=1e30", "train.clip_norm=0"])?;
-    let sound = Line { fault: String::new() };
-    let error = Trainer::new(&sound, &config, &Device::Cpu, Options::default())?.train(&mut Silent, &|| false);
+    let error = Trainer::new(&sound, &config, &Device::Cpu)?.train(&mut Silent, &|| false);
     assert!(matches!(error, Err(Error::NonFinite { .. })), "{error:?}");
     Ok(())
 }
@@ -230,7 +254,7 @@ fn frozen_parameters_stay_and_initial_weights_are_taken_up() -> Result<()> {
     kept(&task, &plain, &first)?.train(&mut Silent, &|| false)?;
     let init = format!("train.init_from={:?}", first.last().display().to_string());
     let config = config(&[&init, "train.freeze=^one[.]", "train.seed=7"])?;
-    let mut trainer = Trainer::new(&task, &config, &Device::Cpu, Options::default())?;
+    let mut trainer = Trainer::new(&task, &config, &Device::Cpu)?;
     let before = weights(&trainer)?;
     let saved = zoo_checkpoint::read(&first.last(), &Device::Cpu)?;
     let of_file = |name: &str| saved.tensors[name].flatten_all()?.to_vec1::<f32>();
@@ -274,9 +298,9 @@ fn an_average_of_the_weights_is_evaluated_and_kept() -> Result<()> {
 #[test]
 fn training_learns_and_overfits_a_batch() -> Result<()> {
     for overfit_batch in [false, true] {
-        let config = config(&["train.steps=300"])?;
+        let config = config(&["train.steps=300", &format!("train.overfit_batch={overfit_batch}")])?;
         let task = Line { fault: String::new() };
-        let mut trainer = Trainer::new(&task, &config, &Device::Cpu, Options { overfit_batch })?;
+        let mut trainer = Trainer::new(&task, &config, &Device::Cpu)?;
         let outcome = trainer.train(&mut Silent, &|| false)?;
         assert!(outcome.loss < 1e-3, "{outcome:?}");
         assert_eq!((outcome.end, outcome.steps), (End::Finished, 300));
@@ -290,7 +314,7 @@ fn accumulated_micro_steps_equal_one_large_batch() -> Result<()> {
     let run = |set: &[&str]| -> Result<Vec<f32>> {
         let config = config(set)?;
         let task = Line { fault: String::new() };
-        let mut trainer = Trainer::new(&task, &config, &Device::Cpu, Options::default())?;
+        let mut trainer = Trainer::new(&task, &config, &Device::Cpu)?;
         trainer.train(&mut Silent, &|| false)?;
         weights(&trainer)
     };
@@ -319,8 +343,7 @@ fn an_interrupted_and_resumed_run_ends_in_the_same_bytes() -> Result<()> {
     };
     assert_eq!((first.end, first.steps), (End::Interrupted, 5));
     let run = RunDirectory::open(&stopped)?;
-    let mut trainer = kept(&task, &config, &run)?;
-    trainer.resume(&[], &mut Silent)?;
+    let mut trainer = Trainer::resume(&task, &config, &Device::Cpu, &run, &[], &mut Silent)?;
     // Seven steps are left of twelve: it did not start again.
     let taken = Cell::new(0);
     let count = || {
@@ -359,8 +382,7 @@ fn a_damaged_checkpoint_is_passed_over_and_replaced() -> Result<()> {
     std::fs::write(path.join(newest), bytes).map_err(Error::io(&path))?;
 
     let mut warned = Warned::default();
-    let mut trainer = kept(&task, &config, &run)?;
-    trainer.resume(&[], &mut warned)?;
+    let mut trainer = Trainer::resume(&task, &config, &Device::Cpu, &run, &[], &mut warned)?;
     assert!(warned.0[0].contains("step-00000012 is damaged"), "{:?}", warned.0);
     assert_eq!(trainer.train(&mut warned, &|| false)?.steps, 12);
     assert_eq!(read("last.safetensors")?, last);
@@ -373,7 +395,7 @@ fn a_damaged_checkpoint_is_passed_over_and_replaced() -> Result<()> {
 fn early_stopping_ends_a_run_that_no_longer_improves() -> Result<()> {
     let config = config(&["train.lr=1e-30", "train.epochs=50", "train.early_stopping=3"])?;
     let task = Line { fault: String::new() };
-    let mut trainer = Trainer::new(&task, &config, &Device::Cpu, Options::default())?;
+    let mut trainer = Trainer::new(&task, &config, &Device::Cpu)?;
     let outcome = trainer.train(&mut Silent, &|| false)?;
     assert_eq!((outcome.end, outcome.steps), (End::Early, 16));
     Ok(())

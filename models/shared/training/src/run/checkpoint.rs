@@ -5,7 +5,6 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::Description;
 use crate::{Error, Result, State};
 
 #[derive(Serialize, Deserialize)]
@@ -16,8 +15,8 @@ struct Manifest {
     best: BTreeMap<String, FileRecord>,
 }
 
-#[derive(Serialize, Deserialize, PartialEq)]
-struct FileRecord {
+#[derive(Clone, Serialize, Deserialize, PartialEq)]
+pub(crate) struct FileRecord {
     bytes: u64,
     sha256: String,
 }
@@ -28,7 +27,7 @@ impl FileRecord {
         Ok(Self { bytes, sha256: zoo_checkpoint::sha256(path)? })
     }
 
-    fn verify(&self, path: &Path) -> Result<()> {
+    pub(super) fn verify(&self, path: &Path) -> Result<()> {
         if fs::metadata(path).map_err(Error::io(path))?.len() != self.bytes || Self::of(path)? != *self {
             return Err(Error::Run(format!("{} is not what was written (size or hash differ)", path.display())));
         }
@@ -55,12 +54,11 @@ pub(crate) struct Snapshot {
 /// A checkpoint as it was read back.
 pub(crate) struct Saved {
     pub(crate) model: BTreeMap<String, Tensor>,
-    pub(crate) description: Description,
     pub(crate) optimizer: BTreeMap<String, Tensor>,
     pub(crate) average: Option<BTreeMap<String, Tensor>>,
     pub(crate) state: State,
     /// Best weights that are missing or damaged, by name.
-    pub(crate) lost: Vec<String>,
+    pub(crate) lost: Vec<(String, FileRecord)>,
 }
 
 /// Writes all files of a checkpoint to `directory`, the manifest last; `best` are files beside it.
@@ -106,13 +104,10 @@ pub(super) fn read(directory: &Path, device: &Device) -> Result<Saved> {
     }
     let beside = directory.parent().unwrap_or(directory);
     let lost = manifest.best.iter().filter(|(name, record)| record.verify(&beside.join(name)).is_err());
-    let lost = lost.map(|(name, _)| name.clone()).collect();
-    let path = directory.join(MODEL);
-    let model = zoo_checkpoint::read(&path, device)?;
+    let lost = lost.map(|(name, record)| (name.clone(), record.clone())).collect();
     let tensors = |name: &str| zoo_checkpoint::read(&directory.join(name), device).map(|c| c.tensors);
     Ok(Saved {
-        description: Description::parse(&model.metadata, &path)?,
-        model: model.tensors,
+        model: tensors(MODEL)?,
         optimizer: tensors(OPTIMIZER)?,
         average: if manifest.files.contains_key(AVERAGE) { Some(tensors(AVERAGE)?) } else { None },
         state: state(directory)?,

@@ -18,10 +18,11 @@ use serde_json::Value;
 pub(crate) use checkpoint::{Saved, Snapshot};
 pub use description::Description;
 
-use crate::{Error, Result, State};
+use crate::{Error, Result};
 
 const TEMPORARY: &str = ".tmp";
 const BEST: &str = "best-step-";
+const ACCEPTED: &str = "accepted.json";
 
 /// A directory that belongs to one run, locked while it is open.
 pub struct RunDirectory {
@@ -149,7 +150,10 @@ impl RunDirectory {
     pub(crate) fn cut_log(&self, step: u64) -> Result<()> {
         let path = self.path.join("metrics.jsonl");
         *self.log.lock().unwrap_or_else(|e| e.into_inner()) = None;
-        let Ok(text) = fs::read_to_string(&path) else { return Ok(()) };
+        let text = match fs::read_to_string(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            text => text.map_err(Error::io(&path))?,
+        };
         let keep = |line: &&str| {
             let parsed = serde_json::from_str::<Value>(line).ok();
             parsed.and_then(|v| v["step"].as_u64()).is_some_and(|s| s <= step)
@@ -175,7 +179,7 @@ impl RunDirectory {
     }
 
     /// Commits a checkpoint, then drops what is no longer needed.
-    pub(crate) fn save(&self, snapshot: &Snapshot, keep: usize) -> Result<()> {
+    pub(crate) fn save(&self, snapshot: &Snapshot, keep: usize, every: u64) -> Result<()> {
         let (directory, step) = (self.checkpoints(), snapshot.state.step);
         let target = directory.join(format!("step-{step:08}"));
         let temporary = directory.join(format!("step-{step:08}{TEMPORARY}"));
@@ -194,13 +198,18 @@ impl RunDirectory {
                 return Err(e);
             }
         }
-        self.prune(keep)
+        self.prune(keep, every)
     }
 
-    /// Drops old checkpoints but for the last `keep`, and best weights that none of these names.
-    pub(crate) fn prune(&self, keep: usize) -> Result<()> {
-        let mut kept = self.numbered()?;
-        for (_, old) in kept.drain(..kept.len().saturating_sub(keep)) {
+    /// Drops old checkpoints but for the last `keep` and the last of a step that `every` divides, which is what a rollback
+    /// goes back to, and best weights that none of these names.
+    pub(crate) fn prune(&self, keep: usize, every: u64) -> Result<()> {
+        let all = self.numbered()?;
+        let regular = all.iter().rev().find(|(step, _)| step.is_multiple_of(every)).map(|(step, _)| *step);
+        let old = all.len().saturating_sub(keep);
+        let (leaving, kept): (Vec<_>, Vec<_>) =
+            all.into_iter().enumerate().partition(|(i, (step, _))| *i < old && Some(*step) != regular);
+        for (_, (_, old)) in leaving {
             // Under another name first: half of a checkpoint must not look like a damaged one.
             let mut leaving = old.clone().into_os_string();
             leaving.push(TEMPORARY);
@@ -209,7 +218,7 @@ impl RunDirectory {
         }
         let named: BTreeSet<String> = kept
             .iter()
-            .filter_map(|(_, path)| checkpoint::state(path).ok())
+            .filter_map(|(_, (_, path))| checkpoint::state(path).ok())
             .flat_map(|state| state.best.into_iter().map(|(_, step)| best_name(step)))
             .collect();
         for path in entries(&self.checkpoints())? {
@@ -221,45 +230,60 @@ impl RunDirectory {
         Ok(())
     }
 
-    /// The newest checkpoint that is whole, if there is any, with a warning for each damaged one; those are moved aside,
-    /// so that they neither count as checkpoints nor stand in the way of new ones. What a run wrote after that
-    /// checkpoint is dropped from `metrics.jsonl`, and `best.safetensors` is what it was then.
-    pub(crate) fn latest(&self, device: &Device) -> Result<(Option<Saved>, Vec<String>)> {
-        let (mut warnings, mut damaged): (Vec<String>, Vec<PathBuf>) = (vec![], vec![]);
-        for (_, path) in self.numbered()?.into_iter().rev() {
+    /// The newest whole checkpoint among those of the steps that are `wanted`. Nothing is changed yet: see
+    /// [`RunDirectory::return_to`].
+    ///
+    /// # Errors
+    /// All are damaged, or there are weights without any checkpoint.
+    pub(crate) fn latest(&self, device: &Device, wanted: impl Fn(u64) -> bool) -> Result<Found> {
+        let mut found = Found { saved: None, damaged: vec![], warnings: vec![] };
+        for (_, path) in self.numbered()?.into_iter().rev().filter(|(step, _)| wanted(*step)) {
             match checkpoint::read(&path, device) {
                 Ok(mut saved) => {
-                    for path in damaged {
-                        let mut aside = path.clone().into_os_string();
-                        aside.push(".damaged");
-                        if Path::new(&aside).exists() {
-                            remove(Path::new(&aside))?;
-                        }
-                        fs::rename(&path, &aside).map_err(Error::io(&path))?;
-                    }
-                    for name in std::mem::take(&mut saved.lost) {
+                    for (name, record) in std::mem::take(&mut saved.lost) {
                         let path = self.checkpoints().join(&name);
-                        warnings.push(format!("{} is missing or damaged and is no longer counted", path.display()));
+                        // The same weights may still lie there under their other name.
+                        if record.verify(&self.best()).is_ok() && zoo_checkpoint::link(&self.best(), &path).is_ok() {
+                            continue;
+                        }
+                        let warning = format!("{} is missing or damaged and is no longer counted", path.display());
+                        found.warnings.push(warning);
                         saved.state.best.retain(|(_, step)| best_name(*step) != name);
                     }
-                    self.rewind(&saved.state)?;
-                    return Ok((Some(saved), warnings));
+                    let used = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                    for (damaged, e) in &found.damaged {
+                        found.warnings.push(format!("{} is damaged, using {used}: {e}", damaged.display()));
+                    }
+                    found.saved = Some(saved);
+                    return Ok(found);
                 }
-                Err(e) => {
-                    warnings.push(format!("{} is damaged, using the one before: {e}", path.display()));
-                    damaged.push(path);
-                }
+                Err(e) => found.damaged.push((path, e.to_string())),
             }
         }
-        if let Some(first) = warnings.first() {
-            let path = self.path.display();
-            return Err(Error::Run(format!("{path} has no valid checkpoint to resume from ({first})")));
+        let path = self.path.display();
+        if let Some((_, e)) = found.damaged.first() {
+            return Err(Error::Run(format!("{path} has no valid checkpoint to resume from ({e})")));
         }
-        self.rewind(&State::default())?;
-        Ok((None, warnings))
+        if self.best().exists() || self.last().exists() {
+            return Err(Error::Run(format!(
+                "{path} has weights but no checkpoint to resume from: begin a new run with them by --init-from {path}"
+            )));
+        }
+        Ok(found)
     }
 
-    fn rewind(&self, state: &State) -> Result<()> {
+    /// Makes the directory what it was at the checkpoint found: damaged ones after it are moved aside, so that they
+    /// neither count nor stand in the way of new ones; later metrics are dropped, and `best.safetensors` is what it was.
+    pub(crate) fn return_to(&self, found: &Found) -> Result<()> {
+        for (path, _) in &found.damaged {
+            let mut aside = path.clone().into_os_string();
+            aside.push(".damaged");
+            if Path::new(&aside).exists() {
+                remove(Path::new(&aside))?;
+            }
+            fs::rename(path, &aside).map_err(Error::io(path))?;
+        }
+        let state = found.saved.as_ref().map(|s| s.state.clone()).unwrap_or_default();
         self.cut_log(state.step)?;
         match state.best.first() {
             Some((_, step)) => Ok(zoo_checkpoint::link(&self.checkpoints().join(best_name(*step)), &self.best())?),
@@ -267,6 +291,32 @@ impl RunDirectory {
             None => Ok(()),
         }
     }
+
+    /// What the run was last begun or resumed with, if that is on record.
+    pub(crate) fn accepted(&self) -> Result<Option<Value>> {
+        let path = self.path.join(ACCEPTED);
+        match fs::read_to_string(&path) {
+            Ok(text) => {
+                let value = serde_json::from_str(&text);
+                value.map(Some).map_err(|e| Error::Run(format!("{}: {e}", path.display())))
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::io(&path)(e)),
+        }
+    }
+
+    /// Puts on record what the run goes on with.
+    pub(crate) fn accept(&self, what: &Value) -> Result<()> {
+        Ok(zoo_checkpoint::replace(&self.path.join(ACCEPTED), |f| write!(f, "{what:#}"))?)
+    }
+}
+
+/// What [`RunDirectory::latest`] found.
+pub(crate) struct Found {
+    pub(crate) saved: Option<Saved>,
+    /// Damaged checkpoints after it, with what is wrong with them.
+    damaged: Vec<(PathBuf, String)>,
+    pub(crate) warnings: Vec<String>,
 }
 
 fn best_name(step: u64) -> String {

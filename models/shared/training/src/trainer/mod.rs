@@ -22,13 +22,6 @@ use crate::{
 
 pub use rate_test::RateTest;
 
-/// What a run does besides training.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Options {
-    /// Train on the first batch again and again: a model that cannot learn it by heart is broken.
-    pub overfit_batch: bool,
-}
-
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
@@ -103,7 +96,32 @@ impl<'a, T: Task> Trainer<'a, T> {
     ///
     /// # Errors
     /// The training split is empty, the model cannot be built, or the initial weights or frozen names do not fit it.
-    pub fn new(task: &'a T, config: &'a ConfigOf<T>, device: &Device, options: Options) -> Result<Self> {
+    pub fn new(task: &'a T, config: &'a ConfigOf<T>, device: &Device) -> Result<Self> {
+        let mut trainer = Self::untrained(task, config, device)?;
+        trainer.load_initial()?;
+        Ok(trainer)
+    }
+
+    /// [`Trainer::new`] for a run that goes on: initial weights are only read if `run` has no checkpoint yet.
+    ///
+    /// # Errors
+    /// Those of [`Trainer::new`]; all checkpoints are damaged; or the configuration or the data are not those that the run
+    /// was begun with. `changed` names the keys (`data` for the data itself) that may differ all the same.
+    pub fn resume(
+        task: &'a T,
+        config: &'a ConfigOf<T>,
+        device: &Device,
+        run: &'a RunDirectory,
+        changed: &[String],
+        observer: &mut dyn Observer,
+    ) -> Result<Self> {
+        let mut trainer = Self::untrained(task, config, device)?;
+        trainer.keep_in(run);
+        trainer.take_up(run, changed, observer)?;
+        Ok(trainer)
+    }
+
+    fn untrained(task: &'a T, config: &'a ConfigOf<T>, device: &Device) -> Result<Self> {
         let train = &config.train;
         let samples = task.samples(Split::Train);
         if samples == 0 {
@@ -117,17 +135,9 @@ impl<'a, T: Task> Trainer<'a, T> {
         check_frozen(&params, &train.freeze)?;
         let average = (train.ema > 0.).then(|| Params::init(train.seed, device));
         let frozen = T::build(&config.model, average.as_ref().unwrap_or(&params).eval_builder())?;
-        if !train.init_from.is_empty() {
-            let path = Path::new(&train.init_from);
-            let file = zoo_checkpoint::read(path, device)?;
-            for params in [Some(&params), average.as_ref()].into_iter().flatten() {
-                let fits = params.set(&file.tensors);
-                fits.map_err(|e| Error::Run(format!("{}: {}", path.display(), first_line(&e))))?;
-            }
-        }
         let optimizer = Optimizer::new(train.rule(), &params, decay_matrices(train.weight_decay))?;
         let batches = Batches::new(samples, train.batch_size, train.seed);
-        let state = State { overfit_batch: options.overfit_batch, data: task.fingerprint(), ..State::default() };
+        let state = State::default();
         let (run, metrics, gradients) = (None, vec![], GradientReport::default());
         Ok(Self { task, config, params, model, average, frozen, optimizer, batches, state, run, metrics, gradients })
     }
@@ -137,37 +147,51 @@ impl<'a, T: Task> Trainer<'a, T> {
         self.run = Some(run);
     }
 
-    /// Takes up the newest valid checkpoint of the run directory; without any the run starts at its beginning.
-    ///
-    /// # Errors
-    /// All checkpoints are damaged, or the newest belongs to another configuration or to other data. `changed` names
-    /// the keys (`data` for the data itself) that may differ all the same.
-    pub fn resume(&mut self, changed: &[String], observer: &mut dyn Observer) -> Result<()> {
-        let Some(run) = self.run else { return Err(Error::Run("there is no run directory to resume from".into())) };
-        let (saved, warnings) = run.latest(self.params.device())?;
-        warnings.iter().for_each(|w| observer.observe(&Event::Warning(w)));
-        let Some(saved) = saved else {
-            observer.observe(&Event::Warning("no checkpoint was written yet: starting at the beginning"));
+    /// Sets the weights to those of `train.init_from`, if there is one.
+    fn load_initial(&mut self) -> Result<()> {
+        let path = Path::new(&self.config.train.init_from);
+        if path.as_os_str().is_empty() {
             return Ok(());
-        };
-        let mut differs = differences(&saved.description.config, &self.description()?.config);
-        if saved.state.data != self.state.data {
-            differs.push("data: the samples are not those the run began with".into());
         }
-        let key = |d: &String| d.split_once(':').map_or(d.clone(), |(key, _)| key.to_string());
-        let allowed = |k: &String| changed.contains(k) || WITHOUT_EFFECT.contains(&k.as_str());
-        let refused: Vec<String> = differs.into_iter().filter(|d| !allowed(&key(d))).collect();
-        if let Some(first) = refused.first() {
+        let file = zoo_checkpoint::read(path, self.params.device())?;
+        for params in [Some(&self.params), self.average.as_ref()].into_iter().flatten() {
+            let fits = params.set(&file.tensors);
+            fits.map_err(|e| Error::Run(format!("{}: {}", path.display(), first_line(&e))))?;
+        }
+        Ok(())
+    }
+
+    fn take_up(&mut self, run: &RunDirectory, changed: &[String], observer: &mut dyn Observer) -> Result<()> {
+        let found = run.latest(self.params.device(), |_| true)?;
+        let now = self.on_record()?;
+        let differs = run.accepted()?.map(|before| self.differences(&before, &now)).unwrap_or_default();
+        let refused: Vec<&Difference> = differs.iter().filter(|d| !changed.contains(&d.key)).collect();
+        if !refused.is_empty() {
+            let shown: Vec<String> =
+                refused.iter().map(|d| format!("{}: {} then, {} now", d.key, d.was, d.now)).collect();
+            let flags: String = refused.iter().map(|d| format!(" --allow-change {}", d.key)).collect();
             return Err(Error::Usage(format!(
-                "{} was begun with another configuration ({}): undo the change, or allow it with --allow-change {}",
+                "{} was begun with another configuration ({}): undo the change, or allow it with{flags}",
                 run.path().display(),
-                refused.join("; "),
-                key(first)
+                shown.join("; ")
             )));
         }
-        self.restore(saved)?;
+        run.return_to(&found)?;
+        found.warnings.iter().for_each(|w| observer.observe(&Event::Warning(w)));
+        match found.saved {
+            Some(saved) => self.restore(saved)?,
+            None => {
+                observer.observe(&Event::Warning("no checkpoint was written yet: starting at the beginning"));
+                self.load_initial()?;
+            }
+        }
+        if differs.iter().any(|d| d.key.starts_with("data")) {
+            observer.observe(&Event::Warning("the data are others: what was best so far is no longer counted"));
+            self.state.forget_losses();
+        }
+        run.accept(&now)?;
         // A crash may have come before the last checkpoint's predecessors were dropped.
-        run.prune(self.config.train.keep)
+        run.prune(self.config.train.keep, self.checkpoint_every())
     }
 
     fn restore(&mut self, saved: Saved) -> Result<()> {
@@ -177,10 +201,34 @@ impl<'a, T: Task> Trainer<'a, T> {
             average.set(saved.average.as_ref().unwrap_or(&saved.model))?;
         }
         self.optimizer.load(&saved.optimizer, saved.state.updates)?;
-        // The data may have been changed on purpose.
-        let data = std::mem::take(&mut self.state.data);
-        self.state = State { data, ..saved.state };
+        self.state = saved.state;
         Ok(())
+    }
+
+    /// What has to stay the same over the whole run.
+    fn on_record(&self) -> Result<Value> {
+        Ok(json!({ "config": self.description()?.config, "data": self.task.fingerprint() }))
+    }
+
+    /// What differs between two such records, but for what has no effect on the result.
+    fn differences(&self, before: &Value, now: &Value) -> Vec<Difference> {
+        let mut found = vec![];
+        for (table, values) in now["config"].as_object().into_iter().flatten() {
+            for (key, value) in values.as_object().into_iter().flatten() {
+                let (key, was) = (format!("{table}.{key}"), &before["config"][table][key]);
+                // A rollback goes back to a checkpoint: there it matters when they are written.
+                let matters =
+                    key == "train.checkpoint_every" && self.config.train.on_nonfinite == OnNonFinite::Rollback;
+                if was != value && (matters || !WITHOUT_EFFECT.contains(&key.as_str())) {
+                    found.push(Difference { key, was: was.to_string(), now: value.to_string() });
+                }
+            }
+        }
+        if before["data"] != now["data"] {
+            let (was, now) = ("some samples".into(), "others".into());
+            found.push(Difference { key: "data".into(), was, now });
+        }
+        found
     }
 
     /// The model's parameters.
@@ -191,7 +239,12 @@ impl<'a, T: Task> Trainer<'a, T> {
     /// Steps of the whole run.
     pub fn total_steps(&self) -> u64 {
         let TrainConfig { steps, epochs, accumulate, .. } = self.config.train;
-        if steps > 0 { steps } else { (epochs * self.batches.per_epoch()).div_ceil(accumulate) }
+        if steps > 0 { steps } else { epochs.saturating_mul(self.batches.per_epoch()).div_ceil(accumulate) }
+    }
+
+    fn checkpoint_every(&self) -> u64 {
+        let every = self.config.train.checkpoint_every;
+        if every > 0 { every } else { self.total_steps().div_ceil(10) }
     }
 
     /// Trains until the end, reporting to `observer`; `interrupted` is asked after every step.
@@ -201,13 +254,17 @@ impl<'a, T: Task> Trainer<'a, T> {
     /// or a failed save. Weights are never touched by such a step.
     pub fn train(&mut self, observer: &mut dyn Observer, interrupted: &dyn Fn() -> bool) -> Result<Outcome> {
         let (started, run, task, train) = (Instant::now(), self.run, self.task, &self.config.train);
-        let fixed = match self.state.overfit_batch {
+        if let (Some(run), 0) = (run, self.state.step) {
+            run.accept(&self.on_record()?)?;
+        }
+        let every = self.checkpoint_every();
+        let fixed = match train.overfit_batch {
             true => Some(task.batch(Split::Train, self.batches.at(0))?),
             false => None,
         };
         let (loss, end) = scope(|scope| {
             let mut loader = Loader::new(scope, task, self.batches.clone(), train.prefetch);
-            let saver = run.map(|run| Saver::new(scope, run, train.keep));
+            let saver = run.map(|run| Saver::new(scope, run, train.keep, every));
             let mut batch = |number| match &fixed {
                 Some(batch) => Ok(batch.clone()),
                 None => loader.get(number),
@@ -248,7 +305,7 @@ impl<'a, T: Task> Trainer<'a, T> {
         let total = self.total_steps();
         let eval_every =
             if train.eval_every > 0 { train.eval_every } else { self.batches.per_epoch().div_ceil(train.accumulate) };
-        let checkpoint_every = if train.checkpoint_every > 0 { train.checkpoint_every } else { total.div_ceil(10) };
+        let checkpoint_every = self.checkpoint_every();
         observer.observe(&Event::Start { step: self.state.step, total });
         if self.state.step == 0 {
             // What a run began with, so that it can always go back to it.
@@ -267,6 +324,9 @@ impl<'a, T: Task> Trainer<'a, T> {
                 }
                 if train.on_nonfinite == OnNonFinite::Rollback {
                     self.roll_back(error, saver, observer)?;
+                    if interrupted() {
+                        end = End::Interrupted;
+                    }
                     continue;
                 }
             }
@@ -280,6 +340,7 @@ impl<'a, T: Task> Trainer<'a, T> {
                 }
             }
             self.state.step += 1;
+            self.state.micro_batch += train.accumulate;
             let number = self.state.step;
             loss = step.loss;
             self.gradients = GradientReport {
@@ -298,6 +359,16 @@ impl<'a, T: Task> Trainer<'a, T> {
             }
             let (stop, early) = (interrupted(), stale(&self.state));
             if number.is_multiple_of(checkpoint_every) || number == total || stop || early {
+                // Neither a rollback nor a resume would get away from a checkpoint of broken weights.
+                if let Some(problem) = self.broken_weight()? {
+                    self.state.guard.not_finite += 1;
+                    let limit = self.state.guard.not_finite > train.nonfinite_limit;
+                    if train.on_nonfinite != OnNonFinite::Rollback || limit {
+                        return Err(problem.into());
+                    }
+                    self.roll_back(&problem, saver, observer)?;
+                    continue;
+                }
                 self.save(saver)?;
             }
             if let Some(step) = saver.and_then(Saver::saved) {
@@ -319,7 +390,7 @@ impl<'a, T: Task> Trainer<'a, T> {
         let TrainConfig { seed, accumulate: count, .. } = self.config.train;
         let (mut loss, mut parts, mut grads): (f64, Metrics, Option<Gradients>) = (0., vec![], None);
         for micro in 0..count {
-            let number = self.state.step * count + self.state.passed_over + micro;
+            let number = self.state.micro_batch + micro;
             let result = self.task.loss(&self.model, &batch(number)?, Mode::Train { seed, step: number })?;
             let of_micro = self.params.gradients(&result.total.backward()?);
             loss += scalar(&result.total)? / count as f64;
@@ -368,16 +439,32 @@ impl<'a, T: Task> Trainer<'a, T> {
         not_finite("the gradient norm".into(), step.norm)
     }
 
-    /// Goes back to the last checkpoint, and on with the batches after the one that failed.
+    /// A weight that is not a finite number, by the name of its parameter.
+    fn broken_weight(&self) -> Result<Option<NonFinite>> {
+        for (name, weights) in self.params.tensors() {
+            let value = norm_squared(&weights)?;
+            if !value.is_finite() {
+                return Ok(Some(NonFinite { what: format!("a weight of {name}"), step: self.state.step, value }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Goes back to the last checkpoint that was written on schedule (not for a signal, so that interruptions change
+    /// nothing), and on with the batches after the one that failed.
     fn roll_back(&mut self, cause: &NonFinite, saver: Option<&Saver>, observer: &mut dyn Observer) -> Result<()> {
         if let Some(saver) = saver {
             saver.wait()?;
         }
+        let every = self.checkpoint_every();
         let (Some(run), failed) = (self.run, self.state.clone()) else { return Err(cause.clone().into()) };
-        let (Some(saved), _) = run.latest(self.params.device())? else { return Err(cause.clone().into()) };
+        let found = run.latest(self.params.device(), |step| step.is_multiple_of(every) && step <= failed.step)?;
+        run.return_to(&found)?;
+        found.warnings.iter().for_each(|w| observer.observe(&Event::Warning(w)));
+        let Some(saved) = found.saved else { return Err(cause.clone().into()) };
         self.restore(saved)?;
-        self.state.passed_over =
-            failed.passed_over + (failed.step + 1 - self.state.step) * self.config.train.accumulate;
+        let after = if cause.step > failed.step { self.config.train.accumulate } else { 0 };
+        self.state.micro_batch = failed.micro_batch + after;
         self.state.guard.not_finite = failed.guard.not_finite;
         let step = self.state.step;
         observer.observe(&Event::Warning(&format!("{cause}; back to step {step}, past the batches in between")));
@@ -401,7 +488,7 @@ impl<'a, T: Task> Trainer<'a, T> {
     }
 
     fn evaluate(&mut self, saver: Option<&Saver>, observer: &mut dyn Observer) -> Result<()> {
-        let overfit = self.state.overfit_batch || self.task.samples(Split::Valid) == 0;
+        let overfit = self.config.train.overfit_batch || self.task.samples(Split::Valid) == 0;
         let split = if overfit { Split::Train } else { Split::Valid };
         let metrics = self.task.validate(&self.frozen, split)?;
         let (step, train) = (self.state.step, &self.config.train);
@@ -464,19 +551,11 @@ impl<'a, T: Task> Trainer<'a, T> {
 const WITHOUT_EFFECT: [&str; 5] =
     ["data.path", "train.checkpoint_every", "train.init_from", "train.keep", "train.log_every"];
 
-/// The keys of tables that differ, each with both values.
-fn differences(before: &Value, now: &Value) -> Vec<String> {
-    let (Value::Object(before), Value::Object(now)) = (before, now) else { return vec![] };
-    let mut found = vec![];
-    for (table, values) in now {
-        for (key, value) in values.as_object().into_iter().flatten() {
-            let was = before.get(table).and_then(|t| t.get(key)).unwrap_or(&Value::Null);
-            if was != value {
-                found.push(format!("{table}.{key}: {was} then, {value} now"));
-            }
-        }
-    }
-    found
+/// A key with another value than the run was begun with.
+struct Difference {
+    key: String,
+    was: String,
+    now: String,
 }
 
 /// Refuses a `train.freeze` that names no parameter, or all of them.

@@ -38,11 +38,12 @@ impl<T: Task> Trainer<'_, T> {
         for i in 0..steps {
             let lr = from * (to / from).powf(i as f64 / (steps - 1) as f64);
             let step = self.micro_steps(lr, &mut |number| task.batch(Split::Train, batches.at(number)))?;
-            if self.refusal(&step)?.is_some() {
+            if !(step.loss.is_finite() && step.norm.is_finite()) {
                 break;
             }
             self.optimizer.step(&step.grads, lr, self.clip(step.norm))?;
             self.state.step += 1;
+            self.state.micro_batch += self.config.train.accumulate;
             mean = PAST * mean + (1. - PAST) * step.loss;
             let smoothed = mean / (1. - PAST.powf((i + 1) as f64));
             test.points.push((lr, step.loss, smoothed));
@@ -53,6 +54,12 @@ impl<T: Task> Trainer<'_, T> {
             if smoothed > DIVERGED * least {
                 break;
             }
+        }
+        if test.least_at == 0. {
+            return Err(Error::Data(format!(
+                "the loss is not finite after {} steps at rates below {from}: there is nothing to compare",
+                test.points.len()
+            )));
         }
         test.suggestion = test.least_at / 10.;
         Ok(test)

@@ -50,23 +50,33 @@ fn words(header: &str) -> Vec<String> {
     words
 }
 
+/// Words that make another quantity of a price.
+const OTHER: [&str; 9] = ["prev", "previous", "prior", "change", "avg", "average", "target", "strike", "settle"];
+
 /// What a header says: a known name alone, after a ticker or before one.
 fn read(header: &str) -> Option<Reading> {
     let words = words(header);
-    let mut found: Option<(usize, Reading)> = None;
+    if words.iter().any(|w| OTHER.contains(&w.as_str())) {
+        return None;
+    }
+    let known = |w: &String| NAMES.iter().any(|(_, names)| names.iter().any(|n| n.len() > 1 && n == w));
+    let mut found: Option<((usize, bool), Reading)> = None;
     for (field, names) in NAMES {
         for name in names.iter() {
             let name: Vec<&str> = name.split(' ').collect();
             let Some(rest) = words.len().checked_sub(name.len()) else { continue };
-            // x and y are names only behind a ticker.
+            // x and y are names only behind a ticker that is none itself: Close_x is a close.
             let single = name[0].len() == 1;
-            let ticker = match () {
-                () if words[rest..] == name && !(single && rest == 0) => &words[..rest],
-                () if words[..name.len()] == name && rest == 1 && !single => &words[name.len()..],
+            let (ticker, behind) = match () {
+                () if single && (rest == 0 || words[..rest].iter().any(known)) => continue,
+                () if words[rest..] == name && rest <= 2 => (&words[..rest], true),
+                () if words[..name.len()] == name && rest == 1 && !single => (&words[name.len()..], false),
                 () => continue,
             };
-            if found.as_ref().is_none_or(|(length, _)| *length < name.len()) {
-                found = Some((name.len(), Reading { field, ticker: ticker.to_vec() }));
+            // Of equally long names the last is meant: LOW.Close is the close of LOW.
+            let rank = (name.len(), behind);
+            if found.as_ref().is_none_or(|(best, _)| *best < rank) {
+                found = Some((rank, Reading { field, ticker: ticker.to_vec() }));
             }
         }
     }
@@ -131,9 +141,16 @@ impl Columns {
             let found: Vec<usize> = candidates(field).into_iter().filter(|&i| ticker(i) == ticker(close)).collect();
             if let [at] = found[..] { Some(at) } else { None }
         };
-        let is_close = readings[close].as_ref().is_some_and(|r| r.field == Field::Close);
-        let adjusted = beside(Field::Adjusted).filter(|&at| at != close && is_close && !named);
+        let is = |field: Field| readings[close].as_ref().is_some_and(|r| r.field == field);
         let [open, high, low, volume] = [Field::Open, Field::High, Field::Low, Field::Volume].map(beside);
+        if is(Field::Adjusted) {
+            // Adjusted closes do not go with raw opens: the raw close, if there is one, says how to adjust those.
+            return Ok(match beside(Field::Close) {
+                Some(raw) => Self { date, close: raw, open, high, low, volume, adjusted: Some(close) },
+                None => Self { date, close, open: None, high: None, low: None, volume, adjusted: Some(close) },
+            });
+        }
+        let adjusted = beside(Field::Adjusted).filter(|_| is(Field::Close) && !named);
         Ok(Self { date, close, open, high, low, volume, adjusted })
     }
 }
@@ -161,12 +178,18 @@ mod tests {
         assert_eq!(close("AAPL_x|AAPL_y"), Ok((0, 1, None)));
         assert_eq!(close("Date|Close/Last|Volume"), Ok((0, 1, None)));
         assert_eq!(close("Date|Price|Open|High|Low|Vol.|Change %"), Ok((0, 1, None)));
-        assert_eq!(close("Date|Adj Close"), Ok((0, 1, None)));
+        assert_eq!(close("Date|Adj Close"), Ok((0, 1, Some(1))));
         assert_eq!(close("|Date|Close|AAPL Close"), Ok((1, 2, None)));
+        assert_eq!(close("Date|LOW.Close|LOW.Open"), Ok((0, 1, None)));
+        assert_eq!(close("Date|Close_X"), Ok((0, 1, None)));
+        assert_eq!(close("Date|Prev Close|Close|Price Change"), Ok((0, 2, None)));
     }
 
     #[test]
     fn what_is_not_clear_is_asked_for_and_can_be_named() {
+        let merged = Columns::find(&["Date", "Close_x", "Close_y"], "", "").unwrap_err();
+        assert!(merged.starts_with("several columns could be the close: Close_x, Close_y"), "{merged}");
+        assert!(Columns::find(&["Date", "Volume_y"], "", "").unwrap_err().starts_with("no column close"));
         let headers = ["Date", "AAPL.Close", "AAPL.Open", "MSFT.Close", "MSFT.Open", "note"];
         let message = Columns::find(&headers, "", "").unwrap_err();
         assert_eq!(message, "several columns could be the close: AAPL.Close, MSFT.Close (name one with --column)");
@@ -182,6 +205,6 @@ mod tests {
         // Named outright, the raw close is not adjusted.
         let yahoo = ["Date", "Close", "Adj Close"];
         assert_eq!(Columns::find(&yahoo, "Close", "").map(|c| (c.close, c.adjusted)), Ok((1, None)));
-        assert_eq!(Columns::find(&yahoo, "Adj Close", "").map(|c| (c.close, c.adjusted)), Ok((2, None)));
+        assert_eq!(Columns::find(&yahoo, "Adj Close", "").map(|c| (c.close, c.adjusted)), Ok((1, Some(2))));
     }
 }

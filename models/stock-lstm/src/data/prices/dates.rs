@@ -7,7 +7,7 @@ use jiff::tz::TimeZone;
 
 /// The forms that are understood: those of `strftime`, and seconds or milliseconds since 1970. A time of day after an
 /// ISO date is passed over.
-const FORMS: [&str; 14] = [
+const FORMS: [&str; 16] = [
     "%Y-%m-%d",
     "%Y/%m/%d",
     "%Y.%m.%d",
@@ -22,18 +22,19 @@ const FORMS: [&str; 14] = [
     "%d %b %Y",
     "%d-%b-%Y",
     "%d-%b-%y",
+    SECONDS,
+    MILLISECONDS,
 ];
-const EPOCH: &str = "seconds since 1970";
+const SECONDS: &str = "seconds since 1970";
+const MILLISECONDS: &str = "milliseconds since 1970";
 
 fn parse(text: &str, form: &str) -> Option<Date> {
-    if form == EPOCH {
-        let number: i64 = text.parse().ok()?;
-        let seconds = match number.unsigned_abs() {
-            100_000_000..100_000_000_000 => number,
-            100_000_000_000.. => number / 1000,
-            _ => return None,
-        };
-        return Some(Timestamp::from_second(seconds).ok()?.to_zoned(TimeZone::UTC).date());
+    let plausible = |date: &Date| (1800..=2200).contains(&date.year());
+    if let SECONDS | MILLISECONDS = form {
+        // Eight digits are a date, and neither unit makes sense of the other's days.
+        let number: i64 = text.parse().ok().filter(|n: &i64| n.unsigned_abs() > 100_000_000)?;
+        let seconds = if form == SECONDS { number } else { number.div_euclid(1000) };
+        return Some(Timestamp::from_second(seconds).ok()?.to_zoned(TimeZone::UTC).date()).filter(plausible);
     }
     // 2020-01-02 00:00:00-05:00, 2020-01-02T00:00
     let day = match text.as_bytes().get(10) {
@@ -41,7 +42,11 @@ fn parse(text: &str, form: &str) -> Option<Date> {
         _ => text,
     };
     // A year of two digits is not one of the first century.
-    strtime::parse(form, day).ok()?.to_date().ok().filter(|date| date.year() > 1000)
+    let date = strtime::parse(form, day).ok()?.to_date().ok().filter(plausible)?;
+    if form.ends_with("%y") && date > Timestamp::now().to_zoned(TimeZone::UTC).date() {
+        return date.with().year(date.year() - 100).build().ok();
+    }
+    Some(date)
 }
 
 /// The one form that the dates of a file have.
@@ -51,9 +56,11 @@ fn parse(text: &str, form: &str) -> Option<Date> {
 pub(super) fn form(dates: &[&str]) -> Result<&'static str, String> {
     // A bad row must not decide: the form that reads most dates is the file's.
     let fitting = |form: &'static str| (dates.iter().filter(|d| parse(d, form).is_some()).count(), form);
-    let counts: Vec<_> = FORMS.into_iter().chain([EPOCH]).map(fitting).collect();
+    let counts: Vec<_> = FORMS.into_iter().map(fitting).collect();
     let most = counts.iter().map(|c| c.0).max().unwrap_or(0);
     let best: Vec<&'static str> = counts.into_iter().filter(|c| c.0 == most).map(|c| c.1).collect();
+    // What can be seconds is: the same numbers as milliseconds all fall into 1970.
+    let best = if best.contains(&SECONDS) { vec![SECONDS] } else { best };
     let disagree = |d: &&&str| best.iter().any(|f| parse(d, f) != parse(d, best[0]));
     match dates.iter().find(disagree) {
         Some(date) if most > 0 => Err(format!(
@@ -98,6 +105,10 @@ mod tests {
         ] {
             assert_eq!(form(&[text]).map(|f| date(text, f)), Ok(Some(expected)), "{text}");
         }
+        // One unit serves a whole file, before 1973 too.
+        let old = ["31536000000", "1223942400000"];
+        assert_eq!(form(&old).map(|f| date(old[0], f)), Ok(Some(Date::constant(1971, 1, 1))));
+        assert_eq!(date("02-Jan-62", "%d-%b-%y"), Some(Date::constant(1962, 1, 2)));
         // One day beyond the twelfth settles the whole file.
         assert_eq!(form(&["03/04/2008", "13/04/2008"]), Ok("%d/%m/%Y"));
         assert_eq!(form(&["03/04/2008", "04/13/2008"]), Ok("%m/%d/%Y"));

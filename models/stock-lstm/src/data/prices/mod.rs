@@ -8,7 +8,7 @@ use std::path::Path;
 use jiff::civil::Date;
 use zoo_training::{Error, Result};
 
-use crate::{Bar, Source};
+use crate::{Bar, FeatureSet, Source};
 use columns::Columns;
 
 /// Trading days in time order.
@@ -63,6 +63,9 @@ pub fn read_csv(path: &Path, source: &Source) -> Result<Days> {
     let records: Vec<&csv::StringRecord> = records.iter().filter(blank).collect();
     let texts: Vec<&str> = records.iter().filter_map(|r| r.get(columns.date)).collect();
     let form = dates::form(&texts).map_err(|message| Error::Data(format!("{}: {message}", path.display())))?;
+    one_series(&headers, &records).map_err(|message| Error::Data(format!("{}: {message}", path.display())))?;
+    // A model of closes does not care what is wrong with the opens.
+    let bars = source.features == FeatureSet::Ohlcv;
     let mut days = Days::default();
     let (mut rows, mut bad) = (vec![], vec![]);
     for record in records {
@@ -71,7 +74,11 @@ pub fn read_csv(path: &Path, source: &Source) -> Result<Days> {
             let before = text.as_bytes()[at.byte() as usize..].iter().take_while(|b| matches!(b, b'\r' | b'\n'));
             at.line() + before.filter(|b| **b == b'\n').count() as u64
         });
-        match row(record, &headers, &columns, form, delimiter == b',') {
+        // Only text that runs over lines can hold a line break: a quote that is never closed swallows the file.
+        if record.iter().any(|field| field.contains('\n')) {
+            return Err(fail(line, "a quotation mark is not closed".into()));
+        }
+        match row(record, &headers, &columns, form, delimiter == b',', bars) {
             Ok((day, bar)) => rows.push(Row { day, line, bar }),
             Err(message) if source.skip_bad_rows => bad.push(format!("line {line}: {message}")),
             Err(message) => {
@@ -107,6 +114,20 @@ pub fn read_csv(path: &Path, source: &Source) -> Result<Days> {
     Ok(days)
 }
 
+/// Refuses files with several series, one below the other.
+fn one_series(headers: &[&str], records: &[&csv::StringRecord]) -> std::result::Result<(), String> {
+    const NAMES: [&str; 4] = ["symbol", "ticker", "name", "stock"];
+    let Some(at) = headers.iter().position(|h| NAMES.iter().any(|n| h.eq_ignore_ascii_case(n))) else { return Ok(()) };
+    let mut values = records.iter().filter_map(|r| r.get(at));
+    let Some(first) = values.next() else { return Ok(()) };
+    match values.find(|v| *v != first) {
+        Some(other) => {
+            Err(format!("column {} has several values ({first}, {other}): leave one of them in the file", headers[at]))
+        }
+        None => Ok(()),
+    }
+}
+
 /// The day and bar of a row.
 fn row(
     record: &csv::StringRecord,
@@ -114,7 +135,13 @@ fn row(
     columns: &Columns,
     form: &str,
     thousands: bool,
+    bars: bool,
 ) -> std::result::Result<(Date, Bar), String> {
+    if record.iter().skip(headers.len()).any(|field| !field.is_empty()) {
+        let hint = "a number with commas outside of quotes?";
+        return Err(format!("{} fields, expected {} ({hint})", record.len(), headers.len()));
+    }
+    let shown = |text: &str| format!("{:?}", text.chars().take(40).collect::<String>());
     let field = |column: usize| {
         let missing = || format!("{} fields, expected {}", record.len(), headers.len());
         record.get(column).ok_or_else(missing)
@@ -122,14 +149,18 @@ fn row(
     let number = |column: usize, least: f64| {
         let text = field(column)?;
         let value = parse_number(text, thousands).filter(|v| v.is_finite() && *v >= least);
-        value.ok_or_else(|| format!("{} is {text:?}, expected a positive number", headers[column]))
+        let expected = if least > 0. { "a positive number" } else { "zero or more" };
+        value.ok_or_else(|| format!("{} is {}, expected {expected}", headers[column], shown(text)))
     };
     let price = |column: usize| number(column, f64::MIN_POSITIVE);
     let or_close = |column: Option<usize>| price(column.unwrap_or(columns.close));
     let text = field(columns.date)?;
     let day = dates::date(text, form)
-        .ok_or_else(|| format!("{} is {text:?}, expected a date such as 2008-10-14", headers[columns.date]))?;
+        .ok_or_else(|| format!("{} is {}, expected a date such as 2008-10-14", headers[columns.date], shown(text)))?;
     let close = or_close(columns.adjusted)?;
+    if !bars {
+        return Ok((day, Bar::closing(close)));
+    }
     let factor = close / price(columns.close)?;
     let bar = Bar {
         open: or_close(columns.open)? * factor,
@@ -151,10 +182,13 @@ fn parse_number(text: &str, thousands: bool) -> Option<f64> {
         (at, 'B' | 'b') => (&text[..at], 1e9),
         _ => (text, 1.),
     };
-    let (whole, _) = digits.split_once('.').unwrap_or((digits, ""));
+    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
     let mut groups = whole.split(',');
     let leading = groups.next()?;
     let rest: Vec<&str> = groups.collect();
+    if fraction.contains(',') {
+        return None;
+    }
     if !rest.is_empty() && (!thousands || leading.is_empty() || leading.len() > 3 || rest.iter().any(|g| g.len() != 3))
     {
         return None;
@@ -174,9 +208,14 @@ impl Days {
                 counted(gaps.len(), "gap")
             ));
         }
+        let mut spaces: Vec<_> = self.dates.windows(2).map(apart).collect();
+        spaces.sort_unstable();
+        if let Some(&median) = spaces.get(spaces.len() / 2).filter(|m| **m > 3) {
+            self.warnings.push(format!("rows are {median} days apart, this model is made for daily prices"));
+        }
         let factor = |i: usize| self.bars[i + 1].close / self.bars[i].close;
         let jumps: Vec<usize> =
-            (0..self.bars.len().saturating_sub(1)).filter(|&i| !(0.62..1.6).contains(&factor(i))).collect();
+            (0..self.bars.len().saturating_sub(1)).filter(|&i| !(0.7..1.45).contains(&factor(i))).collect();
         if let Some(&first) = jumps.first() {
             self.warnings.push(format!(
                 "the close changes like after a split on {}, first by a factor of {:.3} on {}: if no crash explains it, use \
@@ -210,11 +249,19 @@ mod tests {
 
     #[test]
     fn days_are_sorted_and_adjusted() -> Result<()> {
-        let days =
-            read("Date,OPEN,High,Low,close,Volume,Adj Close\n2020-01-03,4,5,3,4,9,4\n2020-01-02,10,12,8,10,7,5\n")?;
+        let bars = Source { features: FeatureSet::Ohlcv, ..Source::default() };
+        let days = read_with(
+            "Date,OPEN,High,Low,close,Volume,Adj Close\n2020-01-03,4,5,3,4,9,4\n2020-01-02,10,12,8,10,7,5\n",
+            &bars,
+        )?;
         assert_eq!(days.dates.iter().map(|d| d.to_string()).collect::<Vec<_>>(), ["2020-01-02", "2020-01-03"]);
         assert_eq!(days.bars[0], Bar { open: 5., high: 6., low: 4., close: 5., volume: 7. });
         assert!(days.missing.is_empty() && days.warnings.is_empty());
+        // A model of closes reads no more than it needs.
+        let gap = read("Date,Open,Close,Volume\n2020-01-03,,4,\n")?;
+        assert_eq!(gap.bars, [Bar::closing(4.)]);
+        let adjusted = read_with("Date,Open,Adj Close\n2020-01-03,8,4\n", &bars)?;
+        assert!(adjusted.missing.contains(&"Open") && !adjusted.missing.contains(&"Adj Close"));
         let close = read("date,close\n2020-01-02,3\n")?;
         assert_eq!(close.bars, [Bar::closing(3.)]);
         assert_eq!(close.missing, ["Open", "High", "Low", "Volume", "Adj Close"]);
@@ -228,7 +275,7 @@ mod tests {
             "Date;Close;Volume\n02.01.2020;1234.5;7000\n13.01.2020;1235;7000\n",
             "Date\tClose\tVolume\n\"Jan 2, 2020\"\t1234.5\t0.007M\n\"Jan 3, 2020\"\t1235\t7000\n",
         ] {
-            let days = read(text)?;
+            let days = read_with(text, &Source { features: FeatureSet::Ohlcv, ..Source::default() })?;
             let bars: Vec<_> = days.bars.iter().map(|b| (b.close, b.volume)).collect();
             assert_eq!(bars, [(1234.5, 7000.), (1235., 7000.)], "{text}");
             assert_eq!(days.dates[0], Date::constant(2020, 1, 2), "{text}");
@@ -245,6 +292,8 @@ mod tests {
             ("Date,Close\n2020-01-02,NaN\n", "line 2: Close is \"NaN\""),
             ("Date,Close\n2020-01-02,\"12,5\"\n", "line 2: Close is \"12,5\""),
             ("Date;Close\n2020-01-02;1,234\n", "line 2: Close is \"1,234\""),
+            ("Date;Close\n2020-01-02;1.234,56\n", "line 2: Close is \"1.234,56\""),
+            ("Date,Close,Volume\n2020-01-02,1,234.50,7\n", "line 2: 4 fields, expected 3 (a number with commas"),
             ("Date,Close\n2020-01-02,1\n\nsoon,1\n", "line 4: Date is \"soon\""),
             ("Date,Close\n2020-01-02,1\n2020-01-03\n", "line 3: 1 fields, expected 2"),
             (
@@ -261,6 +310,8 @@ mod tests {
         for (text, expected) in [
             ("", "empty"),
             ("Date,Open\n", "no column close; it has Date, Open (name one with --column)"),
+            ("Date,Close,Note\n2020-01-02,1,\"see\n2020-01-03,1,\n", "line 2: a quotation mark is not closed"),
+            ("Date,Close,Name\n2020-01-02,1,A\n2020-01-02,2,B\n", "column Name has several values (A, B)"),
             ("Date,Close\n03/04/2008,1\n05/06/2008,1\n", "could be month/day/year or day/month/year"),
         ] {
             let message = read(text).map(|_| ()).unwrap_err().to_string();
