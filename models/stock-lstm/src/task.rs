@@ -31,6 +31,8 @@ pub struct StockTask {
     splits: [usize; 3],
     /// Mean log return of the training part.
     drift: f64,
+    /// The last day that the training of the weights saw, if they are loaded ones.
+    seen: Option<String>,
     target: Target,
     device: Device,
 }
@@ -279,6 +281,7 @@ impl Task for StockTask {
             window: config.window,
             splits,
             drift,
+            seen: fitted.and_then(|f| f[VALIDATION][1].as_str()).map(String::from),
             target,
             device: device.clone(),
         })
@@ -315,6 +318,14 @@ impl Task for StockTask {
 
     fn warnings(&self) -> Vec<String> {
         let mut warnings = self.days.warnings.clone();
+        let first = self.days.dates.get(self.target_day(self.splits[1])).map(|d| d.to_string());
+        if let (Some(first), Some(seen)) = (first, self.seen.as_ref())
+            && first <= *seen
+        {
+            warnings.push(format!(
+                "the test days begin on {first}, but the weights saw days until {seen} in training: they may know the outcome"
+            ));
+        }
         if self.days.missing.contains(&"Adj Close") {
             warnings.push("the file has no column Adj Close: splits and dividends look like price moves".into());
         }
