@@ -36,6 +36,20 @@ pub fn replace(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::Result
     sync_directory(directory)
 }
 
+/// Writes a file by `fill` and makes its contents, but not yet its name, durable: for files of a directory that is moved
+/// into place as a whole, after [`sync_directory`].
+///
+/// # Errors
+/// What `fill` or the operating system reports.
+pub fn create(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
+    let write = || -> std::io::Result<()> {
+        let mut buffered = BufWriter::with_capacity(1 << 20, File::create(path)?);
+        fill(&mut buffered)?;
+        buffered.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()
+    };
+    write().map_err(Error::io(path))
+}
+
 /// Makes `to` another name of the file `from`, or a copy of it where the file system has no such names. What `to` was
 /// before is replaced at once.
 ///

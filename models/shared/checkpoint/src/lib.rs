@@ -19,8 +19,8 @@
 mod atomic;
 mod safetensors;
 
-pub use atomic::{link, replace, sha256, sha256_of, sync_directory};
-pub use safetensors::{Checkpoint, read, write};
+pub use atomic::{create, link, replace, sha256, sha256_of, sync_directory};
+pub use safetensors::{Checkpoint, create_weights, read, write};
 
 use std::path::{Path, PathBuf};
 

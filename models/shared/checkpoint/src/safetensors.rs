@@ -4,6 +4,7 @@
 //! metadata give the same bytes.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::Path;
 
 use candle_core::safetensors::Load;
@@ -86,6 +87,31 @@ fn repeated_name(bytes: &[u8]) -> Option<String> {
 /// # Errors
 /// The operating system's, or a tensor that cannot be brought to the CPU; the old file stays then.
 pub fn write(path: &Path, tensors: &[(String, Tensor)], metadata: &BTreeMap<String, String>) -> Result<()> {
+    let (header, values) = layout(path, tensors, metadata)?;
+    atomic::replace(path, |file| fill(file, &header, &values))
+}
+
+/// [`write`] for a file of a directory that is moved into place as a whole: see [`create`](atomic::create).
+///
+/// # Errors
+/// As [`write`]; half a file may be left.
+pub fn create_weights(path: &Path, tensors: &[(String, Tensor)], metadata: &BTreeMap<String, String>) -> Result<()> {
+    let (header, values) = layout(path, tensors, metadata)?;
+    atomic::create(path, |file| fill(file, &header, &values))
+}
+
+fn fill(file: &mut dyn Write, header: &str, values: &[Tensor]) -> std::io::Result<()> {
+    file.write_all(&(header.len() as u64).to_le_bytes())?;
+    file.write_all(header.as_bytes())?;
+    values.iter().try_for_each(|t| file.write_all(&View::data(&t)))
+}
+
+/// The header, and the tensors on the CPU in the order in which it names them.
+fn layout(
+    path: &Path,
+    tensors: &[(String, Tensor)],
+    metadata: &BTreeMap<String, String>,
+) -> Result<(String, Vec<Tensor>)> {
     let failed =
         |tensor: &str, e| Error::Tensor { path: path.to_path_buf(), tensor: tensor.to_string(), source: Box::new(e) };
     // The format aligns every tensor to its element size: wider elements come first.
@@ -106,11 +132,7 @@ pub fn write(path: &Path, tensors: &[(String, Tensor)], metadata: &BTreeMap<Stri
     header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
     let on_cpu = |(name, t): &&(String, Tensor)| t.to_device(&Device::Cpu).map_err(|e| failed(name, e));
     let values = order.iter().map(on_cpu).collect::<Result<Vec<_>>>()?;
-    atomic::replace(path, |file| {
-        file.write_all(&(header.len() as u64).to_le_bytes())?;
-        file.write_all(header.as_bytes())?;
-        values.iter().try_for_each(|t| file.write_all(&View::data(&t)))
-    })
+    Ok((header, values))
 }
 
 #[cfg(test)]

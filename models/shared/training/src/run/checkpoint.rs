@@ -64,17 +64,17 @@ pub(crate) struct Saved {
 /// Writes all files of a checkpoint to `directory`, the manifest last; `best` are files beside it.
 pub(super) fn fill(directory: &Path, snapshot: &Snapshot, best: &[String]) -> Result<()> {
     let Snapshot { weights, metadata, optimizer, average, state } = snapshot;
-    zoo_checkpoint::write(&directory.join(MODEL), weights, metadata)?;
-    zoo_checkpoint::write(&directory.join(OPTIMIZER), optimizer, &BTreeMap::new())?;
+    zoo_checkpoint::create_weights(&directory.join(MODEL), weights, metadata)?;
+    zoo_checkpoint::create_weights(&directory.join(OPTIMIZER), optimizer, &BTreeMap::new())?;
     let mut names = vec![MODEL, OPTIMIZER, STATE];
     if let Some(average) = average {
-        zoo_checkpoint::write(&directory.join(AVERAGE), average, metadata)?;
+        zoo_checkpoint::create_weights(&directory.join(AVERAGE), average, metadata)?;
         names.push(AVERAGE);
     }
     let json = |name: &str, text: serde_json::Result<String>| -> Result<()> {
         let path = directory.join(name);
         let text = text.map_err(|e| Error::Run(format!("{}: {e}", path.display())))?;
-        Ok(zoo_checkpoint::replace(&path, |f| f.write_all(text.as_bytes()))?)
+        Ok(zoo_checkpoint::create(&path, |f| f.write_all(text.as_bytes()))?)
     };
     json(STATE, serde_json::to_string_pretty(state))?;
     let records = |directory: &Path, names: &[&str]| -> Result<BTreeMap<String, FileRecord>> {

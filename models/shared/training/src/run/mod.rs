@@ -189,6 +189,7 @@ impl RunDirectory {
                 self.sync_log()?;
                 fs::create_dir_all(&temporary).map_err(Error::io(&temporary))?;
                 checkpoint::fill(&temporary, snapshot, &best)?;
+                zoo_checkpoint::sync_directory(&temporary)?;
                 fs::rename(&temporary, &target).map_err(Error::io(&target))?;
                 Ok(zoo_checkpoint::sync_directory(&directory)?)
             };
