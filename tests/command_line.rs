@@ -126,6 +126,9 @@ fn a_price_file_is_forecast_with_intervals() -> Outcome {
     for (more, code, expected) in [
         (vec!["--horizon", "0"], 2, "--horizon 0"),
         (vec!["--interval", "100"], 2, "--interval 100"),
+        (vec!["--interval", "0.9"], 2, "from 1 to less than 100"),
+        (vec!["--output", "prices.csv"], 2, "prices.csv is an input"),
+        (vec!["--output", "run/best.safetensors"], 2, "best.safetensors is an input"),
         (vec!["--plot", "f.pdf"], 2, "ends in .svg or .png"),
         (vec!["--column", "Open"], 1, "no column Open"),
         (vec!["--json"], 2, "--output"),

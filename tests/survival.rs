@@ -312,6 +312,8 @@ fn a_run_in_use_a_changed_configuration_and_other_data_are_refused() -> Outcome 
     };
     refused(&["--set", "train.lr=0.01"], "train.lr: 0.001 then, 0.01 now")?;
     refused(&["--set", "data.simulated_days=301"], "--allow-change data")?;
+    refused(&["--epochs", "1"], "the new length is 7: make it longer")?;
+    refused(&["--allow-change", "train.lrr"], "--allow-change train.lrr: there is no such key")?;
     refused(
         &["--set", "train.lr=0.01", "--set", "train.ema=0.5"],
         "allow it with --allow-change train.lr --allow-change train.ema",
@@ -330,7 +332,7 @@ fn a_run_in_use_a_changed_configuration_and_other_data_are_refused() -> Outcome 
     assert!(child.try_wait()?.is_none(), "a run that was made longer does not go on");
     child.kill()?;
     child.wait()?;
-    let allowed = ["--set", "train.lr=0.01", "--allow-change", "train.lr", "--epochs", "120"];
+    let allowed = ["--set", "train.lr=0.01", "--allow-change", "train.lr", "--epochs", "600"];
     assert!(resume(dir.path(), &allowed)?.status.success());
     assert!(std::fs::read_to_string(dir.path().join("run/config.toml"))?.contains("lr = 0.01"));
     Ok(())

@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 use candle_core::Device;
 use serde_json::{Map, Value, json};
 use zoo_layers::Params;
+use zoo_layers::optim::norm_squared;
 use zoo_training::config::ConfigOf;
 use zoo_training::{Config, Description, Evaluation, Metrics, Split, Task};
 
@@ -35,6 +36,13 @@ impl<T: Task> Loaded<T> {
         let params = Params::load(file.tensors, device);
         let model = T::build(&config.model, params.builder()).with_context(|| shown.to_string())?;
         params.check().with_context(|| shown.to_string())?;
+        for (name, tensor) in params.tensors() {
+            if !norm_squared(&tensor)?.is_finite() {
+                bail!(
+                    "{shown}: {name} has values that are not finite numbers: the file is damaged, or its training failed"
+                )
+            }
+        }
         Ok(Self { model, params, config, fitted })
     }
 }

@@ -1,5 +1,7 @@
 //! `zoo predict`.
 
+use std::path::Path;
+
 use anyhow::Context;
 use serde_json::{Value, json};
 use zoo_training::{Error, Prediction, Request, Task};
@@ -12,15 +14,25 @@ use crate::registry::{changed_source, device, weights};
 
 pub(crate) fn run<T: Task>(args: &PredictArgs) -> anyhow::Result<()> {
     let (device, path) = (device(&args.device)?, weights(&args.checkpoint));
-    if !(args.interval > 0. && args.interval < 100.) {
-        return Err(
-            Error::Usage(format!("--interval {}: expected a percentage between 0 and 100", args.interval)).into()
-        );
+    if !(args.interval >= 1. && args.interval < 100.) {
+        return Err(Error::Usage(format!(
+            "--interval {}: expected a percentage, from 1 to less than 100",
+            args.interval
+        ))
+        .into());
     }
     if !(1..=10_000).contains(&args.horizon) {
         return Err(Error::Usage(format!("--horizon {}: expected 1 to 10000", args.horizon)).into());
     }
     args.plot.as_deref().map_or(Ok(()), check_name)?;
+    let same = |a: &Path, b: &Path| a.canonicalize().is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b));
+    for output in args.output.iter().chain(&args.plot) {
+        if same(output, &args.input) || same(output, &path) {
+            return Err(
+                Error::Usage(format!("{} is an input: choose another name for the result", output.display())).into()
+            );
+        }
+    }
     let Loaded { model, config, fitted, .. } = Loaded::<T>::read(&path, &device)?;
     let source = changed_source::<T>(&config, &args.how.settings())?;
     let request = Request { input: &args.input, horizon: args.horizon, interval: args.interval / 100. };

@@ -220,7 +220,17 @@ impl Task for StockTask {
         fitted: Option<&Value>,
         device: &Device,
     ) -> zoo_training::Result<Self> {
-        let &Source { ref path, target, features, valid, test, simulated_days, .. } = source;
+        let &Source {
+            ref path,
+            ref column,
+            ref date_column,
+            ref skip_bad_rows,
+            target,
+            features,
+            valid,
+            test,
+            simulated_days,
+        } = source;
         let path = Some(Path::new(path)).filter(|p| !p.as_os_str().is_empty());
         if [config.hidden, config.layers, config.window].contains(&0) {
             return Err(Error::Usage("model.hidden, model.layers and model.window must be at least 1".into()));
@@ -237,6 +247,11 @@ impl Task for StockTask {
         }
         if !(0. ..1.).contains(&valid) || !(0. ..1.).contains(&test) || valid + test >= 1. {
             return Err(Error::Usage("data.valid and data.test must be shares that leave a training part".into()));
+        }
+        if path.is_none() && (*skip_bad_rows || !column.is_empty() || !date_column.is_empty()) {
+            return Err(Error::Usage(
+                "data.column, date_column and skip_bad_rows are about a file: give one by --data".into(),
+            ));
         }
         let days = match path {
             Some(path) => read_csv(path, source)?,
@@ -308,7 +323,8 @@ impl Task for StockTask {
     fn fitted(&self) -> Value {
         let mut fitted = serde_json::to_value(&self.scaler).unwrap_or_default();
         let range = self.range(Split::Valid);
-        if !range.is_empty() {
+        // Simulated days share no more than dates with real ones.
+        if !range.is_empty() && !self.simulated {
             // The days that chose the weights: what intervals are made of later.
             let day = |i: usize| Value::from(self.days.dates[self.target_day(i)].to_string());
             fitted[VALIDATION] = [day(range.start), day(range.end - 1)].into_iter().collect();

@@ -181,9 +181,9 @@ pub fn diagnose(history: &History, config: &Value) -> Diagnosis {
         (Verdict::SlowConvergence, because)
     } else if flat {
         let because = format!(
-            "the training loss went from {train_start:.4} to {train_end:.4} ({:.1} standard errors), the validation loss from \
-             {valid_start:.4} to {valid_best:.4} at best",
-            numbers.rise
+            "the training loss went from {train_start:.4} to {train_end:.4} (a change of {:.1} standard errors; {CHANCE} or \
+             less may be chance), the validation loss from {valid_start:.4} to {valid_best:.4} at best",
+            numbers.rise.abs()
         );
         (Verdict::Underfitting, because)
     } else {

@@ -176,6 +176,19 @@ impl<'a, T: Task> Trainer<'a, T> {
                 shown.join("; ")
             )));
         }
+        let flat = |key: &String| now["config"].pointer(&format!("/{}", key.replacen('.', "/", 1))).is_none();
+        if let Some(key) = changed.iter().find(|key| *key != "data" && flat(key)) {
+            return Err(Error::Usage(format!(
+                "--allow-change {key}: there is no such key (--print-config lists them)"
+            )));
+        }
+        let (done, total) = (found.saved.as_ref().map_or(0, |s| s.state.step), self.total_steps());
+        if done > total {
+            return Err(Error::Usage(format!(
+                "{} has done {done} steps already, and the new length is {total}: make it longer",
+                run.path().display()
+            )));
+        }
         run.return_to(&found)?;
         found.warnings.iter().for_each(|w| observer.observe(&Event::Warning(w)));
         match found.saved {
