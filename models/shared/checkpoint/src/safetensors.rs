@@ -91,10 +91,10 @@ pub fn write(path: &Path, tensors: &[(String, Tensor)], metadata: &BTreeMap<Stri
     atomic::replace(path, |file| fill(file, &header, &values))
 }
 
-/// [`write`] for a file of a directory that is moved into place as a whole: see [`create`](atomic::create).
+/// [`write()`] for a file of a directory that is moved into place as a whole: see [`create`](atomic::create).
 ///
 /// # Errors
-/// As [`write`]; half a file may be left.
+/// As [`write()`]; half a file may be left.
 pub fn create_weights(path: &Path, tensors: &[(String, Tensor)], metadata: &BTreeMap<String, String>) -> Result<()> {
     let (header, values) = layout(path, tensors, metadata)?;
     atomic::create(path, |file| fill(file, &header, &values))
