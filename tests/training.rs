@@ -62,12 +62,19 @@ fn a_trained_model_loads_from_one_file_and_forecasts_as_it_was_judged() -> Outco
 }
 
 #[test]
-fn a_file_that_does_not_describe_itself_is_refused_by_name() -> Outcome {
+fn a_file_that_is_no_model_or_damaged_is_refused_by_name() -> Outcome {
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("weights.safetensors");
     zoo_checkpoint::write(&path, &[], &Default::default())?;
     let message = StockLstm::load(&path, &Device::Cpu).map(|_| ()).unwrap_err().to_string();
     assert!(message.contains("weights.safetensors: no model in its metadata"), "{message}");
+    // Neither does one that says what it is, but holds no numbers.
+    let mut bytes = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../weights/stock-lstm.safetensors"))?;
+    let last = bytes.len() - 4;
+    bytes[last..].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(&path, bytes)?;
+    let message = StockLstm::load(&path, &Device::Cpu).map(|_| ()).unwrap_err().to_string();
+    assert!(message.contains("has values that are not finite numbers"), "{message}");
     Ok(())
 }
 

@@ -72,7 +72,10 @@ pub(crate) fn run<T: Task>(args: &TuneArgs) -> anyhow::Result<ExitCode> {
         }
     }
     let out = args.out.clone().unwrap_or_else(|| Path::new("runs").join(format!("{}-tune", T::NAME)));
-    let base = to_toml(&resolve(&[])?)?;
+    let config = resolve(&[])?;
+    let base = to_toml(&config)?;
+    let data = T::open(&config.model, &config.data, config.train.seed, None, &device)?.describe_data();
+    note(&data);
     let mut study = Study {
         device,
         stop: stop_flag()?,
@@ -88,7 +91,7 @@ pub(crate) fn run<T: Task>(args: &TuneArgs) -> anyhow::Result<ExitCode> {
             .try_fold(true, |on, set| Ok::<_, anyhow::Error>(on && study.trial::<T>(set, &resolve)?))?,
         Search::InOrder => in_order::<T>(&axes, &mut study, &resolve)?,
     };
-    study.out.report(T::NAME, args.json);
+    study.out.report(T::NAME, &data, args.json);
     if !done {
         note(&format!("stopped; the same call goes on with {}", out.display()));
         return Ok(ExitCode::from(INTERRUPTED));
@@ -238,7 +241,7 @@ impl Results {
         at.and_then(|i| self.trials[i].loss).unwrap_or(f64::INFINITY)
     }
 
-    fn report(&self, model: &str, as_json: bool) {
+    fn report(&self, model: &str, data: &str, as_json: bool) {
         let mut ranked: Vec<&Trial> = self.trials.iter().collect();
         ranked.sort_by(|a, b| a.loss.unwrap_or(f64::INFINITY).total_cmp(&b.loss.unwrap_or(f64::INFINITY)));
         if as_json {
@@ -253,7 +256,9 @@ impl Results {
                     })
                 })
                 .collect();
-            print_json(&json!({ "model": model, "out": self.path.display().to_string(), "trials": trials }));
+            print_json(
+                &json!({ "model": model, "data": data, "out": self.path.display().to_string(), "trials": trials }),
+            );
             return;
         }
         let names: Vec<&String> =

@@ -7,6 +7,7 @@ use std::path::Path;
 use candle_core::{Device, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use serde::Deserialize;
+use zoo_layers::optim::norm_squared;
 use zoo_layers::{Dropout, Linear, Lstm, LstmConfig, Mode, Params};
 
 use crate::{Bar, Config, FeatureSet, Scaler};
@@ -72,6 +73,11 @@ impl StockLstm {
         let model = Self::new(&config, params.builder())?;
         if let Err(e) = params.check() {
             bail!("{}: {e}", path.display())
+        }
+        for (name, tensor) in params.tensors() {
+            if !norm_squared(&tensor)?.is_finite() {
+                bail!("{}: {name} has values that are not finite numbers: the file is damaged", path.display())
+            }
         }
         Forecaster::new(model, config, scaler, device)
             .map_err(|e| candle_core::Error::msg(format!("{}: {e}", path.display())))

@@ -149,7 +149,11 @@ fn row(
     let number = |column: usize, least: f64| {
         let text = field(column)?;
         let value = parse_number(text, thousands).filter(|v| v.is_finite() && *v >= least);
-        let expected = if least > 0. { "a positive number" } else { "zero or more" };
+        let expected = match least > 0. {
+            _ if text.contains(',') => "a decimal point (decimal commas are not read)",
+            true => "a positive number",
+            false => "zero or more",
+        };
         value.ok_or_else(|| format!("{} is {}, expected {expected}", headers[column], shown(text)))
     };
     let price = |column: usize| number(column, f64::MIN_POSITIVE);
@@ -292,7 +296,7 @@ mod tests {
             ("Date,Close\n2020-01-02,NaN\n", "line 2: Close is \"NaN\""),
             ("Date,Close\n2020-01-02,\"12,5\"\n", "line 2: Close is \"12,5\""),
             ("Date;Close\n2020-01-02;1,234\n", "line 2: Close is \"1,234\""),
-            ("Date;Close\n2020-01-02;1.234,56\n", "line 2: Close is \"1.234,56\""),
+            ("Date;Close\n2020-01-02;1.234,56\n", "line 2: Close is \"1.234,56\", expected a decimal point"),
             ("Date,Close,Volume\n2020-01-02,1,234.50,7\n", "line 2: 4 fields, expected 3 (a number with commas"),
             ("Date,Close\n2020-01-02,1\n\nsoon,1\n", "line 4: Date is \"soon\""),
             ("Date,Close\n2020-01-02,1\n2020-01-03\n", "line 3: 1 fields, expected 2"),
