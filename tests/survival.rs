@@ -302,12 +302,17 @@ fn a_run_in_use_a_changed_configuration_and_other_data_are_refused() -> Outcome 
     let dir = tempfile::tempdir()?;
     stopped(dir.path())?;
     let config = std::fs::read_to_string(dir.path().join("run/config.toml"))?;
+    let best = std::fs::read(dir.path().join("run/best.safetensors"))?;
     let refused = |more: &[&str], expected: &str| -> Outcome {
         let output = resume(dir.path(), more)?;
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{said}");
         assert!(said.contains(expected), "{said}");
         assert_eq!(std::fs::read_to_string(dir.path().join("run/config.toml"))?, config);
+        assert!(
+            std::fs::read(dir.path().join("run/best.safetensors"))? == best,
+            "a refused call changed the best weights"
+        );
         Ok(())
     };
     refused(&["--set", "train.lr=0.01"], "train.lr: 0.001 then, 0.01 now")?;
@@ -318,14 +323,12 @@ fn a_run_in_use_a_changed_configuration_and_other_data_are_refused() -> Outcome 
         &["--set", "train.lr=0.01", "--set", "train.ema=0.5"],
         "allow it with --allow-change train.lr --allow-change train.ema",
     )?;
-    let best = std::fs::read(dir.path().join("run/best.safetensors"))?;
     let mut child = zoo(dir.path(), &["--resume", "run", "--epochs", "100000"]).spawn()?;
     sleep(Duration::from_millis(500));
     let output = resume(dir.path(), &[])?;
     child.kill()?;
     child.wait()?;
     assert!(String::from_utf8_lossy(&output.stderr).contains("run is in use by another process"));
-    assert!(!best.is_empty());
     // What was allowed once holds for later lives, also before the next checkpoint.
     let mut child = zoo(dir.path(), &["--resume", "run"]).spawn()?;
     sleep(Duration::from_millis(300));

@@ -35,7 +35,7 @@ impl TensorBoard {
         Ok(board)
     }
 
-    /// Writes an event with what it holds. Its pictures are no reason to stop a run: a failure is said once.
+    /// Writes an event with what it holds. An event file is no reason to stop a run: a failure is said once.
     fn record(&mut self, step: u64, content: &[u8]) {
         let Some(file) = &mut self.file else { return };
         let time = self.began.0 + self.began.1.elapsed().as_secs_f64();

@@ -176,8 +176,8 @@ impl<'a, T: Task> Trainer<'a, T> {
                 shown.join("; ")
             )));
         }
-        let flat = |key: &String| now["config"].pointer(&format!("/{}", key.replacen('.', "/", 1))).is_none();
-        if let Some(key) = changed.iter().find(|key| *key != "data" && flat(key)) {
+        let unknown = |key: &String| now["config"].pointer(&format!("/{}", key.replacen('.', "/", 1))).is_none();
+        if let Some(key) = changed.iter().find(|key| *key != "data" && unknown(key)) {
             return Err(Error::Usage(format!(
                 "--allow-change {key}: there is no such key (--print-config lists them)"
             )));
