@@ -3,13 +3,19 @@
 //! Every op has a plain twin in candle's own operations, its `reference()`: the specification, the oracle of its
 //! tests, and what runs where there is no kernel (another dtype, a device without one, `ZOO_FUSED=0`).
 
+mod activation;
 pub(crate) mod dropout;
 pub mod glue;
 mod linear;
 mod lstm;
+mod norm;
 mod regression_loss;
+mod softmax;
 
+pub use activation::{Activation, elu, gelu, gelu_tanh, relu, silu};
 pub use dropout::{dropout, mask};
-pub use linear::{Activation, linear};
+pub use linear::linear;
 pub use lstm::{LstmState, LstmWeights, lstm};
+pub use norm::{NormKind, layer_norm, rms_norm};
 pub use regression_loss::{huber, mae, mse};
+pub use softmax::{log_softmax, softmax};

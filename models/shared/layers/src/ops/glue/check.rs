@@ -90,7 +90,7 @@ fn compare(what: &str, fused: &[f64], plain: f64, exact: &[f64]) -> Result<()> {
     }
     let scale = exact.iter().fold(0f64, |m, v| m.max(v.abs()));
     let got = error(fused, exact);
-    let allowed = (F32.times_naive * plain).max(F32.relative * scale).max(1e-30);
+    let allowed = (F32.times_naive * plain).max(F32.relative * scale).max(1e-18);
     // A NaN would compare as no error at all.
     let sane = |v: &[f64]| v.iter().all(|x| x.is_finite());
     if got > allowed || (sane(exact) && !sane(fused)) {

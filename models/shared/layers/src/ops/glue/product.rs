@@ -18,6 +18,18 @@ pub struct Matrix<'a> {
     pub col: usize,
 }
 
+impl<'a> Matrix<'a> {
+    /// Row-major with `width` columns.
+    pub fn rows(data: &'a [f32], width: usize) -> Self {
+        Self { data, row: width, col: 1 }
+    }
+
+    /// The transpose of row-major data with `width` columns.
+    pub fn transposed(data: &'a [f32], width: usize) -> Self {
+        Self { data, row: 1, col: width }
+    }
+}
+
 /// One product A·B of a sum: A is (m, k) with any strides, B is (k, n) with consecutive columns.
 #[derive(Clone, Copy)]
 pub struct Term<'a> {

@@ -1,16 +1,13 @@
-use std::borrow::Cow;
-
-use candle_core::Result;
-
-use super::Activation;
-use crate::ops::glue::{Buffer, View};
+use crate::ops::glue::matmul::{matmul, matmul_into};
+use crate::ops::glue::product::Matrix;
+use crate::ops::glue::{Buffer, View, parallel};
 
 /// Rows of x, outputs and inputs.
 #[derive(Clone, Copy)]
-pub(super) struct Size {
-    pub(super) m: usize,
-    pub(super) n: usize,
-    pub(super) k: usize,
+pub(in crate::ops) struct Size {
+    pub(in crate::ops) m: usize,
+    pub(in crate::ops) n: usize,
+    pub(in crate::ops) k: usize,
 }
 
 impl Size {
@@ -20,78 +17,53 @@ impl Size {
     }
 }
 
-/// A matrix with any strides, as the `gemm` crate takes it.
-struct Strided<'a>(&'a [f32], usize, usize);
-
-/// C (m, n) = A (m, k) · B (k, n), added to what `start` put there.
-fn gemm(size: Size, a: Strided, b: Strided, start: impl FnOnce(&mut Buffer) -> bool) -> Vec<f32> {
+/// x Wᵀ + b.
+pub(in crate::ops) fn forward(size: Size, x: &[f32], w: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
     let Size { m, n, k } = size;
     let mut out = Buffer::new(m * n);
-    let add = start(&mut out);
-    // Below this a second thread costs more than it brings.
-    let parallel = if m * n * k < 1 << 17 { gemm::Parallelism::None } else { gemm::Parallelism::Rayon(0) };
-    // SAFETY: the slices hold the matrices of the stated sizes and strides (the callers pass whole tensors), the
-    // output holds m · n elements, initialised if they are read, and is written by this call alone.
-    unsafe {
-        #[rustfmt::skip]
-        gemm::gemm(
-            m, n, k,
-            out.pointer().at(0), 1, n as isize, add,
-            a.0.as_ptr(), a.2 as isize, a.1 as isize,
-            b.0.as_ptr(), b.2 as isize, b.1 as isize,
-            1., 1., false, false, false, parallel,
-        );
-        if k == 0 && !add {
-            std::slice::from_raw_parts_mut(out.pointer().at(0), m * n).fill(0.);
+    if let Some(bias) = bias {
+        assert_eq!(bias.len(), n);
+        for i in 0..m {
+            // SAFETY: row i of the output has n elements, as the bias; nobody else writes yet.
+            unsafe { out.pointer().at(i * n).copy_from_nonoverlapping(bias.as_ptr(), n) }
         }
+    }
+    // SAFETY: the output has m rows of n elements, initialised with the bias if it is added to.
+    unsafe {
+        matmul_into([m, n, k], Matrix::rows(x, k), Matrix::transposed(w, k), out.pointer(), n, bias.is_some());
         out.finish()
     }
 }
 
-pub(super) fn forward(size: Size, x: &[f32], w: &[f32], bias: Option<&[f32]>, f: Activation) -> Vec<f32> {
+/// dz W.
+pub(in crate::ops) fn input_gradient(size: Size, dz: &[f32], w: &[f32]) -> Vec<f32> {
     let Size { m, n, k } = size;
-    let mut y = gemm(size, Strided(x, k, 1), Strided(w, 1, k), |out| {
-        if let Some(bias) = bias {
-            for i in 0..m {
-                // SAFETY: row i of the output has n elements, as the bias; nobody else writes yet.
-                unsafe { out.pointer().at(i * n).copy_from_nonoverlapping(bias.as_ptr(), n) }
-            }
-        }
-        bias.is_some()
-    });
-    match f {
-        Activation::Identity => {}
-        Activation::Relu => y.iter_mut().for_each(|v| *v = if *v < 0. { 0. } else { *v }),
-    }
-    y
+    matmul([m, k, n], Matrix::rows(dz, n), Matrix::rows(w, k))
 }
 
-/// dz from dy and the saved y.
-pub(super) fn activation_backward<'a>(grad: &'a [f32], y: Option<&Vec<f32>>, f: Activation) -> Cow<'a, [f32]> {
-    let Some(y) = y else { return Cow::Borrowed(grad) };
-    match f {
-        Activation::Identity => Cow::Borrowed(grad),
-        Activation::Relu => Cow::Owned(grad.iter().zip(y).map(|(g, y)| if *y > 0. { *g } else { 0. }).collect()),
-    }
-}
-
-pub(super) fn input_gradient(size: Size, dz: &[f32], w: &View) -> Result<Vec<f32>> {
+/// dzᵀ x.
+pub(in crate::ops) fn weight_gradient(size: Size, dz: &[f32], x: &[f32]) -> Vec<f32> {
     let Size { m, n, k } = size;
-    Ok(gemm(Size { m, n: k, k: n }, Strided(dz, n, 1), Strided(w.f32()?, k, 1), |_| false))
+    matmul([n, k, m], Matrix::transposed(dz, n), Matrix::rows(x, k))
 }
 
-pub(super) fn weight_gradient(size: Size, dz: &[f32], x: &View) -> Result<Vec<f32>> {
-    let Size { m, n, k } = size;
-    Ok(gemm(Size { m: n, n: k, k: m }, Strided(dz, 1, n), Strided(x.f32()?, k, 1), |_| false))
-}
-
-/// Sums over rows of n elements.
-pub(super) fn column_sums(rows: &[f32], n: usize) -> Vec<f32> {
-    let mut sums = vec![0f32; n];
-    if n > 0 {
+/// Sums over rows of n elements, in the order of the rows.
+pub(in crate::ops) fn column_sums(rows: &[f32], n: usize) -> Vec<f32> {
+    /// Columns a thread takes at a time.
+    const COLUMNS: usize = 128;
+    let mut sums = Buffer::new(n);
+    let to = sums.pointer();
+    parallel::for_each(n.div_ceil(COLUMNS), |task| {
+        let columns = task * COLUMNS..n.min((task + 1) * COLUMNS);
+        // SAFETY: these columns lie within the buffer and belong to this task alone; they are zeroed before use.
+        let sums = unsafe {
+            to.at(columns.start).write_bytes(0, columns.len());
+            std::slice::from_raw_parts_mut(to.at(columns.start), columns.len())
+        };
         for row in rows.chunks_exact(n) {
-            sums.iter_mut().zip(row).for_each(|(s, v)| *s += v);
+            sums.iter_mut().zip(&row[columns.clone()]).for_each(|(s, v)| *s += v);
         }
-    }
-    sums
+    });
+    // SAFETY: the tasks cover all columns.
+    unsafe { sums.finish() }
 }

@@ -5,26 +5,20 @@
 //! backward  dz = dy · f'(z)     dx = dz W     dW = dzᵀ x     db = Σ over rows of dz
 //! ```
 //!
-//! f' is computed from y (for ReLU it can be), so z is not kept. Products are the `gemm` crate's, f32
+//! f'(z) is computed in the forward pass and kept in the place of z. Products are the `gemm` crate's, f32
 //! accumulated in f32; db is summed in row order.
 
-mod cpu;
+pub(super) mod cpu;
 #[cfg(test)]
 mod tests;
 
-use candle_core::{D, Result, Tensor, bail};
+use std::borrow::Cow;
 
+use candle_core::{D, Error, Result, Tensor, bail};
+
+use super::activation::Activation;
+use super::activation::cpu::{apply as activate, times};
 use super::glue::{Backward, Forward, Op, Output, View, apply_one};
-
-/// The function after an affine map.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Activation {
-    /// z itself.
-    #[default]
-    Identity,
-    /// max(z, 0).
-    Relu,
-}
 
 #[derive(Clone)]
 struct Linear {
@@ -60,10 +54,7 @@ impl Op for Linear {
         if let Some(bias) = inputs.get(2) {
             z = z.broadcast_add(bias)?;
         }
-        let y = match self.activation {
-            Activation::Identity => z,
-            Activation::Relu => z.relu()?,
-        };
+        let y = self.activation.reference(&z)?;
         if let Some(last) = dims.last_mut() {
             *last = n;
         }
@@ -74,24 +65,25 @@ impl Op for Linear {
         let (x, weight) = (&inputs[0], &inputs[1]);
         let mut dims = x.dims().to_vec();
         let size = cpu::Size::new(x, weight);
-        let data =
-            cpu::forward(size, x.f32()?, weight.f32()?, inputs.get(2).map(View::f32).transpose()?, self.activation);
+        let mut data = cpu::forward(size, x.f32()?, weight.f32()?, inputs.get(2).map(View::f32).transpose()?);
+        let slope = activate(&mut data, self.activation, save)?;
         if let Some(last) = dims.last_mut() {
             *last = size.n;
         }
-        let keeps = save && self.activation != Activation::Identity;
-        let saved = if keeps { vec![data.clone()] } else { vec![] };
-        Ok(Forward { outputs: vec![Output { data, shape: dims.into() }], saved })
+        Ok(Forward { outputs: vec![Output { data, shape: dims.into() }], saved: slope.into_iter().collect() })
     }
 
     fn cpu_backward(&self, pass: &Backward) -> Result<Vec<Option<Vec<f32>>>> {
         let Some(grad) = &pass.grads[0] else { bail!("linear: no gradient") };
         let (x, weight) = (&pass.inputs[0], &pass.inputs[1]);
         let size = cpu::Size::new(x, weight);
-        let dz = cpu::activation_backward(grad.f32()?, pass.saved.first(), self.activation);
+        let dz = match pass.saved.first() {
+            Some(slope) => Cow::Owned(times(grad.f32()?, slope)?),
+            None => Cow::Borrowed(grad.f32()?),
+        };
         let mut grads = vec![
-            pass.needs[0].then(|| cpu::input_gradient(size, &dz, weight)).transpose()?,
-            pass.needs[1].then(|| cpu::weight_gradient(size, &dz, x)).transpose()?,
+            pass.needs[0].then(|| Ok::<_, Error>(cpu::input_gradient(size, &dz, weight.f32()?))).transpose()?,
+            pass.needs[1].then(|| Ok::<_, Error>(cpu::weight_gradient(size, &dz, x.f32()?))).transpose()?,
         ];
         if pass.inputs.len() > 2 {
             grads.push(pass.needs[2].then(|| cpu::column_sums(&dz, size.n)));

@@ -3,7 +3,9 @@ use candle_core::{DType, Device, Result, Tensor};
 use super::*;
 use crate::ops::glue::check::{check, random};
 
-const ALL: [Activation; 2] = [Activation::Identity, Activation::Relu];
+use crate::ops::activation::Activation::{Elu, Gelu, GeluTanh, Identity, Relu, Silu};
+
+const ALL: [Activation; 6] = [Identity, Relu, Gelu, GeluTanh, Silu, Elu(1.)];
 
 #[test]
 fn kernel_and_gradients_agree_with_the_reference() -> Result<()> {

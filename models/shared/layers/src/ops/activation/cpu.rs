@@ -1,0 +1,114 @@
+use candle_core::Result;
+use pulp::{Simd, WithSimd};
+
+use super::Activation;
+use crate::ops::glue::{Buffer, Pointer, parallel, simd, vector};
+
+/// Elements a thread takes at a time.
+const CHUNK: usize = 16 * 1024;
+
+/// Puts f(x) in the place of x, and returns f'(x) if it is asked for.
+pub(in crate::ops) fn apply(x: &mut [f32], f: Activation, slope: bool) -> Result<Option<Vec<f32>>> {
+    if f == Activation::Identity {
+        return Ok(None);
+    }
+    let level = simd::level()?;
+    let (n, to) = (x.len(), Pointer::of(x));
+    let mut slopes = Buffer::new(if slope { n } else { 0 });
+    let at = slopes.pointer();
+    parallel::for_each(n.div_ceil(CHUNK), |i| {
+        let first = i * CHUNK;
+        // SAFETY: chunk i starts within both buffers, and lies within them; chunks are disjoint.
+        let (x, slope) = unsafe { (to.at(first), slope.then(|| at.at(first))) };
+        level.run(Kernel { x, slope, n: CHUNK.min(n - first), f });
+    });
+    // SAFETY: the chunks cover the buffer (which is empty if no slopes are wanted), and the kernel writes all of its own.
+    Ok(slope.then(|| unsafe { slopes.finish() }))
+}
+
+/// a · b, element by element.
+pub(in crate::ops) fn times(a: &[f32], b: &[f32]) -> Result<Vec<f32>> {
+    let mut out = Buffer::new(a.len());
+    let to = out.pointer();
+    parallel::for_each(a.len().div_ceil(CHUNK), |i| {
+        let range = i * CHUNK..a.len().min((i + 1) * CHUNK);
+        for (e, (a, b)) in range.clone().zip(a[range.clone()].iter().zip(&b[range])) {
+            // SAFETY: e lies within the buffer, in this task's chunk.
+            unsafe { to.at(e).write(a * b) }
+        }
+    });
+    // SAFETY: every element was written.
+    Ok(unsafe { out.finish() })
+}
+
+/// `n` elements of x, and where their slopes go.
+struct Kernel {
+    x: *mut f32,
+    slope: Option<*mut f32>,
+    n: usize,
+    f: Activation,
+}
+
+impl WithSimd for Kernel {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, s: S) {
+        const ROOT: f32 = 0.797_884_6; // √(2/π)
+        let c = |v: f32| s.splat_f32s(v);
+        let (zero, one) = (c(0.), c(1.));
+        match self.f {
+            Activation::Identity => {}
+            Activation::Relu => self.each(s, |x| {
+                // Compared so that NaN stays.
+                let negative = s.less_than_f32s(x, zero);
+                let positive = s.greater_than_f32s(x, zero);
+                (s.select_f32s(negative, zero, x), s.select_f32s(positive, one, zero))
+            }),
+            Activation::Gelu => self.each(s, |x| {
+                let (below, density) = vector::normal(s, x);
+                let density = s.mul_f32s(density, c(0.398_942_3));
+                (s.mul_f32s(x, below), s.mul_add_e_f32s(x, density, below))
+            }),
+            Activation::GeluTanh => self.each(s, |x| {
+                // (1 + tanh u)/2 = σ(2u) and (1 - tanh² u)/4 = σ(2u) σ(-2u), which are exact where 1 - tanh² is not.
+                let x2 = s.mul_f32s(x, x);
+                let u2 = s.mul_f32s(s.mul_f32s(x, c(2. * ROOT)), s.mul_add_e_f32s(c(0.044715), x2, one));
+                let power = vector::exp(s, s.neg_f32s(s.abs_f32s(u2)));
+                let large = s.div_f32s(one, s.add_f32s(one, power));
+                let small = s.mul_f32s(power, large);
+                let share = s.select_f32s(s.greater_than_f32s(u2, zero), large, small);
+                let rise = s.mul_f32s(c(2. * ROOT), s.mul_add_e_f32s(c(0.134145), x2, one));
+                (s.mul_f32s(x, share), s.mul_add_e_f32s(s.mul_f32s(s.mul_f32s(large, small), x), rise, share))
+            }),
+            Activation::Silu => self.each(s, |x| {
+                let share = vector::sigmoid(s, x);
+                let slope = s.mul_f32s(share, s.mul_add_e_f32s(x, s.sub_f32s(one, share), one));
+                (s.mul_f32s(x, share), slope)
+            }),
+            Activation::Elu(alpha) => self.each(s, |x| {
+                let alpha = c(alpha as f32);
+                let positive = s.greater_than_f32s(x, zero);
+                let y = s.mul_f32s(alpha, vector::exp_minus_one(s, s.select_f32s(positive, zero, x)));
+                (s.select_f32s(positive, x, y), s.select_f32s(positive, one, s.add_f32s(y, alpha)))
+            }),
+        }
+    }
+}
+
+impl Kernel {
+    #[inline(always)]
+    fn each<S: Simd>(self, s: S, f: impl Fn(S::f32s) -> (S::f32s, S::f32s)) {
+        let Self { x, slope, n, .. } = self;
+        for j in (0..n).step_by(S::F32_LANES) {
+            // SAFETY: x and the slopes have n elements, which this task alone accesses.
+            unsafe {
+                let (y, rise) = f(vector::read(s, x, j, n));
+                vector::write(s, x, j, n, y);
+                if let Some(slope) = slope {
+                    vector::write(s, slope, j, n, rise);
+                }
+            }
+        }
+    }
+}

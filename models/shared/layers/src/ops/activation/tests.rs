@@ -1,0 +1,38 @@
+use candle_core::{Device, Result, Tensor};
+
+use super::*;
+use crate::ops::glue::check::{check, random};
+use crate::ops::glue::simd::{levels, with_level};
+
+pub(crate) const ALL: [Activation; 6] = [
+    Activation::Relu,
+    Activation::Gelu,
+    Activation::GeluTanh,
+    Activation::Silu,
+    Activation::Elu(1.),
+    Activation::Elu(0.5),
+];
+
+#[test]
+fn kernels_and_gradients_agree_with_the_reference() -> Result<()> {
+    for f in ALL {
+        for dims in [&[1][..], &[17], &[0, 4], &[3, 5], &[2, 8193]] {
+            check(&Elementwise(f), &[(random(1, dims)? * 3.)?], &[true])?;
+        }
+        // Far out, where one side is the identity and the other nothing.
+        check(&Elementwise(f), &[Tensor::arange(-15.25f32, 15.3, &Device::Cpu)?], &[true])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn extremes_are_finite_and_nan_stays() -> Result<()> {
+    let x = Tensor::new(&[f32::NAN, 1e4, -1e4, 0.], &Device::Cpu)?;
+    for level in levels() {
+        for f in ALL {
+            let y = with_level(level, || f.apply(&x))?.to_vec1::<f32>()?;
+            assert!(y[0].is_nan() && y[1] == 1e4 && y[2] <= 0. && y[2] >= -1. && y[3] == 0., "{f:?} {level:?}: {y:?}");
+        }
+    }
+    Ok(())
+}
