@@ -4,7 +4,9 @@
 //! tests, and what runs where there is no kernel (another dtype, a device without one, `ZOO_FUSED=0`).
 
 mod activation;
+mod cross_entropy;
 pub(crate) mod dropout;
+mod embedding;
 pub mod glue;
 mod linear;
 mod lstm;
@@ -13,7 +15,9 @@ mod regression_loss;
 mod softmax;
 
 pub use activation::{Activation, elu, gelu, gelu_tanh, relu, silu};
+pub use cross_entropy::{CrossEntropyOptions, cross_entropy};
 pub use dropout::{dropout, mask};
+pub use embedding::{embedding, embedding_with_positions};
 pub use linear::linear;
 pub use lstm::{LstmState, LstmWeights, lstm};
 pub use norm::{NormKind, layer_norm, rms_norm};

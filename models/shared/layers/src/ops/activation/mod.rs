@@ -111,11 +111,16 @@ impl Op for Elementwise {
     fn cpu_forward(&self, inputs: &[View], save: bool) -> Result<Forward> {
         let mut data = inputs[0].f32()?.to_vec();
         let slope = cpu::apply(&mut data, self.0, save)?;
-        Ok(Forward { outputs: vec![Output { data, shape: inputs[0].dims().into() }], saved: slope.into_iter().collect() })
+        Ok(Forward {
+            outputs: vec![Output { data, shape: inputs[0].dims().into() }],
+            saved: slope.into_iter().collect(),
+        })
     }
 
     fn cpu_backward(&self, pass: &Backward) -> Result<Vec<Option<Vec<f32>>>> {
-        let (Some(grad), Some(slope)) = (&pass.grads[0], pass.saved.first()) else { bail!("{}: no gradient", self.name()) };
+        let (Some(grad), Some(slope)) = (&pass.grads[0], pass.saved.first()) else {
+            bail!("{}: no gradient", self.name())
+        };
         Ok(vec![Some(cpu::times(grad.f32()?, slope)?)])
     }
 }

@@ -45,7 +45,19 @@ pub fn mask(n: usize, p: f64, stream: &Stream) -> Vec<f32> {
     (0..n).map(|e| if word(e) < op.threshold() { 0. } else { op.scale() }).collect()
 }
 
+/// `x` with its elements dropped, in plain candle operations; unchanged without dropout.
+pub(crate) fn apply_mask(x: &Tensor, dropout: Option<&Dropout>) -> Result<Tensor> {
+    let Some(Dropout { p, stream }) = dropout else { return Ok(x.clone()) };
+    let mask = Tensor::from_vec(mask(x.elem_count(), *p, stream), x.shape(), x.device())?;
+    x * if x.dtype() == DType::F32 { mask } else { mask.to_dtype(x.dtype())? }
+}
+
 impl Dropout {
+    /// `x` with its elements dropped.
+    pub(crate) fn masked(&self, x: &[f32]) -> Result<Vec<f32>> {
+        cpu::apply(x, self)
+    }
+
     pub(crate) fn new(p: f64, stream: Stream) -> Result<Self> {
         if !(0. ..1.).contains(&p) {
             bail!("dropout: expected a probability in [0, 1), got {p}")
@@ -69,18 +81,16 @@ impl Op for Dropout {
     }
 
     fn reference(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
-        let x = &inputs[0];
-        let mask = Tensor::from_vec(mask(x.elem_count(), self.p, &self.stream), x.shape(), x.device())?;
-        Ok(vec![(x * if x.dtype() == DType::F32 { mask } else { mask.to_dtype(x.dtype())? })?])
+        Ok(vec![apply_mask(&inputs[0], Some(self))?])
     }
 
     fn cpu_forward(&self, inputs: &[View], _: bool) -> Result<Forward> {
-        let data = cpu::apply(inputs[0].f32()?, self)?;
+        let data = self.masked(inputs[0].f32()?)?;
         Ok(Forward { outputs: vec![Output { data, shape: inputs[0].dims().into() }], saved: vec![] })
     }
 
     fn cpu_backward(&self, pass: &Backward) -> Result<Vec<Option<Vec<f32>>>> {
         let Some(grad) = &pass.grads[0] else { bail!("dropout: no gradient") };
-        Ok(vec![Some(cpu::apply(grad.f32()?, self)?)])
+        Ok(vec![Some(self.masked(grad.f32()?)?)])
     }
 }

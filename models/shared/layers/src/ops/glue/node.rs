@@ -44,6 +44,13 @@ impl<'a> View<'a> {
         Ok(&data[start..end])
     }
 
+    /// The integers in row-major order.
+    pub fn i64(&self) -> Result<&[i64]> {
+        let Storage::Cpu(CpuStorage::I64(data)) = &*self.storage else { bail!("expected i64 on the CPU") };
+        let Some((start, end)) = self.layout.contiguous_offsets() else { bail!("expected contiguous data") };
+        Ok(&data[start..end])
+    }
+
     /// The dimensions.
     pub fn dims(&self) -> &[usize] {
         self.layout.dims()

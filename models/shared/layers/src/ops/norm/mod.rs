@@ -77,10 +77,14 @@ impl Norm {
         let root = (centred.sqr()?.mean_keepdim(D::Minus1)? + self.eps)?.sqrt()?;
         let mut y = centred.broadcast_div(&root)?;
         let mut rest = rest.iter();
-        if self.affine[0] && let Some(weight) = rest.next() {
+        if self.affine[0]
+            && let Some(weight) = rest.next()
+        {
             y = y.broadcast_mul(weight)?;
         }
-        if self.affine[1] && let Some(bias) = rest.next() {
+        if self.affine[1]
+            && let Some(bias) = rest.next()
+        {
             y = y.broadcast_add(bias)?;
         }
         Ok(y)

@@ -83,10 +83,10 @@ impl WithSimd for ForwardRows<'_> {
                 }
                 let sum = s.reduce_sum_f32s(sum);
                 let sum = if sum == 0. { 1. } else { sum };
-                let (scale, offset) = (s.splat_f32s(1. / sum), s.splat_f32s(max + sum.ln()));
+                let (scale, log_sum) = (s.splat_f32s(1. / sum), s.splat_f32s(sum.ln()));
                 for j in (0..n).step_by(S::F32_LANES) {
                     let v = match log {
-                        true => s.sub_f32s(vector::read(s, x, j, n), offset),
+                        true => s.sub_f32s(s.sub_f32s(vector::read(s, x, j, n), shift), log_sum),
                         false => s.mul_f32s(vector::read(s, y, j, n), scale),
                     };
                     vector::write(s, y, j, n, v);

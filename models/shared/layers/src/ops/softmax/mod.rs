@@ -12,6 +12,8 @@ mod cpu;
 #[cfg(test)]
 mod tests;
 
+pub(super) use cpu::largest;
+
 use candle_core::{D, Result, Tensor, bail};
 
 use super::glue::{Backward, Forward, Op, Output, View, apply_one};
@@ -61,7 +63,7 @@ impl Op for Softmax {
         let (e, sum, max) = exponentials(x)?;
         let empty = sum.detach().eq(0.)?.to_dtype(x.dtype())?;
         Ok(vec![match self.log {
-            true => x.broadcast_sub(&(max + (sum + empty)?.log()?)?)?,
+            true => x.broadcast_sub(&max)?.broadcast_sub(&(sum + empty)?.log()?)?,
             false => e.broadcast_div(&(sum + empty)?)?,
         }])
     }

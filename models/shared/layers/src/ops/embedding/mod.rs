@@ -1,0 +1,112 @@
+//! Rows of a table, with learned positions and dropout in the same node.
+//!
+//! ```text
+//! forward   y[b, t] = dropout(table[ids[b, t]] + positions[first + t])
+//! backward  d = masked dy      dtable[i] = Σ d[b, t] where ids[b, t] = i      dpositions[first + t] = Σ over b of d[b, t]
+//! ```
+//!
+//! Sums are taken in the order of the tokens, by blocks of columns: the same at any number of threads.
+
+mod cpu;
+#[cfg(test)]
+mod tests;
+
+use candle_core::{DType, Device, Result, Tensor, bail};
+
+use super::dropout::{Dropout, apply_mask};
+use super::glue::{Backward, Forward, Op, Output, View, apply_one};
+use crate::random::Stream;
+
+#[derive(Clone)]
+struct Embedding {
+    /// The row of the positions that the first token takes.
+    first: usize,
+    positions: bool,
+    dropout: Option<Dropout>,
+}
+
+/// Rows of `table` (rows, c) by `ids` (…), integers: (…, c).
+///
+/// # Errors
+/// An id that is no row.
+pub fn embedding(ids: &Tensor, table: &Tensor) -> Result<Tensor> {
+    lookup(Embedding { first: 0, positions: false, dropout: None }, ids, table, None)
+}
+
+/// Rows of `table` (rows, c) by `ids` (b, t), plus `positions` (length, c) from row `first` on, with dropout: (b, t, c).
+///
+/// # Errors
+/// An id that is no row, or more tokens than positions.
+pub fn embedding_with_positions(
+    ids: &Tensor,
+    table: &Tensor,
+    positions: &Tensor,
+    first: usize,
+    dropout: Option<(f64, Stream)>,
+) -> Result<Tensor> {
+    let (_, t) = ids.dims2()?;
+    let (length, c) = positions.dims2()?;
+    if first + t > length || table.dims2()?.1 != c {
+        let (ids, table) = (ids.dims(), table.dims());
+        bail!("embedding: ids {ids:?} from {first} and table {table:?} do not fit positions {:?}", positions.dims())
+    }
+    let dropout = dropout.filter(|(p, _)| *p > 0.).map(|(p, stream)| Dropout::new(p, stream)).transpose()?;
+    lookup(Embedding { first, positions: true, dropout }, ids, table, Some(positions))
+}
+
+fn lookup(op: Embedding, ids: &Tensor, table: &Tensor, positions: Option<&Tensor>) -> Result<Tensor> {
+    let (rows, _) = table.dims2()?;
+    if !ids.dtype().is_int() {
+        bail!("embedding: expected integers as ids, got {:?}", ids.dtype())
+    }
+    let ids = ids.to_dtype(DType::I64)?;
+    let on_host = ids.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<i64>()?;
+    if let Some(id) = on_host.iter().find(|id| !(0..rows as i64).contains(*id)) {
+        bail!("embedding: id {id} is none of {rows} rows")
+    }
+    let mut inputs = vec![&ids, table];
+    inputs.extend(positions);
+    apply_one(op, &inputs)
+}
+
+impl Op for Embedding {
+    fn name(&self) -> &'static str {
+        "embedding"
+    }
+
+    fn reference(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        let (ids, table) = (&inputs[0], &inputs[1]);
+        let mut dims = ids.dims().to_vec();
+        dims.push(table.dim(1)?);
+        let mut y = table.index_select(&ids.flatten_all()?, 0)?.reshape(dims)?;
+        if self.positions {
+            y = y.broadcast_add(&inputs[2].narrow(0, self.first, y.dim(1)?)?)?;
+        }
+        Ok(vec![apply_mask(&y, self.dropout.as_ref())?])
+    }
+
+    fn cpu_forward(&self, inputs: &[View], _: bool) -> Result<Forward> {
+        let (ids, table) = (inputs[0].i64()?, inputs[1].f32()?);
+        let mut dims = inputs[0].dims().to_vec();
+        let c = inputs[1].dims()[1];
+        let positions = inputs.get(2).map(View::f32).transpose()?.map(|p| &p[self.first * c..]);
+        let t = dims.last().copied().unwrap_or(1);
+        let data = cpu::forward(ids, table, positions, t, c, self.dropout.as_ref())?;
+        dims.push(c);
+        Ok(Forward { outputs: vec![Output { data, shape: dims.into() }], saved: vec![] })
+    }
+
+    fn cpu_backward(&self, pass: &Backward) -> Result<Vec<Option<Vec<f32>>>> {
+        let Some(grad) = &pass.grads[0] else { bail!("embedding: no gradient") };
+        let (ids, table) = (pass.inputs[0].i64()?, pass.inputs[1].dims());
+        let (rows, c) = (table[0], table[1]);
+        let masked = self.dropout.as_ref().map(|d| d.masked(grad.f32()?)).transpose()?;
+        let dy = masked.as_deref().map_or_else(|| grad.f32(), Ok)?;
+        let mut grads = vec![None, pass.needs[1].then(|| cpu::add_rows(rows, c, dy, |i| ids[i] as usize))];
+        if let Some(positions) = pass.inputs.get(2) {
+            let (t, length) = (pass.inputs[0].dims()[1], positions.dims()[0]);
+            grads.push(pass.needs[2].then(|| cpu::add_rows(length, c, dy, |i| self.first + i % t)));
+        }
+        Ok(grads)
+    }
+}
