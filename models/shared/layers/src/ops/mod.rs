@@ -4,6 +4,7 @@
 //! tests, and what runs where there is no kernel (another dtype, a device without one, `ZOO_FUSED=0`).
 
 mod activation;
+mod attention;
 mod cross_entropy;
 pub(crate) mod dropout;
 mod embedding;
@@ -15,6 +16,7 @@ mod regression_loss;
 mod softmax;
 
 pub use activation::{Activation, elu, gelu, gelu_tanh, relu, silu};
+pub use attention::{AttentionOptions, attention};
 pub use cross_entropy::{CrossEntropyOptions, cross_entropy};
 pub use dropout::{dropout, mask};
 pub use embedding::{embedding, embedding_with_positions};

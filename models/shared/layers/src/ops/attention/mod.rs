@@ -1,0 +1,198 @@
+//! Scaled dot-product attention that never stores T×T, forward or backward.
+//!
+//! For one head, with queries Q (tq, d), keys K and values V (tk, d), scale s, additive mask M and dropout mask m:
+//!
+//! ```text
+//! forward   S = s Q Kᵀ + M      P = softmax S      O = (m P) V       L = ln Σ exp S, a number a row
+//! backward  P = exp(S - L)      D = Σ dO O, a number a row
+//!           dV = (m P)ᵀ dO      dP = m (dO Vᵀ)     dS = P (dP - D)   dQ = s dS K      dK = s dSᵀ Q
+//! ```
+//!
+//! Tiles of S live in the cache: the forward pass corrects its running maximum and sum tile by tile (Milakov and
+//! Gimelshein 2018; Dao et al., *FlashAttention*, 2022), and the backward pass computes the tiles again from L. Causal
+//! attention leaves out the tiles above the diagonal; with tq < tk the last query sees all keys. The dropout mask is
+//! that of a (b, h, tq, tk) tensor. A row that sees nothing gives zeros and no gradient.
+
+pub(super) mod cpu;
+#[cfg(test)]
+mod tests;
+
+use candle_core::{Result, Shape, Tensor, bail};
+
+use self::cpu::{Geometry, Heads};
+use super::dropout::{Dropout, apply_mask};
+use super::glue::{Backward, Forward, Op, Output, View, apply};
+use super::softmax::exponentials;
+use crate::random::Stream;
+
+/// Options of [`attention`].
+#[derive(Clone, Debug, Default)]
+pub struct AttentionOptions {
+    /// Whether a query sees only the keys up to its own place, the last query all of them.
+    pub causal: bool,
+    /// What scores are multiplied with; 1/√d if absent.
+    pub scale: Option<f64>,
+    /// Probability and stream of dropout on the attention weights.
+    pub dropout: Option<(f64, Stream)>,
+}
+
+#[derive(Clone)]
+struct Attention {
+    heads: usize,
+    causal: bool,
+    scale: f64,
+    dropout: Option<Dropout>,
+}
+
+/// Attention of queries `q` over keys `k` and values `v`, with an additive `mask` that broadcasts to (b, h, tq, tk).
+///
+/// Tensors of four dimensions are (b, h, t, d), as in `torch.nn.functional.scaled_dot_product_attention`; of three
+/// (b, t, h d), the heads of a place side by side, with `heads` of them. The result is laid out as `q`. A mask that
+/// itself needs a gradient takes the plain graph, which does store (b, h, tq, tk).
+///
+/// # Errors
+/// Shapes that do not fit.
+pub fn attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    heads: usize,
+    mask: Option<&Tensor>,
+    options: AttentionOptions,
+) -> Result<Tensor> {
+    let AttentionOptions { causal, scale, dropout } = options;
+    let fits = match (q.dims(), k.dims()) {
+        (&[b, h, _, d], &[kb, kh, _, kd]) => (b, h, d) == (kb, kh, kd) && h == heads,
+        (&[b, _, c], &[kb, _, kc]) => (b, c) == (kb, kc) && heads > 0 && c % heads == 0,
+        _ => false,
+    };
+    if !fits || k.dims() != v.dims() {
+        bail!("attention: q {:?}, k {:?} and v {:?} do not fit {heads} heads", q.dims(), k.dims(), v.dims())
+    }
+    let g = geometry(q.dims(), k.dims(), heads);
+    if causal && g.tq > g.tk {
+        bail!("attention: causal, but {} queries and only {} keys", g.tq, g.tk)
+    }
+    let dropout = dropout.filter(|(p, _)| *p > 0.).map(|(p, stream)| Dropout::new(p, stream)).transpose()?;
+    let scale = scale.unwrap_or(1. / (g.d as f64).sqrt());
+    let op = Attention { heads, causal, scale, dropout };
+    let Some(mask) = mask else { return first(apply(op, &[q, k, v])?) };
+    // Rank four, with the last two dimensions in full.
+    let mut dims = vec![1; 4usize.saturating_sub(mask.rank())];
+    dims.extend(mask.dims());
+    let full = [g.batch, g.heads, g.tq, g.tk];
+    if dims.len() != 4 || dims.iter().zip(full).any(|(m, f)| *m != 1 && *m != f) {
+        bail!("attention: mask {:?} does not broadcast to {full:?}", mask.dims())
+    }
+    let mask = mask.reshape(dims.as_slice())?.broadcast_as((dims[0], dims[1], g.tq, g.tk))?;
+    if mask.track_op() {
+        return first(op.reference(&[q.clone(), k.clone(), v.clone(), mask])?);
+    }
+    first(apply(op, &[q, k, v, &mask.to_dtype(q.dtype())?])?)
+}
+
+fn first(outputs: Vec<Tensor>) -> Result<Tensor> {
+    match outputs.into_iter().next() {
+        Some(output) => Ok(output),
+        None => bail!("attention: no output"),
+    }
+}
+
+/// Sizes of tensors that [`attention`] checked.
+fn geometry(q: &[usize], k: &[usize], heads: usize) -> Geometry {
+    let four = q.len() == 4;
+    let (tq, tk) = if four { (q[2], k[2]) } else { (q[1], k[1]) };
+    Geometry { batch: q[0], heads, tq, tk, d: if four { q[3] } else { q[2] / heads } }
+}
+
+/// S → O in plain candle operations, for (b, h, t, d).
+pub(super) fn plain(
+    [q, k, v]: [&Tensor; 3],
+    mask: Option<&Tensor>,
+    causal: bool,
+    scale: f64,
+    dropout: Option<&Dropout>,
+) -> Result<Tensor> {
+    let (tq, tk) = (q.dim(2)?, k.dim(2)?);
+    if v.elem_count() * tq == 0 {
+        return q.zeros_like();
+    }
+    let mut scores = (q.contiguous()?.matmul(&k.transpose(2, 3)?.contiguous()?)? * scale)?;
+    if causal {
+        let unseen = |i: usize, j: usize| if j > i + tk - tq { f64::NEG_INFINITY } else { 0. };
+        let places: Vec<f64> = (0..tq * tk).map(|e| unseen(e / tk, e % tk)).collect();
+        let places = Tensor::from_vec(places, (tq, tk), &candle_core::Device::Cpu)?;
+        scores = scores.broadcast_add(&places.to_dtype(q.dtype())?.to_device(q.device())?)?;
+    }
+    if let Some(mask) = mask {
+        scores = scores.broadcast_add(mask)?;
+    }
+    let (e, sum, _) = exponentials(&scores)?;
+    let empty = sum.detach().eq(0.)?.to_dtype(q.dtype())?;
+    let p = apply_mask(&e.broadcast_div(&(sum + empty)?)?, dropout)?;
+    p.matmul(&v.contiguous()?)
+}
+
+impl Attention {
+    fn heads_of<'a>(&self, view: &'a View) -> Result<Heads<'a>> {
+        let (data, dims) = (view.f32()?, view.dims());
+        Ok(match dims {
+            [_, h, t, d] => Heads { data, batch: h * t * d, head: t * d, row: *d },
+            _ => Heads::side_by_side(data, dims[1], dims[2], dims[2] / self.heads),
+        })
+    }
+}
+
+/// The mask, and how far apart its batches and heads are: 0 where they share it.
+fn mask_of<'a>(inputs: &'a [View]) -> Result<Option<Heads<'a>>> {
+    let Some(mask) = inputs.get(3) else { return Ok(None) };
+    let &[b, h, tq, tk] = mask.dims() else { bail!("attention: mask of {:?}", mask.dims()) };
+    let batch = if b == 1 { 0 } else { h * tq * tk };
+    Ok(Some(Heads { data: mask.f32()?, batch, head: if h == 1 { 0 } else { tq * tk }, row: tk }))
+}
+
+impl Op for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn reference(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        let four = inputs[0].rank() == 4;
+        let split = |x: &Tensor| -> Result<Tensor> {
+            let &[b, t, c] = x.dims() else { return Ok(x.clone()) };
+            x.reshape((b, t, self.heads, c / self.heads))?.transpose(1, 2)
+        };
+        let (q, k, v) = (split(&inputs[0])?, split(&inputs[1])?, split(&inputs[2])?);
+        let o = plain([&q, &k, &v], inputs.get(3), self.causal, self.scale, self.dropout.as_ref())?;
+        Ok(vec![if four { o } else { o.transpose(1, 2)?.reshape(inputs[0].shape())? }])
+    }
+
+    fn cpu_forward(&self, inputs: &[View], save: bool) -> Result<Forward> {
+        let g = geometry(inputs[0].dims(), inputs[1].dims(), self.heads);
+        let [q, k, v] = [self.heads_of(&inputs[0])?, self.heads_of(&inputs[1])?, self.heads_of(&inputs[2])?];
+        let (data, logs) = cpu::forward(g, &self.rule(), q, k, v, mask_of(inputs)?, q)?;
+        let saved = if save { vec![data.clone(), logs] } else { vec![] };
+        Ok(Forward { outputs: vec![Output { data, shape: Shape::from(inputs[0].dims()) }], saved })
+    }
+
+    fn cpu_backward(&self, pass: &Backward) -> Result<Vec<Option<Vec<f32>>>> {
+        let Some(grad) = &pass.grads[0] else { bail!("attention: no gradient") };
+        let inputs = pass.inputs;
+        let g = geometry(inputs[0].dims(), inputs[1].dims(), self.heads);
+        let [q, k, v] = [self.heads_of(&inputs[0])?, self.heads_of(&inputs[1])?, self.heads_of(&inputs[2])?];
+        let dout = self.heads_of(grad)?;
+        let (mut dq, mut dk, mut dv) = (vec![0.; q.data.len()], vec![0.; k.data.len()], vec![0.; v.data.len()]);
+        let saved = cpu::Saved { output: Heads { data: &pass.saved[0], ..q }, logs: &pass.saved[1] };
+        let to = [q.onto(&mut dq), k.onto(&mut dk), v.onto(&mut dv)];
+        cpu::backward(g, &self.rule(), [q, k, v], mask_of(inputs)?, saved, dout, to)?;
+        let mut grads = vec![Some(dq), Some(dk), Some(dv)];
+        grads.extend(inputs.get(3).map(|_| None));
+        Ok(grads)
+    }
+}
+
+impl Attention {
+    fn rule(&self) -> cpu::Rule<'_> {
+        cpu::Rule { causal: self.causal, scale: self.scale as f32, dropout: self.dropout.as_ref() }
+    }
+}

@@ -1,0 +1,132 @@
+use candle_core::{Device, Result, Tensor};
+
+use super::*;
+use crate::ops::glue::check::{check, random};
+use crate::ops::glue::simd::{levels, with_level};
+use crate::random::Purpose;
+
+fn op(heads: usize, causal: bool, dropout: bool, d: usize) -> Result<Attention> {
+    let dropout = if dropout { Some(Dropout::new(0.3, Stream::new(1, Purpose::Dropout, 2, 3))?) } else { None };
+    Ok(Attention { heads, causal, scale: 1. / (d as f64).sqrt(), dropout })
+}
+
+#[test]
+fn kernels_and_gradients_agree_with_the_reference() -> Result<()> {
+    // Batch, heads, queries, keys, width: one of each, odd ones, one past a tile, more keys than queries, several tiles.
+    for (b, h, tq, tk, d) in [
+        (1, 1, 1, 1, 1),
+        (2, 3, 5, 5, 4),
+        (1, 2, 33, 65, 17),
+        (1, 1, 130, 130, 8),
+        (3, 4, 64, 64, 16),
+        (1, 1, 3, 70, 32),
+    ] {
+        // With one key the weights are 1 whatever the scores: their gradient is zero but for rounding.
+        let wants = [tk > 1, tk > 1, true];
+        for causal in [false, true] {
+            for dropout in [false, true] {
+                let op = op(h, causal, dropout, d)?;
+                let of = |seed, t| random(seed, &[b, h, t, d]);
+                check(&op, &[of(1, tq)?, of(2, tk)?, of(3, tk)?], &wants)?;
+                let of = |seed, t| random(seed, &[b, t, h * d]);
+                check(&op, &[of(1, tq)?, of(2, tk)?, of(3, tk)?], &wants)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn masks_are_added_whatever_they_are_shared_by() -> Result<()> {
+    let op = op(3, false, true, 8)?;
+    let of = |seed, t: usize| random(seed, &[2, 3, t, 8]);
+    for dims in [[1, 1, 5, 70], [2, 1, 5, 70], [1, 3, 5, 70], [2, 3, 5, 70]] {
+        let mask = random(4, &dims)?;
+        // Some keys that nobody sees, some that not all see.
+        let hidden = mask.gt(0.8f32)?.where_cond(&Tensor::full(f32::NEG_INFINITY, &dims, &Device::Cpu)?, &mask)?;
+        for mask in [mask, hidden] {
+            check(&op, &[of(1, 5)?, of(2, 70)?, of(3, 70)?, mask], &[true, true, true, false])?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn huge_scores_hidden_rows_and_nan_are_handled() -> Result<()> {
+    let (q, k, v) = (random(1, &[1, 2, 40, 8])?, random(2, &[1, 2, 40, 8])?, random(3, &[1, 2, 40, 8])?);
+    let finite = |t: &Tensor| -> Result<bool> { Ok(t.flatten_all()?.to_vec1::<f32>()?.iter().all(|v| v.is_finite())) };
+    for level in levels() {
+        with_level(level, || {
+            let huge = attention(&(&q * 1e4)?, &k, &v, 2, None, AttentionOptions::default())?;
+            assert!(finite(&huge)?, "{level:?}");
+            // Query 3 sees nothing.
+            let row = |i: u32| if i == 3 { f32::NEG_INFINITY } else { 0. };
+            let mask: Vec<f32> = (0..40 * 40).map(|e| row(e / 40)).collect();
+            let mask = Tensor::from_vec(mask, (40, 40), &Device::Cpu)?;
+            let var = candle_core::Var::from_tensor(&q)?;
+            let y = attention(&var, &k, &v, 2, Some(&mask), AttentionOptions::default())?;
+            assert!(y.narrow(2, 3, 1)?.flatten_all()?.to_vec1::<f32>()?.iter().all(|v| *v == 0.));
+            let grads = y.sqr()?.sum_all()?.backward()?;
+            let dq = grads.get(&var).ok_or_else(|| candle_core::Error::msg("no gradient"))?;
+            assert!(finite(dq)?, "{level:?}");
+            assert!(dq.narrow(2, 3, 1)?.flatten_all()?.to_vec1::<f32>()?.iter().all(|v| *v == 0.));
+            // A NaN in one query reaches its row and no other.
+            let mut data = q.flatten_all()?.to_vec1::<f32>()?;
+            data[5 * 8] = f32::NAN;
+            let y = attention(&Tensor::from_vec(data, q.shape(), &Device::Cpu)?, &k, &v, 2, None, Default::default())?;
+            assert!(y.narrow(2, 5, 1)?.narrow(1, 0, 1)?.flatten_all()?.to_vec1::<f32>()?.iter().all(|v| v.is_nan()));
+            assert!(finite(&y.narrow(1, 1, 1)?)? && finite(&y.narrow(2, 6, 34)?)? && finite(&y.narrow(2, 0, 5)?)?);
+            Ok::<_, candle_core::Error>(())
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_mask_that_learns_gets_its_gradient() -> Result<()> {
+    let (q, k, v) = (random(1, &[1, 2, 4, 8])?, random(2, &[1, 2, 4, 8])?, random(3, &[1, 2, 4, 8])?);
+    let mask = candle_core::Var::from_tensor(&random(4, &[2, 4, 4])?)?;
+    let grads = attention(&q, &k, &v, 2, Some(&mask), Default::default())?.sqr()?.sum_all()?.backward()?;
+    assert!(grads.get(&mask).is_some());
+    Ok(())
+}
+
+#[test]
+fn shapes_that_do_not_fit_are_refused() -> Result<()> {
+    let of = |dims: &[usize]| random(1, dims);
+    let causal = || AttentionOptions { causal: true, ..Default::default() };
+    let q = of(&[2, 3, 4, 8])?;
+    assert!(attention(&q, &of(&[2, 3, 4, 7])?, &of(&[2, 3, 4, 7])?, 3, None, causal()).is_err());
+    assert!(attention(&q, &q, &q, 2, None, causal()).is_err());
+    assert!(attention(&of(&[2, 4, 8])?, &of(&[2, 4, 8])?, &of(&[2, 4, 8])?, 3, None, causal()).is_err());
+    assert!(attention(&q, &q, &q, 3, Some(&of(&[4, 5])?), causal()).is_err());
+    assert!(attention(&q, &of(&[2, 3, 3, 8])?, &of(&[2, 3, 3, 8])?, 3, None, causal()).is_err());
+    Ok(())
+}
+
+#[test]
+fn bits_do_not_depend_on_the_number_of_threads() -> Result<()> {
+    let run = |threads: usize| -> Result<Vec<Vec<f32>>> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(candle_core::Error::wrap)?;
+        pool.install(|| {
+            let vars = (0..3).map(|i| candle_core::Var::from_tensor(&random(i, &[1, 2, 300, 16])?));
+            let vars = vars.collect::<Result<Vec<_>>>()?;
+            let y = attention(
+                &vars[0],
+                &vars[1],
+                &vars[2],
+                2,
+                None,
+                AttentionOptions { causal: true, ..Default::default() },
+            )?;
+            let grads = y.sqr()?.sum_all()?.backward()?;
+            let grad = |v| grads.get(v).ok_or_else(|| candle_core::Error::msg("no gradient"))?.flatten_all()?.to_vec1();
+            vars.iter().map(|v| grad(v.as_tensor())).collect()
+        })
+    };
+    let one = run(1)?;
+    for threads in [2, 3, 8] {
+        assert_eq!(one, run(threads)?, "{threads} threads");
+    }
+    Ok(())
+}
