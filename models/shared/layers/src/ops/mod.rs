@@ -13,6 +13,7 @@ mod linear;
 mod lstm;
 mod norm;
 mod regression_loss;
+mod residual;
 mod softmax;
 
 pub use activation::{Activation, elu, gelu, gelu_tanh, relu, silu};
@@ -24,4 +25,5 @@ pub use linear::linear;
 pub use lstm::{LstmState, LstmWeights, lstm};
 pub use norm::{NormKind, layer_norm, rms_norm};
 pub use regression_loss::{huber, mae, mse};
+pub use residual::{Affine, AttentionBranch, MlpBranch, PreNorm, Projection, add_dropout};
 pub use softmax::{log_softmax, softmax};

@@ -28,17 +28,40 @@ pub(in crate::ops) fn apply(x: &mut [f32], f: Activation, slope: bool) -> Result
 
 /// a · b, element by element.
 pub(in crate::ops) fn times(a: &[f32], b: &[f32]) -> Result<Vec<f32>> {
-    let mut out = Buffer::new(a.len());
-    let to = out.pointer();
-    parallel::for_each(a.len().div_ceil(CHUNK), |i| {
-        let range = i * CHUNK..a.len().min((i + 1) * CHUNK);
-        for (e, (a, b)) in range.clone().zip(a[range.clone()].iter().zip(&b[range])) {
-            // SAFETY: e lies within the buffer, in this task's chunk.
-            unsafe { to.at(e).write(a * b) }
-        }
+    let mut out = a.to_vec();
+    times_into(&mut out, b)?;
+    Ok(out)
+}
+
+/// a · b, in the place of a.
+pub(in crate::ops) fn times_into(a: &mut [f32], b: &[f32]) -> Result<()> {
+    let (level, n, to) = (simd::level()?, a.len(), Pointer::of(a));
+    assert_eq!(b.len(), n);
+    parallel::for_each(n.div_ceil(CHUNK), |i| {
+        let b = &b[i * CHUNK..n.min((i + 1) * CHUNK)];
+        // SAFETY: the chunk lies within a.
+        level.run(Times { a: unsafe { to.at(i * CHUNK) }, b });
     });
-    // SAFETY: every element was written.
-    Ok(unsafe { out.finish() })
+    Ok(())
+}
+
+/// As many elements of a as there are of b.
+struct Times<'a> {
+    a: *mut f32,
+    b: &'a [f32],
+}
+
+impl WithSimd for Times<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, s: S) {
+        let (a, b, n) = (self.a, self.b.as_ptr(), self.b.len());
+        for j in (0..n).step_by(S::F32_LANES) {
+            // SAFETY: both have n elements, and this task alone accesses those of a.
+            unsafe { vector::write(s, a, j, n, s.mul_f32s(vector::read(s, a, j, n), vector::read(s, b, j, n))) }
+        }
+    }
 }
 
 /// `n` elements of x, and where their slopes go.

@@ -66,8 +66,10 @@ impl<'a> Heads<'a> {
         &self.data[(b * self.batch + h * self.head).min(self.data.len())..]
     }
 
-    /// The same places in other memory.
-    pub(in crate::ops) fn onto(&self, to: &mut [f32]) -> HeadsMut {
+    /// The same places in other memory, from `offset` on.
+    pub(in crate::ops) fn onto(&self, to: &mut [f32], offset: usize) -> HeadsMut {
+        let start = offset.min(to.len());
+        let to = &mut to[start..];
         assert_eq!(to.len(), self.data.len());
         HeadsMut { to: Pointer::of(to), batch: self.batch, head: self.head, row: self.row }
     }

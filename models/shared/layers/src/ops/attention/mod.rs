@@ -183,7 +183,7 @@ impl Op for Attention {
         let dout = self.heads_of(grad)?;
         let (mut dq, mut dk, mut dv) = (vec![0.; q.data.len()], vec![0.; k.data.len()], vec![0.; v.data.len()]);
         let saved = cpu::Saved { output: Heads { data: &pass.saved[0], ..q }, logs: &pass.saved[1] };
-        let to = [q.onto(&mut dq), k.onto(&mut dk), v.onto(&mut dv)];
+        let to = [q.onto(&mut dq, 0), k.onto(&mut dk, 0), v.onto(&mut dv, 0)];
         cpu::backward(g, &self.rule(), [q, k, v], mask_of(inputs)?, saved, dout, to)?;
         let mut grads = vec![Some(dq), Some(dk), Some(dv)];
         grads.extend(inputs.get(3).map(|_| None));

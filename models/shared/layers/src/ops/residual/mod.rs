@@ -1,0 +1,165 @@
+//! The residual branches of a transformer, each one node of the graph: y = x + dropout(f(norm(x))).
+//!
+//! ```text
+//! MLP        h = norm(x) W₁ᵀ + b₁      a = dropout(f(h))           y = x + dropout(a W₂ᵀ + b₂)
+//! attention  q, k, v = norm(x) Wᵀ + b  o = attention(q, k, v)      y = x + dropout(o W_oᵀ + b_o)
+//! ```
+//!
+//! The backward pass is the composition of those of `linear`, `activation`, `attention` and `norm`, on buffers that
+//! candle never sees: on its graph every edge would be zero-filled and added. Kept are the norm's statistics, a and the
+//! slopes of f (MLP), or q, k, v, o and the logarithms (attention); norm(x) is computed again.
+
+mod attention;
+mod cpu;
+mod mlp;
+#[cfg(test)]
+mod tests;
+
+use candle_core::{Result, Tensor, bail};
+
+pub use attention::{AttentionBranch, Projection};
+pub use mlp::MlpBranch;
+
+use super::dropout::{Dropout, apply_mask};
+use super::glue::{Backward, Forward, Op, Output, View, apply_one};
+use super::norm::{Norm, NormKind};
+use crate::random::Stream;
+
+/// The norm before a branch.
+#[derive(Clone, Copy, Debug)]
+pub struct PreNorm<'a> {
+    /// Which.
+    pub kind: NormKind,
+    /// Added to the variance or mean square.
+    pub eps: f64,
+    /// (c), if any.
+    pub weight: Option<&'a Tensor>,
+    /// (c), if any.
+    pub bias: Option<&'a Tensor>,
+}
+
+/// An affine map: `weight` (out, in) and `bias` (out).
+#[derive(Clone, Copy, Debug)]
+pub struct Affine<'a> {
+    /// (out, in).
+    pub weight: &'a Tensor,
+    /// (out), if any.
+    pub bias: Option<&'a Tensor>,
+}
+
+/// The inputs of a branch, and where among them each is.
+#[derive(Default)]
+struct Inputs<'a> {
+    tensors: Vec<&'a Tensor>,
+}
+
+impl<'a> Inputs<'a> {
+    fn push(&mut self, tensor: &'a Tensor) -> usize {
+        self.tensors.push(tensor);
+        self.tensors.len() - 1
+    }
+
+    fn affine(&mut self, affine: Affine<'a>, dims: (usize, usize)) -> Result<AffineAt> {
+        let Affine { weight, bias } = affine;
+        if weight.dims() != [dims.0, dims.1] || bias.is_some_and(|b| b.dims() != [dims.0]) {
+            let bias = bias.map(|b| b.dims());
+            bail!("branch: weight {:?} and bias {bias:?}, expected {dims:?}", weight.dims())
+        }
+        Ok(AffineAt { weight: self.push(weight), bias: bias.map(|b| self.push(b)) })
+    }
+
+    fn norm(&mut self, norm: Option<PreNorm<'a>>, c: usize) -> Result<Option<NormAt>> {
+        let Some(PreNorm { kind, eps, weight, bias }) = norm else { return Ok(None) };
+        if [weight, bias].into_iter().flatten().any(|t| t.dims() != [c]) {
+            bail!("branch: the norm's weight or bias does not fit {c} features")
+        }
+        let op = Norm { kind, eps, affine: [weight.is_some(), bias.is_some()] };
+        Ok(Some(NormAt { op, weight: weight.map(|t| self.push(t)), bias: bias.map(|t| self.push(t)) }))
+    }
+}
+
+/// Where an affine map's tensors are among the inputs.
+#[derive(Clone, Copy)]
+struct AffineAt {
+    weight: usize,
+    bias: Option<usize>,
+}
+
+impl AffineAt {
+    fn plain(&self, x: &Tensor, inputs: &[Tensor]) -> Result<Tensor> {
+        let w = &inputs[self.weight];
+        let (n, k) = w.dims2()?;
+        let mut dims = x.dims().to_vec();
+        let rows = x.elem_count() / k.max(1);
+        let mut z = x.reshape((rows, k))?.matmul(&w.t()?)?;
+        if let Some(bias) = self.bias {
+            z = z.broadcast_add(&inputs[bias])?;
+        }
+        if let Some(last) = dims.last_mut() {
+            *last = n;
+        }
+        z.reshape(dims)
+    }
+}
+
+/// Where a norm's tensors are among the inputs.
+#[derive(Clone, Copy)]
+struct NormAt {
+    op: Norm,
+    weight: Option<usize>,
+    bias: Option<usize>,
+}
+
+impl NormAt {
+    fn plain(at: Option<&Self>, inputs: &[Tensor]) -> Result<Tensor> {
+        let Some(Self { op, weight, bias }) = at else { return Ok(inputs[0].clone()) };
+        let rest: Vec<Tensor> = [weight, bias].into_iter().flatten().map(|&i| inputs[i].clone()).collect();
+        op.plain(&inputs[0], &rest)
+    }
+}
+
+/// The dropout of those given, unless it drops nothing.
+fn dropout(given: Option<(f64, Stream)>) -> Result<Option<Dropout>> {
+    given.filter(|(p, _)| *p > 0.).map(|(p, stream)| Dropout::new(p, stream)).transpose()
+}
+
+#[derive(Clone)]
+struct AddDropout {
+    dropout: Option<Dropout>,
+}
+
+/// `x` + dropout(`branch`), of the same shape, in one node.
+///
+/// # Errors
+/// Shapes that differ, or a probability outside [0, 1).
+pub fn add_dropout(x: &Tensor, branch: &Tensor, drop: Option<(f64, Stream)>) -> Result<Tensor> {
+    if x.dims() != branch.dims() {
+        bail!("residual: x {:?} and branch {:?} differ in shape", x.dims(), branch.dims())
+    }
+    apply_one(AddDropout { dropout: dropout(drop)? }, &[x, branch])
+}
+
+impl Op for AddDropout {
+    fn name(&self) -> &'static str {
+        "residual"
+    }
+
+    fn reference(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        Ok(vec![(&inputs[0] + apply_mask(&inputs[1], self.dropout.as_ref())?)?])
+    }
+
+    fn cpu_forward(&self, inputs: &[View], _: bool) -> Result<Forward> {
+        let data = cpu::add_dropped(inputs[0].f32()?, inputs[1].f32()?.to_vec(), self.dropout.as_ref())?;
+        Ok(Forward { outputs: vec![Output { data, shape: inputs[0].dims().into() }], saved: vec![] })
+    }
+
+    fn cpu_backward(&self, pass: &Backward) -> Result<Vec<Option<Vec<f32>>>> {
+        let Some(grad) = &pass.grads[0] else { bail!("residual: no gradient") };
+        let dy = grad.f32()?;
+        let branch = || match &self.dropout {
+            Some(dropout) => dropout.masked(dy),
+            None => Ok(dy.to_vec()),
+        };
+        Ok(vec![pass.needs[0].then(|| dy.to_vec()), pass.needs[1].then(branch).transpose()?])
+    }
+}
