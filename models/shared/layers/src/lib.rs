@@ -14,5 +14,8 @@ pub mod optim;
 mod params;
 pub mod random;
 
-pub use layers::{Dropout, Linear, Lstm, LstmConfig, LstmOutput, Mode};
+pub use layers::{
+    AttentionConfig, BlockConfig, Dropout, Embedding, KvCache, Linear, Lstm, LstmConfig, LstmOutput, Mlp, MlpConfig,
+    Mode, MultiHeadAttention, Norm, NormPlace, Qkv, TransformerBlock,
+};
 pub use params::{Gradients, Param, Params, nearest};

@@ -2,7 +2,7 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
 use crate::init::{self, Init};
-use crate::ops::{self, Activation};
+use crate::ops::{self, Activation, Affine};
 
 /// x Wᵀ + b with PyTorch's names: `weight` (out, in) and `bias` (out).
 #[derive(Clone, Debug)]
@@ -19,9 +19,18 @@ impl Linear {
 
     /// A weight from `init`; the bias, if any, starts as in [`Linear::new`].
     pub fn with_init(input: usize, output: usize, bias: bool, init: Init, vb: VarBuilder) -> Result<Self> {
+        Self::with_biases(input, output, bias.then(|| init::linear(input)), init, vb)
+    }
+
+    /// A weight from `init` and a bias from `bias`, if there is to be one.
+    pub fn with_biases(input: usize, output: usize, bias: Option<Init>, init: Init, vb: VarBuilder) -> Result<Self> {
         let weight = vb.get_with_hints((output, input), "weight", init)?;
-        let bias = if bias { Some(vb.get_with_hints(output, "bias", init::linear(input))?) } else { None };
+        let bias = bias.map(|bias| vb.get_with_hints(output, "bias", bias)).transpose()?;
         Ok(Self { weight, bias })
+    }
+
+    pub(super) fn affine(&self) -> Affine<'_> {
+        Affine { weight: &self.weight, bias: self.bias.as_ref() }
     }
 
     /// (…, in) to (…, out).

@@ -1,12 +1,20 @@
 //! Layers: parameters and an inherent `forward`.
 
+mod attention;
 mod dropout;
+mod embedding;
 mod linear;
 mod lstm;
+mod norm;
+mod transformer;
 
+pub use attention::{AttentionConfig, KvCache, MultiHeadAttention, Qkv};
 pub use dropout::Dropout;
+pub use embedding::Embedding;
 pub use linear::Linear;
 pub use lstm::{Lstm, LstmConfig, LstmOutput};
+pub use norm::Norm;
+pub use transformer::{BlockConfig, Mlp, MlpConfig, NormPlace, TransformerBlock};
 
 /// Whether a forward pass trains or evaluates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,6 +14,7 @@ mod lstm;
 mod norm;
 mod regression_loss;
 mod residual;
+mod rope;
 mod softmax;
 
 pub use activation::{Activation, elu, gelu, gelu_tanh, relu, silu};
@@ -26,4 +27,5 @@ pub use lstm::{LstmState, LstmWeights, lstm};
 pub use norm::{NormKind, layer_norm, rms_norm};
 pub use regression_loss::{huber, mae, mse};
 pub use residual::{Affine, AttentionBranch, MlpBranch, PreNorm, Projection, add_dropout};
+pub use rope::{RopePairs, rope, rope_angles};
 pub use softmax::{log_softmax, softmax};

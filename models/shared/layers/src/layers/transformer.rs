@@ -1,0 +1,158 @@
+use candle_core::{Result, Tensor, bail};
+use candle_nn::VarBuilder;
+
+use super::{AttentionConfig, Dropout, KvCache, Linear, Mode, MultiHeadAttention, Norm};
+use crate::init::{self, Init};
+use crate::ops::{Activation, MlpBranch};
+
+/// Sizes of an [`Mlp`].
+#[derive(Clone, Copy, Debug)]
+pub struct MlpConfig {
+    /// Features of a place.
+    pub width: usize,
+    /// Features in between.
+    pub hidden: usize,
+    /// Whether the two maps have biases.
+    pub bias: bool,
+    /// The function in between.
+    pub activation: Activation,
+    /// Dropout behind it.
+    pub dropout: f64,
+    /// Initial values of the two maps.
+    pub init: [Init; 2],
+}
+
+/// Two affine maps with an activation in between: `linear1` and `linear2`.
+#[derive(Clone, Debug)]
+pub struct Mlp {
+    first: Linear,
+    second: Linear,
+    activation: Activation,
+    dropout: Dropout,
+}
+
+impl Mlp {
+    /// Defines the parameters.
+    pub fn new(config: MlpConfig, vb: VarBuilder) -> Result<Self> {
+        let MlpConfig { width, hidden, bias, activation, dropout, init } = config;
+        let map =
+            |from, to, init, name: &str| Linear::with_biases(from, to, bias.then_some(init::ZEROS), init, vb.pp(name));
+        Ok(Self {
+            first: map(width, hidden, init[0], "linear1")?,
+            second: map(hidden, width, init[1], "linear2")?,
+            activation,
+            dropout: Dropout::new(dropout, &format!("{}.hidden_dropout", vb.prefix())),
+        })
+    }
+
+    /// (…, c) to (…, c).
+    pub fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        let h = self.first.forward_activated(x, self.activation)?;
+        self.second.forward(&self.dropout.forward(&h, mode)?)
+    }
+
+    /// x + dropout(mlp(norm(x))), (…, c) to (…, c), in one node of the graph.
+    pub fn branch(&self, x: &Tensor, norm: Option<&Norm>, dropout: &Dropout, mode: Mode) -> Result<Tensor> {
+        let branch = MlpBranch {
+            norm: norm.map(Norm::before_branch),
+            first: self.first.affine(),
+            second: self.second.affine(),
+            activation: self.activation,
+            hidden_dropout: self.dropout.stream(mode),
+            dropout: dropout.stream(mode),
+        };
+        branch.apply(x)
+    }
+}
+
+/// Where the norms of a block stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormPlace {
+    /// Before attention and MLP, within their residual branches (GPT-2).
+    Pre,
+    /// Behind the residual sums (the first transformer).
+    Post,
+}
+
+/// Sizes of a [`TransformerBlock`].
+#[derive(Clone, Copy, Debug)]
+pub struct BlockConfig {
+    /// Its attention.
+    pub attention: AttentionConfig,
+    /// Its MLP.
+    pub mlp: MlpConfig,
+    /// Pre- or post-norm.
+    pub norm: NormPlace,
+    /// Whether the norms have biases.
+    pub norm_bias: bool,
+    /// Added to the variance in the norms.
+    pub eps: f64,
+    /// Dropout of both branches, before the residual sums.
+    pub dropout: f64,
+}
+
+/// Attention and MLP with layer norms and residual sums, named as in `torch.nn.TransformerEncoderLayer`: `self_attn`,
+/// `linear1`, `linear2`, `norm1`, `norm2`.
+#[derive(Clone, Debug)]
+pub struct TransformerBlock {
+    place: NormPlace,
+    attention: MultiHeadAttention,
+    mlp: Mlp,
+    norms: [Norm; 2],
+    dropouts: [Dropout; 2],
+}
+
+impl TransformerBlock {
+    /// Defines the parameters.
+    ///
+    /// # Errors
+    /// Attention and MLP of different widths, or heads that do not divide it.
+    pub fn new(config: BlockConfig, vb: VarBuilder) -> Result<Self> {
+        let BlockConfig { attention, mlp, norm, norm_bias, eps, dropout } = config;
+        if attention.width != mlp.width {
+            bail!("block: attention is {} wide, the MLP {}", attention.width, mlp.width)
+        }
+        let made = |i: usize| Norm::layer(mlp.width, eps, norm_bias, vb.pp(format!("norm{i}")));
+        let drop = |i: usize| Dropout::new(dropout, &format!("{}.dropout{i}", vb.prefix()));
+        Ok(Self {
+            place: norm,
+            attention: MultiHeadAttention::new(attention, vb.pp("self_attn"))?,
+            mlp: Mlp::new(mlp, vb.clone())?,
+            norms: [made(1)?, made(2)?],
+            dropouts: [drop(1), drop(2)],
+        })
+    }
+
+    /// (b, t, c) to (b, t, c).
+    pub fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        let ([norm1, norm2], [drop1, drop2]) = (&self.norms, &self.dropouts);
+        match self.place {
+            NormPlace::Pre => {
+                let x = self.attention.branch(x, Some(norm1), drop1, mode)?;
+                self.mlp.branch(&x, Some(norm2), drop2, mode)
+            }
+            NormPlace::Post => {
+                let x = norm1.forward(&self.attention.branch(x, None, drop1, mode)?)?;
+                norm2.forward(&self.mlp.branch(&x, None, drop2, mode)?)
+            }
+        }
+    }
+
+    /// The same for new places `x` (b, t, c) behind those in `cache`, when evaluating.
+    ///
+    /// # Errors
+    /// As [`MultiHeadAttention::forward_cached`].
+    pub fn forward_cached(&self, x: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
+        let ([norm1, norm2], [_, drop2]) = (&self.norms, &self.dropouts);
+        match self.place {
+            NormPlace::Pre => {
+                let x = (x + self.attention.forward_cached(&norm1.forward(x)?, cache)?)?;
+                self.mlp.branch(&x, Some(norm2), drop2, Mode::Eval)
+            }
+            NormPlace::Post => {
+                let x = norm1.forward(&(x + self.attention.forward_cached(x, cache)?)?)?;
+                norm2.forward(&self.mlp.branch(&x, None, drop2, Mode::Eval)?)
+            }
+        }
+    }
+}

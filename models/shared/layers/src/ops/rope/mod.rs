@@ -1,0 +1,129 @@
+//! Rotary position embedding (Su et al., *RoFormer*, 2021).
+//!
+//! The d features of a place form d/2 pairs (a, b), which turn by an angle θ of their own:
+//!
+//! ```text
+//! forward   a' = a cos θ - b sin θ      b' = b cos θ + a sin θ
+//! backward  da = da' cos θ + db' sin θ  db = db' cos θ - da' sin θ
+//! ```
+//!
+//! Pairs are features i and i + d/2 (GPT-NeoX, Llama in `transformers`), or 2i and 2i + 1 (the paper).
+
+#[cfg(test)]
+mod tests;
+
+use candle_core::{D, Device, Result, Tensor, bail};
+
+use super::glue::{Backward, Buffer, Forward, Op, Output, View, apply_one, parallel};
+
+/// Which features turn together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RopePairs {
+    /// i and i + d/2.
+    #[default]
+    Halves,
+    /// 2i and 2i + 1.
+    Neighbours,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Rope {
+    pairs: RopePairs,
+}
+
+/// Cosines and sines (t, d/2) of the places `first`, `first` + 1, …, `first` + t - 1 for heads of `d` features:
+/// θ = place · base^(-2i/d), in f32 on `device`.
+///
+/// # Errors
+/// An odd `d`.
+pub fn rope_angles(first: usize, t: usize, d: usize, base: f64, device: &Device) -> Result<(Tensor, Tensor)> {
+    if d % 2 != 0 {
+        bail!("rope: expected an even number of features, got {d}")
+    }
+    let angle = |e: usize| (first + e / (d / 2)) as f64 * base.powf(-2. * (e % (d / 2)) as f64 / d as f64);
+    let of = |f: fn(f64) -> f64| {
+        let values: Vec<f32> = (0..t * (d / 2)).map(|e| f(angle(e)) as f32).collect();
+        Tensor::from_vec(values, (t, d / 2), device)
+    };
+    Ok((of(f64::cos)?, of(f64::sin)?))
+}
+
+/// `x` (…, t, d) turned by the angles of `cos` and `sin` (t, d/2), which get no gradient; see [`rope_angles`].
+///
+/// # Errors
+/// Shapes that do not fit.
+pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, pairs: RopePairs) -> Result<Tensor> {
+    let fits = match x.dims() {
+        [.., t, d] => d % 2 == 0 && cos.dims() == [*t, d / 2] && sin.dims() == cos.dims(),
+        _ => false,
+    };
+    if !fits {
+        bail!("rope: x {:?} does not fit cos {:?} and sin {:?}", x.dims(), cos.dims(), sin.dims())
+    }
+    apply_one(Rope { pairs }, &[x, &cos.detach(), &sin.detach()])
+}
+
+impl Rope {
+    /// Turns every row of `x`, by the opposite angles if `back`.
+    fn turn(&self, x: &[f32], cos: &[f32], sin: &[f32], d: usize, back: bool) -> Vec<f32> {
+        const ROWS: usize = 64;
+        let (half, rows) = (d / 2, x.len().checked_div(d).unwrap_or(0));
+        let places = cos.len().checked_div(half).unwrap_or(1).max(1);
+        let sign = if back { -1. } else { 1. };
+        let mut y = Buffer::new(x.len());
+        let to = y.pointer();
+        let (next, step) = if self.pairs == RopePairs::Halves { (half, 1) } else { (1, 2) };
+        parallel::for_each(rows.div_ceil(ROWS), |task| {
+            for row in task * ROWS..rows.min((task + 1) * ROWS) {
+                let angles = row % places * half..;
+                let (x, cos, sin) = (&x[row * d..][..d], &cos[angles.clone()][..half], &sin[angles][..half]);
+                // SAFETY: the row lies within the buffer and belongs to this task, and both features of a pair within it.
+                unsafe {
+                    let y = to.at(row * d);
+                    for i in 0..half {
+                        let (a, b, s) = (x[i * step], x[i * step + next], sign * sin[i]);
+                        y.add(i * step).write(a * cos[i] - b * s);
+                        y.add(i * step + next).write(b * cos[i] + a * s);
+                    }
+                }
+            }
+        });
+        // SAFETY: the tasks cover all rows, and the pairs all features.
+        unsafe { y.finish() }
+    }
+}
+
+impl Op for Rope {
+    fn name(&self) -> &'static str {
+        "rope"
+    }
+
+    fn reference(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        let (x, cos, sin) = (&inputs[0], &inputs[1], &inputs[2]);
+        let (dims, half) = (x.dims().to_vec(), x.dim(D::Minus1)? / 2);
+        // (…, t, 2, d/2) or (…, t, d/2, 2).
+        let (shape, axis) = match self.pairs {
+            RopePairs::Halves => ([2, half], dims.len() - 1),
+            RopePairs::Neighbours => ([half, 2], dims.len()),
+        };
+        let pairs = x.reshape([&dims[..dims.len() - 1], &shape].concat())?;
+        let part = |i: usize| pairs.narrow(axis, i, 1)?.squeeze(axis);
+        let (a, b) = (part(0)?, part(1)?);
+        let turned =
+            [(a.broadcast_mul(cos)? - b.broadcast_mul(sin)?)?, (b.broadcast_mul(cos)? + a.broadcast_mul(sin)?)?];
+        Ok(vec![Tensor::stack(&turned, axis)?.reshape(dims)?])
+    }
+
+    fn cpu_forward(&self, inputs: &[View], _: bool) -> Result<Forward> {
+        let dims = inputs[0].dims();
+        let data = self.turn(inputs[0].f32()?, inputs[1].f32()?, inputs[2].f32()?, dims[dims.len() - 1], false);
+        Ok(Forward { outputs: vec![Output { data, shape: dims.into() }], saved: vec![] })
+    }
+
+    fn cpu_backward(&self, pass: &Backward) -> Result<Vec<Option<Vec<f32>>>> {
+        let Some(grad) = &pass.grads[0] else { bail!("rope: no gradient") };
+        let dims = grad.dims();
+        let (cos, sin) = (pass.inputs[1].f32()?, pass.inputs[2].f32()?);
+        Ok(vec![Some(self.turn(grad.f32()?, cos, sin, dims[dims.len() - 1], true)), None, None])
+    }
+}
