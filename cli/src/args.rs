@@ -33,6 +33,8 @@ pub(crate) enum Command {
     Eval(EvalArgs),
     /// Apply trained weights to new data
     Predict(PredictArgs),
+    /// Write text with trained weights
+    Generate(GenerateArgs),
     /// Write a page about one run or several: curves, judgement, settings
     Report(ReportArgs),
     /// Judge a run by its curves: what is wrong and what to try
@@ -138,6 +140,54 @@ pub(crate) struct PredictArgs {
     pub(crate) device: String,
     /// Print one JSON document (with --output)
     #[arg(long, requires = "output")]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct GenerateArgs {
+    /// The model (zoo list shows them)
+    pub(crate) model: String,
+    /// Weights, or a run directory (its best weights)
+    #[arg(long, value_name = "FILE|RUN")]
+    pub(crate) checkpoint: PathBuf,
+    /// The text to go on from; - reads it from stdin. A new line by default
+    #[arg(long, value_name = "TEXT", default_value = "\n", hide_default_value = true, allow_hyphen_values = true)]
+    pub(crate) prompt: String,
+    /// Characters to write
+    #[arg(long, value_name = "N", default_value_t = 500)]
+    pub(crate) tokens: usize,
+    /// Below 1 bolder, above 1 wilder, 0 for always the likeliest
+    #[arg(long, value_name = "T", default_value_t = 1.)]
+    pub(crate) temperature: f64,
+    /// Only the likeliest K; 0 for all
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub(crate) top_k: usize,
+    /// Only the likeliest that together have probability P
+    #[arg(long, value_name = "P", default_value_t = 1.)]
+    pub(crate) top_p: f64,
+    /// Only those with at least the share P of the likeliest's probability
+    #[arg(long, value_name = "P", default_value_t = 0.)]
+    pub(crate) min_p: f64,
+    /// Above 1: characters among the last 64 become less likely
+    #[arg(long, value_name = "X", default_value_t = 1.)]
+    pub(crate) repetition_penalty: f64,
+    /// End before this text; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
+    /// How many texts to write
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) samples: u64,
+    /// Same seed, same text
+    #[arg(long, value_name = "S", default_value_t = 42)]
+    pub(crate) seed: u64,
+    /// Compute every character from the whole context anew (to compare)
+    #[arg(long)]
+    pub(crate) no_cache: bool,
+    /// Where to compute: cpu, cuda, cuda:N or metal
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub(crate) device: String,
+    /// Print one JSON document at the end
+    #[arg(long)]
     pub(crate) json: bool,
 }
 

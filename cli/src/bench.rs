@@ -69,7 +69,8 @@ fn case<T: Task>(preset: &str, options: &Options) -> anyhow::Result<Case> {
         "train.checkpoint_every=1000000000",
     ]
     .map(String::from);
-    let config = resolve::<T>(&Layers { preset: Some(preset), file: None, set: &set })?;
+    let mut config = resolve::<T>(&Layers { preset: Some(preset), file: None, set: &set })?;
+    T::settle(&mut config)?;
     let device = &options.device;
     let task = T::open(&config.model, &config.data, config.train.seed, None, device)?;
     reset_peak_memory();

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use zoo_layers::Params;
 use zoo_layers::optim::norm_squared;
 use zoo_training::config::ConfigOf;
-use zoo_training::{Config, Description, Evaluation, Metrics, Split, Task};
+use zoo_training::{Config, Description, Evaluation, Metrics, Task};
 
 use crate::args::EvalArgs;
 use crate::output::{note, print, print_json, table};
@@ -64,9 +64,9 @@ pub(crate) fn run<T: Task>(args: &EvalArgs) -> anyhow::Result<()> {
     };
     let task = T::open(&config.model, &source, config.train.seed, Some(&fitted), &device)?;
     task.warnings().iter().for_each(|w| note(&format!("zoo: warning: {w}")));
-    let split = Split::Test;
+    let split = T::JUDGED;
     if task.samples(split) == 0 {
-        bail!("the test split has no samples (data.test is 0 in these weights)")
+        bail!("the {0} split has no samples (data.{0} is 0 in these weights)", split.name())
     }
     let Evaluation { samples, metrics, baselines, remarks } = task.evaluate(&model, split)?;
     if args.json {

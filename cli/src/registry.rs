@@ -6,16 +6,17 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use candle_core::Device;
+use zoo_char_gpt::CharTask;
 use zoo_layers::{Params, nearest};
 use zoo_stock_lstm::StockTask;
 use zoo_training::config::{ConfigOf, Layers, resolve, to_toml};
 use zoo_training::{Error, Task};
 
-use crate::args::{Common, EvalArgs, ParamsArgs, PredictArgs, TrainArgs, TuneArgs};
-use crate::{bench, eval, list, params, predict, train, tune};
+use crate::args::{Common, EvalArgs, GenerateArgs, ParamsArgs, PredictArgs, TrainArgs, TuneArgs};
+use crate::{bench, eval, generate, list, params, predict, train, tune};
 
 /// Every model.
-pub(crate) const MODELS: &[&dyn Entry] = &[&Of::<StockTask>(PhantomData)];
+pub(crate) const MODELS: &[&dyn Entry] = &[&Of::<StockTask>(PhantomData), &Of::<CharTask>(PhantomData)];
 
 /// What the command line does with a model.
 pub(crate) trait Entry: Sync {
@@ -26,6 +27,7 @@ pub(crate) trait Entry: Sync {
     fn tune(&self, args: &TuneArgs) -> anyhow::Result<ExitCode>;
     fn eval(&self, args: &EvalArgs) -> anyhow::Result<()>;
     fn predict(&self, args: &PredictArgs) -> anyhow::Result<()>;
+    fn generate(&self, args: &GenerateArgs) -> anyhow::Result<()>;
     fn bench(&self, options: &bench::Options) -> anyhow::Result<Vec<bench::Case>>;
 }
 
@@ -59,6 +61,10 @@ impl<T: Task> Entry for Of<T> {
 
     fn predict(&self, args: &PredictArgs) -> anyhow::Result<()> {
         predict::run::<T>(args)
+    }
+
+    fn generate(&self, args: &GenerateArgs) -> anyhow::Result<()> {
+        generate::run::<T>(args)
     }
 
     fn bench(&self, options: &bench::Options) -> anyhow::Result<Vec<bench::Case>> {

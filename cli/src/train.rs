@@ -30,7 +30,7 @@ pub(crate) fn run<T: Task>(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         Some(None) => Some(newest(T::NAME)?),
         None => None,
     };
-    let config = match &resumed {
+    let mut config = match &resumed {
         Some(path) => run_config::<T>(path, &settings(args))?,
         None => configured::<T>(&args.common, &settings(args))?,
     };
@@ -38,6 +38,7 @@ pub(crate) fn run<T: Task>(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         print(&to_toml(&config)?);
         return Ok(ExitCode::SUCCESS);
     }
+    T::settle(&mut config)?;
     let task = T::open(&config.model, &config.data, config.train.seed, None, &device)?;
     let mut progress = Progress::new();
     let run;

@@ -57,7 +57,9 @@ pub(crate) fn run<T: Task>(args: &TuneArgs) -> anyhow::Result<ExitCode> {
     }
     let resolve = |set: &[String]| -> anyhow::Result<ConfigOf<T>> {
         let set: Vec<String> = fixed.iter().chain(set).cloned().collect();
-        layered::<T>(args.preset.as_deref(), args.config.as_deref(), &set)
+        let mut config = layered::<T>(args.preset.as_deref(), args.config.as_deref(), &set)?;
+        T::settle(&mut config)?;
+        Ok(config)
     };
     if args.lr_find {
         return find_rate::<T>(args, &resolve(&[])?, &device);

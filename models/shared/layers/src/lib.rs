@@ -13,9 +13,11 @@ pub mod ops;
 pub mod optim;
 mod params;
 pub mod random;
+mod sampling;
 
 pub use layers::{
     AttentionConfig, BlockConfig, Dropout, Embedding, KvCache, Linear, Lstm, LstmConfig, LstmOutput, Mlp, MlpConfig,
     Mode, MultiHeadAttention, Norm, NormPlace, Qkv, TransformerBlock,
 };
 pub use params::{Gradients, Param, Params, nearest};
+pub use sampling::{Sampler, Sampling};

@@ -5,8 +5,9 @@ use candle_nn::VarBuilder;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
-use zoo_layers::Mode;
+use zoo_layers::{Mode, Sampling};
 
+use crate::config::ConfigOf;
 use crate::{Error, Result, TrainConfig};
 
 /// A named set of settings over a task's defaults.
@@ -117,6 +118,8 @@ pub trait Task: Sized + Sync + 'static {
     const PRESETS: &'static [Preset];
     /// What `--data` takes (it sets `data.path`), and what is used without it.
     const DATA: &'static str;
+    /// The part of the data that judges a trained model.
+    const JUDGED: Split = Split::Test;
     /// The table `[model]`.
     type Architecture: Serialize + DeserializeOwned + Default + Clone;
     /// The table `[data]`, which has a key `path`, empty by default.
@@ -128,6 +131,15 @@ pub trait Task: Sized + Sync + 'static {
 
     /// The table `[train]` before presets.
     fn training() -> TrainConfig;
+
+    /// Completes a configuration by what the data decide, before the model is built: nothing, by default.
+    ///
+    /// # Errors
+    /// The data cannot be read.
+    fn settle(config: &mut ConfigOf<Self>) -> Result<()> {
+        let _ = config;
+        Ok(())
+    }
 
     /// Defines the model's parameters.
     fn build(architecture: &Self::Architecture, vb: VarBuilder) -> candle_core::Result<Self::Model>;
@@ -194,5 +206,22 @@ pub trait Task: Sized + Sync + 'static {
     ) -> Result<Prediction> {
         let _ = (model, architecture, source, fitted, request, device);
         Err(Error::Usage(format!("{} has no predict", Self::NAME)))
+    }
+
+    /// Writes text behind `prompt`, handing each piece to `sink`, which says whether to go on.
+    ///
+    /// # Errors
+    /// A prompt that cannot be read, or a model that does not write (the default).
+    fn generate(
+        model: Self::Model,
+        architecture: &Self::Architecture,
+        fitted: &Value,
+        prompt: &str,
+        sampling: &Sampling,
+        device: &Device,
+        sink: &mut dyn FnMut(&str) -> bool,
+    ) -> Result<()> {
+        let _ = (model, architecture, fitted, prompt, sampling, device, sink);
+        Err(Error::Usage(format!("{} does not write text", Self::NAME)))
     }
 }

@@ -1,0 +1,158 @@
+//! Writing text, character by character.
+
+use candle_core::{Device, Result, Tensor, bail};
+use zoo_layers::{Mode, Sampler, Sampling};
+
+use crate::{CharGpt, Config, Vocabulary};
+
+/// A trained [`CharGpt`] with the characters it knows.
+#[derive(Clone, Debug)]
+pub struct Writer {
+    model: CharGpt,
+    context: usize,
+    vocabulary: Vocabulary,
+    device: Device,
+}
+
+impl Writer {
+    /// # Errors
+    /// A vocabulary of another size than the model's.
+    pub(crate) fn new(model: CharGpt, config: &Config, vocabulary: Vocabulary, device: &Device) -> Result<Self> {
+        if vocabulary.len() != config.vocabulary {
+            bail!("a vocabulary of {} characters for a model of {}", vocabulary.len(), config.vocabulary)
+        }
+        Ok(Self { model, context: config.context, vocabulary, device: device.clone() })
+    }
+
+    /// The characters that the model knows.
+    pub fn vocabulary(&self) -> &Vocabulary {
+        &self.vocabulary
+    }
+
+    /// What the model writes behind `prompt`.
+    ///
+    /// # Errors
+    /// As [`Writer::stream`].
+    pub fn generate(&self, prompt: &str, sampling: &Sampling) -> Result<String> {
+        let mut text = String::new();
+        self.stream(prompt, sampling, &mut |piece| {
+            text.push_str(piece);
+            true
+        })?;
+        Ok(text)
+    }
+
+    /// Writes behind `prompt`, handing each piece to `sink` as it is certain; `sink` says whether to go on.
+    ///
+    /// The model sees its context at most. Beyond that it goes on from the later half of it: positions are learned for
+    /// places 0 to context - 1, so what is kept has to be read anew, which costs a pass over half a context every half
+    /// context, and the model then sees between half of its context and all of it. An empty prompt starts from a newline
+    /// (the vocabulary's first character, where it has none).
+    ///
+    /// # Errors
+    /// A character of the prompt that the model does not know, or sampling numbers that make no sense.
+    pub fn stream(&self, prompt: &str, sampling: &Sampling, sink: &mut dyn FnMut(&str) -> bool) -> Result<()> {
+        sampling.validate()?;
+        let mut ids = self.vocabulary.encode(prompt)?;
+        if ids.is_empty() {
+            ids.push(self.vocabulary.encode("\n").map_or(0, |n| n[0]));
+        }
+        let mut sampler = Sampler::new(sampling);
+        let mut cache = self.model.cache();
+        // What is written but may yet turn out to begin a stop.
+        let mut held = String::new();
+        let mut unseen = ids.len();
+        for _ in 0..sampling.tokens {
+            let logits = if sampling.cache {
+                let seen = cache.first().map_or(0, |c| c.len());
+                if seen + unseen > self.context {
+                    cache.iter_mut().for_each(|c| c.clear());
+                    unseen = (self.context / 2).max(1).min(ids.len());
+                }
+                self.model.forward_cached(&self.tensor(&ids[ids.len() - unseen..])?, &mut cache)?
+            } else {
+                let seen = &ids[ids.len().saturating_sub(self.context)..];
+                let all = self.model.forward(&self.tensor(seen)?, Mode::Eval)?;
+                all.narrow(1, seen.len() - 1, 1)?.squeeze(1)?
+            };
+            unseen = 1;
+            let next = sampler.draw(&logits.flatten_all()?.to_device(&Device::Cpu)?.to_vec1::<f32>()?, &ids)?;
+            ids.push(next);
+            let Some(c) = self.vocabulary.character(next) else { bail!("character {next} is not in the vocabulary") };
+            held.push(c);
+            if sampling.stop.iter().any(|s| held.ends_with(s.as_str())) {
+                let end = sampling.stop.iter().filter(|s| held.ends_with(s.as_str())).map(|s| s.len()).max();
+                held.truncate(held.len() - end.unwrap_or(0));
+                break;
+            }
+            let keep = sampling.stop.iter().map(|s| begun(&held, s)).max().unwrap_or(0);
+            let certain: String = held.drain(..held.len() - keep).collect();
+            if !certain.is_empty() && !sink(&certain) {
+                return Ok(());
+            }
+        }
+        if !held.is_empty() {
+            sink(&held);
+        }
+        Ok(())
+    }
+
+    fn tensor(&self, ids: &[u32]) -> Result<Tensor> {
+        let ids: Vec<i64> = ids.iter().map(|i| i64::from(*i)).collect();
+        let n = ids.len();
+        Tensor::from_vec(ids, (1, n), &self.device)
+    }
+}
+
+/// Bytes at the end of `text` that begin `stop`.
+fn begun(text: &str, stop: &str) -> usize {
+    let ends = stop.char_indices().map(|(at, _)| at).skip(1);
+    ends.filter(|&at| text.ends_with(&stop[..at])).max().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use zoo_layers::Params;
+
+    use super::*;
+
+    fn writer() -> Result<Writer> {
+        let config = Config { vocabulary: 4, ..Config::tiny() };
+        let params = Params::init(3, &Device::Cpu);
+        let model = CharGpt::new(&config, params.eval_builder())?;
+        Writer::new(model, &config, Vocabulary::new("ab\nc")?, &Device::Cpu)
+    }
+
+    #[test]
+    fn the_same_seed_writes_the_same_text_in_pieces_or_at_once() -> Result<()> {
+        let writer = writer()?;
+        // Longer than the context of 16.
+        let sampling = Sampling { tokens: 50, ..Sampling::default() };
+        let text = writer.generate("ab", &sampling)?;
+        assert_eq!((text.chars().count(), &text), (50, &writer.generate("ab", &sampling)?));
+        assert_ne!(text, writer.generate("ab", &Sampling { seed: 1, ..sampling.clone() })?);
+        assert_ne!(text, writer.generate("ab", &Sampling { sample: 1, ..sampling.clone() })?);
+        let mut pieces = 0;
+        writer.stream("ab", &sampling, &mut |_| {
+            pieces += 1;
+            true
+        })?;
+        assert_eq!(pieces, 50);
+        // Up to the context the cache changes nothing.
+        let short = Sampling { tokens: 14, ..sampling };
+        assert_eq!(writer.generate("ab", &short)?, writer.generate("ab", &Sampling { cache: false, ..short.clone() })?);
+        Ok(())
+    }
+
+    #[test]
+    fn a_stop_ends_the_text_and_is_not_part_of_it() -> Result<()> {
+        let writer = writer()?;
+        let sampling = Sampling { tokens: 200, ..Sampling::default() };
+        let text = writer.generate("", &sampling)?;
+        let stop: String = text.chars().skip(30).take(3).collect();
+        let end = text.find(&stop).unwrap();
+        let stopped = writer.generate("", &Sampling { stop: vec![stop, "never".into()], ..sampling })?;
+        assert_eq!(stopped, text[..end]);
+        Ok(())
+    }
+}

@@ -1,0 +1,205 @@
+//! The network.
+//!
+//! Letters: b batch, t places, c features of a place, v characters of the vocabulary.
+
+use std::path::Path;
+
+use candle_core::{Device, Result, Tensor, bail};
+use candle_nn::VarBuilder;
+use serde::Deserialize;
+use zoo_layers::optim::norm_squared;
+use zoo_layers::{
+    AttentionConfig, BlockConfig, Dropout, Embedding, KvCache, MlpConfig, Mode, Norm, NormPlace, Params, Qkv,
+    TransformerBlock, init, ops,
+};
+
+use crate::{Config, Vocabulary, Writer};
+
+/// Added to the variance in the norms.
+const EPS: f64 = 1e-5;
+/// Standard deviation of initial weights (GPT-2).
+const STDEV: f64 = 0.02;
+
+/// Embedding and learned positions, pre-norm blocks, final norm, head. Parameters: `token_embedding.weight`,
+/// `position_embedding.weight`, `blocks.0.self_attn.…`, `blocks.0.linear1.weight`, …, `norm.weight`, and `head.weight`
+/// unless it is tied.
+#[derive(Clone, Debug)]
+pub struct CharGpt {
+    tokens: Embedding,
+    positions: Embedding,
+    dropout: Dropout,
+    blocks: Vec<TransformerBlock>,
+    norm: Norm,
+    /// Absent if tied.
+    head: Option<Tensor>,
+    context: usize,
+}
+
+impl CharGpt {
+    /// Defines the parameters.
+    ///
+    /// # Errors
+    /// Sizes of zero, or heads that do not divide the width.
+    pub fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
+        let &Config { vocabulary, context, layers, heads, width, hidden, separate_qkv, tied, bias, dropout } = config;
+        if [vocabulary, context, layers, heads, width, hidden].contains(&0) {
+            bail!("model.vocabulary, context, layers, heads, width and hidden must be at least 1")
+        }
+        if layers > 1000 {
+            bail!("model.layers is {layers}, expected at most 1000")
+        }
+        if width % heads != 0 {
+            bail!("model.width = {width} does not divide into model.heads = {heads}")
+        }
+        let weight = init::normal(0., STDEV);
+        // What is added to the residual stream 2·layers times starts smaller (GPT-2).
+        let out = init::normal(0., STDEV / (2. * layers as f64).sqrt());
+        let block = BlockConfig {
+            attention: AttentionConfig {
+                width,
+                heads,
+                qkv: if separate_qkv { Qkv::Separate } else { Qkv::Packed },
+                bias,
+                causal: true,
+                dropout,
+                init: [weight, out],
+            },
+            mlp: MlpConfig { width, hidden, bias, activation: ops::Activation::Gelu, dropout: 0., init: [weight, out] },
+            norm: NormPlace::Pre,
+            norm_bias: bias,
+            eps: EPS,
+            dropout,
+        };
+        Ok(Self {
+            tokens: Embedding::new(vocabulary, width, weight, vb.pp("token_embedding"))?,
+            positions: Embedding::new(context, width, weight, vb.pp("position_embedding"))?,
+            dropout: Dropout::new(dropout, "dropout"),
+            blocks: (0..layers).map(|i| TransformerBlock::new(block, vb.pp("blocks").pp(i))).collect::<Result<_>>()?,
+            norm: Norm::layer(width, EPS, bias, vb.pp("norm"))?,
+            head: if tied {
+                None
+            } else {
+                Some(vb.pp("head").get_with_hints((vocabulary, width), "weight", weight)?)
+            },
+            context,
+        })
+    }
+
+    /// Numbers of characters (b, t) to the logits (b, t, v) of those that follow each.
+    ///
+    /// # Errors
+    /// More places than the context has.
+    pub fn forward(&self, ids: &Tensor, mode: Mode) -> Result<Tensor> {
+        let dropout = self.dropout.stream(mode);
+        let mut x = self.tokens.forward_with_positions(ids, &self.positions, 0, dropout)?; // (b, t, c)
+        for block in &self.blocks {
+            x = block.forward(&x, mode)?;
+        }
+        self.logits(&x)
+    }
+
+    /// The logits (b, v) of what follows the new places `ids` (b, t), behind those in `cache`.
+    ///
+    /// # Errors
+    /// More places than the context has.
+    pub fn forward_cached(&self, ids: &Tensor, cache: &mut [KvCache]) -> Result<Tensor> {
+        let first = cache.first().map_or(0, KvCache::len);
+        let mut x = self.tokens.forward_with_positions(ids, &self.positions, first, None)?; // (b, t, c)
+        for (block, cache) in self.blocks.iter().zip(cache) {
+            x = block.forward_cached(&x, cache)?;
+        }
+        let t = x.dim(1)?;
+        self.logits(&x.narrow(1, t - 1, 1)?)?.squeeze(1) // (b, v)
+    }
+
+    /// An empty cache for [`CharGpt::forward_cached`].
+    pub fn cache(&self) -> Vec<KvCache> {
+        self.blocks.iter().map(|_| KvCache::new(self.context)).collect()
+    }
+
+    fn logits(&self, x: &Tensor) -> Result<Tensor> {
+        let head = self.head.as_ref().unwrap_or(self.tokens.weight());
+        ops::linear(&self.norm.forward(x)?, head, None, ops::Activation::Identity) // (b, t, v)
+    }
+
+    /// Loads what `zoo train char-gpt` wrote: weights, sizes and vocabulary are in the one file.
+    ///
+    /// # Errors
+    /// The file cannot be read, is not a character GPT, or its tensors do not fit its own description.
+    pub fn load(path: &Path, device: &Device) -> Result<Writer> {
+        #[derive(Deserialize)]
+        struct Described {
+            model: Config,
+        }
+        let file = zoo_checkpoint::read(path, device).map_err(candle_core::Error::wrap)?;
+        let describes = |key: &str| match file.metadata.get(key) {
+            Some(text) => Ok(text.as_str()),
+            None => bail!("{}: no {key} in its metadata: not weights of zoo train", path.display()),
+        };
+        if describes("model")? != "char-gpt" {
+            bail!("{}: weights of {}, expected char-gpt", path.display(), describes("model")?)
+        }
+        let parsed =
+            |e| candle_core::Error::msg(format!("{}: its metadata does not describe a char-gpt: {e}", path.display()));
+        let config = serde_json::from_str::<Described>(describes("config")?).map_err(parsed)?.model;
+        let vocabulary: String = serde_json::from_str(describes("fitted")?).map_err(parsed)?;
+        let params = Params::load(file.tensors, device);
+        let model = Self::new(&config, params.builder())?;
+        if let Err(e) = params.check() {
+            bail!("{}: {e}", path.display())
+        }
+        for (name, tensor) in params.tensors() {
+            if !norm_squared(&tensor)?.is_finite() {
+                bail!("{}: {name} has values that are not finite numbers: the file is damaged", path.display())
+            }
+        }
+        Writer::new(model, &config, Vocabulary::new(&vocabulary)?, device)
+            .map_err(|e| candle_core::Error::msg(format!("{}: {e}", path.display())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn presets_have_the_documented_sizes() -> Result<()> {
+        let baby =
+            Config { context: 256, layers: 6, heads: 6, width: 384, hidden: 1536, dropout: 0.2, ..Config::default() };
+        for (config, tensors, elements) in
+            [(Config::seed(), 21, 62_528), (Config::default(), 27, 804_096), (baby, 39, 10_745_088)]
+        {
+            let params = Params::init(1, &Device::Cpu);
+            CharGpt::new(&config, params.builder())?;
+            let count: usize = params.all().iter().map(|p| p.var.elem_count()).sum();
+            assert_eq!((params.all().len(), count), (tensors, elements));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_cache_gives_the_logits_of_the_whole() -> Result<()> {
+        for config in [Config::tiny(), Config { context: 24, ..Config::seed() }] {
+            let params = Params::init(1, &Device::Cpu);
+            let model = CharGpt::new(&config, params.builder())?;
+            let t = config.context;
+            let ids: Vec<u32> = (0..2 * t as u32).map(|i| i * 7 % 65).collect();
+            let ids = Tensor::from_vec(ids, (2, t), &Device::Cpu)?;
+            let whole = model.forward(&ids, Mode::Eval)?;
+            let mut cache = model.cache();
+            // A prompt at once, then one after the other.
+            let mut logits = model.forward_cached(&ids.narrow(1, 0, 5)?, &mut cache)?;
+            for place in 5..=t {
+                let of_whole = whole.narrow(1, place - 1, 1)?.squeeze(1)?;
+                let error = (logits - of_whole)?.abs()?.max_all()?.to_scalar::<f32>()?;
+                assert!(error < 2e-6, "place {place}: {error}");
+                if place == t {
+                    break;
+                }
+                logits = model.forward_cached(&ids.narrow(1, place, 1)?, &mut cache)?;
+            }
+            assert!(model.forward_cached(&ids.narrow(1, 0, 1)?, &mut cache).is_err(), "the cache is full");
+        }
+        Ok(())
+    }
+}

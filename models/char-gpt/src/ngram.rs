@@ -1,0 +1,92 @@
+//! Character n-grams: what a model has to beat.
+
+use std::collections::HashMap;
+
+/// An n-gram model interpolated by Witten and Bell's rule (IEEE Trans. Inf. Theory 1991).
+///
+/// With N(h) occurrences of the context h, T(h) different characters seen behind it, and h' its later part:
+///
+/// ```text
+/// P(c | h) = (N(h c) + T(h) P(c | h')) / (N(h) + T(h)),      P(c) behind nothing: 1 / vocabulary
+/// ```
+pub struct NGram {
+    vocabulary: usize,
+    /// For contexts of 0, 1, … characters: how often each was seen, and what behind it.
+    contexts: Vec<HashMap<u64, Seen>>,
+}
+
+#[derive(Default)]
+struct Seen {
+    total: u32,
+    behind: Vec<(u32, u32)>,
+}
+
+impl NGram {
+    /// Counts of `text`, numbers below `vocabulary`, for contexts of up to `order` - 1 characters.
+    pub fn fit(text: &[u32], vocabulary: usize, order: usize) -> Self {
+        let contexts = (0..order).map(|length| {
+            let mut seen: HashMap<u64, Seen> = HashMap::new();
+            for window in text.windows(length + 1) {
+                let entry = seen.entry(key(&window[..length], vocabulary)).or_default();
+                entry.total += 1;
+                match entry.behind.iter_mut().find(|(c, _)| *c == window[length]) {
+                    Some((_, n)) => *n += 1,
+                    None => entry.behind.push((window[length], 1)),
+                }
+            }
+            seen
+        });
+        Self { vocabulary, contexts: contexts.collect() }
+    }
+
+    /// The probability of `next` behind `before`.
+    pub fn probability(&self, before: &[u32], next: u32) -> f64 {
+        let mut p = 1. / self.vocabulary as f64;
+        for (length, contexts) in self.contexts.iter().enumerate().take(before.len() + 1) {
+            let Some(seen) = contexts.get(&key(&before[before.len() - length..], self.vocabulary)) else { break };
+            let count = seen.behind.iter().find(|(c, _)| *c == next).map_or(0, |(_, n)| *n);
+            let kinds = seen.behind.len() as f64;
+            p = (f64::from(count) + kinds * p) / (f64::from(seen.total) + kinds);
+        }
+        p
+    }
+
+    /// Mean negative log-likelihood of `text` in nats a character, given those `before` it.
+    pub fn loss(&self, before: &[u32], text: &[u32]) -> f64 {
+        let all: Vec<u32> = before.iter().chain(text).copied().collect();
+        let longest = self.contexts.len().saturating_sub(1);
+        let each =
+            (before.len()..all.len()).map(|i| -self.probability(&all[i.saturating_sub(longest)..i], all[i]).ln());
+        each.sum::<f64>() / text.len().max(1) as f64
+    }
+
+    /// The numbers of the characters that may follow `before`, each with its probability.
+    pub fn distribution(&self, before: &[u32]) -> Vec<f64> {
+        (0..self.vocabulary as u32).map(|c| self.probability(before, c)).collect()
+    }
+}
+
+/// A context as one number: exact for up to 64 bits, and beyond that a hash.
+fn key(context: &[u32], vocabulary: usize) -> u64 {
+    context.iter().fold(1, |k, c| k.wrapping_mul(vocabulary as u64 + 1).wrapping_add(u64::from(*c) + 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn probabilities_sum_to_one_and_follow_the_rule() {
+        let text = [0, 1, 0, 1, 0, 2, 0, 1];
+        let model = NGram::fit(&text, 4, 3);
+        for before in [&[][..], &[0], &[1, 0], &[3, 3], &[2, 0]] {
+            let sum: f64 = model.distribution(before).iter().sum();
+            assert!((sum - 1.).abs() < 1e-12, "{before:?}: {sum}");
+        }
+        // Behind nothing: N = 8, T = 3, P(1) = (3 + 3/4) / 11. Behind 0: N = 4 (three 1, one 2), T = 2.
+        let unigram = 3.75 / 11.;
+        assert!((model.probability(&[], 1) - unigram).abs() < 1e-12);
+        assert!((model.probability(&[0], 1) - (3. + 2. * unigram) / 6.).abs() < 1e-12);
+        assert!(model.loss(&[], &[0, 1, 0, 1]) < model.loss(&[], &[3, 3, 3, 3]));
+    }
+}

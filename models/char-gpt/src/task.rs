@@ -1,0 +1,342 @@
+//! What the trainer needs: windows of text, loss, metrics and baselines.
+
+use std::path::Path;
+
+use candle_core::{Device, Result, Tensor};
+use candle_nn::VarBuilder;
+use serde_json::Value;
+use zoo_layers::ops::cross_entropy;
+use zoo_layers::{Mode, Sampling};
+use zoo_training::config::ConfigOf;
+use zoo_training::{Error, Evaluation, Loss, Metrics, OptimizerKind, Preset, ScheduleKind, Split, Task, TrainConfig};
+
+use crate::data::{ALPHABET, dialogue};
+use crate::ngram::NGram;
+use crate::{CharGpt, Config, Source, Vocabulary, Writer};
+
+/// Characters of a batch when evaluating.
+const BATCH: usize = 4096;
+/// Characters that the better baseline's contexts have, and one.
+const ORDER: usize = 5;
+
+/// A text and its windows.
+pub struct CharTask {
+    origin: String,
+    vocabulary: Vocabulary,
+    /// Numbers of the text's characters.
+    text: Vec<u32>,
+    /// Where the validation part begins.
+    valid: usize,
+    context: usize,
+    eval_windows: usize,
+    device: Device,
+}
+
+/// The text at a path, or generated dialogue; and what it is.
+fn read(source: &Source, seed: u64) -> zoo_training::Result<(String, String)> {
+    if source.path.is_empty() {
+        return Ok((dialogue(source.generated, seed), "generated dialogue".into()));
+    }
+    let path = Path::new(&source.path);
+    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    let text = String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        Error::Data(format!("{}: not UTF-8 at byte {at}: convert it first (iconv -t utf-8)", path.display()))
+    })?;
+    Ok((text.strip_prefix('\u{feff}').map(String::from).unwrap_or(text), path.display().to_string()))
+}
+
+impl CharTask {
+    /// Windows of `t` + 1 characters from these places on, as inputs (b, t) and targets (b, t).
+    fn windows(&self, starts: &[usize], t: usize) -> Result<(Tensor, Tensor)> {
+        let part = |shift: usize| {
+            let ids = starts.iter().flat_map(|s| &self.text[s + shift..s + shift + t]).map(|i| i64::from(*i)).collect();
+            Tensor::from_vec::<_, i64>(ids, (starts.len(), t), &self.device)
+        };
+        Ok((part(0)?, part(1)?))
+    }
+
+    /// The starts of the validation part's windows.
+    fn valid_windows(&self) -> usize {
+        (self.text.len() - self.valid - 1) / self.context
+    }
+
+    fn start(&self, split: Split, sample: usize) -> usize {
+        match split {
+            Split::Train => sample,
+            Split::Valid | Split::Test => self.valid + sample * self.context,
+        }
+    }
+
+    /// Sum of the losses of windows of `t` characters from these places on.
+    fn sum(&self, model: &CharGpt, starts: &[usize], t: usize) -> Result<f64> {
+        let mut sum = 0.;
+        for starts in starts.chunks((BATCH / t).max(1)) {
+            let batch = self.windows(starts, t)?;
+            let loss = self.loss(model, &batch, Mode::Eval)?.total.to_device(&Device::Cpu)?.to_scalar::<f32>()?;
+            sum += f64::from(loss) * (starts.len() * t) as f64;
+        }
+        Ok(sum)
+    }
+
+    /// What the validation part is judged by in an n-gram's terms.
+    fn baseline(&self, order: usize) -> f64 {
+        let model = NGram::fit(&self.text[..self.valid], self.vocabulary.len(), order);
+        model.loss(&self.text[..=self.valid], &self.text[self.valid + 1..])
+    }
+}
+
+/// Nats a character in other units.
+fn metrics(loss: f64) -> Metrics {
+    vec![("loss", loss), ("bits_per_character", loss / std::f64::consts::LN_2), ("perplexity", loss.exp())]
+}
+
+impl Task for CharTask {
+    const NAME: &'static str = "char-gpt";
+    const SUMMARY: &'static str = "GPT that writes text one character at a time";
+    const PRESETS: &'static [Preset] = &[
+        Preset { name: "cpu", summary: "nanoGPT's recipe for a CPU: 4 layers of 128, 2,000 steps", toml: "" },
+        Preset {
+            name: "seed",
+            summary: "one block of 64 in 21 tensors, with biases and an untied head",
+            toml: "[model]\nlayers = 1\nwidth = 64\nhidden = 256\nseparate_qkv = true\ntied = false\nbias = true\n\
+                   [train]\nbatch_size = 16\n",
+        },
+        Preset {
+            name: "baby",
+            summary: "nanoGPT's recipe for a GPU: 6 layers of 384, 256 characters, dropout 0.2, 5,000 steps",
+            toml: "[model]\ncontext = 256\nlayers = 6\nheads = 6\nwidth = 384\nhidden = 1536\ndropout = 0.2\n\
+                   [data]\neval_windows = 0\n\
+                   [train]\nbatch_size = 64\nsteps = 5000\n",
+        },
+        Preset {
+            name: "tiny",
+            summary: "for tests",
+            toml: "[model]\ncontext = 16\nlayers = 2\nheads = 2\nwidth = 16\nhidden = 32\ndropout = 0.1\n\
+                   [data]\ngenerated = 20000\neval_windows = 16\n\
+                   [train]\nsteps = 40\neval_every = 20\n",
+        },
+    ];
+    const DATA: &'static str = "any text in UTF-8; generated dialogue without one";
+    const JUDGED: Split = Split::Valid;
+    type Architecture = Config;
+    type Source = Source;
+    type Model = CharGpt;
+    /// Characters (b, t) and those that follow each (b, t).
+    type Batch = (Tensor, Tensor);
+
+    /// nanoGPT's recipe for a CPU.
+    fn training() -> TrainConfig {
+        TrainConfig {
+            steps: 2000,
+            batch_size: 12,
+            optimizer: OptimizerKind::AdamW,
+            lr: 1e-3,
+            beta1: 0.9,
+            beta2: 0.99,
+            weight_decay: 0.1,
+            clip_norm: 1.,
+            schedule: ScheduleKind::Cosine,
+            warmup_steps: 100,
+            min_lr: 1e-4,
+            eval_every: 250,
+            ..TrainConfig::default()
+        }
+    }
+
+    fn settle(config: &mut ConfigOf<Self>) -> zoo_training::Result<()> {
+        let weights = Path::new(&config.train.init_from);
+        if config.data.vocabulary.is_empty() {
+            config.data.vocabulary = if !weights.as_os_str().is_empty() {
+                // Numbers of characters mean what they meant to these weights.
+                let file = zoo_checkpoint::read(weights, &Device::Cpu)?;
+                let fitted = file.metadata.get("fitted").and_then(|f| serde_json::from_str::<String>(f).ok());
+                fitted.ok_or_else(|| {
+                    Error::Run(format!(
+                        "{}: no vocabulary in its metadata: not weights of zoo train",
+                        weights.display()
+                    ))
+                })?
+            } else if config.data.path.is_empty() {
+                ALPHABET.into()
+            } else {
+                Vocabulary::of(&read(&config.data, 0)?.0)
+            };
+        }
+        config.model.vocabulary = config.data.vocabulary.chars().count();
+        Ok(())
+    }
+
+    fn build(config: &Config, vb: VarBuilder) -> Result<CharGpt> {
+        CharGpt::new(config, vb)
+    }
+
+    fn explain(config: &Config) -> String {
+        let &Config { vocabulary, context, layers, width, hidden, tied, bias, .. } = config;
+        let biases = |n: usize| if bias { format!(" + {n} biases") } else { String::new() };
+        let b = usize::from(bias);
+        let attention = 4 * width * width + b * 4 * width;
+        let mlp = 2 * width * hidden + b * (hidden + width);
+        let norms = 2 * width * (1 + b);
+        let mut parts = vec![
+            format!("embedding: {vocabulary} x {width}, positions: {context} x {width}"),
+            format!(
+                "block: attention 4 x {width} x {width}{} = {attention}, MLP 2 x {width} x {hidden}{} = {mlp}, two norms {norms}; {layers} times = {}",
+                biases(4 * width),
+                biases(hidden + width),
+                layers * (attention + mlp + norms)
+            ),
+            format!("final norm: {}", width * (1 + b)),
+        ];
+        parts.push(match tied {
+            true => "head: the embedding's table".into(),
+            false => format!("head: {vocabulary} x {width}"),
+        });
+        parts.join("\n")
+    }
+
+    fn flops(config: &Config) -> f64 {
+        let &Config { vocabulary, context, layers, width, hidden, .. } = config;
+        let of_weights = layers * (4 * width * width + 2 * width * hidden) + vocabulary * width;
+        // Scores and values of the half that causal attention sees.
+        2. * (context * of_weights + layers * context * context * width) as f64
+    }
+
+    fn open(
+        config: &Config,
+        source: &Source,
+        seed: u64,
+        fitted: Option<&Value>,
+        device: &Device,
+    ) -> zoo_training::Result<Self> {
+        if [config.context, config.vocabulary].contains(&0) {
+            return Err(Error::Usage("model.context and model.vocabulary must be at least 1".into()));
+        }
+        if !(0. ..1.).contains(&config.dropout) {
+            return Err(Error::Usage(format!("model.dropout is {}, expected a share below 1", config.dropout)));
+        }
+        if !(0. ..1.).contains(&source.valid) {
+            return Err(Error::Usage("data.valid must be a share that leaves a training part".into()));
+        }
+        let (text, origin) = read(source, seed)?;
+        let characters = match fitted {
+            Some(value) => value.as_str().unwrap_or_default().to_string(),
+            None if source.vocabulary.is_empty() => Vocabulary::of(&text),
+            None => source.vocabulary.clone(),
+        };
+        let named = |e: candle_core::Error| {
+            Error::Data(format!("{origin}: {}", e.to_string().lines().next().unwrap_or_default()))
+        };
+        let vocabulary = Vocabulary::new(&characters).map_err(named)?;
+        if vocabulary.len() != config.vocabulary {
+            return Err(Error::Usage(format!(
+                "model.vocabulary is {}, but there are {} characters",
+                config.vocabulary,
+                vocabulary.len()
+            )));
+        }
+        let text = vocabulary.encode(&text).map_err(named)?;
+        // As nanoGPT splits it.
+        let valid = (text.len() as f64 * (1. - source.valid)) as usize;
+        let needed = config.context + 1;
+        if valid < needed || (source.valid > 0. && text.len() - valid < needed) {
+            return Err(Error::Data(format!(
+                "{origin}: {} characters, of which {} validate: each part needs more than model.context = {} (bring more \
+                 text, or set model.context lower)",
+                text.len(),
+                text.len() - valid,
+                config.context
+            )));
+        }
+        let (context, eval_windows) = (config.context, source.eval_windows);
+        Ok(Self { origin, vocabulary, text, valid, context, eval_windows, device: device.clone() })
+    }
+
+    fn describe_data(&self) -> String {
+        let (all, valid) = (self.text.len(), self.text.len() - self.valid);
+        format!("{}, {all} characters, {} different; the last {valid} validate", self.origin, self.vocabulary.len())
+    }
+
+    fn fingerprint(&self) -> String {
+        let numbers = self.text.iter().copied().chain([self.valid as u32]).flat_map(u32::to_le_bytes);
+        let bytes: Vec<u8> = numbers.chain(self.vocabulary.text().into_bytes()).collect();
+        zoo_checkpoint::sha256_of(&bytes)
+    }
+
+    fn fitted(&self) -> Value {
+        self.vocabulary.text().into()
+    }
+
+    fn samples(&self, split: Split) -> usize {
+        match split {
+            // A window may begin at any character.
+            Split::Train => self.valid - self.context,
+            Split::Valid | Split::Test if self.text.len() == self.valid => 0,
+            Split::Valid | Split::Test => self.valid_windows(),
+        }
+    }
+
+    fn batch(&self, split: Split, indices: &[usize]) -> Result<(Tensor, Tensor)> {
+        let starts: Vec<usize> = indices.iter().map(|i| self.start(split, *i)).collect();
+        self.windows(&starts, self.context)
+    }
+
+    fn forward(&self, model: &CharGpt, (ids, _): &(Tensor, Tensor), mode: Mode) -> Result<Tensor> {
+        model.forward(ids, mode)
+    }
+
+    /// Cross-entropy in nats, averaged over all characters of the batch.
+    fn loss(&self, model: &CharGpt, batch: &(Tensor, Tensor), mode: Mode) -> Result<Loss> {
+        let logits = self.forward(model, batch, mode)?;
+        Ok(Loss { total: cross_entropy(&logits, &batch.1, Default::default())?, parts: vec![] })
+    }
+
+    fn validate(&self, model: &CharGpt, split: Split) -> Result<Metrics> {
+        let all = self.samples(split);
+        let n = if self.eval_windows == 0 { all } else { all.min(self.eval_windows) };
+        let starts: Vec<usize> = (0..n).map(|i| self.start(split, i * all / n.max(1))).collect();
+        Ok(metrics(self.sum(model, &starts, self.context)? / (n * self.context).max(1) as f64))
+    }
+
+    fn evaluate(&self, model: &CharGpt, split: Split) -> Result<Evaluation> {
+        let n = self.samples(split);
+        let starts: Vec<usize> = (0..n).map(|i| self.start(split, i)).collect();
+        let mut sum = self.sum(model, &starts, self.context)?;
+        // What is left is a shorter window.
+        let first = self.start(split, n);
+        let left = self.text.len() - 1 - first;
+        if left > 0 {
+            sum += self.sum(model, &[first], left)?;
+        }
+        let characters = n * self.context + left;
+        let metrics_of_model = metrics(sum / characters as f64);
+        let (bigram, fivegram) = (self.baseline(2), self.baseline(ORDER));
+        let loss = metrics_of_model[0].1;
+        let better = |name: &str, of: f64| match loss < of {
+            true => format!("beats the {name} ({loss:.4} against {of:.4} nats a character)"),
+            false => format!("does not beat the {name} ({loss:.4} against {of:.4} nats a character)"),
+        };
+        let remarks = vec![
+            format!("The model {} and {}.", better("bigram", bigram), better("interpolated 5-gram", fivegram)),
+            format!(
+                "It saw the {} characters of a window at most, and less at its beginning; the n-grams always saw theirs.",
+                self.context
+            ),
+        ];
+        let baselines = vec![("bigram", metrics(bigram)), ("5-gram", metrics(fivegram))];
+        Ok(Evaluation { samples: characters, metrics: metrics_of_model, baselines, remarks })
+    }
+
+    fn generate(
+        model: CharGpt,
+        config: &Config,
+        fitted: &Value,
+        prompt: &str,
+        sampling: &Sampling,
+        device: &Device,
+        sink: &mut dyn FnMut(&str) -> bool,
+    ) -> zoo_training::Result<()> {
+        let vocabulary = Vocabulary::new(fitted.as_str().unwrap_or_default())?;
+        Ok(Writer::new(model, config, vocabulary, device)?.stream(prompt, sampling, sink)?)
+    }
+}
