@@ -1,7 +1,11 @@
-//! Large matrix products, by the `gemm` crate: f32 accumulated in f32, the same bits at any number of threads.
+//! Matrix products in f32 accumulated in f32, the same bits at any number of threads: large ones by the `gemm` crate,
+//! those of few rows with a transposed factor as dot products.
+
+use candle_core::Result;
+use pulp::{Simd, WithSimd};
 
 use super::product::Matrix;
-use super::{Buffer, Pointer};
+use super::{Buffer, Pointer, parallel, simd, vector};
 
 /// Below this many multiplications a second thread costs more than it brings.
 const PARALLEL: usize = 1 << 17;
@@ -40,5 +44,113 @@ pub fn matmul(size: [usize; 3], a: Matrix, b: Matrix) -> Vec<f32> {
     unsafe {
         matmul_into(size, a, b, out.pointer(), size[1], false);
         out.finish()
+    }
+}
+
+/// With up to so many rows, bringing the other factor into the order that a large product wants costs more than it gains.
+const FEW: usize = 64;
+/// Columns of the result that a task takes, with few rows.
+const COLUMNS: usize = 32;
+
+/// C (m, n) = x (m, k) · wᵀ (k, n) + bias, for row-major x and w (n, k); the rows of C are `c_row` apart.
+///
+/// # Safety
+/// `c` points to m rows of n elements that nobody else accesses.
+pub unsafe fn affine_into(
+    [m, n, k]: [usize; 3],
+    x: &[f32],
+    w: &[f32],
+    bias: Option<&[f32]>,
+    c: Pointer,
+    c_row: usize,
+) -> Result<()> {
+    assert!(x.len() == m * k && w.len() == n * k && bias.is_none_or(|b| b.len() == n), "sizes do not fit");
+    if m > FEW {
+        // SAFETY: the caller's promise; rows start as the bias if they are added to.
+        unsafe {
+            if let Some(bias) = bias {
+                (0..m).for_each(|i| c.at(i * c_row).copy_from_nonoverlapping(bias.as_ptr(), n));
+            }
+            matmul_into([m, n, k], Matrix::rows(x, k), Matrix::transposed(w, k), c, c_row, bias.is_some());
+        }
+        return Ok(());
+    }
+    let level = simd::level()?;
+    // A task has some tens of microseconds of work, or all there is.
+    let columns = COLUMNS.max((PARALLEL / 2).checked_div(m * k).unwrap_or(n)).max(1);
+    parallel::for_each(n.div_ceil(columns), |task| {
+        let columns = task * columns..n.min((task + 1) * columns);
+        level.run(FewRows { m, k, columns, x, w, bias, c, c_row });
+    });
+    Ok(())
+}
+
+/// Some columns of the result, as dot products of rows of x and w.
+struct FewRows<'a> {
+    m: usize,
+    k: usize,
+    columns: std::ops::Range<usize>,
+    x: &'a [f32],
+    w: &'a [f32],
+    bias: Option<&'a [f32]>,
+    c: Pointer,
+    c_row: usize,
+}
+
+impl WithSimd for FewRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, s: S) {
+        let (m, columns) = (self.m, self.columns.clone());
+        let mut j = columns.start;
+        while j < columns.end {
+            let wide = columns.end - j >= 4;
+            let mut i = 0;
+            while i < m {
+                let tall = m - i >= 4;
+                // SAFETY: rows i.. of x and j.. of w lie within them, the results within the caller's columns.
+                unsafe {
+                    match (tall, wide) {
+                        (true, true) => self.dots::<S, 4, 4>(s, i, j),
+                        (true, false) => self.dots::<S, 4, 1>(s, i, j),
+                        (false, true) => self.dots::<S, 1, 4>(s, i, j),
+                        (false, false) => self.dots::<S, 1, 1>(s, i, j),
+                    }
+                }
+                i += if tall { 4 } else { 1 };
+            }
+            j += if wide { 4 } else { 1 };
+        }
+    }
+}
+
+impl FewRows<'_> {
+    /// # Safety
+    /// M rows of x from i on and N of w from j on are there.
+    #[inline(always)]
+    unsafe fn dots<S: Simd, const M: usize, const N: usize>(&self, s: S, i: usize, j: usize) {
+        let Self { k, x, w, bias, c, c_row, .. } = *self;
+        let (x, w) = (x.as_ptr().wrapping_add(i * k), w.as_ptr().wrapping_add(j * k));
+        let mut sums = [[s.splat_f32s(0.); N]; M];
+        for e in (0..k).step_by(S::F32_LANES) {
+            // SAFETY: the caller's promise; rows have k elements.
+            unsafe {
+                let w: [_; N] = std::array::from_fn(|b| vector::read(s, w.add(b * k), e, k));
+                for (a, sums) in sums.iter_mut().enumerate() {
+                    let x = vector::read(s, x.add(a * k), e, k);
+                    for (sum, w) in sums.iter_mut().zip(w) {
+                        *sum = s.mul_add_e_f32s(x, w, *sum);
+                    }
+                }
+            }
+        }
+        for (a, sums) in sums.into_iter().enumerate() {
+            for (b, sum) in sums.into_iter().enumerate() {
+                let start = bias.map_or(0., |bias| bias[j + b]);
+                // SAFETY: the caller's promise.
+                unsafe { c.at((i + a) * c_row + j + b).write(start + s.reduce_sum_f32s(sum)) }
+            }
+        }
     }
 }

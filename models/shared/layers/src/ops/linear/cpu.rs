@@ -1,4 +1,6 @@
-use crate::ops::glue::matmul::{matmul, matmul_into};
+use candle_core::Result;
+
+use crate::ops::glue::matmul::{affine_into, matmul};
 use crate::ops::glue::product::Matrix;
 use crate::ops::glue::{Buffer, View, parallel};
 
@@ -18,20 +20,13 @@ impl Size {
 }
 
 /// x Wᵀ + b.
-pub(in crate::ops) fn forward(size: Size, x: &[f32], w: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
+pub(in crate::ops) fn forward(size: Size, x: &[f32], w: &[f32], bias: Option<&[f32]>) -> Result<Vec<f32>> {
     let Size { m, n, k } = size;
     let mut out = Buffer::new(m * n);
-    if let Some(bias) = bias {
-        assert_eq!(bias.len(), n);
-        for i in 0..m {
-            // SAFETY: row i of the output has n elements, as the bias; nobody else writes yet.
-            unsafe { out.pointer().at(i * n).copy_from_nonoverlapping(bias.as_ptr(), n) }
-        }
-    }
-    // SAFETY: the output has m rows of n elements, initialised with the bias if it is added to.
+    // SAFETY: the output has m rows of n elements, all of which are written.
     unsafe {
-        matmul_into([m, n, k], Matrix::rows(x, k), Matrix::transposed(w, k), out.pointer(), n, bias.is_some());
-        out.finish()
+        affine_into([m, n, k], x, w, bias, out.pointer(), n)?;
+        Ok(out.finish())
     }
 }
 

@@ -65,7 +65,7 @@ impl Op for Linear {
         let (x, weight) = (&inputs[0], &inputs[1]);
         let mut dims = x.dims().to_vec();
         let size = cpu::Size::new(x, weight);
-        let mut data = cpu::forward(size, x.f32()?, weight.f32()?, inputs.get(2).map(View::f32).transpose()?);
+        let mut data = cpu::forward(size, x.f32()?, weight.f32()?, inputs.get(2).map(View::f32).transpose()?)?;
         let slope = activate(&mut data, self.activation, save)?;
         if let Some(last) = dims.last_mut() {
             *last = size.n;

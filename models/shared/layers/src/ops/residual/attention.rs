@@ -5,7 +5,7 @@ use super::{Affine, AffineAt, Inputs, NormAt, PreNorm, dropout};
 use crate::ops::attention::cpu::{Geometry, Heads, Rule, Saved, backward, forward};
 use crate::ops::attention::plain;
 use crate::ops::dropout::{Dropout, apply_mask};
-use crate::ops::glue::matmul::{matmul, matmul_into};
+use crate::ops::glue::matmul::{affine_into, matmul, matmul_into};
 use crate::ops::glue::product::Matrix;
 use crate::ops::glue::{Backward, Buffer, Forward, Op, Output, Pointer, View, apply_one};
 use crate::ops::linear::cpu as linear;
@@ -102,14 +102,8 @@ impl SelfAttention {
         for (which, at) in self.input.iter().enumerate() {
             let w = inputs[at.weight].f32()?;
             let bias = at.bias.map(|i| inputs[i].f32()).transpose()?;
-            // SAFETY: columns which·c.. of all rows lie within the buffer; each is written before it is added to.
-            unsafe {
-                let to = qkv.pointer().part(which * c);
-                if let Some(bias) = bias {
-                    (0..rows).for_each(|i| to.at(i * 3 * c).copy_from_nonoverlapping(bias.as_ptr(), c));
-                }
-                matmul_into([rows, c, c], Matrix::rows(n, c), Matrix::transposed(w, c), to, 3 * c, bias.is_some());
-            }
+            // SAFETY: columns which·c.. of all rows lie within the buffer.
+            unsafe { affine_into([rows, c, c], n, w, bias, qkv.pointer().part(which * c), 3 * c)? }
         }
         // SAFETY: the three products cover all columns.
         Ok(unsafe { qkv.finish() })

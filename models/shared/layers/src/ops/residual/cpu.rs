@@ -76,7 +76,7 @@ pub(super) fn size(at: &AffineAt, rows: usize, inputs: &[View]) -> linear::Size 
 /// x Wᵀ + b.
 pub(super) fn affine(at: &AffineAt, rows: usize, x: &[f32], inputs: &[View]) -> Result<Vec<f32>> {
     let bias = at.bias.map(|i| inputs[i].f32()).transpose()?;
-    Ok(linear::forward(size(at, rows, inputs), x, inputs[at.weight].f32()?, bias))
+    linear::forward(size(at, rows, inputs), x, inputs[at.weight].f32()?, bias)
 }
 
 /// dy behind the branch's dropout.
