@@ -1,11 +1,4 @@
-//! Layers, fused ops with gradients, parameters, randomness and optimizers for training in candle.
-//!
-//! candle is a fine inference library; three things are missing when one trains with it, and this crate adds them:
-//! ops whose fused kernels have a backward pass ([`ops`]), parameters in definition order with strict loading
-//! ([`Params`]), and random numbers that a seed repeats on the CPU ([`random`]). Optimizers whose state can be saved
-//! are in [`optim`].
-//!
-//! Everything works on plain [`candle_core::Tensor`]s, so a single op can be used in any candle model.
+#![doc = include_str!("../README.md")]
 
 pub mod init;
 mod layers;

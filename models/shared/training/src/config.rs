@@ -4,8 +4,8 @@ use regex::Regex;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
-use zoo_layers::nearest;
-use zoo_layers::optim::{Moments, Rule};
+use zoo_layers::optim::{Group, Moments, Rule, decay_matrices, muon_groups};
+use zoo_layers::{Param, nearest};
 
 use crate::{Error, Result, Task};
 
@@ -32,6 +32,8 @@ pub enum OptimizerKind {
     Sgd,
     /// RMSprop.
     RmsProp,
+    /// Muon for matrices within the network, AdamW for the rest.
+    Muon,
 }
 
 /// How the rate changes over the run.
@@ -86,7 +88,7 @@ pub struct TrainConfig {
     pub beta2: f64,
     /// Added to the root in Adam and RMSprop.
     pub eps: f64,
-    /// Momentum of SGD and RMSprop.
+    /// Momentum of SGD, RMSprop and Muon.
     pub momentum: f64,
     /// Nesterov's form of SGD's momentum.
     pub nesterov: bool,
@@ -187,7 +189,19 @@ impl TrainConfig {
             OptimizerKind::AdamW => Rule::AdamW(moments),
             OptimizerKind::Adam => Rule::Adam(moments),
             OptimizerKind::Sgd => Rule::Sgd { momentum: self.momentum, nesterov: self.nesterov },
+            OptimizerKind::Muon => Rule::Muon { momentum: self.momentum },
             OptimizerKind::RmsProp => Rule::RmsProp { alpha: self.beta2, eps: self.eps, momentum: self.momentum },
+        }
+    }
+
+    /// What the optimizer does with a parameter.
+    pub fn group(&self, param: &Param) -> Group {
+        match self.optimizer {
+            OptimizerKind::Muon => {
+                let moments = Moments { beta1: self.beta1, beta2: self.beta2, eps: self.eps };
+                muon_groups(self.weight_decay, moments)(param)
+            }
+            _ => decay_matrices(self.weight_decay)(param),
         }
     }
 

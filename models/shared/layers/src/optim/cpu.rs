@@ -67,6 +67,8 @@ impl WithSimd for Kernel<'_> {
                     (s.negate_mul_add_e_f32s(lr, direction, p), b, none)
                 });
             }
+            // Whole matrices at a time: see the reference.
+            Rule::Muon { .. } => {}
             Rule::RmsProp { alpha, eps, momentum } => {
                 let (alpha, rest, eps, mu, lr) = (c(alpha), c(1. - alpha), c(eps), c(momentum), c(u.lr));
                 self.each(s, |p, g, v, b| {

@@ -8,9 +8,15 @@
 //! Adam     g ← g + λp;      the rest as AdamW
 //! SGD      g ← g + λp;      b ← μb + g;         p ← p - lr · (b, or g + μb with Nesterov's momentum)
 //! RMSprop  g ← g + λp;      v ← αv + (1-α)g²;   b ← μb + g / (√v + ε);                  p ← p - lr · b
+//! Muon     b ← μb + g;      p ← p - lr λ p - lr · 0.2 √max(rows, columns) · orthogonal(g + μb)
 //! ```
+//!
+//! Muon is for matrices within a network; [`muon_groups`] leaves embeddings, heads and vectors to AdamW. Its
+//! orthogonal(·) brings all singular values near 1 by five Newton-Schulz steps; the factor gives updates the size of
+//! AdamW's, so that one rate and decay serve both (Liu et al., *Muon is scalable for LLM training*, 2025).
 
 mod cpu;
+mod muon;
 mod reference;
 
 use std::collections::BTreeMap;
@@ -44,6 +50,11 @@ pub enum Rule {
         /// Momentum μ, 0 for none.
         momentum: f64,
     },
+    /// Orthogonalised momentum (Jordan et al., *Muon*, 2024), with decoupled weight decay; for matrices.
+    Muon {
+        /// Momentum μ, in Nesterov's form.
+        momentum: f64,
+    },
 }
 
 /// Constants of Adam.
@@ -69,7 +80,7 @@ impl Rule {
         match self {
             Self::AdamW(_) | Self::Adam(_) => &["exp_avg", "exp_avg_sq"],
             Self::Sgd { momentum, .. } if *momentum == 0. => &[],
-            Self::Sgd { .. } => &["momentum_buffer"],
+            Self::Sgd { .. } | Self::Muon { .. } => &["momentum_buffer"],
             Self::RmsProp { momentum, .. } if *momentum == 0. => &["square_avg"],
             Self::RmsProp { .. } => &["square_avg", "momentum_buffer"],
         }
@@ -83,22 +94,34 @@ pub struct Group {
     pub lr_scale: f64,
     /// λ.
     pub weight_decay: f64,
+    /// Another rule than the optimizer's.
+    pub rule: Option<Rule>,
+}
+
+/// Groups for [`Rule::Muon`]: matrices within the network are its own; embeddings, heads and vectors move by AdamW with
+/// `moments`. Matrices decay.
+pub fn muon_groups(weight_decay: f64, moments: Moments) -> impl Fn(&Param) -> Group {
+    move |p| {
+        let outer = ["embedding", "head"].iter().any(|part| p.name.contains(part));
+        let rule = (p.var.rank() != 2 || outer).then_some(Rule::AdamW(moments));
+        Group { rule, ..decay_matrices(weight_decay)(p) }
+    }
 }
 
 /// The usual groups: decay for matrices (rank 2 and more), none for biases, norms and other vectors.
 pub fn decay_matrices(weight_decay: f64) -> impl Fn(&Param) -> Group {
-    move |p| Group { lr_scale: 1., weight_decay: if p.var.rank() >= 2 { weight_decay } else { 0. } }
+    move |p| Group { lr_scale: 1., weight_decay: if p.var.rank() >= 2 { weight_decay } else { 0. }, rule: None }
 }
 
 struct Slot {
     param: Param,
+    rule: Rule,
     group: Group,
     state: Vec<Tensor>,
 }
 
 /// An optimizer over the trainable parameters of a model.
 pub struct Optimizer {
-    rule: Rule,
     slots: Vec<Slot>,
     steps: u64,
 }
@@ -117,7 +140,7 @@ struct Update {
 
 impl Update {
     fn apply(self, level: Level, grad: &Tensor, param: &Param, state: &mut [Tensor]) -> Result<()> {
-        if !grad.device().is_cpu() || grad.dtype() != DType::F32 || !simd::fused() {
+        if !simd::fused() || !grad.device().is_cpu() || grad.dtype() != DType::F32 {
             return reference::update(self, grad, &param.var, state);
         }
         let mut tensors = vec![param.var.as_tensor()];
@@ -129,7 +152,12 @@ impl Update {
         };
         let grad = &cpu.as_slice::<f32>()?[start..end];
         slices_mut(&tensors, &mut |slices| {
-            cpu::update(level, self, grad, slices);
+            match (self.rule, param.var.dims()) {
+                (Rule::Muon { momentum }, &[rows, columns]) => {
+                    muon::update(self, momentum, [rows, columns], grad, slices)
+                }
+                _ => cpu::update(level, self, grad, slices),
+            }
             Ok(())
         })
     }
@@ -139,11 +167,16 @@ impl Optimizer {
     /// State of zeros for every trainable parameter; `group` decides rate scale and decay of each.
     pub fn new(rule: Rule, params: &Params, group: impl Fn(&Param) -> Group) -> Result<Self> {
         let slot = |param: Param| -> Result<Slot> {
+            let group = group(&param);
+            let rule = group.rule.unwrap_or(rule);
+            if matches!(rule, Rule::Muon { .. }) && param.var.rank() != 2 {
+                bail!("{} of shape {:?} is no matrix, which Muon needs", param.name, param.var.dims())
+            }
             let state =
                 rule.state_names().iter().map(|_| Tensor::zeros(param.var.shape(), DType::F32, param.var.device()));
-            Ok(Slot { group: group(&param), state: state.collect::<Result<_>>()?, param })
+            Ok(Slot { group, rule, state: state.collect::<Result<_>>()?, param })
         };
-        Ok(Self { rule, slots: params.trainable().into_iter().map(slot).collect::<Result<_>>()?, steps: 0 })
+        Ok(Self { slots: params.trainable().into_iter().map(slot).collect::<Result<_>>()?, steps: 0 })
     }
 
     /// Updates taken so far.
@@ -164,8 +197,8 @@ impl Optimizer {
         let level = simd::level()?;
         for (slot, (_, grad)) in self.slots.iter_mut().zip(grads.iter()) {
             let Some(grad) = grad else { continue };
-            let Group { lr_scale, weight_decay } = slot.group;
-            let update = Update { rule: self.rule, lr: lr * lr_scale, weight_decay, scale, step: self.steps };
+            let Group { lr_scale, weight_decay, .. } = slot.group;
+            let update = Update { rule: slot.rule, lr: lr * lr_scale, weight_decay, scale, step: self.steps };
             update.apply(level, grad, &slot.param, &mut slot.state)?;
         }
         Ok(())
@@ -175,7 +208,7 @@ impl Optimizer {
     pub fn state(&self) -> Vec<(String, Tensor)> {
         let named = |s: &Slot| -> Vec<(String, Tensor)> {
             let name = |kind: &&str| format!("{kind}.{}", s.param.name);
-            self.rule.state_names().iter().map(name).zip(s.state.iter().cloned()).collect()
+            s.rule.state_names().iter().map(name).zip(s.state.iter().cloned()).collect()
         };
         self.slots.iter().flat_map(named).collect()
     }
@@ -199,7 +232,7 @@ impl Optimizer {
             bail!("the optimizer state has {name}, which belongs to no parameter or another optimizer")
         }
         for slot in &mut self.slots {
-            for (kind, state) in self.rule.state_names().iter().zip(&mut slot.state) {
+            for (kind, state) in slot.rule.state_names().iter().zip(&mut slot.state) {
                 if let Some(t) = tensors.get(&format!("{kind}.{}", slot.param.name)) {
                     *state = t.to_device(slot.param.var.device())?.copy()?;
                 }
@@ -326,6 +359,44 @@ mod tests {
                 }
             }
         }
+        Ok(())
+    }
+
+    #[test]
+    fn muon_moves_matrices_by_nearly_orthogonal_steps_and_leaves_the_rest_to_adamw() -> Result<()> {
+        let params = Params::init(4, &Device::Cpu);
+        let vb = params.builder();
+        for (dims, name) in [((7, 20), "wide"), ((20, 7), "tall"), ((9, 9), "token_embedding.weight")] {
+            vb.get_with_hints(dims, name, init::normal(0., 1.))?;
+        }
+        vb.get_with_hints(3, "bias", init::normal(0., 1.))?;
+        let moments = Moments::default();
+        let rule = Rule::Muon { momentum: 0.95 };
+        let mut muon = Optimizer::new(rule, &params, muon_groups(0., moments))?;
+        let states: Vec<String> = muon.state().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(states[..3], ["momentum_buffer.wide", "momentum_buffer.tall", "exp_avg.token_embedding.weight"]);
+        let before: Vec<Tensor> = params.tensors().iter().map(|(_, t)| t.copy()).collect::<Result<_>>()?;
+        let grads = gradients(&params, 3)?;
+        muon.step(&grads, 0.1, 1.)?;
+        for (i, grad) in grads.iter().enumerate().take(2).map(|(i, (_, g))| (i, g.cloned())) {
+            let grad = grad.ok_or_else(|| candle_core::Error::msg("no gradient"))?;
+            let step = ((&before[i] - &params.tensors()[i].1)? / (0.1 * 0.2 * 20f64.sqrt()))?;
+            // Of 7 singular values, all near 1.
+            let square = if i == 0 { step.matmul(&step.t()?)? } else { step.t()?.matmul(&step)? }.to_vec2::<f32>()?;
+            let trace: f32 = (0..7).map(|k| square[k][k]).sum();
+            let of_squares: f32 = square.iter().flatten().map(|v| v * v).sum();
+            assert!((0.7..1.3).contains(&(trace / 7.)), "{trace}");
+            assert!((0.5..1.7).contains(&(of_squares / 7.)), "{of_squares}");
+            // As the reference has it.
+            let var = candle_core::Var::from_tensor(&before[i])?;
+            let update = Update { rule, lr: 0.1, weight_decay: 0., scale: 1., step: 1 };
+            reference::update(update, &grad, &var, &mut [before[i].zeros_like()?])?;
+            let error = (var.as_tensor() - &params.tensors()[i].1)?.abs()?.max_all()?.to_scalar::<f32>()?;
+            assert!(error < 1e-5, "{error}");
+            // And it goes down.
+            assert!((step * grad)?.sum_all()?.to_scalar::<f32>()? > 0.);
+        }
+        assert!(Optimizer::new(rule, &params, decay_matrices(0.)).is_err(), "a vector is no matrix");
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
-use zoo_layers::optim::{Optimizer, average, clip_factor, decay_matrices, global_norm, norm_squared};
+use zoo_layers::optim::{Optimizer, average, clip_factor, global_norm, norm_squared};
 use zoo_layers::{Gradients, Mode, Params};
 
 use crate::config::ConfigOf;
@@ -135,7 +135,7 @@ impl<'a, T: Task> Trainer<'a, T> {
         check_frozen(&params, &train.freeze)?;
         let average = (train.ema > 0.).then(|| Params::init(train.seed, device));
         let frozen = T::build(&config.model, average.as_ref().unwrap_or(&params).eval_builder())?;
-        let optimizer = Optimizer::new(train.rule(), &params, decay_matrices(train.weight_decay))?;
+        let optimizer = Optimizer::new(train.rule(), &params, |p| train.group(p))?;
         let batches = Batches::new(samples, train.batch_size, train.seed);
         let state = State::default();
         let (run, metrics, gradients) = (None, vec![], GradientReport::default());

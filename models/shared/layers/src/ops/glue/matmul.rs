@@ -10,11 +10,28 @@ use super::{Buffer, Pointer, parallel, simd, vector};
 /// Below this many multiplications a second thread costs more than it brings.
 const PARALLEL: usize = 1 << 17;
 
-/// C (m, n) = A (m, k) · B (k, n), or C + A · B; the rows of C are `c_row` apart.
+/// What becomes of the result that is already there: C = keep · C + scale · A B.
+#[derive(Clone, Copy, Debug)]
+pub struct Blend {
+    /// Share of what is there; 0 does not read it.
+    pub keep: f32,
+    /// Factor of the product.
+    pub scale: f32,
+}
+
+impl Blend {
+    /// The product alone.
+    pub const REPLACE: Self = Self { keep: 0., scale: 1. };
+    /// The product added.
+    pub const ADD: Self = Self { keep: 1., scale: 1. };
+}
+
+/// C (m, n) = A (m, k) · B (k, n), blended with what is there; the rows of C are `c_row` apart.
 ///
 /// # Safety
-/// `c` points to m rows of n elements that nobody else accesses, initialised if `add`.
-pub unsafe fn matmul_into([m, n, k]: [usize; 3], a: Matrix, b: Matrix, c: Pointer, c_row: usize, add: bool) {
+/// `c` points to m rows of n elements that nobody else accesses, initialised if any of it is kept.
+pub unsafe fn matmul_into([m, n, k]: [usize; 3], a: Matrix, b: Matrix, c: Pointer, c_row: usize, blend: Blend) {
+    let Blend { keep, scale } = blend;
     for (matrix, rows, cols) in [(&a, m, k), (&b, k, n)] {
         let last = rows.saturating_sub(1) * matrix.row + cols.saturating_sub(1) * matrix.col;
         assert!(rows * cols == 0 || last < matrix.data.len(), "factor too short");
@@ -23,16 +40,21 @@ pub unsafe fn matmul_into([m, n, k]: [usize; 3], a: Matrix, b: Matrix, c: Pointe
     // SAFETY: the factors hold the matrices of the stated sizes and strides, as was checked; the caller answers for C.
     unsafe {
         let c = c.at(0);
-        if k == 0 && !add {
-            (0..m).for_each(|i| std::slice::from_raw_parts_mut(c.add(i * c_row), n).fill(0.));
+        if k == 0 {
+            let rows = (0..m).map(|i| c.add(i * c_row));
+            match keep {
+                0. => rows.for_each(|row| row.write_bytes(0, n)),
+                _ => rows.for_each(|row| std::slice::from_raw_parts_mut(row, n).iter_mut().for_each(|v| *v *= keep)),
+            }
+            return;
         }
         #[rustfmt::skip]
         gemm::gemm(
             m, n, k,
-            c, 1, c_row as isize, add,
+            c, 1, c_row as isize, keep != 0.,
             a.data.as_ptr(), a.col as isize, a.row as isize,
             b.data.as_ptr(), b.col as isize, b.row as isize,
-            1., 1., false, false, false, parallel,
+            keep, scale, false, false, false, parallel,
         );
     }
 }
@@ -42,7 +64,7 @@ pub fn matmul(size: [usize; 3], a: Matrix, b: Matrix) -> Vec<f32> {
     let mut out = Buffer::new(size[0] * size[1]);
     // SAFETY: the buffer has m rows of n elements, and the product writes them all.
     unsafe {
-        matmul_into(size, a, b, out.pointer(), size[1], false);
+        matmul_into(size, a, b, out.pointer(), size[1], Blend::REPLACE);
         out.finish()
     }
 }
@@ -71,7 +93,8 @@ pub unsafe fn affine_into(
             if let Some(bias) = bias {
                 (0..m).for_each(|i| c.at(i * c_row).copy_from_nonoverlapping(bias.as_ptr(), n));
             }
-            matmul_into([m, n, k], Matrix::rows(x, k), Matrix::transposed(w, k), c, c_row, bias.is_some());
+            let blend = if bias.is_some() { Blend::ADD } else { Blend::REPLACE };
+            matmul_into([m, n, k], Matrix::rows(x, k), Matrix::transposed(w, k), c, c_row, blend);
         }
         return Ok(());
     }

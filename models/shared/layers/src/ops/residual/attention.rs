@@ -5,7 +5,7 @@ use super::{Affine, AffineAt, Inputs, NormAt, PreNorm, dropout};
 use crate::ops::attention::cpu::{Geometry, Heads, Rule, Saved, backward, forward};
 use crate::ops::attention::plain;
 use crate::ops::dropout::{Dropout, apply_mask};
-use crate::ops::glue::matmul::{affine_into, matmul, matmul_into};
+use crate::ops::glue::matmul::{Blend, affine_into, matmul, matmul_into};
 use crate::ops::glue::product::Matrix;
 use crate::ops::glue::{Backward, Buffer, Forward, Op, Output, Pointer, View, apply_one};
 use crate::ops::linear::cpu as linear;
@@ -127,7 +127,7 @@ impl SelfAttention {
             }
             let w = Matrix::rows(inputs[at.weight].f32()?, c);
             // SAFETY: dn has as many rows and columns, and is initialised.
-            unsafe { matmul_into([rows, c, c], part, w, Pointer::of(&mut dn), c, true) };
+            unsafe { matmul_into([rows, c, c], part, w, Pointer::of(&mut dn), c, Blend::ADD) };
         }
         Ok(dn)
     }
