@@ -41,7 +41,7 @@ pub(crate) fn run<T: Task>(args: &GenerateArgs) -> anyhow::Result<()> {
     let stop = stop_flag()?;
     let mut texts = vec![];
     for sample in 0..args.samples {
-        let Loaded { model, config, fitted, .. } = Loaded::<T>::read(&path, &device)?;
+        let Loaded { model, fitted, .. } = Loaded::<T>::read(&path, &device)?;
         let sampling = Sampling { sample, ..sampling.clone() };
         if sample > 0 && !args.json {
             out("\n---\n")?;
@@ -50,7 +50,7 @@ pub(crate) fn run<T: Task>(args: &GenerateArgs) -> anyhow::Result<()> {
             out(prompt.trim_start_matches('\n'))?;
         }
         let (started, mut text, mut failed) = (Instant::now(), String::new(), None);
-        T::generate(model, &config.model, &fitted, &prompt, &sampling, &device, &mut |piece| {
+        T::generate(model, &fitted, &prompt, &sampling, &device, &mut |piece| {
             text.push_str(piece);
             if !args.json {
                 failed = out(piece).err();

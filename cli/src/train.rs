@@ -191,7 +191,7 @@ impl Observer for Listeners {
 }
 
 fn report<T: Task>(args: &TrainArgs, outcome: &Outcome, run: Option<&RunDirectory>) {
-    let Outcome { end, steps, seconds, loss, metrics, best, gradients, refused } = outcome;
+    let Outcome { end, steps, seconds, loss, metrics, best, gradients, refused, least_loss } = outcome;
     let shown = |path: PathBuf| path.display().to_string();
     if args.json {
         print_json(&json!({
@@ -200,7 +200,7 @@ fn report<T: Task>(args: &TrainArgs, outcome: &Outcome, run: Option<&RunDirector
             "loss": loss, "metrics": object(metrics),
             "best": best.map(|(loss, step)| json!({ "loss": loss, "step": step })),
             "checkpoint": run.map(|r| shown(r.last())), "gradients": gradients,
-            "refused_steps": refused,
+            "refused_steps": refused, "least_loss": least_loss,
         }));
     }
     let how = match end {
@@ -212,6 +212,9 @@ fn report<T: Task>(args: &TrainArgs, outcome: &Outcome, run: Option<&RunDirector
         note(&format!("the run was finished before, at step {steps}: --epochs or --steps makes it longer"));
     } else {
         note(&format!("{how} after {steps} steps in {seconds:.1} s, training loss {loss:.6}"));
+    }
+    if let Some(least) = least_loss {
+        note(&format!("the least loss that a model could have on this batch is {least:.6}"));
     }
     if *refused > 0 {
         note(&format!("{refused} steps were refused (not finite, or spikes); metrics.jsonl marks those left out"));

@@ -3,25 +3,26 @@
 use candle_core::{Device, Result, Tensor, bail};
 use zoo_layers::{Mode, Sampler, Sampling};
 
-use crate::{CharGpt, Config, Vocabulary};
+use crate::{CharGpt, Vocabulary};
 
 /// A trained [`CharGpt`] with the characters it knows.
 #[derive(Clone, Debug)]
 pub struct Writer {
     model: CharGpt,
-    context: usize,
     vocabulary: Vocabulary,
     device: Device,
 }
 
 impl Writer {
+    /// A model on `device` with the characters that it knows.
+    ///
     /// # Errors
-    /// A vocabulary of another size than the model's.
-    pub(crate) fn new(model: CharGpt, config: &Config, vocabulary: Vocabulary, device: &Device) -> Result<Self> {
-        if vocabulary.len() != config.vocabulary {
-            bail!("a vocabulary of {} characters for a model of {}", vocabulary.len(), config.vocabulary)
+    /// More or fewer characters than the model has.
+    pub fn new(model: CharGpt, vocabulary: Vocabulary, device: &Device) -> Result<Self> {
+        if vocabulary.len() != model.vocabulary() {
+            bail!("a vocabulary of {} characters for a model of {}", vocabulary.len(), model.vocabulary())
         }
-        Ok(Self { model, context: config.context, vocabulary, device: device.clone() })
+        Ok(Self { model, vocabulary, device: device.clone() })
     }
 
     /// The characters that the model knows.
@@ -65,13 +66,13 @@ impl Writer {
         for _ in 0..sampling.tokens {
             let logits = if sampling.cache {
                 let seen = cache.first().map_or(0, |c| c.len());
-                if seen + unseen > self.context {
+                if seen + unseen > self.model.context() {
                     cache.iter_mut().for_each(|c| c.clear());
-                    unseen = (self.context / 2).max(1).min(ids.len());
+                    unseen = (self.model.context() / 2).max(1).min(ids.len());
                 }
                 self.model.forward_cached(&self.tensor(&ids[ids.len() - unseen..])?, &mut cache)?
             } else {
-                let seen = &ids[ids.len().saturating_sub(self.context)..];
+                let seen = &ids[ids.len().saturating_sub(self.model.context())..];
                 let all = self.model.forward(&self.tensor(seen)?, Mode::Eval)?;
                 all.narrow(1, seen.len() - 1, 1)?.squeeze(1)?
             };
@@ -115,12 +116,13 @@ mod tests {
     use zoo_layers::Params;
 
     use super::*;
+    use crate::Config;
 
     fn writer() -> Result<Writer> {
         let config = Config { vocabulary: 4, ..Config::tiny() };
         let params = Params::init(3, &Device::Cpu);
         let model = CharGpt::new(&config, params.eval_builder())?;
-        Writer::new(model, &config, Vocabulary::new("ab\nc")?, &Device::Cpu)
+        Writer::new(model, Vocabulary::new("ab\nc")?, &Device::Cpu)
     }
 
     #[test]

@@ -112,6 +112,16 @@ impl CharGpt {
         self.logits(&x.narrow(1, t - 1, 1)?)?.squeeze(1) // (b, v)
     }
 
+    /// Characters that it sees.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// Characters that it knows.
+    pub fn vocabulary(&self) -> usize {
+        self.tokens.weight().dims()[0]
+    }
+
     /// An empty cache for [`CharGpt::forward_cached`].
     pub fn cache(&self) -> Vec<KvCache> {
         self.blocks.iter().map(|_| KvCache::new(self.context)).collect()
@@ -153,7 +163,7 @@ impl CharGpt {
                 bail!("{}: {name} has values that are not finite numbers: the file is damaged", path.display())
             }
         }
-        Writer::new(model, &config, Vocabulary::new(&vocabulary)?, device)
+        Writer::new(model, Vocabulary::new(&vocabulary)?, device)
             .map_err(|e| candle_core::Error::msg(format!("{}: {e}", path.display())))
     }
 }

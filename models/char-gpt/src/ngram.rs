@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use zoo_layers::random::{Purpose, Stream};
+
 /// An n-gram model interpolated by Witten and Bell's rule (IEEE Trans. Inf. Theory 1991).
 ///
 /// With N(h) occurrences of the context h, T(h) different characters seen behind it, and h' its later part:
@@ -60,9 +62,26 @@ impl NGram {
         each.sum::<f64>() / text.len().max(1) as f64
     }
 
-    /// The numbers of the characters that may follow `before`, each with its probability.
-    pub fn distribution(&self, before: &[u32]) -> Vec<f64> {
+    /// The probability of each character behind `before`.
+    fn distribution(&self, before: &[u32]) -> Vec<f64> {
         (0..self.vocabulary as u32).map(|c| self.probability(before, c)).collect()
+    }
+
+    /// `n` characters drawn one after the other behind `before`.
+    pub fn write(&self, before: &[u32], n: usize, seed: u64) -> Vec<u32> {
+        let mut stream = Stream::new(seed, Purpose::Sampling, 0, 0);
+        let longest = self.contexts.len().saturating_sub(1);
+        let mut all = before.to_vec();
+        for _ in 0..n {
+            let mut left = stream.uniform();
+            let each = self.distribution(&all[all.len().saturating_sub(longest)..]);
+            let next = each.iter().position(|p| {
+                left -= p;
+                left < 0.
+            });
+            all.push(next.unwrap_or(self.vocabulary - 1) as u32);
+        }
+        all.split_off(before.len())
     }
 }
 

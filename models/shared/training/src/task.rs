@@ -186,6 +186,16 @@ pub trait Task: Sized + Sync + 'static {
     /// The loss of a batch; each task says how it is reduced.
     fn loss(&self, model: &Self::Model, batch: &Self::Batch, mode: Mode) -> candle_core::Result<Loss>;
 
+    /// The least loss that any model could have on a batch, where the task knows it: what `--overfit-batch` is held
+    /// against.
+    ///
+    /// # Errors
+    /// candle's.
+    fn least_loss(&self, batch: &Self::Batch) -> candle_core::Result<Option<f64>> {
+        let _ = batch;
+        Ok(None)
+    }
+
     /// Metrics of a split while training; `loss` decides which weights are best.
     fn validate(&self, model: &Self::Model, split: Split) -> candle_core::Result<Metrics>;
 
@@ -214,14 +224,13 @@ pub trait Task: Sized + Sync + 'static {
     /// A prompt that cannot be read, or a model that does not write (the default).
     fn generate(
         model: Self::Model,
-        architecture: &Self::Architecture,
         fitted: &Value,
         prompt: &str,
         sampling: &Sampling,
         device: &Device,
         sink: &mut dyn FnMut(&str) -> bool,
     ) -> Result<()> {
-        let _ = (model, architecture, fitted, prompt, sampling, device, sink);
+        let _ = (model, fitted, prompt, sampling, device, sink);
         Err(Error::Usage(format!("{} does not write text", Self::NAME)))
     }
 }

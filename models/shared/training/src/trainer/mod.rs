@@ -61,6 +61,8 @@ pub struct Outcome {
     pub gradients: GradientReport,
     /// Steps whose update was refused, as not finite or as spikes.
     pub refused: u64,
+    /// With `train.overfit_batch`: the least loss that any model could have on the batch, if the task knows it.
+    pub least_loss: Option<f64>,
 }
 
 /// A model in training.
@@ -303,6 +305,7 @@ impl<'a, T: Task> Trainer<'a, T> {
             best: self.state.best.first().copied(),
             gradients: self.gradients,
             refused: self.state.guard.not_finite + self.state.guard.spikes,
+            least_loss: fixed.as_ref().map(|batch| task.least_loss(batch)).transpose()?.flatten(),
         })
     }
 
