@@ -385,3 +385,93 @@ fn a_signal_saves_and_resume_ends_in_the_bytes_of_an_uninterrupted_run() -> Outc
     }
     Ok(())
 }
+
+/// A character GPT that was trained for a moment, and what it was trained on.
+fn writer(dir: &Path) -> Outcome {
+    json(&zoo(dir, &["train", "char-gpt", "--preset", "tiny", "--out", "gpt", "--json"])).map(|_| ())
+}
+
+fn written(dir: &Path, more: &[&str]) -> Result<String, Box<dyn std::error::Error>> {
+    let output = zoo(dir, &[&["generate", "char-gpt", "--checkpoint", "gpt", "--tokens", "60"], more].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+#[test]
+fn text_is_written_the_same_for_the_same_seed_and_past_the_context() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    writer(dir.path())?;
+    let text = written(dir.path(), &["--prompt", "WREN:"])?;
+    // The prompt, sixty characters (the context is 16), a newline.
+    assert!(text.starts_with("WREN:") && text.ends_with('\n') && text.chars().count() == 66, "{text:?}");
+    assert_eq!(text, written(dir.path(), &["--prompt", "WREN:"])?);
+    assert_ne!(text, written(dir.path(), &["--prompt", "WREN:", "--seed", "1"])?);
+    let several = written(dir.path(), &["--prompt", "WREN:", "--samples", "2"])?;
+    assert!(several.starts_with(&text) && several.contains("\n---\nWREN:"), "{several}");
+    let document = zoo(
+        dir.path(),
+        &["generate", "char-gpt", "--checkpoint", "gpt", "--tokens", "60", "--prompt", "WREN:", "--json"],
+    );
+    assert_eq!(format!("WREN:{}\n", json(&document)?["samples"][0]["text"].as_str().unwrap_or_default()), text);
+    // A stop is not part of the text.
+    let stop: String = text.chars().skip(20).take(2).collect();
+    let stopped = written(dir.path(), &["--prompt", "WREN:", "--stop", &stop])?;
+    assert_eq!(stopped.trim_end_matches('\n'), text[..5 + text[5..].find(&stop).unwrap_or(0)].trim_end_matches('\n'));
+    Ok(())
+}
+
+#[test]
+fn bad_calls_of_generate_are_one_line_each() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    writer(dir.path())?;
+    let base = ["generate", "char-gpt", "--checkpoint", "gpt"];
+    for (more, code, expected) in [
+        (&["--prompt", "né"][..], 1, "'é' (line 1, column 2)"),
+        (&["--temperature", "-1"], 2, "--temperature"),
+        (&["--top-p", "0"], 2, "--top-p"),
+        (&["--stop", ""], 2, "--stop"),
+    ] {
+        let output = zoo(dir.path(), &[&base[..], more].concat());
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{text}");
+        assert!(text.contains(expected) && output.stdout.is_empty() && text.trim().lines().count() == 1, "{text}");
+    }
+    let stock = concat!(env!("CARGO_MANIFEST_DIR"), "/../weights/stock-lstm.safetensors");
+    for (args, expected) in [
+        (&["generate", "char-gpt", "--checkpoint", stock][..], "weights of stock-lstm, expected char-gpt"),
+        (&["generate", "stock-lstm", "--checkpoint", stock], "stock-lstm does not write text"),
+        (&["predict", "char-gpt", "--checkpoint", "gpt", "--input", "x"], "char-gpt has no predict"),
+    ] {
+        let output = zoo(dir.path(), args);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && text.contains(expected), "{text}");
+    }
+    Ok(())
+}
+
+#[test]
+fn data_is_fetched_by_name_once_and_checked() -> Outcome {
+    let (dir, cache) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let url = format!("http://{}/input.txt", listener.local_addr()?);
+    std::thread::spawn(move || {
+        use std::io::{Read, Write};
+        for stream in listener.incoming().flatten() {
+            let mut stream = stream;
+            let _ = stream.read(&mut [0; 1024]);
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nwrong");
+        }
+    });
+    let home = cache.path().display().to_string();
+    let fetch = |url: &str| {
+        let env = [("XDG_CACHE_HOME", home.as_str()), ("HOME", home.as_str()), ("ZOO_DATA_URL", url)];
+        let output = zoo_with(dir.path(), &["train", "char-gpt", "--data", "shakespeare", "--fast-dev-run"], &env);
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (code, text) = fetch(&url);
+    assert!(code == Some(1) && text.contains("is not the file it should be (1115394 bytes"), "{text}");
+    let (code, text) = fetch("http://127.0.0.1:1/none");
+    assert!(code == Some(1) && text.contains("offline, bring that file along and give its path to --data"), "{text}");
+    assert!(std::fs::read_dir(cache.path())?.next().is_none(), "nothing was kept");
+    Ok(())
+}

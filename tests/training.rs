@@ -1,6 +1,7 @@
 //! Training from end to end through the library: every parameter learns, a seed decides every bit.
 
 use candle_core::Device;
+use zoo_char_gpt::CharTask;
 use zoo_stock_lstm::{Config, Forecaster, Source, StockLstm, StockTask, simulate};
 use zoo_training::config::{Layers, resolve};
 use zoo_training::{End, Error, RunDirectory, Silent, Task, Trainer};
@@ -104,4 +105,42 @@ fn an_unusable_file_is_an_error_and_not_a_panic() {
     let source = Source { path: "missing.csv".into(), ..Source::default() };
     let result = StockTask::open(&Config::default(), &source, 1, None, &Device::Cpu);
     assert!(matches!(result.map(|_| ()), Err(Error::Io { .. })));
+}
+
+#[test]
+fn char_gpt_with_dropout_ends_in_the_same_bytes_interrupted_or_not_at_any_number_of_threads() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    for optimizer in ["adamw", "muon"] {
+        let set = [format!("train.optimizer={optimizer}"), "train.ema=0.9".into(), "train.checkpoint_every=7".into()];
+        let mut config = resolve::<CharTask>(&Layers { preset: Some("tiny"), file: None, set: &set })?;
+        CharTask::settle(&mut config)?;
+        assert_eq!(config.model.dropout, 0.1);
+        let task = CharTask::open(&config.model, &config.data, config.train.seed, None, &Device::Cpu)?;
+        let run = |name: &str, threads: usize, interruptions: &[u64]| -> Result<Vec<u8>, Box<dyn std::error::Error>> {
+            let path = dir.path().join(format!("{optimizer}-{name}"));
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
+            let run = RunDirectory::create(&path, "")?;
+            let stopped = pool.install(|| -> zoo_training::Result<()> {
+                let mut trainer = Trainer::new(&task, &config, &Device::Cpu)?;
+                trainer.keep_in(&run);
+                for after in interruptions {
+                    let steps = std::cell::Cell::new(0);
+                    let stop = || {
+                        steps.set(steps.get() + 1);
+                        steps.get() == *after
+                    };
+                    assert_eq!(trainer.train(&mut Silent, &stop)?.end, End::Interrupted);
+                    trainer = Trainer::resume(&task, &config, &Device::Cpu, &run, &[], &mut Silent)?;
+                }
+                assert_eq!(trainer.train(&mut Silent, &|| false)?.end, End::Finished);
+                Ok(())
+            });
+            stopped?;
+            Ok(std::fs::read(run.last())?)
+        };
+        let whole = run("whole", 1, &[])?;
+        assert_eq!(whole, run("two", 2, &[])?, "{optimizer}");
+        assert_eq!(whole, run("interrupted", 2, &[3, 14])?, "{optimizer}");
+    }
+    Ok(())
 }

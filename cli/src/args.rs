@@ -157,19 +157,19 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "N", default_value_t = 500)]
     pub(crate) tokens: usize,
     /// Below 1 bolder, above 1 wilder, 0 for always the likeliest
-    #[arg(long, value_name = "T", default_value_t = 1.)]
+    #[arg(long, value_name = "T", default_value_t = 1., allow_negative_numbers = true)]
     pub(crate) temperature: f64,
     /// Only the likeliest K; 0 for all
     #[arg(long, value_name = "K", default_value_t = 0)]
     pub(crate) top_k: usize,
     /// Only the likeliest that together have probability P
-    #[arg(long, value_name = "P", default_value_t = 1.)]
+    #[arg(long, value_name = "P", default_value_t = 1., allow_negative_numbers = true)]
     pub(crate) top_p: f64,
     /// Only those with at least the share P of the likeliest's probability
-    #[arg(long, value_name = "P", default_value_t = 0.)]
+    #[arg(long, value_name = "P", default_value_t = 0., allow_negative_numbers = true)]
     pub(crate) min_p: f64,
     /// Above 1: characters among the last 64 become less likely
-    #[arg(long, value_name = "X", default_value_t = 1.)]
+    #[arg(long, value_name = "X", default_value_t = 1., allow_negative_numbers = true)]
     pub(crate) repetition_penalty: f64,
     /// End before this text; may be given several times
     #[arg(long, value_name = "TEXT")]

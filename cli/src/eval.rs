@@ -11,6 +11,7 @@ use zoo_training::config::ConfigOf;
 use zoo_training::{Config, Description, Evaluation, Metrics, Task};
 
 use crate::args::EvalArgs;
+use crate::fetch;
 use crate::output::{note, print, print_json, table};
 use crate::registry::{changed_source, device, quoted, run_config, weights};
 
@@ -56,8 +57,9 @@ pub(crate) fn run<T: Task>(args: &EvalArgs) -> anyhow::Result<()> {
     let path = weights(&args.checkpoint);
     let Loaded { model, config, fitted, .. } = Loaded::<T>::read(&path, &device)?;
     let mut set = args.how.settings();
-    set.extend(args.data.as_ref().map(|d| format!("data.path={}", quoted(d))));
-    let source = match args.data {
+    let data = fetch::found::<T>(args.data.as_deref())?;
+    set.extend(data.as_ref().map(|d| format!("data.path={}", quoted(d))));
+    let source = match data {
         // Weights know the file's name alone, a run directory where it lies.
         None if args.checkpoint.is_dir() => run_config::<T>(&args.checkpoint, &set)?.data,
         _ => changed_source::<T>(&config, &set)?,

@@ -43,17 +43,14 @@ pub(crate) fn run<T: Task>(args: &GenerateArgs) -> anyhow::Result<()> {
     for sample in 0..args.samples {
         let Loaded { model, fitted, .. } = Loaded::<T>::read(&path, &device)?;
         let sampling = Sampling { sample, ..sampling.clone() };
-        if sample > 0 && !args.json {
-            out("\n---\n")?;
-        }
-        if !args.json {
-            out(prompt.trim_start_matches('\n'))?;
-        }
+        // What stands before the text, written once there is some: a refused prompt leaves stdout empty.
+        let between = if sample > 0 { "\n---\n" } else { "" };
+        let mut head = (!args.json).then(|| format!("{between}{}", prompt.trim_start_matches('\n')));
         let (started, mut text, mut failed) = (Instant::now(), String::new(), None);
         T::generate(model, &fitted, &prompt, &sampling, &device, &mut |piece| {
             text.push_str(piece);
             if !args.json {
-                failed = out(piece).err();
+                failed = out(&(head.take().unwrap_or_default() + piece)).err();
             }
             failed.is_none() && !stop.load(std::sync::atomic::Ordering::Relaxed)
         })?;
@@ -61,7 +58,7 @@ pub(crate) fn run<T: Task>(args: &GenerateArgs) -> anyhow::Result<()> {
             return Err(e);
         }
         if !args.json {
-            out("\n")?;
+            out(&(head.take().unwrap_or_default() + "\n"))?;
         }
         let (seconds, count) = (started.elapsed().as_secs_f64(), text.chars().count());
         note(&format!("{count} characters in {seconds:.2} s, {:.0} a second", count as f64 / seconds));

@@ -5,6 +5,7 @@ mod bench;
 mod curves;
 mod doctor;
 mod eval;
+mod fetch;
 mod generate;
 mod list;
 mod output;

@@ -15,6 +15,7 @@ use zoo_training::{End, Error, Event, Observer, Outcome, RunDirectory, Task, Tra
 use crate::args::TrainArgs;
 use crate::curves::Curves;
 use crate::eval::object;
+use crate::fetch;
 use crate::output::{note, print, print_json};
 use crate::progress::Progress;
 use crate::registry::{configured, device, quoted, run_config, weights};
@@ -30,9 +31,11 @@ pub(crate) fn run<T: Task>(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         Some(None) => Some(newest(T::NAME)?),
         None => None,
     };
+    let data = fetch::found::<T>(args.data.as_deref())?;
+    let settings = settings(args, data.as_deref());
     let mut config = match &resumed {
-        Some(path) => run_config::<T>(path, &settings(args))?,
-        None => configured::<T>(&args.common, &settings(args))?,
+        Some(path) => run_config::<T>(path, &settings)?,
+        None => configured::<T>(&args.common, &settings)?,
     };
     if args.print_config {
         print(&to_toml(&config)?);
@@ -107,10 +110,10 @@ pub(crate) fn whole(path: &Path) -> String {
 }
 
 /// What the flags set.
-fn settings(args: &TrainArgs) -> Vec<String> {
+fn settings(args: &TrainArgs, data: Option<&Path>) -> Vec<String> {
     let mut set = vec![];
     set.extend(args.common.set.iter().filter(|_| args.resume.is_some()).cloned());
-    set.extend(args.data.as_ref().map(|d| format!("data.path={}", whole(d))));
+    set.extend(data.map(|d| format!("data.path={}", whole(d))));
     set.extend(args.how.settings());
     set.extend(args.init_from.as_ref().map(|f| format!("train.init_from={}", whole(&weights(f)))));
     set.extend(args.freeze.as_ref().map(|f| format!("train.freeze={}", serde_json::Value::from(f.as_str()))));

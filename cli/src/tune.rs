@@ -16,6 +16,7 @@ use zoo_training::{End, Error, Event, Observer, Picture, RateTest, RunDirectory,
 
 use crate::args::{Search, TuneArgs};
 use crate::eval::object;
+use crate::fetch;
 use crate::output::{first_line, note, print, print_json, table};
 use crate::plot::{check_name, draw_picture, number};
 use crate::registry::{device, layered};
@@ -46,7 +47,8 @@ struct Trial {
 pub(crate) fn run<T: Task>(args: &TuneArgs) -> anyhow::Result<ExitCode> {
     let device = device(&args.device)?;
     let (mut axes, mut fixed) = (vec![], args.how.settings());
-    fixed.extend(args.data.as_ref().map(|d| format!("data.path={}", whole(d))));
+    let data = fetch::found::<T>(args.data.as_deref())?;
+    fixed.extend(data.as_ref().map(|d| format!("data.path={}", whole(d))));
     fixed.extend(args.steps.map(|n| format!("train.steps={n}")));
     fixed.extend(args.epochs.iter().flat_map(|n| [format!("train.epochs={n}"), "train.steps=0".into()]));
     for setting in &args.set {

@@ -9,7 +9,9 @@ use serde_json::Value;
 use zoo_layers::ops::cross_entropy;
 use zoo_layers::{Mode, Sampling};
 use zoo_training::config::ConfigOf;
-use zoo_training::{Error, Evaluation, Loss, Metrics, OptimizerKind, Preset, ScheduleKind, Split, Task, TrainConfig};
+use zoo_training::{
+    Dataset, Error, Evaluation, Loss, Metrics, OptimizerKind, Preset, ScheduleKind, Split, Task, TrainConfig,
+};
 
 use crate::data::{ALPHABET, dialogue};
 use crate::ngram::NGram;
@@ -46,7 +48,11 @@ fn read(source: &Source, seed: u64) -> zoo_training::Result<(String, String)> {
         let at = e.utf8_error().valid_up_to();
         Error::Data(format!("{}: not UTF-8 at byte {at}: convert it first (iconv -t utf-8)", path.display()))
     })?;
-    Ok((text.strip_prefix('\u{feff}').map(String::from).unwrap_or(text), path.display().to_string()))
+    let text = text.strip_prefix('\u{feff}').map(String::from).unwrap_or(text);
+    if text.is_empty() {
+        return Err(Error::Data(format!("{}: the file is empty", path.display())));
+    }
+    Ok((text, path.display().to_string()))
 }
 
 impl CharTask {
@@ -146,7 +152,14 @@ impl Task for CharTask {
                    [train]\nsteps = 40\neval_every = 20\n",
         },
     ];
-    const DATA: &'static str = "any text in UTF-8; generated dialogue without one";
+    const DATA: &'static str =
+        "any text in UTF-8, or shakespeare, which is fetched once; generated dialogue without one";
+    const DATASETS: &'static [Dataset] = &[Dataset {
+        name: "shakespeare",
+        url: "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+        bytes: 1_115_394,
+        sha256: "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+    }];
     const JUDGED: Split = Split::Valid;
     type Architecture = Config;
     type Source = Source;

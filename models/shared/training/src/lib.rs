@@ -23,5 +23,5 @@ pub use loader::Batches;
 pub use observer::{Event, Observer, Silent};
 pub use run::{Description, RunDirectory};
 pub use state::{Guard, State};
-pub use task::{Evaluation, Loss, Metrics, Picture, Prediction, Preset, Request, Split, Task};
+pub use task::{Dataset, Evaluation, Loss, Metrics, Picture, Prediction, Preset, Request, Split, Task};
 pub use trainer::{End, GradientReport, Outcome, RateTest, Trainer};

@@ -21,6 +21,19 @@ pub struct Preset {
     pub toml: &'static str,
 }
 
+/// A file that is fetched by name, once.
+#[derive(Clone, Copy, Debug)]
+pub struct Dataset {
+    /// What `--data` takes.
+    pub name: &'static str,
+    /// Where it is.
+    pub url: &'static str,
+    /// Its size.
+    pub bytes: u64,
+    /// Its SHA-256 in hexadecimal.
+    pub sha256: &'static str,
+}
+
 /// A part of the data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
@@ -118,6 +131,8 @@ pub trait Task: Sized + Sync + 'static {
     const PRESETS: &'static [Preset];
     /// What `--data` takes (it sets `data.path`), and what is used without it.
     const DATA: &'static str;
+    /// Files that `--data` takes by name.
+    const DATASETS: &'static [Dataset] = &[];
     /// The part of the data that judges a trained model.
     const JUDGED: Split = Split::Test;
     /// The table `[model]`.

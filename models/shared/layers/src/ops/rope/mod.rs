@@ -37,7 +37,7 @@ struct Rope {
 /// # Errors
 /// An odd `d`.
 pub fn rope_angles(first: usize, t: usize, d: usize, base: f64, device: &Device) -> Result<(Tensor, Tensor)> {
-    if d % 2 != 0 {
+    if !d.is_multiple_of(2) {
         bail!("rope: expected an even number of features, got {d}")
     }
     let angle = |e: usize| (first + e / (d / 2)) as f64 * base.powf(-2. * (e % (d / 2)) as f64 / d as f64);

@@ -1,0 +1,49 @@
+//! Data by name: fetched once, checked, and kept in the user's cache.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use zoo_training::{Dataset, Task};
+
+use crate::output::note;
+
+/// What `--data` stands for: a file, or one of the task's data sets, which is fetched if it is not there yet. A file of
+/// that name comes first.
+pub(crate) fn found<T: Task>(data: Option<&Path>) -> anyhow::Result<Option<PathBuf>> {
+    let Some(path) = data else { return Ok(None) };
+    match T::DATASETS.iter().find(|d| Path::new(d.name) == path && !path.exists()) {
+        Some(dataset) => Ok(Some(fetched(dataset)?)),
+        None => Ok(Some(path.to_path_buf())),
+    }
+}
+
+fn fetched(dataset: &Dataset) -> anyhow::Result<PathBuf> {
+    let Dataset { name, url, bytes, sha256 } = *dataset;
+    let Some(cache) = dirs::cache_dir() else { bail!("--data {name}: this user has no cache folder; give a file") };
+    let path = cache.join("zoo").join(format!("{name}.txt"));
+    let right = |path: &Path| {
+        path.metadata().is_ok_and(|m| m.len() == bytes) && zoo_checkpoint::sha256(path).is_ok_and(|s| s == sha256)
+    };
+    if right(&path) {
+        return Ok(path);
+    }
+    let url = std::env::var("ZOO_DATA_URL").unwrap_or_else(|_| url.to_string());
+    let help =
+        || format!("--data {name}: {url}: not fetched; offline, bring that file along and give its path to --data");
+    note(&format!("fetching {url}"));
+    let agent: ureq::Agent =
+        ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(120))).build().into();
+    let mut body = vec![];
+    let mut response = agent.get(&url).call().with_context(help)?;
+    // One more than there should be shows that there is more.
+    response.body_mut().as_reader().take(bytes + 1).read_to_end(&mut body).with_context(help)?;
+    if zoo_checkpoint::sha256_of(&body) != sha256 {
+        bail!("--data {name}: {url} is not the file it should be ({bytes} bytes, SHA-256 {sha256}): nothing was kept");
+    }
+    let folder = path.parent().unwrap_or(&cache);
+    std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    zoo_checkpoint::replace(&path, |to| to.write_all(&body))?;
+    Ok(path)
+}
