@@ -350,6 +350,15 @@ pub(crate) struct EvalArgs {
 pub(crate) struct BenchArgs {
     /// The models; all by default
     pub(crate) models: Vec<String>,
+    /// Measure every op beside its plain reference instead of models
+    #[arg(long, conflicts_with_all = ["models", "preset", "batch", "device"])]
+    pub(crate) ops: bool,
+    /// Only this preset
+    #[arg(long, value_name = "NAME")]
+    pub(crate) preset: Option<String>,
+    /// Samples a step, instead of the preset's (train.batch_size)
+    #[arg(long, value_name = "N")]
+    pub(crate) batch: Option<usize>,
     /// Seconds for each case
     #[arg(long, value_name = "S", default_value_t = 4.)]
     pub(crate) seconds: f64,

@@ -15,6 +15,8 @@ use crate::registry::{self, MODELS};
 
 pub(crate) struct Options {
     seconds: f64,
+    preset: Option<String>,
+    batch: Option<usize>,
     device: Device,
     /// Floating-point operations a second of large products.
     peak: f64,
@@ -35,7 +37,7 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     }
     let device = registry::device(&args.device)?;
     let peak = matmul_peak(&device)?;
-    let options = Options { seconds: args.seconds, device, peak };
+    let options = Options { seconds: args.seconds, preset: args.preset.clone(), batch: args.batch, device, peak };
     let mut cases = vec![];
     for entry in entries {
         note(&format!("{} …", entry.name()));
@@ -57,7 +59,10 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
 }
 
 pub(crate) fn cases<T: Task>(options: &Options) -> anyhow::Result<Vec<Case>> {
-    T::PRESETS.iter().map(|p| case::<T>(p.name, options)).collect()
+    match &options.preset {
+        Some(preset) => Ok(vec![case::<T>(preset, options)?]),
+        None => T::PRESETS.iter().map(|p| case::<T>(p.name, options)).collect(),
+    }
 }
 
 fn case<T: Task>(preset: &str, options: &Options) -> anyhow::Result<Case> {
@@ -67,8 +72,9 @@ fn case<T: Task>(preset: &str, options: &Options) -> anyhow::Result<Case> {
         "train.steps=1000000000",
         "train.eval_every=1000000000",
         "train.checkpoint_every=1000000000",
-    ]
-    .map(String::from);
+    ];
+    let batch = options.batch.map(|n| format!("train.batch_size={n}"));
+    let set: Vec<String> = set.into_iter().map(String::from).chain(batch).collect();
     let mut config = resolve::<T>(&Layers { preset: Some(preset), file: None, set: &set })?;
     T::settle(&mut config)?;
     let device = &options.device;
@@ -142,7 +148,7 @@ fn infer_seconds<T: Task>(
     Ok(median(times))
 }
 
-fn median(mut times: Vec<f64>) -> f64 {
+pub(crate) fn median(mut times: Vec<f64>) -> f64 {
     times.sort_by(f64::total_cmp);
     times.get(times.len() / 2).copied().unwrap_or(f64::NAN)
 }

@@ -2,6 +2,7 @@
 
 mod args;
 mod bench;
+mod bench_ops;
 mod curves;
 mod doctor;
 mod eval;
@@ -66,6 +67,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Generate(args) => registry::find(&args.model)?.generate(&args)?,
         Command::Report(args) => report::run(&args)?,
         Command::Doctor { run, json } => doctor::run(&run, json)?,
+        Command::Bench(args) if args.ops => bench_ops::run(&args)?,
         Command::Bench(args) => bench::run(&args)?,
         Command::Completions { shell } => {
             let mut script = vec![];

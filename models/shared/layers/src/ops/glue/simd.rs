@@ -91,14 +91,7 @@ thread_local! {
 
 /// Runs `f` with the ops that this thread calls at another level (for tests and benchmarks).
 pub fn with_level<R>(level: Level, f: impl FnOnce() -> R) -> R {
-    struct Restore(Option<Level>);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            OVERRIDE.set(self.0);
-        }
-    }
-    let _restore = Restore(OVERRIDE.replace(Some(level)));
-    f()
+    overriding(&OVERRIDE, level, f)
 }
 
 /// The level in force.
@@ -127,9 +120,37 @@ pub fn level() -> Result<Level> {
     }
 }
 
+thread_local! {
+    static FUSED_HERE: Cell<Option<bool>> = const { Cell::new(None) };
+}
+
+/// Runs `f` with the ops that this thread calls by their kernels or by their references (for tests and benchmarks).
+pub fn with_fused<R>(fused: bool, f: impl FnOnce() -> R) -> R {
+    overriding(&FUSED_HERE, fused, f)
+}
+
+/// Runs `f` with a thread's override in force.
+fn overriding<T: Copy + 'static, R>(
+    cell: &'static std::thread::LocalKey<Cell<Option<T>>>,
+    value: T,
+    f: impl FnOnce() -> R,
+) -> R {
+    struct Restore<T: Copy + 'static>(&'static std::thread::LocalKey<Cell<Option<T>>>, Option<T>);
+    impl<T: Copy> Drop for Restore<T> {
+        fn drop(&mut self) {
+            self.0.set(self.1);
+        }
+    }
+    let _restore = Restore(cell, cell.replace(Some(value)));
+    f()
+}
+
 /// Whether fused kernels are used: `ZOO_FUSED=0` runs every op by its reference.
 pub fn fused() -> bool {
     static FUSED: OnceLock<bool> = OnceLock::new();
+    if let Some(fused) = FUSED_HERE.get() {
+        return fused;
+    }
     *FUSED.get_or_init(|| std::env::var("ZOO_FUSED").map_or(true, |v| v != "0"))
 }
 
