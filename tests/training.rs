@@ -1,7 +1,7 @@
 //! Training from end to end through the library: every parameter learns, a seed decides every bit.
 
 use candle_core::Device;
-use zoo_char_gpt::CharTask;
+use zoo_char_gpt::{CharGpt, CharTask, Sampling};
 use zoo_stock_lstm::{Config, Forecaster, Source, StockLstm, StockTask, simulate};
 use zoo_training::config::{Layers, resolve};
 use zoo_training::{End, Error, RunDirectory, Silent, Task, Trainer};
@@ -59,6 +59,20 @@ fn a_trained_model_loads_from_one_file_and_forecasts_as_it_was_judged() -> Outco
         assert!(forecaster.predict_bars(&bars[..5]).unwrap_err().to_string().contains("needs 21 days, got 5"));
         assert!(forecaster.predict_bars(&vec![zoo_stock_lstm::Bar::closing(-1.); 30]).is_err());
     }
+    Ok(())
+}
+
+#[test]
+fn the_writer_in_the_repository_writes_words() -> Outcome {
+    let weights = concat!(env!("CARGO_MANIFEST_DIR"), "/../weights/char-gpt-cpu.safetensors");
+    let writer = CharGpt::load(weights.as_ref(), &Device::Cpu)?;
+    let sampling = Sampling { tokens: 300, temperature: 0.5, ..Sampling::default() };
+    let text = writer.generate("ROMEO:\n", &sampling)?;
+    assert_eq!(text.chars().count(), 300);
+    let known = ["the", "and", "to", "of", "you", "my", "is", "that", "in", "not"];
+    let words: Vec<&str> = text.split_whitespace().collect();
+    assert!(words.iter().filter(|w| known.contains(w)).count() * 8 > words.len(), "{text}");
+    assert!(writer.generate("€", &sampling).unwrap_err().to_string().contains("'€'"));
     Ok(())
 }
 
