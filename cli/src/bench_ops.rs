@@ -16,12 +16,14 @@ use crate::args::BenchArgs;
 use crate::bench::median;
 use crate::output::{print, print_json, table};
 
+type Call = dyn Fn(&[Var]) -> Result<Tensor>;
+
 /// An op at a size that the models have.
 struct Case {
     name: &'static str,
     /// What gets gradients.
     vars: Vec<Var>,
-    call: Box<dyn Fn(&[Var]) -> Result<Tensor>>,
+    call: Box<Call>,
 }
 
 fn case(name: &'static str, dims: &[&[usize]], call: impl Fn(&[Var]) -> Result<Tensor> + 'static) -> Result<Case> {

@@ -6,8 +6,7 @@ use std::path::Path;
 
 use candle_core::{Device, Result, Tensor, bail};
 use candle_nn::VarBuilder;
-use serde::Deserialize;
-use zoo_layers::optim::norm_squared;
+use zoo_checkpoint::Description;
 use zoo_layers::{
     AttentionConfig, BlockConfig, Dropout, Embedding, KvCache, MlpConfig, Mode, Norm, NormPlace, Params, Qkv,
     TransformerBlock, init, ops,
@@ -137,31 +136,14 @@ impl CharGpt {
     /// # Errors
     /// The file cannot be read, is not a character GPT, or its tensors do not fit its own description.
     pub fn load(path: &Path, device: &Device) -> Result<Writer> {
-        #[derive(Deserialize)]
-        struct Described {
-            model: Config,
-        }
-        let file = zoo_checkpoint::read(path, device).map_err(candle_core::Error::wrap)?;
-        let describes = |key: &str| match file.metadata.get(key) {
-            Some(text) => Ok(text.as_str()),
-            None => bail!("{}: no {key} in its metadata: not weights of zoo train", path.display()),
-        };
-        if describes("model")? != "char-gpt" {
-            bail!("{}: weights of {}, expected char-gpt", path.display(), describes("model")?)
-        }
-        let parsed =
-            |e| candle_core::Error::msg(format!("{}: its metadata does not describe a char-gpt: {e}", path.display()));
-        let config = serde_json::from_str::<Described>(describes("config")?).map_err(parsed)?.model;
-        let vocabulary: String = serde_json::from_str(describes("fitted")?).map_err(parsed)?;
+        let wrapped = candle_core::Error::wrap;
+        let file = zoo_checkpoint::read(path, device).map_err(wrapped)?;
+        let described = Description::parse(&file.metadata, "char-gpt", path).map_err(wrapped)?;
+        let (config, vocabulary): (Config, String) = described.read(path).map_err(wrapped)?;
         let params = Params::load(file.tensors, device);
         let model = Self::new(&config, params.builder())?;
         if let Err(e) = params.check() {
             bail!("{}: {e}", path.display())
-        }
-        for (name, tensor) in params.tensors() {
-            if !norm_squared(&tensor)?.is_finite() {
-                bail!("{}: {name} has values that are not finite numbers: the file is damaged", path.display())
-            }
         }
         Writer::new(model, Vocabulary::new(&vocabulary)?, device)
             .map_err(|e| candle_core::Error::msg(format!("{}: {e}", path.display())))

@@ -6,8 +6,7 @@ use std::path::Path;
 
 use candle_core::{Device, Result, Tensor, bail};
 use candle_nn::VarBuilder;
-use serde::Deserialize;
-use zoo_layers::optim::norm_squared;
+use zoo_checkpoint::Description;
 use zoo_layers::{Dropout, Linear, Lstm, LstmConfig, Mode, Params};
 
 use crate::{Bar, Config, FeatureSet, Scaler};
@@ -52,32 +51,14 @@ impl StockLstm {
     /// # Errors
     /// The file cannot be read, is not a StockLSTM, or its tensors do not fit its own description.
     pub fn load(path: &Path, device: &Device) -> Result<Forecaster> {
-        #[derive(Deserialize)]
-        struct Described {
-            model: Config,
-        }
-        let file = zoo_checkpoint::read(path, device).map_err(candle_core::Error::wrap)?;
-        let describes = |key: &str| match file.metadata.get(key) {
-            Some(text) => Ok(text.as_str()),
-            None => bail!("{}: no {key} in its metadata: not weights of zoo train", path.display()),
-        };
-        if describes("model")? != "stock-lstm" {
-            bail!("{}: weights of {}, expected stock-lstm", path.display(), describes("model")?)
-        }
-        let parsed = |e| {
-            candle_core::Error::msg(format!("{}: its metadata does not describe a stock-lstm: {e}", path.display()))
-        };
-        let config = serde_json::from_str::<Described>(describes("config")?).map_err(parsed)?.model;
-        let scaler: Scaler = serde_json::from_str(describes("fitted")?).map_err(parsed)?;
+        let wrapped = candle_core::Error::wrap;
+        let file = zoo_checkpoint::read(path, device).map_err(wrapped)?;
+        let described = Description::parse(&file.metadata, "stock-lstm", path).map_err(wrapped)?;
+        let (config, scaler): (Config, Scaler) = described.read(path).map_err(wrapped)?;
         let params = Params::load(file.tensors, device);
         let model = Self::new(&config, params.builder())?;
         if let Err(e) = params.check() {
             bail!("{}: {e}", path.display())
-        }
-        for (name, tensor) in params.tensors() {
-            if !norm_squared(&tensor)?.is_finite() {
-                bail!("{}: {name} has values that are not finite numbers: the file is damaged", path.display())
-            }
         }
         Forecaster::new(model, config, scaler, device)
             .map_err(|e| candle_core::Error::msg(format!("{}: {e}", path.display())))

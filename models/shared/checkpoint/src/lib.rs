@@ -17,9 +17,11 @@
 //! ```
 
 mod atomic;
+mod description;
 mod safetensors;
 
 pub use atomic::{create, link, replace, sha256, sha256_of, sync_directory};
+pub use description::Description;
 pub use safetensors::{Checkpoint, create_weights, read, write};
 
 use std::path::{Path, PathBuf};
@@ -52,6 +54,14 @@ pub enum Error {
         tensor: String,
         /// Its element type.
         dtype: String,
+    },
+    /// The metadata is not that of the model's weights.
+    #[error("{}: {reason}", path.display())]
+    Undescribed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
     },
     /// candle failed to move or convert a tensor.
     #[error("{}: tensor {tensor}: {source}", path.display())]

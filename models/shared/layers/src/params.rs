@@ -8,6 +8,7 @@ use candle_core::{DType, Device, Result, Shape, Tensor, Var, bail};
 use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder};
 
+use crate::optim::norm_squared;
 use crate::random::{Purpose, Stream, layer_id};
 
 /// One named tensor of a model.
@@ -123,11 +124,17 @@ impl Params {
     }
 
     /// After a model was built from loaded tensors: fails with one message that names every missing, unexpected and
-    /// mis-shaped tensor and the nearest names.
+    /// mis-shaped tensor and the nearest names, or the first tensor whose values are not all finite.
     pub fn check(&self) -> Result<()> {
         let inner = self.lock();
         let Source::Loaded(tensors) = &inner.source else { return Ok(()) };
-        report(inner.problems.clone(), &inner.params, tensors)
+        report(inner.problems.clone(), &inner.params, tensors)?;
+        for p in &inner.params {
+            if !norm_squared(&p.var)?.is_finite() {
+                bail!("{} has values that are not finite numbers: the file is damaged, or its training failed", p.name)
+            }
+        }
+        Ok(())
     }
 
     /// Replaces all values by `tensors`, strictly: nothing changes unless every name and shape fits.

@@ -1,7 +1,7 @@
 //! Attention never stores places × places. Alone in its process, whose peak memory tells.
 #![cfg(target_os = "linux")]
 
-use candle_core::{Device, Result, Var};
+use candle_core::{Result, Var};
 use zoo_layers::ops::glue::check::random;
 use zoo_layers::ops::{AttentionOptions, attention};
 

@@ -21,7 +21,7 @@ pub use error::{Error, Result};
 pub use history::{Curve, History};
 pub use loader::Batches;
 pub use observer::{Event, Observer, Silent};
-pub use run::{Description, RunDirectory};
+pub use run::RunDirectory;
 pub use state::{Guard, State};
 pub use task::{Dataset, Evaluation, Loss, Metrics, Picture, Prediction, Preset, Request, Split, Task};
 pub use trainer::{End, GradientReport, Outcome, RateTest, Trainer};

@@ -4,7 +4,6 @@
 //! there whole or not at all.
 
 mod checkpoint;
-mod description;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -16,7 +15,6 @@ use candle_core::{Device, Tensor};
 use serde_json::Value;
 
 pub(crate) use checkpoint::{Saved, Snapshot};
-pub use description::Description;
 
 use crate::{Error, Result};
 

@@ -7,6 +7,7 @@ use std::time::Instant;
 use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
+use zoo_checkpoint::Description;
 use zoo_layers::optim::{Optimizer, average, clip_factor, global_norm, norm_squared};
 use zoo_layers::{Gradients, Mode, Params};
 
@@ -16,8 +17,7 @@ use crate::run::{Saved, Snapshot};
 use crate::saver::Saver;
 use crate::schedule::rate;
 use crate::{
-    Batches, Description, Error, Event, Metrics, Observer, OnNonFinite, Result, RunDirectory, Split, State, Task,
-    TrainConfig,
+    Batches, Error, Event, Metrics, Observer, OnNonFinite, Result, RunDirectory, Split, State, Task, TrainConfig,
 };
 
 pub use rate_test::RateTest;

@@ -1,0 +1,62 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::{Error, Result};
+
+/// What a weights file says about itself, in its metadata.
+#[derive(Clone, Debug)]
+pub struct Description {
+    /// The model's name.
+    pub model: String,
+    /// The tables `model`, `data` and `train`.
+    pub config: Value,
+    /// What was fitted to the training data.
+    pub fitted: Value,
+}
+
+impl Description {
+    /// As safetensors metadata.
+    pub fn metadata(&self) -> BTreeMap<String, String> {
+        BTreeMap::from([
+            ("model".into(), self.model.clone()),
+            ("config".into(), self.config.to_string()),
+            ("fitted".into(), self.fitted.to_string()),
+            ("zoo_version".into(), env!("CARGO_PKG_VERSION").into()),
+        ])
+    }
+
+    /// What the weights of `model` at `path` say in their metadata.
+    ///
+    /// # Errors
+    /// The file was not written by a training run, or its weights are another model's; the message says so.
+    pub fn parse(metadata: &BTreeMap<String, String>, model: &str, path: &Path) -> Result<Self> {
+        let refuse = |reason: String| Error::Undescribed { path: path.into(), reason };
+        let get = |key: &str| {
+            let missing = || refuse(format!("no {key} in its metadata: not weights of zoo train"));
+            metadata.get(key).ok_or_else(missing)
+        };
+        let json =
+            |key: &str| serde_json::from_str(get(key)?).map_err(|e| refuse(format!("{key} in its metadata: {e}")));
+        let name = get("model")?;
+        if name != model {
+            return Err(refuse(format!("weights of {name}, expected {model}")));
+        }
+        Ok(Self { model: name.clone(), config: json("config")?, fitted: json("fitted")? })
+    }
+
+    /// The table `[model]`, and what was fitted, as the model's own types.
+    ///
+    /// # Errors
+    /// They are not; the message names `path`.
+    pub fn read<C: DeserializeOwned, F: DeserializeOwned>(mut self, path: &Path) -> Result<(C, F)> {
+        let refuse = |e: serde_json::Error| {
+            let reason = format!("its metadata does not describe a {}: {e}", self.model);
+            Error::Undescribed { path: path.into(), reason }
+        };
+        let config = serde_json::from_value(self.config["model"].take()).map_err(refuse)?;
+        Ok((config, serde_json::from_value(self.fitted).map_err(refuse)?))
+    }
+}
