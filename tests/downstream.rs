@@ -1,4 +1,4 @@
-//! A program outside the workspace that uses a model crate alone.
+//! A program outside the workspace that uses model crates alone.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -34,7 +34,7 @@ fn tree(of: &str) -> Result<BTreeSet<String>, Box<dyn std::error::Error>> {
 }
 
 #[test]
-fn a_program_with_the_model_crate_alone_forecasts_from_the_weights() -> Outcome {
+fn a_program_with_the_model_crates_alone_forecasts_and_writes_from_the_weights() -> Outcome {
     let (own, candle) = (tree("downstream")?, tree("candle-core")?);
     let more: Vec<&String> = own.difference(&candle).collect();
     let unwelcome = [
@@ -64,29 +64,33 @@ fn a_program_with_the_model_crate_alone_forecasts_from_the_weights() -> Outcome 
     println!("beyond candle-core: {} crates, {seconds:.1} s to build ({more:?})", more.len());
     assert!(more.len() <= 20, "{more:?}");
 
-    let weights = program().join("../../weights/stock-lstm.safetensors");
+    let weights = |name: &str| program().join("../../weights").join(name);
     let exe = Path::new(env!("CARGO_TARGET_TMPDIR")).join("downstream/debug/downstream");
-    let closes: Vec<f64> = (0..70).map(|day| 100. + (f64::from(day) * 0.5).sin()).collect();
-    let forecasts = |closes: &[f64]| -> Result<(bool, String), Box<dyn std::error::Error>> {
+    let run = |task: &str, name: &str, n: &str, input: &str| -> Result<(bool, String), Box<dyn std::error::Error>> {
         let mut child = Command::new(&exe)
-            .arg(&weights)
-            .arg("3")
+            .arg(task)
+            .arg(weights(name))
+            .arg(n)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()?;
-        let lines: String = closes.iter().map(|c| format!("{c}\n")).collect();
-        child.stdin.take().ok_or("no stdin")?.write_all(lines.as_bytes())?;
+        child.stdin.take().ok_or("no stdin")?.write_all(input.as_bytes())?;
         let output = child.wait_with_output()?;
         let text = if output.status.success() { output.stdout } else { output.stderr };
         Ok((output.status.success(), String::from_utf8(text)?))
     };
-    let (done, text) = forecasts(&closes)?;
+    let closes: Vec<String> = (0..70).map(|day| format!("{}\n", 100. + (f64::from(day) * 0.5).sin())).collect();
+    let (done, text) = run("forecast", "stock-lstm.safetensors", "3", &closes.concat())?;
     assert!(done, "{text}");
     let next: Vec<f64> = text.lines().map(str::parse).collect::<Result<_, _>>()?;
     assert_eq!(next.len(), 3);
     assert!(next.iter().all(|p| (95.0..105.).contains(p)), "{next:?}");
-    let (done, text) = forecasts(&closes[..20])?;
+    let (done, text) = run("forecast", "stock-lstm.safetensors", "3", &closes[..20].concat())?;
     assert!(!done && text.contains("a forecast needs 61 days, got 20"), "{text}");
+    let (done, text) = run("write", "char-gpt-cpu.safetensors", "100", "ROMEO:\n")?;
+    assert!(done && text.chars().count() == 101 && text.split_whitespace().count() > 10, "{text}");
+    let (done, text) = run("write", "stock-lstm.safetensors", "100", "ROMEO:\n")?;
+    assert!(!done && text.contains("weights of stock-lstm, expected char-gpt"), "{text}");
     Ok(())
 }

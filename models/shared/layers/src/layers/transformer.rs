@@ -156,3 +156,69 @@ impl TransformerBlock {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::ops::glue::check::random;
+    use crate::{Params, Qkv};
+
+    fn config(norm: NormPlace, qkv: Qkv, bias: bool, dropout: f64) -> BlockConfig {
+        let init = [init::normal(0., 0.3); 2];
+        let attention = AttentionConfig { width: 12, heads: 3, qkv, bias, causal: true, dropout, init };
+        let mlp = MlpConfig { width: 12, hidden: 20, bias, activation: Activation::Gelu, dropout, init };
+        BlockConfig { attention, mlp, norm, norm_bias: bias, eps: 1e-5, dropout }
+    }
+
+    #[test]
+    fn a_block_is_what_its_parts_make_and_a_cache_changes_nothing() -> Result<()> {
+        for norm in [NormPlace::Pre, NormPlace::Post] {
+            for (qkv, bias) in [(Qkv::Packed, true), (Qkv::Separate, true), (Qkv::Packed, false)] {
+                let params = Params::init(1, &Device::Cpu);
+                let block = TransformerBlock::new(config(norm, qkv, bias, 0.), params.builder())?;
+                let x = random(1, &[2, 7, 12])?;
+                let [norm1, norm2] = &block.norms;
+                let attention = |x: &Tensor| block.attention.forward(x, None, Mode::Eval);
+                let mlp = |x: &Tensor| block.mlp.forward(x, Mode::Eval);
+                let by_hand = match norm {
+                    NormPlace::Pre => {
+                        let x = (&x + attention(&norm1.forward(&x)?)?)?;
+                        (&x + mlp(&norm2.forward(&x)?)?)?
+                    }
+                    NormPlace::Post => {
+                        let x = norm1.forward(&(&x + attention(&x)?)?)?;
+                        norm2.forward(&(&x + mlp(&x)?)?)?
+                    }
+                };
+                let same = |a: &Tensor, b: &Tensor| (a - b)?.abs()?.max_all()?.to_scalar::<f32>();
+                let whole = block.forward(&x, Mode::Eval)?;
+                assert!(same(&whole, &by_hand)? < 2e-6, "{norm:?} {qkv:?}");
+                let mut cache = KvCache::new(7);
+                for (first, n) in [(0, 3), (3, 1), (4, 3)] {
+                    let y = block.forward_cached(&x.narrow(1, first, n)?, &mut cache)?;
+                    assert!(same(&y, &whole.narrow(1, first, n)?)? < 2e-6, "{norm:?} {qkv:?}");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn with_dropout_every_parameter_gets_a_gradient_and_a_seed_decides_the_masks() -> Result<()> {
+        for norm in [NormPlace::Pre, NormPlace::Post] {
+            let params = Params::init(1, &Device::Cpu);
+            let block = TransformerBlock::new(config(norm, Qkv::Separate, true, 0.3), params.builder())?;
+            let x = random(1, &[2, 7, 12])?;
+            let of = |seed, step| block.forward(&x, Mode::Train { seed, step })?.flatten_all()?.to_vec1::<f32>();
+            assert_eq!(of(1, 2)?, of(1, 2)?);
+            assert!(of(1, 2)? != of(1, 3)? && of(1, 2)? != of(2, 2)?);
+            let y = block.forward(&x, Mode::Train { seed: 1, step: 0 })?;
+            // Not the plain sum, which a last norm makes constant.
+            let loss = (y * random(2, &[2, 7, 12])?)?.sum_all()?;
+            assert!(params.gradients(&loss.backward()?).missing().is_empty(), "{norm:?}");
+        }
+        Ok(())
+    }
+}
