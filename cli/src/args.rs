@@ -151,12 +151,12 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "FILE|RUN")]
     pub(crate) checkpoint: PathBuf,
     /// The text to go on from; - reads it from stdin. A new line by default
-    #[arg(long, value_name = "TEXT", default_value = "\n", hide_default_value = true, allow_hyphen_values = true)]
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, allow_hyphen_values = true)]
     pub(crate) prompt: String,
     /// Characters to write
     #[arg(long, value_name = "N", default_value_t = 500)]
     pub(crate) tokens: usize,
-    /// Below 1 bolder, above 1 wilder, 0 for always the likeliest
+    /// Below 1 safer, above 1 wilder, 0 for always the likeliest
     #[arg(long, value_name = "T", default_value_t = 1., allow_negative_numbers = true)]
     pub(crate) temperature: f64,
     /// Only the likeliest K; 0 for all
@@ -180,7 +180,7 @@ pub(crate) struct GenerateArgs {
     /// Same seed, same text
     #[arg(long, value_name = "S", default_value_t = 42)]
     pub(crate) seed: u64,
-    /// Compute every character from the whole context anew (to compare)
+    /// Compute every character from the whole context anew: slow, and past the context another text
     #[arg(long)]
     pub(crate) no_cache: bool,
     /// Where to compute: cpu, cuda, cuda:N or metal

@@ -33,7 +33,11 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
         names => names.iter().map(|n| registry::find(n)).collect::<anyhow::Result<_>>()?,
     };
     if !(args.seconds > 0. && args.seconds <= 3600.) {
-        return Err(zoo_training::Error::Usage(format!("--seconds {}: expected 0 to 3600", args.seconds)).into());
+        return Err(zoo_training::Error::Usage(format!(
+            "--seconds {}: expected more than 0 and at most 3600",
+            args.seconds
+        ))
+        .into());
     }
     let device = registry::device(&args.device)?;
     let peak = matmul_peak(&device)?;

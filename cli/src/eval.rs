@@ -52,7 +52,17 @@ pub(crate) fn run<T: Task>(args: &EvalArgs) -> anyhow::Result<()> {
     let source = match data {
         // Weights know the file's name alone, a run directory where it lies.
         None if args.checkpoint.is_dir() => run_config::<T>(&args.checkpoint, &set)?.data,
-        _ => changed_source::<T>(&config, &set)?,
+        named => {
+            let source = changed_source::<T>(&config, &set)?;
+            let trained_on = serde_json::to_value(&source)?["path"].as_str().unwrap_or_default().to_string();
+            if named.is_none() && !Path::new(&trained_on).exists() && !trained_on.is_empty() {
+                bail!(
+                    "{}: the weights were trained on {trained_on}, which is not here: name it by --data",
+                    path.display()
+                )
+            }
+            source
+        }
     };
     let task = T::open(&config.model, &source, config.train.seed, Some(&fitted), &device)?;
     task.warnings().iter().for_each(|w| note(&format!("zoo: warning: {w}")));

@@ -1,6 +1,8 @@
 //! `zoo generate`.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
+use std::process::ExitCode;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use anyhow::Context;
@@ -14,7 +16,10 @@ use crate::output::{note, print_json};
 use crate::registry::{device, weights};
 use crate::train::stop_flag;
 
-pub(crate) fn run<T: Task>(args: &GenerateArgs) -> anyhow::Result<()> {
+/// Exit code of a text that a signal cut short.
+const CUT_SHORT: u8 = 130;
+
+pub(crate) fn run<T: Task>(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     let device = device(&args.device)?;
     let sampling = Sampling {
         tokens: args.tokens,
@@ -39,31 +44,35 @@ pub(crate) fn run<T: Task>(args: &GenerateArgs) -> anyhow::Result<()> {
     };
     let path = weights(&args.checkpoint);
     let stop = stop_flag()?;
+    let stopped = || stop.load(Ordering::Relaxed);
     let mut texts = vec![];
     for sample in 0..args.samples {
         let Loaded { model, fitted, .. } = Loaded::<T>::read(&path, &device)?;
         let sampling = Sampling { sample, ..sampling.clone() };
         // What stands before the text, written once there is some: a refused prompt leaves stdout empty.
         let between = if sample > 0 { "\n---\n" } else { "" };
-        let mut head = (!args.json).then(|| format!("{between}{}", prompt.trim_start_matches('\n')));
+        let mut head = (!args.json).then(|| format!("{between}{prompt}"));
         let (started, mut text, mut failed) = (Instant::now(), String::new(), None);
         T::generate(model, &fitted, &prompt, &sampling, &device, &mut |piece| {
             text.push_str(piece);
             if !args.json {
                 failed = out(&(head.take().unwrap_or_default() + piece)).err();
             }
-            failed.is_none() && !stop.load(std::sync::atomic::Ordering::Relaxed)
+            failed.is_none() && !stopped()
         })?;
-        if let Some(e) = failed {
-            return Err(e);
+        if failed.is_none() && !args.json {
+            failed = out(&(head.take().unwrap_or_default() + "\n")).err();
         }
-        if !args.json {
-            out(&(head.take().unwrap_or_default() + "\n"))?;
+        match failed {
+            // Whoever read it has enough.
+            Some(e) if e.kind() == ErrorKind::BrokenPipe => return Ok(ExitCode::SUCCESS),
+            Some(e) => return Err(e).context("stdout"),
+            None => {}
         }
         let (seconds, count) = (started.elapsed().as_secs_f64(), text.chars().count());
         note(&format!("{count} characters in {seconds:.2} s, {:.0} a second", count as f64 / seconds));
         texts.push(json!({ "text": text, "characters": count, "seconds": seconds }));
-        if stop.load(std::sync::atomic::Ordering::Relaxed) {
+        if stopped() {
             break;
         }
     }
@@ -72,11 +81,12 @@ pub(crate) fn run<T: Task>(args: &GenerateArgs) -> anyhow::Result<()> {
             "model": T::NAME, "checkpoint": path.display().to_string(), "prompt": prompt, "seed": args.seed, "samples": texts,
         }));
     }
-    Ok(())
+    Ok(if stopped() { ExitCode::from(CUT_SHORT) } else { ExitCode::SUCCESS })
 }
 
 /// Text on stdout, at once.
-fn out(text: &str) -> anyhow::Result<()> {
+fn out(text: &str) -> std::io::Result<()> {
     let mut stdout = std::io::stdout().lock();
-    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("stdout")
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()
 }

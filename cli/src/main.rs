@@ -64,7 +64,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Tune(args) => return registry::find(&args.model)?.tune(&args),
         Command::Eval(args) => registry::find(&args.model)?.eval(&args)?,
         Command::Predict(args) => registry::find(&args.model)?.predict(&args)?,
-        Command::Generate(args) => registry::find(&args.model)?.generate(&args)?,
+        Command::Generate(args) => return registry::find(&args.model)?.generate(&args),
         Command::Report(args) => report::run(&args)?,
         Command::Doctor { run, json } => doctor::run(&run, json)?,
         Command::Bench(args) if args.ops => bench_ops::run(&args)?,

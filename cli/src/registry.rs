@@ -27,7 +27,7 @@ pub(crate) trait Entry: Sync {
     fn tune(&self, args: &TuneArgs) -> anyhow::Result<ExitCode>;
     fn eval(&self, args: &EvalArgs) -> anyhow::Result<()>;
     fn predict(&self, args: &PredictArgs) -> anyhow::Result<()>;
-    fn generate(&self, args: &GenerateArgs) -> anyhow::Result<()>;
+    fn generate(&self, args: &GenerateArgs) -> anyhow::Result<ExitCode>;
     fn bench(&self, options: &bench::Options) -> anyhow::Result<Vec<bench::Case>>;
 }
 
@@ -63,7 +63,7 @@ impl<T: Task> Entry for Of<T> {
         predict::run::<T>(args)
     }
 
-    fn generate(&self, args: &GenerateArgs) -> anyhow::Result<()> {
+    fn generate(&self, args: &GenerateArgs) -> anyhow::Result<ExitCode> {
         generate::run::<T>(args)
     }
 

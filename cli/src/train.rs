@@ -86,7 +86,7 @@ pub(crate) fn run<T: Task>(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     listeners.progress.finish();
     let outcome = match (outcome, &run) {
         // What the system refused may be mended; the others say themselves what to do.
-        (Err(e @ (Error::Io { .. } | Error::Checkpoint(_))), Some(run)) => {
+        (Err(e @ (Error::Io { .. } | Error::Checkpoint(_))), Some(run)) if begun(run.path()) => {
             return Err(e).context(format!("{} can be resumed from its last checkpoint", run.path().display()));
         }
         (outcome, _) => outcome?,
@@ -141,16 +141,20 @@ fn free(name: &str) -> PathBuf {
     path(n)
 }
 
+/// Whether a run has a checkpoint to go on from.
+fn begun(run: &Path) -> bool {
+    let whole = |e: std::io::Result<std::fs::DirEntry>| e.is_ok_and(|e| e.path().extension().is_none());
+    std::fs::read_dir(run.join("checkpoints")).is_ok_and(|mut all| all.any(whole))
+}
+
 /// The model's run directory that was written to last.
 fn newest(model: &str) -> anyhow::Result<PathBuf> {
     let mut found = vec![];
     for entry in std::fs::read_dir("runs").into_iter().flatten().flatten() {
         let path = entry.path();
         let named = entry.file_name().to_string_lossy().starts_with(&format!("{model}-"));
-        // A run that failed before its first checkpoint has nothing to go on from.
-        let begun = std::fs::read_dir(path.join("checkpoints")).is_ok_and(|mut d| d.next().is_some());
         if let (true, Ok(written)) =
-            (named && begun, std::fs::metadata(path.join("checkpoints")).and_then(|m| m.modified()))
+            (named && begun(&path), std::fs::metadata(path.join("checkpoints")).and_then(|m| m.modified()))
         {
             found.push((written, path));
         }

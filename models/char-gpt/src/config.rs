@@ -50,6 +50,24 @@ impl Config {
         Self { layers: 1, width: 64, hidden: 256, separate_qkv: true, tied: false, bias: true, ..Self::default() }
     }
 
+    /// What cannot work about these numbers, naming the key.
+    pub(crate) fn problem(&self) -> Option<String> {
+        let &Self { vocabulary, context, layers, heads, width, hidden, dropout, .. } = self;
+        if [vocabulary, context, layers, heads, width, hidden].contains(&0) {
+            return Some("model.vocabulary, context, layers, heads, width and hidden must be at least 1".into());
+        }
+        if layers > 1000 {
+            return Some(format!("model.layers is {layers}, expected at most 1000"));
+        }
+        if width % heads != 0 {
+            return Some(format!("model.width = {width} does not divide into model.heads = {heads}"));
+        }
+        if !(0. ..1.).contains(&dropout) {
+            return Some(format!("model.dropout is {dropout}, expected a share from 0 to below 1"));
+        }
+        None
+    }
+
     /// Small enough for tests.
     pub fn tiny() -> Self {
         Self { context: 16, layers: 2, heads: 2, width: 16, hidden: 32, dropout: 0.1, ..Self::default() }

@@ -38,17 +38,11 @@ impl CharGpt {
     /// Defines the parameters.
     ///
     /// # Errors
-    /// Sizes of zero, or heads that do not divide the width.
+    /// Sizes of zero, heads that do not divide the width, or a dropout that is no share.
     pub fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
         let &Config { vocabulary, context, layers, heads, width, hidden, separate_qkv, tied, bias, dropout } = config;
-        if [vocabulary, context, layers, heads, width, hidden].contains(&0) {
-            bail!("model.vocabulary, context, layers, heads, width and hidden must be at least 1")
-        }
-        if layers > 1000 {
-            bail!("model.layers is {layers}, expected at most 1000")
-        }
-        if width % heads != 0 {
-            bail!("model.width = {width} does not divide into model.heads = {heads}")
+        if let Some(problem) = config.problem() {
+            bail!("{problem}")
         }
         let weight = init::normal(0., STDEV);
         // What is added to the residual stream 2·layers times starts smaller (GPT-2).

@@ -64,7 +64,17 @@ impl NGram {
 
     /// The probability of each character behind `before`.
     fn distribution(&self, before: &[u32]) -> Vec<f64> {
-        (0..self.vocabulary as u32).map(|c| self.probability(before, c)).collect()
+        let mut each = vec![1. / self.vocabulary as f64; self.vocabulary];
+        for (length, contexts) in self.contexts.iter().enumerate().take(before.len() + 1) {
+            let Some(seen) = contexts.get(&key(&before[before.len() - length..], self.vocabulary)) else { break };
+            let kinds = seen.behind.len() as f64;
+            let total = f64::from(seen.total) + kinds;
+            each.iter_mut().for_each(|p| *p *= kinds / total);
+            for (c, n) in &seen.behind {
+                each[*c as usize] += f64::from(*n) / total;
+            }
+        }
+        each
     }
 
     /// `n` characters drawn one after the other behind `before`.
@@ -99,8 +109,9 @@ mod tests {
         let text = [0, 1, 0, 1, 0, 2, 0, 1];
         let model = NGram::fit(&text, 4, 3);
         for before in [&[][..], &[0], &[1, 0], &[3, 3], &[2, 0]] {
-            let sum: f64 = model.distribution(before).iter().sum();
-            assert!((sum - 1.).abs() < 1e-12, "{before:?}: {sum}");
+            let all = model.distribution(before);
+            assert!((all.iter().sum::<f64>() - 1.).abs() < 1e-12, "{before:?}");
+            assert!((0..4).all(|c| (all[c as usize] - model.probability(before, c)).abs() < 1e-12), "{before:?}");
         }
         // Behind nothing: N = 8, T = 3, P(1) = (3 + 3/4) / 11. Behind 0: N = 4 (three 1, one 2), T = 2.
         let unigram = 3.75 / 11.;

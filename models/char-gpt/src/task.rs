@@ -6,6 +6,7 @@ use std::path::Path;
 use candle_core::{Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use serde_json::Value;
+use zoo_checkpoint::Description;
 use zoo_layers::ops::cross_entropy;
 use zoo_layers::{Mode, Sampling};
 use zoo_training::config::ConfigOf;
@@ -21,6 +22,8 @@ use crate::{CharGpt, Config, Source, Vocabulary, Writer};
 const BATCH: usize = 4096;
 /// Characters that the better baseline's contexts have, and one.
 const ORDER: usize = 5;
+/// Windows of the training part that are looked at where one is interested in its loss.
+const SOME: usize = 256;
 /// Characters that are written to count how many words are known.
 const WRITTEN: usize = 4000;
 
@@ -46,7 +49,10 @@ fn read(source: &Source, seed: u64) -> zoo_training::Result<(String, String)> {
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
     let text = String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
-        Error::Data(format!("{}: not UTF-8 at byte {at}: convert it first (iconv -t utf-8)", path.display()))
+        Error::Data(format!(
+            "{}: not UTF-8 at byte {at}: convert it first (such as iconv -f latin1 -t utf-8)",
+            path.display()
+        ))
     })?;
     let text = text.strip_prefix('\u{feff}').map(String::from).unwrap_or(text);
     if text.is_empty() {
@@ -192,13 +198,7 @@ impl Task for CharTask {
             config.data.vocabulary = if !weights.as_os_str().is_empty() {
                 // Numbers of characters mean what they meant to these weights.
                 let file = zoo_checkpoint::read(weights, &Device::Cpu)?;
-                let fitted = file.metadata.get("fitted").and_then(|f| serde_json::from_str::<String>(f).ok());
-                fitted.ok_or_else(|| {
-                    Error::Run(format!(
-                        "{}: no vocabulary in its metadata: not weights of zoo train",
-                        weights.display()
-                    ))
-                })?
+                Description::parse(&file.metadata, Self::NAME, weights)?.read::<Config, String>(weights)?.1
             } else if config.data.path.is_empty() {
                 ALPHABET.into()
             } else {
@@ -251,11 +251,8 @@ impl Task for CharTask {
         fitted: Option<&Value>,
         device: &Device,
     ) -> zoo_training::Result<Self> {
-        if [config.context, config.vocabulary].contains(&0) {
-            return Err(Error::Usage("model.context and model.vocabulary must be at least 1".into()));
-        }
-        if !(0. ..1.).contains(&config.dropout) {
-            return Err(Error::Usage(format!("model.dropout is {}, expected a share below 1", config.dropout)));
+        if let Some(problem) = config.problem() {
+            return Err(Error::Usage(problem));
         }
         if !(0. ..1.).contains(&source.valid) {
             return Err(Error::Usage("data.valid must be a share that leaves a training part".into()));
@@ -356,9 +353,14 @@ impl Task for CharTask {
     }
 
     fn validate(&self, model: &CharGpt, split: Split) -> Result<Metrics> {
-        let all = self.samples(split);
+        let (all, step) = match split {
+            // Windows of the training part overlap: some of them tell enough.
+            Split::Train => (self.samples(split), self.samples(split).div_ceil(SOME)),
+            Split::Valid | Split::Test => (self.samples(split), 1),
+        };
+        let all = all / step;
         let n = if self.eval_windows == 0 { all } else { all.min(self.eval_windows) };
-        let starts: Vec<usize> = (0..n).map(|i| self.start(split, i * all / n.max(1))).collect();
+        let starts: Vec<usize> = (0..n).map(|i| self.start(split, i * all / n.max(1) * step)).collect();
         Ok(metrics(self.sum(model, &starts, self.context)? / (n * self.context).max(1) as f64))
     }
 

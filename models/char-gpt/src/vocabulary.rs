@@ -56,9 +56,11 @@ impl Vocabulary {
                 let before = &text[..at];
                 let line = before.matches('\n').count() + 1;
                 let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
-                let known: String = self.characters.iter().collect();
+                const SHOWN: usize = 100;
+                let known: String = self.characters.iter().take(SHOWN).collect();
+                let more = if self.len() > SHOWN { " and more" } else { "" };
                 bail!(
-                    "the character {c:?} (line {line}, column {column}) is none of the {} that the model knows: {known:?}",
+                    "the character {c:?} (line {line}, column {column}) is none of the {} that the model knows: {known:?}{more}",
                     self.len()
                 )
             };

@@ -9,7 +9,7 @@ use crate::random::{Purpose, Stream};
 pub struct Sampling {
     /// Tokens to write.
     pub tokens: usize,
-    /// Logits are divided by it: below 1 bolder, 0 for always the likeliest token.
+    /// Logits are divided by it: below 1 safer, above 1 wilder, 0 for always the likeliest token.
     pub temperature: f64,
     /// Only the likeliest so many; 0 for all.
     pub top_k: usize,
@@ -53,13 +53,10 @@ impl Sampling {
     /// Refuses numbers that make no sense, naming them.
     pub fn validate(&self) -> Result<()> {
         let checks = [
-            (self.temperature >= 0. && self.temperature.is_finite(), "temperature must not be negative"),
+            (self.temperature >= 0. && self.temperature.is_finite(), "temperature must be a number of 0 or more"),
             (self.top_p > 0. && self.top_p <= 1., "top-p must lie in (0, 1]"),
             ((0. ..=1.).contains(&self.min_p), "min-p must lie in [0, 1]"),
-            (
-                self.repetition_penalty > 0. && self.repetition_penalty.is_finite(),
-                "repetition-penalty must be positive",
-            ),
+            ((0.01..=100.).contains(&self.repetition_penalty), "repetition-penalty must lie in [0.01, 100]"),
             (self.stop.iter().all(|s| !s.is_empty()), "stop must not be empty"),
         ];
         match checks.into_iter().find(|(ok, _)| !ok) {
@@ -157,7 +154,13 @@ mod tests {
         assert_eq!(drawn(Sampling { temperature: 0., repetition_penalty: 10., ..plain() }, &[1])?, [2]);
         let bad = Sampling { top_p: 0., ..plain() };
         assert!(bad.validate().unwrap_err().to_string().contains("top-p"));
-        assert!(Sampler::new(&plain()).draw(&[f32::NAN], &[]).is_err());
+        assert!(Sampling { repetition_penalty: 1e-308, ..plain() }.validate().is_err());
+        assert!(
+            Sampler::new(&plain()).draw(&[f32::NAN], &[]).is_err() && Sampler::new(&plain()).draw(&[], &[]).is_err()
+        );
+        // The extremes that are allowed.
+        assert_eq!(drawn(Sampling { temperature: 1e-300, repetition_penalty: 0.01, ..plain() }, &[])?, [1]);
+        assert_eq!(drawn(Sampling { min_p: 1., top_p: 1e-300, ..plain() }, &[])?, [1]);
         Ok(())
     }
 

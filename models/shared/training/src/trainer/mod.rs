@@ -160,6 +160,14 @@ impl<'a, T: Task> Trainer<'a, T> {
             let fits = params.set(&file.tensors);
             fits.map_err(|e| Error::Run(format!("{}: {}", path.display(), first_line(&e))))?;
         }
+        for (name, tensor) in self.params.tensors() {
+            if !norm_squared(&tensor)?.is_finite() {
+                let path = path.display();
+                return Err(Error::Run(format!(
+                    "{path}: {name} has values that are not finite numbers: it is damaged"
+                )));
+            }
+        }
         Ok(())
     }
 
