@@ -350,7 +350,7 @@ pub(crate) struct EvalArgs {
 pub(crate) struct BenchArgs {
     /// The models; all by default
     pub(crate) models: Vec<String>,
-    /// Measure every op beside its plain reference instead of models
+    /// Measure ops beside their plain references instead of models
     #[arg(long, conflicts_with_all = ["models", "preset", "batch", "device"])]
     pub(crate) ops: bool,
     /// Only this preset
@@ -359,7 +359,7 @@ pub(crate) struct BenchArgs {
     /// Samples a step, instead of the preset's (train.batch_size)
     #[arg(long, value_name = "N")]
     pub(crate) batch: Option<usize>,
-    /// Seconds for each case
+    /// Seconds for each case (an op takes half of it)
     #[arg(long, value_name = "S", default_value_t = 4.)]
     pub(crate) seconds: f64,
     /// Where to compute: cpu, cuda, cuda:N or metal

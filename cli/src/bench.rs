@@ -10,6 +10,7 @@ use zoo_training::config::{Layers, resolve};
 use zoo_training::{Event, Observer, Split, Task, Trainer};
 
 use crate::args::BenchArgs;
+use crate::bench_ops;
 use crate::output::{note, print, print_json, table};
 use crate::registry::{self, MODELS};
 
@@ -38,6 +39,9 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
             args.seconds
         ))
         .into());
+    }
+    if args.ops {
+        return bench_ops::run(args);
     }
     let device = registry::device(&args.device)?;
     let peak = matmul_peak(&device)?;

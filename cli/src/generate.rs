@@ -43,17 +43,17 @@ pub(crate) fn run<T: Task>(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
         text => text.to_string(),
     };
     let path = weights(&args.checkpoint);
+    let Loaded { model, fitted, .. } = Loaded::<T>::read(&path, &device)?;
     let stop = stop_flag()?;
     let stopped = || stop.load(Ordering::Relaxed);
     let mut texts = vec![];
     for sample in 0..args.samples {
-        let Loaded { model, fitted, .. } = Loaded::<T>::read(&path, &device)?;
         let sampling = Sampling { sample, ..sampling.clone() };
         // What stands before the text, written once there is some: a refused prompt leaves stdout empty.
         let between = if sample > 0 { "\n---\n" } else { "" };
         let mut head = (!args.json).then(|| format!("{between}{prompt}"));
         let (started, mut text, mut failed) = (Instant::now(), String::new(), None);
-        T::generate(model, &fitted, &prompt, &sampling, &device, &mut |piece| {
+        T::generate(&model, &fitted, &prompt, &sampling, &device, &mut |piece| {
             text.push_str(piece);
             if !args.json {
                 failed = out(&(head.take().unwrap_or_default() + piece)).err();

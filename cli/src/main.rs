@@ -67,7 +67,6 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Generate(args) => return registry::find(&args.model)?.generate(&args),
         Command::Report(args) => report::run(&args)?,
         Command::Doctor { run, json } => doctor::run(&run, json)?,
-        Command::Bench(args) if args.ops => bench_ops::run(&args)?,
         Command::Bench(args) => bench::run(&args)?,
         Command::Completions { shell } => {
             let mut script = vec![];

@@ -16,7 +16,8 @@ pub(crate) fn run<T: Task>(args: &ParamsArgs) -> anyhow::Result<()> {
             (loaded.params, loaded.config.model, Value::Null, true)
         }
         None => {
-            let config = configured::<T>(&args.common, &[])?;
+            let mut config = configured::<T>(&args.common, &[])?;
+            T::settle(&mut config)?;
             let preset = args.common.preset.as_deref().or(T::PRESETS.first().map(|p| p.name));
             (initial::<T>(&config)?, config.model, preset.into(), false)
         }

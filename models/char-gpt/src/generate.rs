@@ -25,11 +25,6 @@ impl Writer {
         Ok(Self { model, vocabulary, device: device.clone() })
     }
 
-    /// The characters that the model knows.
-    pub fn vocabulary(&self) -> &Vocabulary {
-        &self.vocabulary
-    }
-
     /// What the model writes behind `prompt`.
     ///
     /// # Errors
@@ -51,9 +46,10 @@ impl Writer {
     /// (the vocabulary's first character, where it has none).
     ///
     /// # Errors
-    /// A character of the prompt that the model does not know, or sampling numbers that make no sense.
+    /// A character of the prompt or of a stop that the model does not know, or sampling numbers that make no sense.
     pub fn stream(&self, prompt: &str, sampling: &Sampling, sink: &mut dyn FnMut(&str) -> bool) -> Result<()> {
         sampling.validate()?;
+        sampling.stop.iter().try_for_each(|stop| self.vocabulary.encode(stop).map(drop))?;
         let mut ids = self.vocabulary.encode(prompt)?;
         if ids.is_empty() {
             ids.push(self.vocabulary.encode("\n").map_or(0, |n| n[0]));
@@ -153,7 +149,7 @@ mod tests {
         let text = writer.generate("", &sampling)?;
         let stop: String = text.chars().skip(30).take(3).collect();
         let end = text.find(&stop).unwrap();
-        let stopped = writer.generate("", &Sampling { stop: vec![stop, "never".into()], ..sampling })?;
+        let stopped = writer.generate("", &Sampling { stop: vec![stop, "abcabcabcabc".into()], ..sampling })?;
         assert_eq!(stopped, text[..end]);
         Ok(())
     }

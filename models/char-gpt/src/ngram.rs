@@ -20,7 +20,7 @@ pub struct NGram {
 #[derive(Default)]
 struct Seen {
     total: u32,
-    behind: Vec<(u32, u32)>,
+    behind: HashMap<u32, u32>,
 }
 
 impl NGram {
@@ -31,10 +31,7 @@ impl NGram {
             for window in text.windows(length + 1) {
                 let entry = seen.entry(key(&window[..length], vocabulary)).or_default();
                 entry.total += 1;
-                match entry.behind.iter_mut().find(|(c, _)| *c == window[length]) {
-                    Some((_, n)) => *n += 1,
-                    None => entry.behind.push((window[length], 1)),
-                }
+                *entry.behind.entry(window[length]).or_default() += 1;
             }
             seen
         });
@@ -46,7 +43,7 @@ impl NGram {
         let mut p = 1. / self.vocabulary as f64;
         for (length, contexts) in self.contexts.iter().enumerate().take(before.len() + 1) {
             let Some(seen) = contexts.get(&key(&before[before.len() - length..], self.vocabulary)) else { break };
-            let count = seen.behind.iter().find(|(c, _)| *c == next).map_or(0, |(_, n)| *n);
+            let count = seen.behind.get(&next).copied().unwrap_or(0);
             let kinds = seen.behind.len() as f64;
             p = (f64::from(count) + kinds * p) / (f64::from(seen.total) + kinds);
         }

@@ -1,6 +1,6 @@
 //! What the trainer needs: windows of text, loss, metrics and baselines.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use candle_core::{Device, Result, Tensor};
@@ -26,6 +26,8 @@ const ORDER: usize = 5;
 const SOME: usize = 256;
 /// Characters that are written to count how many words are known.
 const WRITTEN: usize = 4000;
+/// The seed of those.
+const SEED: u64 = 42;
 
 /// A text and its windows.
 pub struct CharTask {
@@ -71,7 +73,7 @@ impl CharTask {
         Ok((part(0)?, part(1)?))
     }
 
-    /// The starts of the validation part's windows.
+    /// How many windows the validation part has.
     fn valid_windows(&self) -> usize {
         (self.text.len() - self.valid - 1) / self.context
     }
@@ -105,9 +107,6 @@ impl CharTask {
         numbers.iter().filter_map(|n| self.vocabulary.character(*n)).collect()
     }
 }
-
-/// Seed of the texts that are judged.
-const SEED: u64 = 42;
 
 /// Words: what lies between characters that are neither letters nor apostrophes, in small letters.
 fn words(text: &str) -> impl Iterator<Item = String> {
@@ -194,17 +193,28 @@ impl Task for CharTask {
 
     fn settle(config: &mut ConfigOf<Self>) -> zoo_training::Result<()> {
         let weights = Path::new(&config.train.init_from);
-        if config.data.vocabulary.is_empty() {
-            config.data.vocabulary = if !weights.as_os_str().is_empty() {
-                // Numbers of characters mean what they meant to these weights.
+        let known = &config.data.vocabulary;
+        // Numbers of characters mean what they meant to the weights that a run begins with. (One that goes on may do so
+        // without them.)
+        let theirs = match weights.as_os_str().is_empty() || (!known.is_empty() && !weights.exists()) {
+            true => None,
+            false => {
                 let file = zoo_checkpoint::read(weights, &Device::Cpu)?;
-                Description::parse(&file.metadata, Self::NAME, weights)?.read::<Config, String>(weights)?.1
-            } else if config.data.path.is_empty() {
-                ALPHABET.into()
-            } else {
-                Vocabulary::of(&read(&config.data, 0)?.0)
-            };
-        }
+                Some(Description::parse(&file.metadata, Self::NAME, weights)?.read::<Config, String>(weights)?.1)
+            }
+        };
+        config.data.vocabulary = match theirs {
+            Some(theirs) if !known.is_empty() && *known != theirs => {
+                return Err(Error::Usage(format!(
+                    "data.vocabulary is not that of {}: leave it out (--set data.vocabulary=)",
+                    weights.display()
+                )));
+            }
+            Some(theirs) => theirs,
+            None if !known.is_empty() => known.clone(),
+            None if config.data.path.is_empty() => ALPHABET.into(),
+            None => Vocabulary::of(&read(&config.data, 0)?.0),
+        };
         config.model.vocabulary = config.data.vocabulary.chars().count();
         Ok(())
     }
@@ -334,7 +344,7 @@ impl Task for CharTask {
     fn least_loss(&self, (ids, targets): &(Tensor, Tensor)) -> Result<Option<f64>> {
         let (ids, targets) =
             (ids.to_device(&Device::Cpu)?.to_vec2::<i64>()?, targets.to_device(&Device::Cpu)?.to_vec2::<i64>()?);
-        let mut behind: HashMap<&[i64], HashMap<i64, f64>> = HashMap::new();
+        let mut behind: BTreeMap<&[i64], BTreeMap<i64, f64>> = BTreeMap::new();
         for (ids, targets) in ids.iter().zip(&targets) {
             for (t, target) in targets.iter().enumerate() {
                 *behind.entry(&ids[..=t]).or_default().entry(*target).or_default() += 1.;
@@ -343,10 +353,7 @@ impl Task for CharTask {
         let (mut sum, mut total) = (0., 0.);
         for counts in behind.values() {
             let n: f64 = counts.values().sum();
-            let mut each: Vec<f64> = counts.values().map(|c| -c * (c / n).ln()).collect();
-            // In an order of its own: maps have none.
-            each.sort_by(f64::total_cmp);
-            sum += each.iter().sum::<f64>();
+            sum -= counts.values().map(|c| c * (c / n).ln()).sum::<f64>();
             total += n;
         }
         Ok(Some(sum / total))
@@ -409,7 +416,7 @@ impl Task for CharTask {
     }
 
     fn generate(
-        model: CharGpt,
+        model: &CharGpt,
         fitted: &Value,
         prompt: &str,
         sampling: &Sampling,
@@ -417,6 +424,6 @@ impl Task for CharTask {
         sink: &mut dyn FnMut(&str) -> bool,
     ) -> zoo_training::Result<()> {
         let vocabulary = Vocabulary::new(fitted.as_str().unwrap_or_default())?;
-        Ok(Writer::new(model, vocabulary, device)?.stream(prompt, sampling, sink)?)
+        Ok(Writer::new(model.clone(), vocabulary, device)?.stream(prompt, sampling, sink)?)
     }
 }

@@ -1,7 +1,7 @@
 //! A GPT of 21 tensors, and which of them go dark when one of its ops is swapped for a twin that cuts the graph.
 //!
-//! The story of a hand-made framework (0, then 13, then 17, then all 21 tensors
-//! with a gradient as its ops learned to pass gradients on), told with ops that candle 0.11 ships.
+//! The story of a hand-made framework, in which 0, then 13, then 17, then all 21 tensors got a gradient as its ops learned
+//! to pass gradients on, told with ops that candle 0.11 ships.
 
 use std::collections::BTreeMap;
 

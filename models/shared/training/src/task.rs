@@ -238,7 +238,7 @@ pub trait Task: Sized + Sync + 'static {
     /// # Errors
     /// A prompt that cannot be read, or a model that does not write (the default).
     fn generate(
-        model: Self::Model,
+        model: &Self::Model,
         fitted: &Value,
         prompt: &str,
         sampling: &Sampling,
