@@ -108,6 +108,11 @@ impl Params {
         &self.device
     }
 
+    /// Whether the two are one list.
+    pub(crate) fn shares(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
     /// All parameters in definition order.
     pub fn all(&self) -> Vec<Param> {
         self.lock().params.clone()

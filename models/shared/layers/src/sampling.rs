@@ -118,6 +118,7 @@ impl<'a> Sampler<'a> {
                 break;
             }
         }
+        let kept = kept.max(1);
         let mut left = self.stream.uniform() * weights[..kept].iter().sum::<f64>();
         for (i, w) in order.iter().zip(&weights[..kept]) {
             left -= w;

@@ -98,7 +98,8 @@ impl MultiHeadAttention {
         self.output.forward(&attention(&q, &k, &v, self.config.heads, mask, options)?)
     }
 
-    /// Causal attention of new places `x` (b, t, c) over those in `cache` and themselves; they are added to it.
+    /// Causal attention of new places `x` (b, t, c) over those in `cache` and themselves; they are added to it. No graph is
+    /// recorded: what is in the cache has none.
     ///
     /// # Errors
     /// Attention that is not causal, or more places than the cache has room for.
@@ -109,11 +110,12 @@ impl MultiHeadAttention {
         let [q, k, v] = self.project(x)?;
         let (k, v) = cache.append(&k, &v)?;
         let options = AttentionOptions { causal: true, ..Default::default() };
-        self.output.forward(&attention(&q, &k, &v, self.config.heads, None, options)?)
+        Ok(self.output.forward(&attention(&q, &k, &v, self.config.heads, None, options)?)?.detach())
     }
 
     /// Queries, keys and values, (b, t, c) each.
     fn project(&self, x: &Tensor) -> Result<[Tensor; 3]> {
+        x.dims3()?;
         match &self.input {
             Maps::Packed(weight, bias) => {
                 let qkv = linear(x, weight, bias.as_ref(), Default::default())?;
@@ -125,8 +127,8 @@ impl MultiHeadAttention {
     }
 }
 
-/// Keys and values of the places that a causal attention has seen.
-#[derive(Clone, Debug)]
+/// Keys and values of the places that a causal attention has seen. It has no copies: they would share memory.
+#[derive(Debug)]
 pub struct KvCache {
     /// (b, capacity, c), once the first places are there.
     keys_values: Option<(Tensor, Tensor)>,
@@ -158,6 +160,9 @@ impl KvCache {
     /// Adds `k` and `v` (b, t, c) and returns all there are.
     fn append(&mut self, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
         let (b, t, c) = k.dims3()?;
+        if t == 0 {
+            bail!("cache: no new places")
+        }
         if self.len + t > self.capacity {
             bail!("cache: room for {} places, asked for {}", self.capacity, self.len + t)
         }
@@ -171,8 +176,8 @@ impl KvCache {
                 (&made.0, &made.1)
             }
         };
-        keys.slice_set(&k.contiguous()?, 1, self.len)?;
-        values.slice_set(&v.contiguous()?, 1, self.len)?;
+        keys.slice_set(&k.detach().contiguous()?, 1, self.len)?;
+        values.slice_set(&v.detach().contiguous()?, 1, self.len)?;
         self.len += t;
         Ok((keys.narrow(1, 0, self.len)?, values.narrow(1, 0, self.len)?))
     }

@@ -138,7 +138,8 @@ impl TransformerBlock {
         }
     }
 
-    /// The same for new places `x` (b, t, c) behind those in `cache`, when evaluating.
+    /// The same for new places `x` (b, t, c) behind those in `cache`, when evaluating; see
+    /// [`MultiHeadAttention::forward_cached`].
     ///
     /// # Errors
     /// As [`MultiHeadAttention::forward_cached`].

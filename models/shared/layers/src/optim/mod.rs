@@ -1,6 +1,7 @@
 //! Optimizers whose state has names and can be saved, and global-norm clipping.
 //!
-//! The formulas are PyTorch's, so a recipe moves over unchanged. With g the (clipped) gradient, lr the rate, λ the
+//! The formulas are PyTorch's, so a recipe moves over unchanged (but a parameter whose first gradient comes late counts
+//! the optimizer's steps, not its own). With g the (clipped) gradient, lr the rate, λ the
 //! weight decay and t the step:
 //!
 //! ```text
@@ -98,8 +99,8 @@ pub struct Group {
     pub rule: Option<Rule>,
 }
 
-/// Groups for [`Rule::Muon`]: matrices within the network are its own; embeddings, heads and vectors move by AdamW with
-/// `moments`. Matrices decay.
+/// Groups for [`Rule::Muon`]: matrices within the network are its own, each as one (a packed `in_proj_weight` too); vectors,
+/// and what has `embedding` or `head` in its name, move by AdamW with `moments`. Matrices decay.
 pub fn muon_groups(weight_decay: f64, moments: Moments) -> impl Fn(&Param) -> Group {
     move |p| {
         let outer = ["embedding", "head"].iter().any(|part| p.name.contains(part));
@@ -187,10 +188,16 @@ impl Optimizer {
     /// Moves every parameter by its gradient times `scale` (see [`clip_factor`]) at rate `lr`. Parameters without a
     /// gradient stay as they are.
     ///
+    /// A parameter is locked while it is moved: not to be called on rayon's threads beside operations on the same
+    /// parameters, which would wait for each other.
+    ///
     /// # Errors
     /// `grads` are another model's.
     pub fn step(&mut self, grads: &Gradients, lr: f64, scale: f64) -> Result<()> {
-        if grads.len() != self.slots.len() || grads.iter().zip(&self.slots).any(|((name, _), s)| name != s.param.name) {
+        let differs = |((name, grad), s): ((&str, Option<&Tensor>), &Slot)| {
+            name != s.param.name || grad.is_some_and(|g| g.dims() != s.param.var.dims())
+        };
+        if grads.len() != self.slots.len() || grads.iter().zip(&self.slots).any(differs) {
             bail!("the gradients are not those of the optimizer's parameters")
         }
         self.steps += 1;
@@ -249,8 +256,12 @@ impl Optimizer {
 /// The two are not of the same model.
 pub fn average(average: &Params, weights: &Params, decay: f64) -> Result<()> {
     let (level, all, now) = (simd::level()?, average.all(), weights.tensors());
-    if all.len() != now.len() || all.iter().zip(&now).any(|(p, (name, _))| p.name != *name) {
+    let differs = |(p, (name, t)): (&Param, &(String, Tensor))| p.name != *name || p.var.dims() != t.dims();
+    if all.len() != now.len() || all.iter().zip(&now).any(differs) {
         bail!("the average and the weights are not of the same model")
+    }
+    if average.shares(weights) {
+        bail!("the average and the weights are the same parameters")
     }
     // The formula is a step of gradient descent at rate 1 - decay with the gradient average - weights.
     let rule = Rule::Sgd { momentum: 0., nesterov: false };
@@ -442,6 +453,8 @@ mod tests {
         }
         let other = Params::init(1, &Device::Cpu);
         assert!(average(&other, &params()?, 0.9).is_err());
+        let same = params()?;
+        assert!(average(&same.clone(), &same, 0.9).is_err());
         Ok(())
     }
 

@@ -66,12 +66,9 @@ impl<'a> Heads<'a> {
         &self.data[(b * self.batch + h * self.head).min(self.data.len())..]
     }
 
-    /// The same places in other memory, from `offset` on.
-    pub(in crate::ops) fn onto(&self, to: &mut [f32], offset: usize) -> HeadsMut {
-        let start = offset.min(to.len());
-        let to = &mut to[start..];
-        assert_eq!(to.len(), self.data.len());
-        HeadsMut { to: Pointer::of(to), batch: self.batch, head: self.head, row: self.row }
+    /// The same places in other memory.
+    pub(in crate::ops) fn onto(&self, to: Pointer) -> HeadsMut {
+        HeadsMut { to, batch: self.batch, head: self.head, row: self.row }
     }
 }
 
@@ -93,7 +90,8 @@ impl HeadsMut {
     }
 }
 
-/// O, laid out as `like` (whose elements are all those of its heads), and L of each batch, head and query.
+/// O, laid out as `like` (whose elements are all those of its heads), and of each batch, head and query the two parts of
+/// L: the largest score and the logarithm of Σ exp of what the others are below it.
 pub(in crate::ops) fn forward(
     g: Geometry,
     rule: &Rule,
@@ -105,7 +103,7 @@ pub(in crate::ops) fn forward(
 ) -> Result<(Vec<f32>, Vec<f32>)> {
     let level = simd::level()?;
     let n = g.batch * g.heads * g.tq;
-    let (mut out, mut logs) = (Buffer::new(n * g.d), Buffer::new(n));
+    let (mut out, mut logs) = (Buffer::new(n * g.d), Buffer::new(2 * n));
     let out_heads = HeadsMut { to: out.pointer(), batch: like.batch, head: like.head, row: like.row };
     let to_logs = logs.pointer();
     parallel::for_each(g.batch * g.heads * g.parts(), |task| {
@@ -284,7 +282,10 @@ impl WithSimd for ForwardPart<'_> {
                 for i in 0..m {
                     let sum = if sums[i] == 0. { 1. } else { sums[i] };
                     let max = if maxima[i] == f32::NEG_INFINITY { 0. } else { maxima[i] };
-                    logs.at((b * g.heads + h) * g.tq + q0 + i).write(max + sum.ln());
+                    // Apart: beside a large maximum the logarithm would be rounded away.
+                    let log = logs.at(2 * ((b * g.heads + h) * g.tq + q0 + i));
+                    log.write(max);
+                    log.add(1).write(sum.ln());
                     let (share, o) = (s.splat_f32s(1. / sum), o.add(i * out.row));
                     for j in (0..d).step_by(lanes) {
                         vector::write(s, o, j, d, s.mul_f32s(share, vector::read(s, o, j, d)));
@@ -324,8 +325,8 @@ pub(in crate::ops) fn backward(
         let (to_k, to_v) = match parts {
             1 => (dk, dv),
             _ => {
-                // SAFETY: each part of each head has its own two matrices among the shares.
-                let (first, second) = unsafe { (at.part(2 * size * task), at.part(2 * size * task + size)) };
+                // Each part of each head has its own two matrices among the shares.
+                let (first, second) = (at.part(2 * size * task), at.part(2 * size * task + size));
                 let own = |to: Pointer| HeadsMut { to, batch: 0, head: 0, row: g.d };
                 (own(first), own(second))
             }
@@ -419,7 +420,8 @@ impl WithSimd for BackwardPart<'_> {
                     for i in 0..m {
                         let (p, ds) = (p.add(i * KEYS), ds.add(i * KEYS));
                         let n_seen = scores.seen(q0 + i).saturating_sub(k0).min(n);
-                        let log = s.splat_f32s(saved.logs[(b * g.heads + h) * g.tq + q0 + i]);
+                        let logs = &saved.logs[2 * ((b * g.heads + h) * g.tq + q0 + i)..][..2];
+                        let (max, log) = (s.splat_f32s(logs[0]), s.splat_f32s(logs[1]));
                         let (slant, scale) = (s.splat_f32s(slants[i]), s.splat_f32s(rule.scale));
                         if let Some(dropout) = rule.dropout {
                             for j in (0..n).step_by(lanes) {
@@ -428,7 +430,7 @@ impl WithSimd for BackwardPart<'_> {
                             range(s, factors, factors, n, scores.number(b, h, q0 + i, k0), dropout);
                         }
                         for j in (0..n).step_by(lanes) {
-                            let mut e = vector::exp(s, s.sub_f32s(vector::read(s, p, j, n), log));
+                            let mut e = vector::exp(s, s.sub_f32s(s.sub_f32s(vector::read(s, p, j, n), max), log));
                             e = match j < n_seen {
                                 true => vector::within(s, e, j, n_seen),
                                 false => s.splat_f32s(0.),

@@ -21,7 +21,7 @@ use candle_core::{Result, Shape, Tensor, bail};
 
 use self::cpu::{Geometry, Heads};
 use super::dropout::{Dropout, apply_mask};
-use super::glue::{Backward, Forward, Op, Output, View, apply};
+use super::glue::{Backward, Forward, Op, Output, Pointer, View, apply_one};
 use super::softmax::exponentials;
 use crate::random::Stream;
 
@@ -70,13 +70,16 @@ pub fn attention(
         bail!("attention: q {:?}, k {:?} and v {:?} do not fit {heads} heads", q.dims(), k.dims(), v.dims())
     }
     let g = geometry(q.dims(), k.dims(), heads);
+    if g.d == 0 {
+        bail!("attention: heads without features")
+    }
     if causal && g.tq > g.tk {
         bail!("attention: causal, but {} queries and only {} keys", g.tq, g.tk)
     }
-    let dropout = dropout.filter(|(p, _)| *p > 0.).map(|(p, stream)| Dropout::new(p, stream)).transpose()?;
+    let dropout = Dropout::of(dropout)?;
     let scale = scale.unwrap_or(1. / (g.d as f64).sqrt());
     let op = Attention { heads, causal, scale, dropout };
-    let Some(mask) = mask else { return first(apply(op, &[q, k, v])?) };
+    let Some(mask) = mask else { return apply_one(op, &[q, k, v]) };
     // Rank four, with the last two dimensions in full.
     let mut dims = vec![1; 4usize.saturating_sub(mask.rank())];
     dims.extend(mask.dims());
@@ -84,18 +87,15 @@ pub fn attention(
     if dims.len() != 4 || dims.iter().zip(full).any(|(m, f)| *m != 1 && *m != f) {
         bail!("attention: mask {:?} does not broadcast to {full:?}", mask.dims())
     }
-    let mask = mask.reshape(dims.as_slice())?.broadcast_as((dims[0], dims[1], g.tq, g.tk))?;
+    if !mask.dtype().is_float() {
+        bail!("attention: the mask is added to the scores: expected floating-point numbers, got {:?}", mask.dtype())
+    }
+    // One row for all queries stays one.
+    let mask = mask.reshape(dims.as_slice())?.broadcast_as((dims[0], dims[1], dims[2], g.tk))?;
     if mask.track_op() {
-        return first(op.reference(&[q.clone(), k.clone(), v.clone(), mask])?);
+        return op.plain_of(&[q.clone(), k.clone(), v.clone(), mask]);
     }
-    first(apply(op, &[q, k, v, &mask.to_dtype(q.dtype())?])?)
-}
-
-fn first(outputs: Vec<Tensor>) -> Result<Tensor> {
-    match outputs.into_iter().next() {
-        Some(output) => Ok(output),
-        None => bail!("attention: no output"),
-    }
+    apply_one(op, &[q, k, v, &mask.to_dtype(q.dtype())?])
 }
 
 /// Sizes of tensors that [`attention`] checked.
@@ -143,12 +143,13 @@ impl Attention {
     }
 }
 
-/// The mask, and how far apart its batches and heads are: 0 where they share it.
+/// The mask, and how far apart its batches, heads and rows are: 0 where they share it.
 fn mask_of<'a>(inputs: &'a [View]) -> Result<Option<Heads<'a>>> {
     let Some(mask) = inputs.get(3) else { return Ok(None) };
-    let &[b, h, tq, tk] = mask.dims() else { bail!("attention: mask of {:?}", mask.dims()) };
-    let batch = if b == 1 { 0 } else { h * tq * tk };
-    Ok(Some(Heads { data: mask.f32()?, batch, head: if h == 1 { 0 } else { tq * tk }, row: tk }))
+    let &[b, h, rows, tk] = mask.dims() else { bail!("attention: mask of {:?}", mask.dims()) };
+    let apart = |n: usize, by: usize| if n == 1 { 0 } else { by };
+    let (batch, head, row) = (apart(b, h * rows * tk), apart(h, rows * tk), apart(rows, tk));
+    Ok(Some(Heads { data: mask.f32()?, batch, head, row }))
 }
 
 impl Op for Attention {
@@ -157,14 +158,7 @@ impl Op for Attention {
     }
 
     fn reference(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
-        let four = inputs[0].rank() == 4;
-        let split = |x: &Tensor| -> Result<Tensor> {
-            let &[b, t, c] = x.dims() else { return Ok(x.clone()) };
-            x.reshape((b, t, self.heads, c / self.heads))?.transpose(1, 2)
-        };
-        let (q, k, v) = (split(&inputs[0])?, split(&inputs[1])?, split(&inputs[2])?);
-        let o = plain([&q, &k, &v], inputs.get(3), self.causal, self.scale, self.dropout.as_ref())?;
-        Ok(vec![if four { o } else { o.transpose(1, 2)?.reshape(inputs[0].shape())? }])
+        Ok(vec![self.plain_of(inputs)?])
     }
 
     fn cpu_forward(&self, inputs: &[View], save: bool) -> Result<Forward> {
@@ -183,7 +177,7 @@ impl Op for Attention {
         let dout = self.heads_of(grad)?;
         let (mut dq, mut dk, mut dv) = (vec![0.; q.data.len()], vec![0.; k.data.len()], vec![0.; v.data.len()]);
         let saved = cpu::Saved { output: Heads { data: &pass.saved[0], ..q }, logs: &pass.saved[1] };
-        let to = [q.onto(&mut dq, 0), k.onto(&mut dk, 0), v.onto(&mut dv, 0)];
+        let to = [q.onto(Pointer::of(&mut dq)), k.onto(Pointer::of(&mut dk)), v.onto(Pointer::of(&mut dv))];
         cpu::backward(g, &self.rule(), [q, k, v], mask_of(inputs)?, saved, dout, to)?;
         let mut grads = vec![Some(dq), Some(dk), Some(dv)];
         grads.extend(inputs.get(3).map(|_| None));
@@ -192,6 +186,18 @@ impl Op for Attention {
 }
 
 impl Attention {
+    /// O in plain candle operations.
+    fn plain_of(&self, inputs: &[Tensor]) -> Result<Tensor> {
+        let four = inputs[0].rank() == 4;
+        let split = |x: &Tensor| -> Result<Tensor> {
+            let &[b, t, c] = x.dims() else { return Ok(x.clone()) };
+            x.reshape((b, t, self.heads, c / self.heads))?.transpose(1, 2)
+        };
+        let (q, k, v) = (split(&inputs[0])?, split(&inputs[1])?, split(&inputs[2])?);
+        let o = plain([&q, &k, &v], inputs.get(3), self.causal, self.scale, self.dropout.as_ref())?;
+        if four { Ok(o) } else { o.transpose(1, 2)?.reshape(inputs[0].shape()) }
+    }
+
     fn rule(&self) -> cpu::Rule<'_> {
         cpu::Rule { causal: self.causal, scale: self.scale as f32, dropout: self.dropout.as_ref() }
     }

@@ -85,14 +85,20 @@ impl Op for CrossEntropy {
         let (z, targets) = (&inputs[0], inputs[1].flatten_all()?);
         let classes = z.dim(D::Minus1)?;
         let z = z.reshape((targets.elem_count(), classes))?;
+        // Whatever stands in an ignored row, it does not count.
+        let counted = targets.ge(0i64)?;
+        let z = counted.unsqueeze(1)?.broadcast_as(z.shape())?.where_cond(&z, &z.zeros_like()?)?;
         let (_, sum, max) = exponentials(&z)?;
-        let counts = targets.ge(0i64)?.to_dtype(z.dtype())?;
+        let counts = counted.to_dtype(z.dtype())?;
         let index = targets.maximum(&targets.zeros_like()?)?.unsqueeze(1)?;
         // The largest logit is taken away first, so that nothing is lost to a common offset.
         let z = z.broadcast_sub(&max)?;
         let target = (z.gather(&index, 1)? * (1. - self.smoothing))?;
-        let mean = (z.mean_keepdim(1)? * self.smoothing)?;
-        let each = ((sum.log()? - target)? - mean)?.squeeze(1)?;
+        let mut each = (sum.log()? - target)?;
+        if self.smoothing > 0. {
+            each = (each - (z.mean_keepdim(1)? * self.smoothing)?)?;
+        }
+        let each = each.squeeze(1)?;
         Ok(vec![((each * counts)?.sum_all()? / self.count as f64)?])
     }
 

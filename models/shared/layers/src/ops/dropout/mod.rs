@@ -58,6 +58,12 @@ impl Dropout {
         cpu::apply(x, self)
     }
 
+    /// That of a probability and stream, unless it drops nothing.
+    pub(crate) fn of(given: Option<(f64, Stream)>) -> Result<Option<Self>> {
+        let dropout = given.map(|(p, stream)| Self::new(p, stream)).transpose()?;
+        Ok(dropout.filter(|d| d.p > 0.))
+    }
+
     pub(crate) fn new(p: f64, stream: Stream) -> Result<Self> {
         if !(0. ..1.).contains(&p) {
             bail!("dropout: expected a probability in [0, 1), got {p}")

@@ -46,12 +46,11 @@ pub fn embedding_with_positions(
 ) -> Result<Tensor> {
     let (_, t) = ids.dims2()?;
     let (length, c) = positions.dims2()?;
-    if first + t > length || table.dims2()?.1 != c {
+    if first.checked_add(t).is_none_or(|end| end > length) || table.dims2()?.1 != c {
         let (ids, table) = (ids.dims(), table.dims());
         bail!("embedding: ids {ids:?} from {first} and table {table:?} do not fit positions {:?}", positions.dims())
     }
-    let dropout = dropout.filter(|(p, _)| *p > 0.).map(|(p, stream)| Dropout::new(p, stream)).transpose()?;
-    lookup(Embedding { first, positions: true, dropout }, ids, table, Some(positions))
+    lookup(Embedding { first, positions: true, dropout: Dropout::of(dropout)? }, ids, table, Some(positions))
 }
 
 fn lookup(op: Embedding, ids: &Tensor, table: &Tensor, positions: Option<&Tensor>) -> Result<Tensor> {

@@ -26,13 +26,9 @@ impl Pointer {
         Self(slice.as_mut_ptr())
     }
 
-    /// The pointer to the element at `offset`.
-    ///
-    /// # Safety
-    /// `offset` lies within the buffer or at its end.
-    pub unsafe fn part(self, offset: usize) -> Self {
-        // SAFETY: the caller's promise.
-        Self(unsafe { self.0.add(offset) })
+    /// The pointer to the element at `offset`, which may lie outside: only what is accessed has to be inside.
+    pub fn part(self, offset: usize) -> Self {
+        Self(self.0.wrapping_add(offset))
     }
 
     /// The element at `offset`.

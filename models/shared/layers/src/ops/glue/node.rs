@@ -40,6 +40,9 @@ impl<'a> View<'a> {
     /// The elements in row-major order.
     pub fn f32(&self) -> Result<&[f32]> {
         let Storage::Cpu(CpuStorage::F32(data)) = &*self.storage else { bail!("expected f32 on the CPU") };
+        if self.layout.shape().elem_count() == 0 {
+            return Ok(&[]);
+        }
         let Some((start, end)) = self.layout.contiguous_offsets() else { bail!("expected contiguous data") };
         Ok(&data[start..end])
     }
@@ -47,6 +50,9 @@ impl<'a> View<'a> {
     /// The integers in row-major order.
     pub fn i64(&self) -> Result<&[i64]> {
         let Storage::Cpu(CpuStorage::I64(data)) = &*self.storage else { bail!("expected i64 on the CPU") };
+        if self.layout.shape().elem_count() == 0 {
+            return Ok(&[]);
+        }
         let Some((start, end)) = self.layout.contiguous_offsets() else { bail!("expected contiguous data") };
         Ok(&data[start..end])
     }

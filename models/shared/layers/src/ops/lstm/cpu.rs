@@ -309,8 +309,8 @@ pub(super) fn backward(
     parallel::for_each(size.chunks(), |i| {
         let (first, rows) = size.rows(i);
         let to = BackwardTo {
-            // SAFETY: chunk i's part of each buffer of sums.
-            sums: std::array::from_fn(|k| unsafe { to.sums[k].part(i * features[k] * width) }),
+            // Chunk i's part of each buffer of sums.
+            sums: std::array::from_fn(|k| to.sums[k].part(i * features[k] * width)),
             ..to
         };
         let block = STEPS.min(time) * rows;

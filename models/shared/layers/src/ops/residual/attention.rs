@@ -1,7 +1,7 @@
 use candle_core::{Result, Tensor, bail};
 
 use super::cpu::{self, Gradients};
-use super::{Affine, AffineAt, Inputs, NormAt, PreNorm, dropout};
+use super::{Affine, AffineAt, Inputs, NormAt, PreNorm};
 use crate::ops::attention::cpu::{Geometry, Heads, Rule, Saved, backward, forward};
 use crate::ops::attention::plain;
 use crate::ops::dropout::{Dropout, apply_mask};
@@ -64,8 +64,8 @@ impl AttentionBranch<'_> {
             output: inputs.affine(self.output, (c, c))?,
             heads: self.heads,
             causal: self.causal,
-            weights: dropout(self.attention_dropout)?,
-            dropout: dropout(self.dropout)?,
+            weights: Dropout::of(self.attention_dropout)?,
+            dropout: Dropout::of(self.dropout)?,
         };
         apply_one(op, &inputs.tensors)
     }
@@ -102,7 +102,7 @@ impl SelfAttention {
         for (which, at) in self.input.iter().enumerate() {
             let w = inputs[at.weight].f32()?;
             let bias = at.bias.map(|i| inputs[i].f32()).transpose()?;
-            // SAFETY: columns which·c.. of all rows lie within the buffer.
+            // SAFETY: columns which·c.. of all rows, if there are any, lie within the buffer.
             unsafe { affine_into([rows, c, c], n, w, bias, qkv.pointer().part(which * c), 3 * c)? }
         }
         // SAFETY: the three products cover all columns.
@@ -188,7 +188,8 @@ impl Op for SelfAttention {
         drop(dz);
         let mut dqkv = vec![0f32; qkv.len()];
         let heads = heads_of(qkv, g);
-        let to = [0, 1, 2].map(|i| heads[i].onto(&mut dqkv, i * c));
+        let start = Pointer::of(&mut dqkv);
+        let to = [0, 1, 2].map(|i| heads[i].onto(start.part(i * c)));
         let side = |data| Heads::side_by_side(data, g.tq, c, g.d);
         let saved = Saved { output: side(o), logs };
         backward(g, &self.rule(g.d), heads, None, saved, side(&dout), to)?;

@@ -1,7 +1,7 @@
 use candle_core::{Result, Tensor, bail};
 
 use super::cpu::{self, Gradients};
-use super::{Affine, AffineAt, Inputs, NormAt, PreNorm, dropout};
+use super::{Affine, AffineAt, Inputs, NormAt, PreNorm};
 use crate::ops::activation::Activation;
 use crate::ops::activation::cpu::{apply as activate, times_into};
 use crate::ops::dropout::{Dropout, apply_mask};
@@ -40,8 +40,8 @@ impl MlpBranch<'_> {
             first: inputs.affine(self.first, (hidden, c))?,
             second: inputs.affine(self.second, (c, hidden))?,
             activation: self.activation,
-            hidden: dropout(self.hidden_dropout)?,
-            dropout: dropout(self.dropout)?,
+            hidden: Dropout::of(self.hidden_dropout)?,
+            dropout: Dropout::of(self.dropout)?,
         };
         apply_one(op, &inputs.tensors)
     }

@@ -118,11 +118,6 @@ impl NormAt {
     }
 }
 
-/// The dropout of those given, unless it drops nothing.
-fn dropout(given: Option<(f64, Stream)>) -> Result<Option<Dropout>> {
-    given.filter(|(p, _)| *p > 0.).map(|(p, stream)| Dropout::new(p, stream)).transpose()
-}
-
 #[derive(Clone)]
 struct AddDropout {
     dropout: Option<Dropout>,
@@ -136,7 +131,7 @@ pub fn add_dropout(x: &Tensor, branch: &Tensor, drop: Option<(f64, Stream)>) -> 
     if x.dims() != branch.dims() {
         bail!("residual: x {:?} and branch {:?} differ in shape", x.dims(), branch.dims())
     }
-    apply_one(AddDropout { dropout: dropout(drop)? }, &[x, branch])
+    apply_one(AddDropout { dropout: Dropout::of(drop)? }, &[x, branch])
 }
 
 impl Op for AddDropout {

@@ -8,7 +8,7 @@ use crate::ops::glue::check::{check, random};
 use crate::random::Purpose;
 
 fn drop_if(yes: bool, layer: u64) -> Result<Option<Dropout>> {
-    dropout(yes.then(|| (0.3, Stream::new(1, Purpose::Dropout, layer, 3))))
+    Dropout::of(yes.then(|| (0.3, Stream::new(1, Purpose::Dropout, layer, 3))))
 }
 
 /// Inputs by their shapes, with where they are.
@@ -109,6 +109,11 @@ fn the_residual_sum_agrees_with_its_reference() -> Result<()> {
             check(&AddDropout { dropout: drop_if(drop, 1)? }, &[random(1, dims)?, random(2, dims)?], &[true; 2])?;
         }
     }
-    assert!(add_dropout(&random(1, &[2])?, &random(1, &[3])?, None).is_err());
+    let x = random(1, &[2])?;
+    assert!(add_dropout(&x, &random(1, &[3])?, None).is_err());
+    for p in [-0.1, 1., f64::NAN] {
+        let stream = Stream::new(1, Purpose::Dropout, 0, 0);
+        assert!(add_dropout(&x, &x, Some((p, stream))).is_err(), "{p}");
+    }
     Ok(())
 }

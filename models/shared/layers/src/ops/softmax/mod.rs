@@ -6,7 +6,7 @@
 //!           log-softmax  dx = dy - exp(y) Σ dy
 //! ```
 //!
-//! A row of -∞ alone gives zeros (softmax) or -∞ (log-softmax), and no gradient; NaN anywhere makes its whole row NaN.
+//! A row of -∞ alone gives zeros and no gradient (softmax), or -∞ and dy (log-softmax); NaN anywhere makes its whole row NaN.
 
 mod cpu;
 #[cfg(test)]
