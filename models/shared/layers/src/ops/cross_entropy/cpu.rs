@@ -16,8 +16,7 @@ pub(super) fn forward(smoothing: f64, z: &[f32], targets: &[i64]) -> Result<(Vec
     let block = (CHUNK / width).max(1);
     let (mut losses, mut logs) = (Buffer::new(rows), Buffer::new(2 * rows));
     let (to, at) = (losses.pointer(), logs.pointer());
-    parallel::for_each(rows.div_ceil(block), |task| {
-        let rows = task * block..rows.min((task + 1) * block);
+    parallel::chunks(rows, block, |rows| {
         level.run(ForwardRows { smoothing: smoothing as f32, width, rows, z, targets, to, at });
     });
     // SAFETY: the blocks cover all rows, and the kernel writes loss and logarithm of each of its own.
@@ -30,8 +29,7 @@ pub(super) fn backward(smoothing: f64, scale: f32, z: &[f32], targets: &[i64], l
     let block = (CHUNK / width).max(1);
     let mut dz = Buffer::new(z.len());
     let to = dz.pointer();
-    parallel::for_each(rows.div_ceil(block), |task| {
-        let rows = task * block..rows.min((task + 1) * block);
+    parallel::chunks(rows, block, |rows| {
         level.run(BackwardRows { smoothing: smoothing as f32, scale, width, rows, z, targets, logs, to });
     });
     // SAFETY: the blocks cover all rows, and the kernel writes all elements of its own.

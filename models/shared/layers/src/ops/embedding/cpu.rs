@@ -21,8 +21,7 @@ pub(super) fn forward(
     let level = simd::level()?;
     let mut y = Buffer::new(ids.len() * c);
     let to = y.pointer();
-    parallel::for_each(ids.len().div_ceil(TOKENS), |task| {
-        let tokens = task * TOKENS..ids.len().min((task + 1) * TOKENS);
+    parallel::chunks(ids.len(), TOKENS, |tokens| {
         level.run(Rows { ids, table, positions, t, c, dropout, tokens, to });
     });
     // SAFETY: the tasks cover all tokens, and each writes all elements of its own.
@@ -73,8 +72,7 @@ impl WithSimd for Rows<'_> {
 pub(super) fn add_rows(rows: usize, c: usize, d: &[f32], of: impl Fn(usize) -> usize + Sync + Send) -> Vec<f32> {
     let mut sums = vec![0f32; rows * c];
     let to = Pointer::of(&mut sums);
-    parallel::for_each(c.div_ceil(COLUMNS), |task| {
-        let columns = task * COLUMNS..c.min((task + 1) * COLUMNS);
+    parallel::chunks(c, COLUMNS, |columns| {
         for (i, d) in d.chunks_exact(c).enumerate() {
             let row = of(i);
             assert!(row < rows, "no such row");

@@ -135,6 +135,24 @@ pub fn check<O: Op + Clone>(op: &O, inputs: &[Tensor], wants: &[bool]) -> Result
     Ok(())
 }
 
+/// Checks that what `run` computes is the same bits on 1, 2, 3 and 8 threads.
+///
+/// # Errors
+/// Names the number of threads that differs, or is `run`'s.
+pub fn same_bits_on_any_threads(run: impl Fn() -> Result<Vec<Vec<f32>>> + Sync) -> Result<()> {
+    let on = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(candle_core::Error::wrap)?;
+        pool.install(&run)
+    };
+    let one = on(1)?;
+    for threads in [2, 3, 8] {
+        if on(threads)? != one {
+            bail!("{threads} threads give other bits than one")
+        }
+    }
+    Ok(())
+}
+
 /// The plain f32 graph's largest error of each output and gradient.
 struct Naive {
     outputs: Vec<f64>,

@@ -101,8 +101,7 @@ pub unsafe fn affine_into(
     let level = simd::level()?;
     // A task has some tens of microseconds of work, or all there is.
     let columns = COLUMNS.max((PARALLEL / 2).checked_div(m * k).unwrap_or(n)).max(1);
-    parallel::for_each(n.div_ceil(columns), |task| {
-        let columns = task * columns..n.min((task + 1) * columns);
+    parallel::chunks(n, columns, |columns| {
         level.run(FewRows { m, k, columns, x, w, bias, c, c_row });
     });
     Ok(())

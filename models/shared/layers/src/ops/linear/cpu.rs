@@ -48,8 +48,7 @@ pub(in crate::ops) fn column_sums(rows: &[f32], n: usize) -> Vec<f32> {
     const COLUMNS: usize = 128;
     let mut sums = Buffer::new(n);
     let to = sums.pointer();
-    parallel::for_each(n.div_ceil(COLUMNS), |task| {
-        let columns = task * COLUMNS..n.min((task + 1) * COLUMNS);
+    parallel::chunks(n, COLUMNS, |columns| {
         // SAFETY: these columns lie within the buffer and belong to this task alone; they are zeroed before use.
         let sums = unsafe {
             to.at(columns.start).write_bytes(0, columns.len());

@@ -40,25 +40,28 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, activation: Ac
     apply_one(Linear { activation }, &inputs)
 }
 
+/// x Wᵀ + b in plain candle operations.
+pub(super) fn plain(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let (n, k) = weight.dims2()?;
+    let mut dims = x.dims().to_vec();
+    let rows = dims.iter().take(dims.len() - 1).product::<usize>();
+    let mut z = x.reshape((rows, k))?.matmul(&weight.t()?)?;
+    if let Some(bias) = bias {
+        z = z.broadcast_add(bias)?;
+    }
+    if let Some(last) = dims.last_mut() {
+        *last = n;
+    }
+    z.reshape(dims)
+}
+
 impl Op for Linear {
     fn name(&self) -> &'static str {
         "linear"
     }
 
     fn reference(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
-        let (x, weight) = (&inputs[0], &inputs[1]);
-        let (n, k) = weight.dims2()?;
-        let mut dims = x.dims().to_vec();
-        let rows = dims.iter().take(dims.len() - 1).product::<usize>();
-        let mut z = x.reshape((rows, k))?.matmul(&weight.t()?)?;
-        if let Some(bias) = inputs.get(2) {
-            z = z.broadcast_add(bias)?;
-        }
-        let y = self.activation.reference(&z)?;
-        if let Some(last) = dims.last_mut() {
-            *last = n;
-        }
-        Ok(vec![y.reshape(dims)?])
+        Ok(vec![self.activation.reference(&plain(&inputs[0], &inputs[1], inputs.get(2))?)?])
     }
 
     fn cpu_forward(&self, inputs: &[View], save: bool) -> Result<Forward> {

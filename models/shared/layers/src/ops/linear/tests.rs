@@ -1,7 +1,7 @@
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::*;
-use crate::ops::glue::check::{check, random};
+use crate::ops::glue::check::{check, random, same_bits_on_any_threads};
 
 use crate::ops::activation::Activation::{Elu, Gelu, GeluTanh, Identity, Relu, Silu};
 
@@ -46,25 +46,17 @@ fn shapes_that_do_not_fit_are_refused() -> Result<()> {
 
 #[test]
 fn bits_do_not_depend_on_the_number_of_threads() -> Result<()> {
-    let run = |threads: usize| -> Result<Vec<Vec<f32>>> {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(candle_core::Error::wrap)?;
-        pool.install(|| {
-            // Large enough for the products to be shared among threads.
-            let vars = [random(1, &[257, 96])?, random(2, &[65, 96])?, random(3, &[65])?];
-            let vars = vars.iter().map(candle_core::Var::from_tensor).collect::<Result<Vec<_>>>()?;
-            let y = linear(&vars[0], &vars[1], Some(&vars[2]), Activation::Relu)?;
-            let grads = y.sqr()?.sum_all()?.backward()?;
-            let grad = |v| grads.get(v).ok_or_else(|| candle_core::Error::msg("no gradient"))?.flatten_all()?.to_vec1();
-            let mut all = vec![y.flatten_all()?.to_vec1()?];
-            for v in &vars {
-                all.push(grad(v.as_tensor())?);
-            }
-            Ok(all)
-        })
-    };
-    let one = run(1)?;
-    for threads in [2, 3, 8] {
-        assert_eq!(one, run(threads)?, "{threads} threads");
-    }
-    Ok(())
+    same_bits_on_any_threads(|| {
+        // Large enough for the products to be shared among threads.
+        let vars = [random(1, &[257, 96])?, random(2, &[65, 96])?, random(3, &[65])?];
+        let vars = vars.iter().map(candle_core::Var::from_tensor).collect::<Result<Vec<_>>>()?;
+        let y = linear(&vars[0], &vars[1], Some(&vars[2]), Activation::Relu)?;
+        let grads = y.sqr()?.sum_all()?.backward()?;
+        let grad = |v| grads.get(v).ok_or_else(|| candle_core::Error::msg("no gradient"))?.flatten_all()?.to_vec1();
+        let mut all = vec![y.flatten_all()?.to_vec1()?];
+        for v in &vars {
+            all.push(grad(v.as_tensor())?);
+        }
+        Ok(all)
+    })
 }

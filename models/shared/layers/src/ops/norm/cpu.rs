@@ -19,10 +19,7 @@ pub(in crate::ops) fn forward(
     let (mut y, mut statistics) = (Buffer::new(x.len()), Buffer::new(2 * rows));
     let (to, at) = (y.pointer(), statistics.pointer());
     assert!([weight, bias].into_iter().flatten().all(|t| t.len() == width));
-    parallel::for_each(rows.div_ceil(ROWS), |task| {
-        let range = task * ROWS..rows.min((task + 1) * ROWS);
-        level.run(ForwardRows { op, width, range, x, weight, bias, to, at });
-    });
+    parallel::chunks(rows, ROWS, |range| level.run(ForwardRows { op, width, range, x, weight, bias, to, at }));
     // SAFETY: the tasks cover all rows, and each writes all elements and statistics of its own.
     Ok(unsafe { (y.finish(), statistics.finish()) })
 }

@@ -22,6 +22,7 @@ pub use mlp::MlpBranch;
 
 use super::dropout::{Dropout, apply_mask};
 use super::glue::{Backward, Forward, Op, Output, View, apply_one};
+use super::linear;
 use super::norm::{Norm, NormKind};
 use crate::random::Stream;
 
@@ -87,18 +88,7 @@ struct AffineAt {
 
 impl AffineAt {
     fn plain(&self, x: &Tensor, inputs: &[Tensor]) -> Result<Tensor> {
-        let w = &inputs[self.weight];
-        let (n, k) = w.dims2()?;
-        let mut dims = x.dims().to_vec();
-        let rows = x.elem_count() / k.max(1);
-        let mut z = x.reshape((rows, k))?.matmul(&w.t()?)?;
-        if let Some(bias) = self.bias {
-            z = z.broadcast_add(&inputs[bias])?;
-        }
-        if let Some(last) = dims.last_mut() {
-            *last = n;
-        }
-        z.reshape(dims)
+        linear::plain(x, &inputs[self.weight], self.bias.map(|i| &inputs[i]))
     }
 }
 

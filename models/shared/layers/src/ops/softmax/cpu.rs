@@ -12,7 +12,7 @@ fn by_rows(width: usize, n: usize, run: impl Fn(std::ops::Range<usize>, Pointer)
     let block = CHUNK.checked_div(width).unwrap_or(1).max(1);
     let mut out = Buffer::new(n);
     let to = out.pointer();
-    parallel::for_each(rows.div_ceil(block), |task| run(task * block..rows.min((task + 1) * block), to));
+    parallel::chunks(rows, block, |rows| run(rows, to));
     // SAFETY: the blocks cover all rows, and the kernels write every element of theirs.
     unsafe { out.finish() }
 }
