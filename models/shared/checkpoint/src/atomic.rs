@@ -14,6 +14,23 @@ use crate::{Error, Result};
 /// # Errors
 /// What `fill` or the operating system reports; nothing is left behind then.
 pub fn replace(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
+    replace_file(path, |file| {
+        let mut buffered = BufWriter::with_capacity(1 << 20, file);
+        fill(&mut buffered).and_then(|()| buffered.flush()).map_err(Error::io(path))
+    })
+}
+
+/// [`replace`] with the file itself, to seek in, and errors of our own.
+pub(crate) fn replace_file(path: &Path, fill: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
+    replace_checked(path, fill, |_| Ok(()))
+}
+
+/// [`replace_file`] if the written file, still under its temporary name, passes `check`.
+pub(crate) fn replace_checked(
+    path: &Path,
+    fill: impl FnOnce(&mut File) -> Result<()>,
+    check: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
     let directory = match path.parent() {
         Some(p) if !p.as_os_str().is_empty() => p,
         _ => Path::new("."),
@@ -22,17 +39,11 @@ pub fn replace(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::Result
     builder.prefix(".zoo-").suffix(".tmp");
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let write = || -> std::io::Result<()> {
-        let mut file = builder.tempfile_in(directory)?;
-        let mut buffered = BufWriter::with_capacity(1 << 20, file.as_file_mut());
-        fill(&mut buffered)?;
-        buffered.flush()?;
-        drop(buffered);
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|e| e.error)?;
-        Ok(())
-    };
-    write().map_err(Error::io(path))?;
+    let mut file = builder.tempfile_in(directory).map_err(Error::io(path))?;
+    fill(file.as_file_mut())?;
+    file.as_file().sync_all().map_err(Error::io(path))?;
+    check(file.path())?;
+    file.persist(path).map_err(|e| Error::io(path)(e.error))?;
     sync_directory(directory)
 }
 
@@ -103,7 +114,7 @@ pub fn sha256_of(bytes: &[u8]) -> String {
     hexadecimal(Sha256::new_with_prefix(bytes))
 }
 
-fn hexadecimal(hash: Sha256) -> String {
+pub(crate) fn hexadecimal(hash: Sha256) -> String {
     hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
 }
 

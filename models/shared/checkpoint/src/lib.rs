@@ -16,13 +16,31 @@
 //! # }
 //! ```
 
+mod archive;
 mod atomic;
+mod cast;
+mod content;
+mod convert;
 mod description;
+mod dtype;
+mod gguf;
+mod input;
+mod npz;
+mod open;
 mod safetensors;
+mod source;
+mod torch;
+mod write;
 
 pub use atomic::{create, link, replace, sha256, sha256_of, sync_directory};
+pub use cast::Difference;
+pub use content::{Stats, compare, content_hash, stats};
+pub use convert::{Converted, Output, Plan, Rules};
 pub use description::Description;
-pub use safetensors::{Checkpoint, create_weights, read, write};
+pub use dtype::Dtype;
+pub use open::{Checkpoint, open, read};
+pub use source::{Format, Source, TensorInfo, View};
+pub use write::{create_weights, write};
 
 use std::path::{Path, PathBuf};
 
@@ -37,12 +55,30 @@ pub enum Error {
         /// Its reason.
         source: std::io::Error,
     },
-    /// The bytes are not a valid safetensors file.
-    #[error("{}: not a valid safetensors file: {reason}", path.display())]
+    /// The bytes break the format.
+    #[error("{}: not a valid {format} file: {reason}", path.display())]
     Malformed {
         /// The file.
         path: PathBuf,
+        /// What it was taken for.
+        format: &'static str,
         /// What is wrong.
+        reason: String,
+    },
+    /// The file was valid once: its data do not fit their checksum, or end too early.
+    #[error("{}: damaged: {reason}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The file may be valid, but this is not done with it; the message says what would be.
+    #[error("{}: {reason}", path.display())]
+    Refused {
+        /// The file.
+        path: PathBuf,
+        /// What was refused, and the way out.
         reason: String,
     },
     /// A tensor has an element type that candle lacks.

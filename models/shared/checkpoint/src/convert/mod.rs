@@ -1,0 +1,189 @@
+//! Conversion: a plan, its writing, and the proof that what was written is what was planned.
+
+mod plan;
+mod rules;
+
+pub use plan::{Output, Plan};
+pub use rules::Rules;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::cast::Difference;
+use crate::write::{Outline, fill};
+use crate::{Error, Format, Result, atomic, open};
+
+/// What a conversion did.
+#[derive(Clone, Debug)]
+pub struct Converted {
+    /// The files, an index last.
+    pub files: Vec<PathBuf>,
+    /// Tensors written, ties not counted.
+    pub tensors: usize,
+    /// Bytes of their values.
+    pub bytes: u64,
+    /// Those whose element type changed.
+    pub changed: Vec<(String, Difference)>,
+}
+
+impl Plan<'_> {
+    /// Writes the plan to `path`, then reads it back and compares every name, shape, element type and value with what was
+    /// planned. With `shard_size` (bytes; safetensors only) in several files behind an index, `PATH.index.json`.
+    ///
+    /// # Errors
+    /// Something would be lost, the format does not hold a tensor, the operating system's; then `path` is as it was.
+    pub fn write(&self, path: &Path, format: Format, shard_size: Option<u64>) -> Result<Converted> {
+        let refuse = |reason: String| Err(Error::Refused { path: path.into(), reason });
+        if let Some(lost) = self.lost.first() {
+            let more = if self.lost.len() > 1 { format!(", and {} more", self.lost.len() - 1) } else { String::new() };
+            return refuse(format!("{lost} cannot be kept{more}: drop them by a rule (--map 'drop NAME')"));
+        }
+        if self.outputs.is_empty() {
+            return refuse("no tensor is left to write".into());
+        }
+        if format == Format::Npy && !self.metadata.is_empty() {
+            return refuse("an .npy holds no metadata: write an .npz, or drop them (--map 'drop .*')".into());
+        }
+        let outline = self.outline(format);
+        let parts = match shard_size {
+            None => vec![(path.to_path_buf(), (0..outline.tensors.len()).collect())],
+            Some(_) if format != Format::Safetensors => return refuse("only safetensors are written in shards".into()),
+            Some(size) => shards(path, &outline, size),
+        };
+        let mut done = Converted { files: vec![], tensors: 0, bytes: 0, changed: vec![] };
+        let written =
+            parts.iter().try_for_each(|(file, numbers)| self.write_part(file, format, &outline, numbers, &mut done));
+        let written = written.and_then(|()| match shard_size {
+            Some(_) => write_index(path, &outline, &parts, &mut done),
+            None => Ok(()),
+        });
+        if let (Err(e), Some(_)) = (&written, shard_size) {
+            // Shards without their index are no checkpoint.
+            done.files.iter().for_each(|f| drop(std::fs::remove_file(f)));
+            return refuse(format!("its shards were removed again: {e}"));
+        }
+        written.map(|()| done)
+    }
+
+    fn write_part(
+        &self,
+        path: &Path,
+        format: Format,
+        whole: &Outline,
+        numbers: &[usize],
+        done: &mut Converted,
+    ) -> Result<()> {
+        let place: BTreeMap<usize, usize> = numbers.iter().enumerate().map(|(new, old)| (*old, new)).collect();
+        let mut outline = Outline { tensors: vec![], ..whole.clone() };
+        for old in numbers {
+            let mut t = whole.tensors[*old].clone();
+            t.tied_to = t.tied_to.and_then(|to| place.get(&to).copied());
+            outline.tensors.push(t);
+        }
+        let sums = RefCell::new(BTreeMap::new());
+        let mut changed = vec![];
+        atomic::replace_checked(
+            path,
+            |file| {
+                fill(format, file, path, &outline, &mut |i, sink| {
+                    let output = &self.outputs[numbers[i]];
+                    let mut sum = crc32fast::Hasher::new();
+                    let mut difference = Difference::default();
+                    output.stream(self.source, &mut difference, &mut |piece| {
+                        sum.update(piece);
+                        sink(piece)
+                    })?;
+                    if output.source_dtype() != output.dtype {
+                        changed.push((output.name.clone(), difference));
+                    }
+                    sums.borrow_mut().insert(i, sum.finalize());
+                    Ok(())
+                })
+            },
+            |temporary| verify(temporary, &outline, &sums.borrow()),
+        )?;
+        done.files.push(path.into());
+        done.changed.extend(changed);
+        let stored = outline.tensors.iter().filter(|t| t.tied_to.is_none());
+        done.tensors += stored.clone().count();
+        done.bytes += stored.map(|t| t.bytes()).sum::<u64>();
+        Ok(())
+    }
+}
+
+/// Reads a file back: all names, shapes, types and values, and nothing else.
+fn verify(path: &Path, outline: &Outline, sums: &BTreeMap<usize, u32>) -> Result<()> {
+    let wrong =
+        |what: String| Err(Error::Damaged { path: path.into(), reason: format!("read back after writing, {what}") });
+    let written = open(path)?;
+    if written.tensors.len() != outline.tensors.len() {
+        return wrong(format!("it has {} tensors instead of {}", written.tensors.len(), outline.tensors.len()));
+    }
+    let found: BTreeMap<&str, &crate::TensorInfo> = written.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
+    for (i, planned) in outline.tensors.iter().enumerate() {
+        // A single array is named after its file.
+        let t = if written.format == Format::Npy {
+            written.tensors.first()
+        } else {
+            found.get(planned.name.as_str()).copied()
+        };
+        let Some(t) = t.filter(|t| t.shape == planned.shape && t.dtype == planned.dtype) else {
+            return wrong(format!("tensor {} is missing or has another shape or type", planned.name));
+        };
+        let Some(sum) = sums.get(&i) else { continue };
+        let mut hash = crc32fast::Hasher::new();
+        written.stream(&crate::View::whole(t), t.dtype, &mut |piece| {
+            hash.update(piece);
+            Ok(())
+        })?;
+        if hash.finalize() != *sum {
+            return wrong(format!("tensor {} has other values", planned.name));
+        }
+    }
+    Ok(())
+}
+
+/// Which tensors go into which file: in their order, as many as fit; tied ones with the tensor that has their values.
+fn shards(path: &Path, outline: &Outline, size: u64) -> Vec<(PathBuf, Vec<usize>)> {
+    let mut parts: Vec<(u64, Vec<usize>)> = vec![];
+    for (i, t) in outline.tensors.iter().enumerate().filter(|(_, t)| t.tied_to.is_none()) {
+        let bytes = t.bytes();
+        match parts.last_mut() {
+            Some((used, numbers)) if *used + bytes <= size => {
+                *used += bytes;
+                numbers.push(i);
+            }
+            _ => parts.push((bytes, vec![i])),
+        }
+    }
+    for (i, to) in outline.tensors.iter().enumerate().filter_map(|(i, t)| Some((i, t.tied_to?))) {
+        if let Some((_, numbers)) = parts.iter_mut().find(|(_, numbers)| numbers.contains(&to)) {
+            numbers.push(i);
+        }
+    }
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let n = parts.len();
+    let name = |k: usize| path.with_file_name(format!("{stem}-{:05}-of-{n:05}.safetensors", k + 1));
+    parts.into_iter().enumerate().map(|(k, (_, numbers))| (name(k), numbers)).collect()
+}
+
+/// The index that others expect: which file has which tensor.
+fn write_index(path: &Path, outline: &Outline, parts: &[(PathBuf, Vec<usize>)], done: &mut Converted) -> Result<()> {
+    let mut files = serde_json::Map::new();
+    for (file, numbers) in parts {
+        let file = file.file_name().unwrap_or_default().to_string_lossy();
+        // A tied tensor is an entry of its file's metadata: other readers would look for it in vain.
+        for t in numbers.iter().map(|i| &outline.tensors[*i]).filter(|t| t.tied_to.is_none()) {
+            files.insert(t.name.clone(), Value::from(file.as_ref()));
+        }
+    }
+    let index = json!({ "metadata": { "total_size": done.bytes }, "weight_map": files });
+    let name = format!("{}.index.json", path.file_name().unwrap_or_default().to_string_lossy());
+    let file = path.with_file_name(name);
+    atomic::replace(&file, |f| f.write_all(format!("{index:#}\n").as_bytes()))?;
+    done.files.push(file.clone());
+    open(&file).map(|_| ())
+}

@@ -1,0 +1,369 @@
+//! What a conversion will write, tensor by tensor, before anything is written.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use candle_core::quantized::GgmlDType;
+use serde_json::{Map, Value};
+
+use super::rules::{Action, Rule, Rules};
+use crate::cast::Difference;
+use crate::input::Sink;
+use crate::write::{Outline, Planned};
+use crate::{Dtype, Error, Format, Result, Source, TensorInfo, View};
+
+/// A tensor to be written: views of the source's, one behind the other along a dimension.
+#[derive(Clone, Debug)]
+pub struct Output<'a> {
+    /// Its name.
+    pub name: String,
+    /// The type of its elements.
+    pub dtype: Dtype,
+    /// Its sizes, outermost first.
+    pub shape: Vec<usize>,
+    dim: usize,
+    views: Vec<View<'a>>,
+}
+
+impl<'a> Output<'a> {
+    fn of(tensor: &'a TensorInfo) -> Self {
+        Self {
+            name: tensor.name.clone(),
+            dtype: tensor.dtype,
+            shape: tensor.shape.clone(),
+            dim: 0,
+            views: vec![View::whole(tensor)],
+        }
+    }
+
+    /// The type of the elements in the source.
+    pub fn source_dtype(&self) -> Dtype {
+        self.views[0].tensor.dtype
+    }
+
+    /// The names in the source.
+    pub fn from(&self) -> Vec<&'a str> {
+        self.views.iter().map(|v| v.tensor.name.as_str()).collect()
+    }
+
+    fn transpose(mut self) -> std::result::Result<Self, String> {
+        let Some((a, b)) = self.shape.len().checked_sub(2).map(|a| (a, a + 1)) else {
+            return Err(format!("{} {:?} has no two dimensions to swap", self.name, self.shape));
+        };
+        self.shape.swap(a, b);
+        if self.dim == a || self.dim == b {
+            self.dim = a + b - self.dim;
+        }
+        self.views = self.views.into_iter().map(|v| v.transpose(a, b)).collect::<std::result::Result<_, _>>()?;
+        Ok(self)
+    }
+
+    fn split(&self, dim: usize, parts: usize) -> std::result::Result<Vec<Self>, String> {
+        let size = self.shape.get(dim).copied().unwrap_or(0);
+        if size == 0 || size % parts != 0 {
+            return Err(format!("{} {:?} has no {parts} equal parts in dimension {dim}", self.name, self.shape));
+        }
+        if self.views.len() > 1 {
+            return Err(format!("{} was put together by a rule before: it cannot be split again", self.name));
+        }
+        let part = |i: usize| {
+            let view = self.views[0].clone().narrow(dim, i * (size / parts), size / parts)?;
+            Ok(Self { shape: view.shape.clone(), views: vec![view], ..self.clone() })
+        };
+        (0..parts).map(part).collect()
+    }
+
+    /// Hands its elements to `sink`, in C order.
+    pub(crate) fn stream(&self, source: &Source, difference: &mut Difference, sink: Sink) -> Result<()> {
+        // Along the outermost dimension, or alone, one comes after the other.
+        if self.views.len() == 1 || self.shape[..self.dim].iter().product::<usize>() == 1 {
+            return self.views.iter().try_for_each(|v| source.stream_measured(v, self.dtype, difference, sink));
+        }
+        // Otherwise a row of each in turn: they have to be in memory.
+        let mut parts = vec![];
+        for view in &self.views {
+            let mut bytes = vec![];
+            source.stream_measured(view, self.dtype, difference, &mut |piece| {
+                bytes.extend_from_slice(piece);
+                Ok(())
+            })?;
+            parts.push(bytes);
+        }
+        let rows = self.shape[..self.dim].iter().product::<usize>().max(1);
+        for row in 0..rows {
+            for part in &parts {
+                let n = part.len() / rows;
+                sink(&part[row * n..(row + 1) * n])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where its values come from: those of one key are tied.
+    fn key(&self) -> String {
+        let view = |v: &View| {
+            let d = &v.tensor.data;
+            format!(
+                "{} {} {:?} {:?} {} {:?} {:?}",
+                d.segment, d.offset, d.strides, v.tensor.dtype, v.offset, v.shape, v.strides
+            )
+        };
+        format!("{} {} {}", self.dtype, self.dim, self.views.iter().map(view).collect::<Vec<_>>().join("|"))
+    }
+}
+
+/// What a conversion will write. Nothing that the source holds is left out unless a rule says so.
+#[derive(Clone, Debug)]
+pub struct Plan<'a> {
+    pub(crate) source: &'a Source,
+    /// The tensors, in the order in which they are written.
+    pub outputs: Vec<Output<'a>>,
+    /// Everything else.
+    pub metadata: Map<String, Value>,
+    /// Names of tensors and entries that rules dropped.
+    pub dropped: Vec<String>,
+    /// What the source holds and no format keeps, unless a rule dropped it.
+    pub lost: Vec<String>,
+    /// Tensors that were to be quantized and are not, and why.
+    pub kept: Vec<(String, String)>,
+}
+
+impl<'a> Plan<'a> {
+    /// Everything as it is.
+    pub fn new(source: &'a Source) -> Self {
+        Self {
+            source,
+            outputs: source.tensors.iter().map(Output::of).collect(),
+            metadata: source.metadata.clone(),
+            dropped: vec![],
+            lost: source.left_out.clone(),
+            kept: vec![],
+        }
+    }
+
+    fn refuse<T>(&self, reason: impl Into<String>) -> Result<T> {
+        Err(Error::Refused { path: self.source.path.clone(), reason: reason.into() })
+    }
+
+    /// Applies rules, in their order.
+    ///
+    /// # Errors
+    /// A rule finds nothing, does not fit a tensor, or leads to two tensors of one name.
+    pub fn apply(&mut self, rules: &Rules) -> Result<()> {
+        for rule in &rules.0 {
+            let found = match self.apply_one(rule) {
+                Ok(found) => found,
+                Err(e) => return self.refuse(format!("rule `{}`: {e}", rule.text)),
+            };
+            if !found && !rule.optional {
+                return self.refuse(format!(
+                    "rule `{}` fits no tensor (`{}?` would allow that)",
+                    rule.text,
+                    rule.text.split_whitespace().next().unwrap_or("")
+                ));
+            }
+        }
+        let mut names = BTreeSet::new();
+        match self.outputs.iter().find(|o| !names.insert(&o.name)) {
+            Some(twice) => self.refuse(format!("the rules lead to two tensors named {}", twice.name)),
+            None => Ok(()),
+        }
+    }
+
+    fn apply_one(&mut self, rule: &Rule) -> std::result::Result<bool, String> {
+        let fits = |name: &str| rule.pattern.is_match(name);
+        let expand = |name: &str, template: &str| {
+            let mut out = String::new();
+            if let Some(captures) = rule.pattern.captures(name) {
+                captures.expand(&braced(template), &mut out);
+            }
+            out
+        };
+        let mut found = false;
+        match &rule.action {
+            Action::Drop => {
+                let dropped = &mut self.dropped;
+                let mut keep = |name: &str| {
+                    let drop = fits(name);
+                    if drop {
+                        dropped.push(name.to_string());
+                    }
+                    !drop
+                };
+                let before = self.outputs.len() + self.metadata.len() + self.lost.len();
+                self.outputs.retain(|o| keep(&o.name));
+                self.metadata.retain(|key, _| keep(key));
+                self.lost.retain(|what| keep(what.split_once(": ").map_or(what.as_str(), |(path, _)| path)));
+                return Ok(before > self.outputs.len() + self.metadata.len() + self.lost.len());
+            }
+            Action::Concat { parts, dim, name } => return self.concat(rule, parts, *dim, name, expand),
+            Action::Tie { name, to } => {
+                let Some(target) = self.outputs.iter().find(|o| &o.name == to).cloned() else { return Ok(false) };
+                if let Some(at) = self.outputs.iter().position(|o| &o.name == name) {
+                    if !self.same(&self.outputs[at], &target).map_err(|e| e.to_string())? {
+                        return Err(format!("{name} and {to} have different values"));
+                    }
+                    self.outputs[at] = Output { name: name.clone(), ..target };
+                } else {
+                    self.outputs.push(Output { name: name.clone(), ..target });
+                }
+                return Ok(true);
+            }
+            _ => {}
+        }
+        for output in std::mem::take(&mut self.outputs) {
+            if !fits(&output.name) {
+                self.outputs.push(output);
+                continue;
+            }
+            found = true;
+            match &rule.action {
+                Action::Rename(template) => {
+                    let name = expand(&output.name, template);
+                    self.outputs.push(Output { name, ..output });
+                }
+                Action::Transpose => self.outputs.push(output.transpose()?),
+                Action::Split { dim, names } => {
+                    let parts = output.split(*dim, names.len())?;
+                    let named =
+                        parts.into_iter().zip(names).map(|(p, n)| Output { name: expand(&output.name, n), ..p });
+                    self.outputs.extend(named);
+                }
+                Action::Cast(dtype) => self.outputs.push(Output { dtype: *dtype, ..output }),
+                Action::Drop | Action::Concat { .. } | Action::Tie { .. } => {}
+            }
+        }
+        Ok(found)
+    }
+
+    fn concat(
+        &mut self,
+        rule: &Rule,
+        others: &[String],
+        dim: usize,
+        name: &str,
+        expand: impl Fn(&str, &str) -> String,
+    ) -> std::result::Result<bool, String> {
+        let firsts: Vec<String> =
+            self.outputs.iter().filter(|o| rule.pattern.is_match(&o.name)).map(|o| o.name.clone()).collect();
+        for first in &firsts {
+            let names: Vec<String> = others.iter().map(|t| expand(first, t)).collect();
+            let mut take = |part: &String| {
+                let at = self.outputs.iter().position(|o| &o.name == part).ok_or(format!("there is no {part}"))?;
+                Ok::<_, String>(self.outputs.remove(at))
+            };
+            let mut whole = Output { name: expand(first, name), dim, ..take(first)? };
+            for part in &names {
+                let part = take(part)?;
+                let rest =
+                    |s: &[usize]| s.iter().enumerate().filter(|(k, _)| *k != dim).map(|(_, d)| *d).collect::<Vec<_>>();
+                let fits =
+                    dim < part.shape.len() && rest(&part.shape) == rest(&whole.shape) && part.dtype == whole.dtype;
+                if !fits || part.views.len() > 1 || whole.shape.len() != part.shape.len() {
+                    let (a, b) = (&part.shape, &whole.shape);
+                    return Err(format!(
+                        "{} {a:?} of {} does not go behind {b:?} of {}",
+                        part.name, part.dtype, whole.dtype
+                    ));
+                }
+                whole.shape[dim] += part.shape[dim];
+                whole.views.extend(part.views);
+            }
+            self.outputs.push(whole);
+        }
+        Ok(!firsts.is_empty())
+    }
+
+    fn same(&self, a: &Output, b: &Output) -> Result<bool> {
+        if a.shape != b.shape || a.dtype != b.dtype {
+            return Ok(false);
+        }
+        let hash = |o: &Output| -> Result<u32> {
+            let mut hash = crc32fast::Hasher::new();
+            o.stream(self.source, &mut Difference::default(), &mut |piece| {
+                hash.update(piece);
+                Ok(())
+            })?;
+            Ok(hash.finalize())
+        };
+        Ok(hash(a)? == hash(b)?)
+    }
+
+    /// All floating-point tensors as `dtype`; integers and truth values stay.
+    pub fn cast(&mut self, dtype: Dtype) {
+        self.outputs.iter_mut().filter(|o| o.dtype.is_float()).for_each(|o| o.dtype = dtype);
+    }
+
+    /// All matrices of floating-point numbers as blocks; the rest stays, and `kept` says why.
+    ///
+    /// # Errors
+    /// No tensor can be quantized.
+    pub fn quantize(&mut self, to: GgmlDType) -> Result<()> {
+        let block = to.block_size();
+        for o in self.outputs.iter_mut().filter(|o| o.dtype.is_float()) {
+            let row = o.shape.last().copied().unwrap_or(0);
+            if o.shape.len() < 2 {
+                self.kept.push((o.name.clone(), "no matrix".into()));
+            } else if row == 0 || row % block != 0 {
+                self.kept.push((o.name.clone(), format!("rows of {row} are no whole blocks of {block}")));
+            } else {
+                o.dtype = Dtype::Quantized(to);
+            }
+        }
+        match self.outputs.iter().any(|o| o.dtype == Dtype::Quantized(to)) {
+            true => Ok(()),
+            false => self.refuse(format!(
+                "no tensor is a matrix with rows of whole blocks of {block}: try q8_0, which has blocks of 32"
+            )),
+        }
+    }
+
+    /// Makes element types fit a format: what GGUF has in blocks becomes f32 elsewhere.
+    pub fn fit(&mut self, format: Format) {
+        for o in &mut self.outputs {
+            if format != Format::Gguf && matches!(o.dtype, Dtype::Quantized(_)) {
+                o.dtype = Dtype::F32;
+            }
+        }
+    }
+
+    /// As an outline for a writer. Tensors with the same values from the same place are tied.
+    pub(crate) fn outline(&self, format: Format) -> Outline {
+        let mut first: HashMap<String, usize> = HashMap::new();
+        let planned = self.outputs.iter().enumerate().map(|(i, o)| {
+            let earlier = *first.entry(o.key()).or_insert(i);
+            let empty = o.shape.contains(&0);
+            Planned {
+                name: o.name.clone(),
+                dtype: o.dtype,
+                shape: o.shape.clone(),
+                tied_to: (earlier != i && !empty).then_some(earlier),
+            }
+        });
+        let typed = if format == Format::Gguf { self.source.typed.clone() } else { vec![] };
+        let typed = typed.into_iter().filter(|t| self.metadata.contains_key(&t.key)).collect();
+        Outline { tensors: planned.collect(), metadata: self.metadata.clone(), typed }
+    }
+
+    /// Ties among the outputs: name by name.
+    pub fn ties(&self) -> BTreeMap<String, String> {
+        let outline = self.outline(self.source.format);
+        let tie = |t: &Planned| Some((t.name.clone(), outline.tensors[t.tied_to?].name.clone()));
+        outline.tensors.iter().filter_map(tie).collect()
+    }
+}
+
+/// `$1` as `${1}`: without braces a name would take the letters behind it.
+fn braced(template: &str) -> String {
+    let mut out = String::new();
+    let mut rest = template;
+    while let Some((before, after)) = rest.split_once('$') {
+        out.push_str(before);
+        let digits = after.len() - after.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        match digits {
+            0 => out.push('$'),
+            n => out.push_str(&format!("${{{}}}", &after[..n])),
+        }
+        rest = &after[digits..];
+    }
+    out + rest
+}

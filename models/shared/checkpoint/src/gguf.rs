@@ -1,0 +1,318 @@
+//! GGUF (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>), versions 2 and 3: typed entries, tensor
+//! descriptions, values. Blocks are made and read by candle's quantizers; the header is checked here.
+
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Read, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::quantized::GgmlDType;
+use serde_json::Value;
+
+use crate::input::{Fault, Input, Parsed, Segment, Window, malformed, refused};
+use crate::source::Data;
+use crate::write::{Outline, Streams};
+use crate::{Dtype, Error, Format, Result, Source};
+
+/// Numbers of the format's element types.
+const TYPES: &[(u32, Dtype)] = &[
+    (0, Dtype::F32),
+    (1, Dtype::F16),
+    (2, Dtype::Quantized(GgmlDType::Q4_0)),
+    (3, Dtype::Quantized(GgmlDType::Q4_1)),
+    (6, Dtype::Quantized(GgmlDType::Q5_0)),
+    (7, Dtype::Quantized(GgmlDType::Q5_1)),
+    (8, Dtype::Quantized(GgmlDType::Q8_0)),
+    (9, Dtype::Quantized(GgmlDType::Q8_1)),
+    (10, Dtype::Quantized(GgmlDType::Q2K)),
+    (11, Dtype::Quantized(GgmlDType::Q3K)),
+    (12, Dtype::Quantized(GgmlDType::Q4K)),
+    (13, Dtype::Quantized(GgmlDType::Q5K)),
+    (14, Dtype::Quantized(GgmlDType::Q6K)),
+    (15, Dtype::Quantized(GgmlDType::Q8K)),
+    (24, Dtype::I8),
+    (25, Dtype::I16),
+    (26, Dtype::I32),
+    (27, Dtype::I64),
+    (28, Dtype::F64),
+    (30, Dtype::BF16),
+];
+
+/// Types that candle has no blocks for.
+const UNREAD: &[(u32, &str)] = &[
+    (16, "IQ2_XXS"),
+    (17, "IQ2_XS"),
+    (18, "IQ3_XXS"),
+    (19, "IQ1_S"),
+    (20, "IQ4_NL"),
+    (21, "IQ3_S"),
+    (22, "IQ2_S"),
+    (23, "IQ4_XS"),
+    (29, "IQ1_M"),
+    (34, "TQ1_0"),
+    (35, "TQ2_0"),
+    (39, "MXFP4"),
+];
+
+/// What llama.cpp allows.
+const MOST_DIMENSIONS: u32 = 4;
+const LONGEST_NAME: u64 = 64;
+const LARGEST_ENTRY: u64 = 1 << 30;
+const DEEPEST: u32 = 8;
+const ALIGNMENT: &str = "general.alignment";
+
+/// A typed entry of a header, verbatim.
+#[derive(Clone, Debug)]
+pub(crate) struct Typed {
+    pub(crate) key: String,
+    kind: u32,
+    bytes: Vec<u8>,
+}
+
+struct Reader {
+    from: BufReader<Window>,
+    left: u64,
+    /// What was read since the last entry began.
+    seen: Vec<u8>,
+}
+
+impl Reader {
+    fn bytes(&mut self, n: u64) -> Parsed<Vec<u8>> {
+        let Some(left) = self.left.checked_sub(n).filter(|_| n <= LARGEST_ENTRY) else {
+            return malformed(format!("a part of its header would have {n} bytes, {} are left", self.left));
+        };
+        self.left = left;
+        let mut bytes = vec![];
+        (&mut self.from).take(n).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 != n {
+            return malformed("it ends too early");
+        }
+        self.seen.extend_from_slice(&bytes);
+        Ok(bytes)
+    }
+
+    fn array<const N: usize>(&mut self) -> Parsed<[u8; N]> {
+        let bytes = self.bytes(N as u64)?;
+        bytes.try_into().or_else(|_| malformed("it ends too early"))
+    }
+
+    fn u32(&mut self) -> Parsed<u32> {
+        Ok(u32::from_le_bytes(self.array()?))
+    }
+
+    fn u64(&mut self) -> Parsed<u64> {
+        Ok(u64::from_le_bytes(self.array()?))
+    }
+
+    fn text(&mut self) -> Parsed<String> {
+        let n = self.u64()?;
+        String::from_utf8(self.bytes(n)?).or_else(|_| malformed("a text of its header is no UTF-8"))
+    }
+
+    fn value(&mut self, kind: u32, depth: u32) -> Parsed<Value> {
+        Ok(match kind {
+            0 => self.array::<1>()?[0].into(),
+            1 => (self.array::<1>()?[0] as i8).into(),
+            2 => u16::from_le_bytes(self.array()?).into(),
+            3 => i16::from_le_bytes(self.array()?).into(),
+            4 => self.u32()?.into(),
+            5 => i32::from_le_bytes(self.array()?).into(),
+            6 => number(f32::from_le_bytes(self.array()?).into()),
+            7 => match self.array::<1>()?[0] {
+                0 => false.into(),
+                1 => true.into(),
+                other => return malformed(format!("a truth value of its header is {other}")),
+            },
+            8 => self.text()?.into(),
+            9 if depth < DEEPEST => {
+                let (kind, n) = (self.u32()?, self.u64()?);
+                let least = match kind {
+                    8 => 8,
+                    9 => 12,
+                    0 | 1 | 7 => 1,
+                    2 | 3 => 2,
+                    4..=6 => 4,
+                    _ => 8,
+                };
+                if n.checked_mul(least).is_none_or(|b| b > self.left) {
+                    return malformed(format!("a list of its header would have {n} values"));
+                }
+                // JSON takes 32 bytes a value, whatever the file takes.
+                if n > 1 << 22 {
+                    return refused(format!("a list of its header has {n} values: more than 4,194,304 are not read"));
+                }
+                Value::Array((0..n).map(|_| self.value(kind, depth + 1)).collect::<Parsed<_>>()?)
+            }
+            10 => self.u64()?.into(),
+            11 => i64::from_le_bytes(self.array()?).into(),
+            12 => number(f64::from_le_bytes(self.array()?)),
+            _ => return malformed(format!("an entry of its header has type {kind}, or is nested too deeply")),
+        })
+    }
+}
+
+fn number(value: f64) -> Value {
+    if value.is_finite() { value.into() } else { value.to_string().into() }
+}
+
+pub(crate) fn open(input: &Arc<Input>) -> Parsed<Source> {
+    let from = BufReader::with_capacity(1 << 16, Window::new(input, 0..input.len));
+    let mut r = Reader { from, left: input.len, seen: vec![] };
+    r.array::<4>()?;
+    match r.u32()? {
+        2 | 3 => {}
+        1 => return refused("it has version 1 of GGUF: convert it with llama.cpp"),
+        v if v.swap_bytes() <= 3 => return refused("it was written on a big-endian machine"),
+        v => return refused(format!("it has version {v} of GGUF, known are 2 and 3")),
+    }
+    let (tensors, entries) = (r.u64()?, r.u64()?);
+    // An entry takes at least a length, a type and a byte; a tensor at least a length, counts and an offset.
+    if entries.checked_mul(13).is_none_or(|n| n > r.left) || tensors.checked_mul(24).is_none_or(|n| n > r.left) {
+        return malformed(format!("it would have {entries} entries and {tensors} tensors"));
+    }
+    let mut source = Source::new(&input.path, Format::Gguf, input.len);
+    let mut alignment = 32;
+    for _ in 0..entries {
+        let key = r.text()?;
+        let kind = r.u32()?;
+        r.seen.clear();
+        let value = r.value(kind, 0)?;
+        if key.is_empty() || source.metadata.contains_key(&key) {
+            return malformed(format!("an entry of its header is named {key:?}, or two are"));
+        }
+        if key == ALIGNMENT {
+            alignment = match value.as_u64() {
+                Some(a) if kind == 4 && a.is_power_of_two() && (8..=1 << 20).contains(&a) => a,
+                _ => return malformed(format!("{ALIGNMENT} is {value}, expected a power of two from 8 on as u32")),
+            };
+        }
+        source.typed.push(Typed { key: key.clone(), kind, bytes: std::mem::take(&mut r.seen) });
+        source.metadata.insert(key, value);
+        r.seen.clear();
+    }
+    let mut described = vec![];
+    for _ in 0..tensors {
+        let name = r.text()?;
+        let dimensions = r.u32()?;
+        if dimensions > MOST_DIMENSIONS || name.len() as u64 > LARGEST_ENTRY {
+            return malformed(format!("tensor {name} has {dimensions} dimensions"));
+        }
+        let mut shape = (0..dimensions).map(|_| r.u64()).collect::<Parsed<Vec<u64>>>()?;
+        shape.reverse();
+        let shape: Vec<usize> = match shape.iter().map(|d| usize::try_from(*d).ok().filter(|d| *d > 0)).collect() {
+            Some(shape) => shape,
+            None => return malformed(format!("tensor {name} has shape {shape:?}")),
+        };
+        let kind = r.u32()?;
+        let dtype = match TYPES.iter().find(|(n, _)| *n == kind) {
+            Some((_, dtype)) => *dtype,
+            None => match UNREAD.iter().find(|(n, _)| *n == kind) {
+                Some((_, known)) => {
+                    return refused(format!("tensor {name} is of type {known}, which candle cannot dequantize"));
+                }
+                None => return malformed(format!("tensor {name} is of type {kind}, which does not exist")),
+            },
+        };
+        if let Dtype::Quantized(q) = dtype
+            && shape.last().is_none_or(|n| n % q.block_size() != 0)
+        {
+            return malformed(format!("tensor {name}: rows of {shape:?} are no whole blocks of {dtype}"));
+        }
+        described.push((name, shape, dtype, r.u64()?));
+        r.seen.clear();
+    }
+    let data = (input.len - r.left).next_multiple_of(alignment);
+    if tensors > 0 && data > input.len {
+        return malformed("it ends before its tensors");
+    }
+    source.segments.push(Segment::stored(input, data.min(input.len)..input.len));
+    // Every tensor begins where the one before it ends, padded.
+    let mut expected = 0u64;
+    for (name, shape, dtype, offset) in described {
+        if offset != expected {
+            return malformed(format!("tensor {name} begins at {offset}, expected {expected}"));
+        }
+        let at = Data { segment: 0, offset, strides: None, big_endian: false };
+        source.push(name, dtype, shape, at).map_err(Fault::Malformed)?;
+        let bytes = source.tensors.last().map_or(0, crate::TensorInfo::bytes);
+        expected = (offset + bytes).next_multiple_of(alignment);
+    }
+    source.settle().map_err(Fault::Malformed)?;
+    let texts = source.metadata.iter().filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_string()))).collect();
+    let rest = crate::safetensors::retie(&mut source, texts);
+    let ties: Vec<String> = source
+        .metadata
+        .iter()
+        .filter(|(k, v)| v.is_string() && !rest.contains_key(*k))
+        .map(|(k, _)| k.clone())
+        .collect();
+    source.metadata.retain(|k, _| !ties.contains(k));
+    source.typed.retain(|t| !ties.contains(&t.key) && t.key != ALIGNMENT);
+    Ok(source)
+}
+
+/// Whether GGUF has elements of this type.
+pub(crate) fn holds(dtype: Dtype) -> bool {
+    TYPES.iter().any(|(_, d)| *d == dtype)
+}
+
+pub(crate) fn write(file: &mut File, path: &Path, outline: &Outline, streams: Streams) -> Result<()> {
+    outline.check(path, "GGUF", holds)?;
+    let stored: Vec<usize> = (0..outline.tensors.len()).filter(|i| outline.tensors[*i].tied_to.is_none()).collect();
+    for i in &stored {
+        let t = &outline.tensors[*i];
+        let refuse =
+            |reason: String| Err(Error::Refused { path: path.into(), reason: format!("tensor {}: {reason}", t.name) });
+        if t.shape.len() > MOST_DIMENSIONS as usize || t.shape.contains(&0) {
+            return refuse(format!("GGUF has one to four dimensions of at least 1, not {:?}", t.shape));
+        }
+        if t.name.len() as u64 >= LONGEST_NAME {
+            return refuse(format!("GGUF names have fewer than {LONGEST_NAME} bytes: rename it (--map)"));
+        }
+    }
+    let mut head = b"GGUF\x03\0\0\0".to_vec();
+    let text = |head: &mut Vec<u8>, t: &str| {
+        head.extend((t.len() as u64).to_le_bytes());
+        head.extend(t.bytes());
+    };
+    // Entries that came from a GGUF file keep their types; all others are texts.
+    let mut texts = outline.texts();
+    if outline.typed.is_empty() && !texts.contains_key("general.architecture") {
+        let model = texts.get("model").cloned().unwrap_or_else(|| "zoo".into());
+        texts.insert("general.architecture".into(), model);
+    }
+    texts.retain(|key, _| key != ALIGNMENT && !outline.typed.iter().any(|t| &t.key == key));
+    head.extend((stored.len() as u64).to_le_bytes());
+    head.extend(((outline.typed.len() + texts.len()) as u64).to_le_bytes());
+    for Typed { key, kind, bytes } in &outline.typed {
+        text(&mut head, key);
+        head.extend(kind.to_le_bytes());
+        head.extend(bytes);
+    }
+    for (key, value) in &texts {
+        text(&mut head, key);
+        head.extend(8u32.to_le_bytes());
+        text(&mut head, value);
+    }
+    let mut offset = 0u64;
+    for i in &stored {
+        let t = &outline.tensors[*i];
+        text(&mut head, &t.name);
+        head.extend((t.shape.len() as u32).to_le_bytes());
+        t.shape.iter().rev().for_each(|d| head.extend((*d as u64).to_le_bytes()));
+        let kind = TYPES.iter().find(|(_, d)| *d == t.dtype).map_or(0, |(n, _)| *n);
+        head.extend(kind.to_le_bytes());
+        head.extend(offset.to_le_bytes());
+        offset += t.bytes().next_multiple_of(32);
+    }
+    head.resize(head.len().next_multiple_of(32), 0);
+    let mut file = BufWriter::with_capacity(1 << 16, file);
+    file.write_all(&head).map_err(Error::io(path))?;
+    for i in stored {
+        streams(i, &mut |piece| file.write_all(piece).map_err(Error::io(path)))?;
+        let bytes = outline.tensors[i].bytes();
+        let padding = (bytes.next_multiple_of(32) - bytes) as usize;
+        file.write_all(&[0; 32][..padding]).map_err(Error::io(path))?;
+    }
+    file.flush().map_err(Error::io(path))
+}

@@ -1,0 +1,239 @@
+//! Bytes of files, read where they are needed and never trusted to be there.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::{Error, Result};
+
+/// Bytes that are read or written at once.
+pub(crate) const CHUNK: usize = 1 << 20;
+
+/// Why a file could not be understood, before its path is known.
+#[derive(Debug)]
+pub(crate) enum Fault {
+    Io(io::Error),
+    /// The bytes break the format.
+    Malformed(String),
+    /// The bytes may be fine, but this is not read: what it is, and the way out.
+    Refused(String),
+}
+
+impl From<io::Error> for Fault {
+    fn from(e: io::Error) -> Self {
+        match e.kind() {
+            io::ErrorKind::UnexpectedEof => Self::Malformed("it ends too early".into()),
+            io::ErrorKind::InvalidData => Self::Malformed(e.to_string()),
+            _ => Self::Io(e),
+        }
+    }
+}
+
+pub(crate) type Parsed<T> = std::result::Result<T, Fault>;
+
+pub(crate) fn malformed<T>(reason: impl Into<String>) -> Parsed<T> {
+    Err(Fault::Malformed(reason.into()))
+}
+
+pub(crate) fn refused<T>(reason: impl Into<String>) -> Parsed<T> {
+    Err(Fault::Refused(reason.into()))
+}
+
+/// A regular file, read at any place by any thread.
+///
+/// Files are read, not mapped: a mapped file that somebody shortens ends the process.
+#[derive(Debug)]
+pub(crate) struct Input {
+    file: File,
+    pub(crate) path: PathBuf,
+    pub(crate) len: u64,
+}
+
+impl Input {
+    pub(crate) fn open(path: &Path) -> Result<Arc<Self>> {
+        // Opening a FIFO would wait for somebody to write into it.
+        let kind = std::fs::metadata(path).map_err(Error::io(path))?;
+        if !kind.is_file() {
+            let reason = if kind.is_dir() { "it is a folder" } else { "it is not a regular file" };
+            return Err(Error::Refused { path: path.into(), reason: format!("{reason}; expected a checkpoint file") });
+        }
+        let file = File::open(path).map_err(Error::io(path))?;
+        let len = file.metadata().map_err(Error::io(path))?.len();
+        Ok(Arc::new(Self { file, path: path.into(), len }))
+    }
+
+    /// Fills `buffer` from the bytes at `at`.
+    pub(crate) fn read_exact_at(&self, buffer: &mut [u8], at: u64) -> io::Result<()> {
+        #[cfg(unix)]
+        return std::os::unix::fs::FileExt::read_exact_at(&self.file, buffer, at);
+        #[cfg(windows)]
+        {
+            let mut done = 0;
+            while done < buffer.len() {
+                match std::os::windows::fs::FileExt::seek_read(&self.file, &mut buffer[done..], at + done as u64)? {
+                    0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                    n => done += n,
+                }
+            }
+            Ok(())
+        }
+    }
+
+    /// The bytes of a range, which lies within the file: no more memory is asked for than the file has.
+    pub(crate) fn bytes(&self, range: Range<u64>) -> io::Result<Vec<u8>> {
+        if range.end > self.len || range.start > range.end {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let mut buffer = room((range.end - range.start) as usize)?;
+        buffer.resize((range.end - range.start) as usize, 0);
+        self.read_exact_at(&mut buffer, range.start)?;
+        Ok(buffer)
+    }
+}
+
+/// An empty buffer for `bytes`, or an error where the system has not that much memory.
+pub(crate) fn room(bytes: usize) -> io::Result<Vec<u8>> {
+    let mut buffer = Vec::new();
+    buffer.try_reserve_exact(bytes).map_err(|_| io::Error::other(format!("no memory for {bytes} bytes")))?;
+    Ok(buffer)
+}
+
+/// Part of a file as a stream.
+pub(crate) struct Window {
+    input: Arc<Input>,
+    start: u64,
+    at: u64,
+    end: u64,
+}
+
+impl Window {
+    pub(crate) fn new(input: &Arc<Input>, range: Range<u64>) -> Self {
+        Self { input: input.clone(), start: range.start, at: range.start, end: range.end.min(input.len) }
+    }
+
+    pub(crate) fn position(&self) -> u64 {
+        self.at - self.start
+    }
+
+    pub(crate) fn remaining(&self) -> u64 {
+        self.end.saturating_sub(self.at)
+    }
+}
+
+impl Read for Window {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = (buffer.len() as u64).min(self.remaining()) as usize;
+        self.input.read_exact_at(&mut buffer[..n], self.at)?;
+        self.at += n as u64;
+        Ok(n)
+    }
+}
+
+impl Seek for Window {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let at = match to {
+            SeekFrom::Start(n) => self.start.checked_add(n),
+            SeekFrom::End(n) => self.end.checked_add_signed(n),
+            SeekFrom::Current(n) => self.at.checked_add_signed(n),
+        };
+        self.at = at.filter(|a| *a >= self.start).ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.position())
+    }
+}
+
+/// Where the bytes of a [`Segment`] are.
+#[derive(Clone, Debug)]
+pub(crate) enum Place {
+    Stored { input: Arc<Input>, at: u64 },
+    Deflated { input: Arc<Input>, at: u64, compressed: u64 },
+    Memory(Arc<[u8]>),
+}
+
+/// One run of bytes that tensors are views of: a storage, an array, the whole buffer of a file.
+#[derive(Clone, Debug)]
+pub(crate) struct Segment {
+    pub(crate) place: Place,
+    pub(crate) len: u64,
+    /// Its checksum (CRC-32), where the format has one, and the record's name.
+    pub(crate) crc: Option<(u32, String)>,
+}
+
+impl Segment {
+    pub(crate) fn stored(input: &Arc<Input>, range: Range<u64>) -> Self {
+        let len = range.end - range.start;
+        Self { place: Place::Stored { input: input.clone(), at: range.start }, len, crc: None }
+    }
+
+    /// Hands the bytes of `range` to `sink` in pieces whose lengths are multiples of `unit`. If that is all of them, their
+    /// checksum is compared.
+    pub(crate) fn stream(&self, range: Range<u64>, unit: usize, sink: Sink) -> Result<()> {
+        let path = self.path().to_path_buf();
+        let piece = (CHUNK / unit).max(1) * unit;
+        let mut hash =
+            self.crc.as_ref().filter(|_| range.start == 0 && range.end == self.len).map(|_| crc32fast::Hasher::new());
+        let mut reader = self.reader(&range).map_err(Error::io(&path))?;
+        let mut left = range.end - range.start;
+        let mut buffer = vec![0; piece.min(left as usize)];
+        while left > 0 {
+            let n = left.min(piece as u64) as usize;
+            reader.read_exact(&mut buffer[..n]).map_err(|e| match e.kind() {
+                io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => {
+                    self.damaged("its data end too early or do not decompress")
+                }
+                _ => Error::io(&path)(e),
+            })?;
+            if let Some(h) = &mut hash {
+                h.update(&buffer[..n]);
+            }
+            sink(&buffer[..n])?;
+            left -= n as u64;
+        }
+        match hash.map(crc32fast::Hasher::finalize).zip(self.crc.as_ref()) {
+            Some((found, (crc, _))) if found != *crc => Err(self.damaged("its checksum (CRC-32) is wrong")),
+            _ => Ok(()),
+        }
+    }
+
+    fn damaged(&self, what: &str) -> Error {
+        let name = self.crc.as_ref().map_or(String::new(), |(_, name)| format!("record {name}: "));
+        Error::Damaged { path: self.path().into(), reason: format!("{name}{what}") }
+    }
+
+    fn path(&self) -> &Path {
+        match &self.place {
+            Place::Stored { input, .. } | Place::Deflated { input, .. } => &input.path,
+            Place::Memory(_) => Path::new("memory"),
+        }
+    }
+
+    fn reader(&self, range: &Range<u64>) -> io::Result<Box<dyn Read + '_>> {
+        if range.end > self.len {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(match &self.place {
+            Place::Stored { input, at } => Box::new(Window::new(input, at + range.start..at + range.end)),
+            Place::Memory(bytes) => Box::new(&bytes[range.start as usize..range.end as usize]),
+            Place::Deflated { input, at, compressed } => {
+                let packed = io::BufReader::with_capacity(1 << 16, Window::new(input, *at..at + compressed));
+                let mut plain = flate2::bufread::DeflateDecoder::new(packed);
+                io::copy(&mut (&mut plain).take(range.start), &mut io::sink())?;
+                Box::new(plain)
+            }
+        })
+    }
+
+    /// The bytes of a range in memory.
+    pub(crate) fn bytes(&self, range: Range<u64>) -> Result<Vec<u8>> {
+        let mut all = room((range.end - range.start) as usize).map_err(Error::io(self.path()))?;
+        self.stream(range, 1, &mut |piece| {
+            all.extend_from_slice(piece);
+            Ok(())
+        })?;
+        Ok(all)
+    }
+}
+
+/// What takes bytes in pieces.
+pub(crate) type Sink<'a> = &'a mut dyn FnMut(&[u8]) -> Result<()>;

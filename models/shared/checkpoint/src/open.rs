@@ -1,0 +1,180 @@
+//! Opening a file of whatever format, by its content.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::input::{Fault, Input, Parsed, refused};
+use crate::{Error, Result, Source, archive, gguf, npz, safetensors, torch};
+
+/// The contents of a file.
+#[derive(Clone, Debug, Default)]
+pub struct Checkpoint {
+    /// Tensors by name.
+    pub tensors: BTreeMap<String, Tensor>,
+    /// Text entries; what is not text, as JSON.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// Opens a checkpoint of any format, by its content: safetensors, PyTorch, `.npz`, `.npy`, GGUF, or the index of a sharded
+/// one. Only its directory is read; nothing in it is executed.
+///
+/// # Errors
+/// The file cannot be read, is of no known format, or breaks its own.
+pub fn open(path: &Path) -> Result<Source> {
+    let input = Input::open(path)?;
+    let start = input.bytes(0..input.len.min(512)).map_err(Error::io(path))?;
+    let (format, parsed) = sniff(&input, &start);
+    parsed.map_err(|fault| match fault {
+        Fault::Io(e) => Error::io(path)(e),
+        Fault::Malformed(reason) => Error::Malformed { path: path.into(), format, reason },
+        Fault::Refused(reason) => Error::Refused { path: path.into(), reason },
+    })
+}
+
+fn sniff(input: &Arc<Input>, start: &[u8]) -> (&'static str, Parsed<Source>) {
+    if start.starts_with(b"PK\x03\x04") || start.starts_with(b"PK\x05\x06") {
+        return match archive::records(input) {
+            Ok(records) if torch::is_archive(&records) => ("PyTorch", torch::open_archive(input, records)),
+            Ok(records) if npz::is_archive(&records) => ("npz", npz::open_archive(input, records)),
+            Ok(_) => ("zip", refused("it is a zip archive, but neither PyTorch's (data.pkl) nor NumPy's (.npy)")),
+            Err(e) => ("zip", Err(e)),
+        };
+    }
+    if start.starts_with(b"\x93NUMPY") {
+        return ("npy", npz::open_one(input));
+    }
+    if start.starts_with(b"GGUF") {
+        return ("GGUF", gguf::open(input));
+    }
+    if torch::is_legacy(start) {
+        return ("PyTorch", torch::open_legacy(input));
+    }
+    if safetensors::looks_right(start, input.len) {
+        return ("safetensors", safetensors::open(input));
+    }
+    if start.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'{') {
+        return ("index", shards(input));
+    }
+    ("checkpoint", refused(unknown(input, start)))
+}
+
+fn unknown(input: &Input, start: &[u8]) -> String {
+    let what = if start.is_empty() {
+        "it is empty"
+    } else if start.starts_with(b"version https://git-lfs") {
+        "it is the pointer of Git LFS, not the file: run git lfs pull"
+    } else if start.starts_with(b"\x89HDF") {
+        "it is an HDF5 file (Keras, MATLAB), which is not read: save it as .npz"
+    } else if start.get(257..262) == Some(b"ustar") {
+        "it is a tar archive (PyTorch before 0.1.10): load it in PyTorch and save it again"
+    } else if start.starts_with(b"FUGG") {
+        "it is a GGUF file of a big-endian machine"
+    } else if start.starts_with(&[0x80]) {
+        "it is a pickle, but none of torch.save: save the weights with torch.save or safetensors"
+    } else if input.path.extension().is_some_and(|e| e == "safetensors") {
+        return "not a valid safetensors file: it does not begin with the length of a header".into();
+    } else {
+        let hex: Vec<String> = start.iter().take(8).map(|b| format!("{b:02x}")).collect();
+        return format!(
+            "no checkpoint of a known format (safetensors, PyTorch, npz, npy, GGUF): it begins with {}",
+            hex.join(" ")
+        );
+    };
+    what.into()
+}
+
+/// The index of a sharded checkpoint: which file has which tensor.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+    #[serde(default)]
+    metadata: serde_json::Map<String, Value>,
+}
+
+/// More is no index.
+const LARGEST_INDEX: u64 = 1 << 27;
+
+fn shards(input: &Arc<Input>) -> Parsed<Source> {
+    if input.len > LARGEST_INDEX {
+        return refused("it begins like JSON, but is too large for the index of a sharded checkpoint");
+    }
+    let index: Index = match serde_json::from_slice(&input.bytes(0..input.len)?) {
+        Ok(index) => index,
+        Err(e) => return refused(format!("it begins like JSON, but is no index of a sharded checkpoint: {e}")),
+    };
+    let folder = input.path.parent().unwrap_or(Path::new("."));
+    let mut all: Option<Source> = None;
+    let mut found = BTreeSet::new();
+    for file in index.weight_map.values().collect::<BTreeSet<_>>() {
+        let plain = !file.is_empty() && !file.contains(['/', '\\', ':', '\0']) && file != "..";
+        if !plain || file.ends_with(".json") {
+            return refused(format!("it names the shard {file:?}: shards are checkpoint files beside their index"));
+        }
+        let shard = open(&folder.join(file)).map_err(|e| Fault::Refused(e.to_string()))?;
+        for t in &shard.tensors {
+            if index.weight_map.get(&t.name).is_some_and(|named| named != file) {
+                return refused(format!("tensor {} is in {file} and in {}", t.name, index.weight_map[&t.name]));
+            }
+            if !found.insert(t.name.clone()) {
+                return refused(format!("tensor {} is in two shards", t.name));
+            }
+        }
+        match &mut all {
+            None => all = Some(Source { path: input.path.clone(), ..shard }),
+            Some(all) => all.absorb(shard),
+        }
+    }
+    if let Some((name, file)) = index.weight_map.iter().find(|(name, _)| !found.contains(*name)) {
+        return refused(format!("tensor {name} is not in {file}, where the index has it"));
+    }
+    let Some(mut all) = all else { return refused("its index names no tensors") };
+    for (key, value) in index.metadata {
+        if key != "total_size" {
+            all.metadata.entry(key).or_insert(value);
+        }
+    }
+    Ok(all)
+}
+
+impl Source {
+    /// Adds what is in another file of the same checkpoint.
+    fn absorb(&mut self, other: Source) {
+        let (segments, tensors) = (self.segments.len(), self.tensors.len());
+        self.segments.extend(other.segments);
+        self.tensors.extend(other.tensors.into_iter().map(|mut t| {
+            t.data.segment += segments;
+            t.tied_to = t.tied_to.map(|i| i + tensors);
+            t
+        }));
+        for (key, value) in other.metadata {
+            self.metadata.entry(key).or_insert(value);
+        }
+        self.remarks.extend(other.remarks);
+        self.left_out.extend(other.left_out);
+        self.file_bytes += other.file_bytes;
+    }
+}
+
+/// Reads all tensors of a checkpoint of any format onto `device`; tied tensors share memory.
+///
+/// # Errors
+/// What [`open`] says, damaged data, or an element type that candle lacks.
+pub fn read(path: &Path, device: &Device) -> Result<Checkpoint> {
+    let source = open(path)?;
+    let mut tensors: BTreeMap<String, Tensor> = BTreeMap::new();
+    for t in &source.tensors {
+        let tensor = match t.tied_to.and_then(|i| tensors.get(&source.tensors[i].name)) {
+            Some(tied) => tied.clone(),
+            None => source.tensor(t, device)?,
+        };
+        tensors.insert(t.name.clone(), tensor);
+    }
+    let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), String::from);
+    let metadata = source.metadata.iter().map(|(k, v)| (k.clone(), text(v))).collect();
+    Ok(Checkpoint { tensors, metadata })
+}

@@ -1,0 +1,363 @@
+//! PyTorch's files: a pickle that describes tensors, and their storages beside it. The zip archives of PyTorch 1.6 and
+//! later, and the streams before them.
+
+mod pickle;
+mod write;
+
+pub(crate) use write::write;
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{BufReader, Cursor, Read};
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use crate::archive::Record;
+use crate::input::{Fault, Input, Parsed, Segment, Window, malformed, refused};
+use crate::source::{Data, is_contiguous};
+use crate::{Format, Source};
+use pickle::{Array, Id, Node, Pickle, Storage, Strided};
+
+/// What every legacy file begins with, in its first pickle.
+const MAGIC: &str = "0x1950a86a20f9469cfc6c";
+
+/// A value deeper than this, or with more parts, is an attack.
+const DEEPEST: usize = 64;
+const MOST_PARTS: usize = 1 << 22;
+const MOST_TEXT: usize = 1 << 26;
+
+/// Whether records are those of `torch.save`.
+pub(crate) fn is_archive(records: &[Record]) -> bool {
+    records.iter().any(|r| r.name == "data.pkl" || r.name.ends_with("/data.pkl"))
+}
+
+pub(crate) fn open_archive(input: &Arc<Input>, records: Vec<Record>) -> Parsed<Source> {
+    let pickles: Vec<&Record> =
+        records.iter().filter(|r| r.name == "data.pkl" || r.name.ends_with("/data.pkl")).collect();
+    let [main] = pickles[..] else { return malformed("it has several data.pkl") };
+    let root = main.name.trim_end_matches("data.pkl").to_string();
+    let by_name: HashMap<&str, &Segment> = records.iter().map(|r| (r.name.as_str(), &r.segment)).collect();
+    let small = |segment: &Segment| match segment.len > pickle::LARGEST {
+        true => malformed(format!("its pickle has {} bytes", segment.len)),
+        false => segment.bytes(0..segment.len).map_err(fault),
+    };
+    if let Some(order) = by_name.get(format!("{root}byteorder").as_str())
+        && order.len < 16
+        && small(order)? != b"little"
+    {
+        return refused("it was written on a big-endian machine: load it in PyTorch there and save it as safetensors");
+    }
+    if by_name.contains_key(format!("{root}constants.pkl").as_str()) {
+        return refused("it is a TorchScript archive, which holds a program: save model.state_dict() instead");
+    }
+    let bytes = small(&main.segment)?;
+    let mut values = Pickle::default();
+    let len = bytes.len() as u64;
+    let value = values.read(&mut Cursor::new(bytes), len)?;
+    let mut source = Source::new(&input.path, Format::Torch, input.len);
+    let storages = |storage: &Storage| match by_name.get(format!("{root}data/{}", storage.key).as_str()) {
+        Some(segment) => Ok((*segment).clone()),
+        None => malformed(format!("its storage {} is missing", storage.key)),
+    };
+    Walk::new(&values, &mut source, &storages).root(value)?;
+    Ok(source)
+}
+
+/// Whether a file may be a legacy one, by its first bytes: the pickle of the magic number.
+pub(crate) fn is_legacy(start: &[u8]) -> bool {
+    start.len() > 3
+        && start[0] == 0x80
+        && start[1] <= 5
+        && (start[2..].starts_with(&[0x8a, 10]) || start[2..].starts_with(&[0x95]))
+}
+
+pub(crate) fn open_legacy(input: &Arc<Input>) -> Parsed<Source> {
+    let mut stream = BufReader::with_capacity(1 << 16, Window::new(input, 0..input.len));
+    let mut values = Pickle::default();
+    let mut next = |values: &mut Pickle| values.read(&mut stream, input.len);
+    let magic = next(&mut values)?;
+    if !matches!(&values[magic], Node::Big(n) if n == MAGIC) {
+        return refused("it is a pickle, but none of torch.save: save the weights with torch.save or safetensors");
+    }
+    let (_protocol, system) = (next(&mut values)?, next(&mut values)?);
+    if let Some(little) = values.get(system, "little_endian")
+        && !matches!(values[little], Node::Bool(true))
+    {
+        return refused("it was written on a big-endian machine: load it in PyTorch there and save it as safetensors");
+    }
+    let value = next(&mut values)?;
+    let keys = next(&mut values)?;
+    // The storages follow, each behind its number of elements, in the order of the keys.
+    let mut at = stream.get_ref().position() - stream.buffer().len() as u64;
+    let mut sizes = HashMap::new();
+    for node in values.nodes() {
+        if let Node::Storage(s) = node {
+            sizes.insert(s.key.as_str(), s.dtype.and_then(|d| d.size()).unwrap_or(1));
+        }
+    }
+    let mut segments = HashMap::new();
+    for key in values.sequence(keys).unwrap_or_default() {
+        let Some((key, size)) = values.text(*key).and_then(|k| Some((k, *sizes.get(k)?))) else {
+            return malformed("its list of storages names one that no tensor has");
+        };
+        let mut count = [0; 8];
+        Window::new(input, at..input.len).read_exact(&mut count)?;
+        at += 8;
+        let bytes = u64::try_from(i64::from_le_bytes(count)).ok().and_then(|n| n.checked_mul(size as u64));
+        match bytes.and_then(|b| at.checked_add(b)).filter(|end| *end <= input.len) {
+            Some(end) => {
+                segments.insert(key.to_string(), Segment::stored(input, at..end));
+                at = end;
+            }
+            None => return malformed(format!("its storage {key} reaches beyond the end of the file")),
+        }
+    }
+    if at != input.len {
+        return malformed(format!("{} bytes follow its last storage", input.len - at));
+    }
+    let mut source = Source::new(&input.path, Format::Torch, input.len);
+    let storages = |storage: &Storage| match segments.get(&storage.key) {
+        Some(segment) => Ok(segment.clone()),
+        None => malformed(format!("its storage {} is missing", storage.key)),
+    };
+    Walk::new(&values, &mut source, &storages).root(value)?;
+    Ok(source)
+}
+
+fn fault(e: crate::Error) -> Fault {
+    match e {
+        crate::Error::Io { source, .. } => source.into(),
+        crate::Error::Damaged { reason, .. } => Fault::Malformed(reason),
+        other => Fault::Malformed(other.to_string()),
+    }
+}
+
+/// Goes through a value, names its tensors by their paths, and keeps the rest as JSON.
+struct Walk<'a> {
+    values: &'a Pickle,
+    source: &'a mut Source,
+    storages: &'a dyn Fn(&Storage) -> Parsed<Segment>,
+    /// Segments by the key of their storage.
+    known: HashMap<String, usize>,
+    parts: usize,
+    text: usize,
+    classes: BTreeMap<String, usize>,
+}
+
+impl<'a> Walk<'a> {
+    fn new(values: &'a Pickle, source: &'a mut Source, storages: &'a dyn Fn(&Storage) -> Parsed<Segment>) -> Self {
+        Self { values, source, storages, known: HashMap::new(), parts: 0, text: 0, classes: BTreeMap::new() }
+    }
+
+    fn root(mut self, id: Id) -> Parsed<()> {
+        match &self.values[id] {
+            Node::Dict { items, attributes } => {
+                for (key, value) in last_of_each(self.values, items) {
+                    if let Some(json) = self.visit(value, &key, 1)? {
+                        self.source.metadata.insert(key, json);
+                    }
+                }
+                self.attributes(*attributes)?;
+            }
+            // One tensor, or a list of them.
+            Node::Tensor(_) | Node::Array(Some(_)) => {
+                self.visit(id, "tensor", 0)?;
+            }
+            _ => {
+                if let Some(json) = self.visit(id, "", 0)? {
+                    self.source.metadata.insert("value".into(), json);
+                }
+            }
+        }
+        for (class, times) in self.classes {
+            self.source
+                .remarks
+                .push(format!("it names the class or function {class} ({times} times): kept as text, never run"));
+        }
+        self.source.settle().map_err(Fault::Malformed)
+    }
+
+    /// What is attached to a dictionary: our own metadata, and versions of modules, which loading does not need.
+    fn attributes(&mut self, attributes: Option<Id>) -> Parsed<()> {
+        let Some(id) = attributes else { return Ok(()) };
+        if let Some(metadata) = self.values.get(id, write::METADATA)
+            && let Some(Value::Object(entries)) = self.visit(metadata, write::METADATA, 1)?
+        {
+            let texts = entries.iter().map(|(k, v)| Some((k.clone(), v.as_str()?.to_string()))).collect::<Option<_>>();
+            match texts {
+                Some(texts) => {
+                    let rest = crate::safetensors::retie(self.source, texts);
+                    self.source.metadata.extend(rest.into_iter().map(|(k, v)| (k, v.into())));
+                }
+                None => self.source.metadata.extend(entries),
+            }
+        }
+        if self.values.get(id, "_metadata").is_some() {
+            self.source
+                .remarks
+                .push("the versions of its modules (_metadata) are left out: loading does not need them".into());
+        }
+        Ok(())
+    }
+
+    /// The value as JSON without its tensors, which are added to the source under their paths; `None` where nothing else
+    /// is left.
+    fn visit(&mut self, id: Id, path: &str, depth: usize) -> Parsed<Option<Value>> {
+        self.parts += 1;
+        self.text += path.len();
+        if depth > DEEPEST || self.parts > MOST_PARTS || self.text > MOST_TEXT {
+            return malformed(format!("{}: nested too deeply, or used again too often", shorten(path)));
+        }
+        let join = |name: &str| if path.is_empty() { name.to_string() } else { format!("{path}.{name}") };
+        Ok(Some(match &self.values[id] {
+            Node::Tensor(tensor) => {
+                self.tensor(tensor, path)?;
+                return Ok(None);
+            }
+            Node::Array(Some(array)) => {
+                self.array(array, path)?;
+                return Ok(None);
+            }
+            Node::Dict { items, .. } => {
+                let mut object = Map::new();
+                for (key, value) in last_of_each(self.values, items) {
+                    if let Some(json) = self.visit(value, &join(&key), depth + 1)? {
+                        object.insert(key, json);
+                    }
+                }
+                if object.is_empty() && !items.is_empty() {
+                    return Ok(None);
+                }
+                Value::Object(object)
+            }
+            Node::Tuple(items) | Node::List(items) | Node::Set(items) => {
+                let mut list = vec![];
+                for (i, item) in items.iter().enumerate() {
+                    list.extend(self.visit(*item, &join(&i.to_string()), depth + 1)?);
+                }
+                if list.is_empty() && !items.is_empty() {
+                    return Ok(None);
+                }
+                Value::Array(list)
+            }
+            Node::Namespace => Value::Object(Map::new()),
+            Node::None => Value::Null,
+            Node::Bool(b) => (*b).into(),
+            Node::Int(n) => (*n).into(),
+            Node::Float(f) if f.is_finite() => (*f).into(),
+            Node::Float(f) => f.to_string().into(),
+            Node::Big(text) => text.clone().into(),
+            Node::Text(text) => {
+                self.text += text.len();
+                text.clone().into()
+            }
+            Node::Global(name) => {
+                *self.classes.entry(name.clone()).or_default() += 1;
+                format!("<class {name}>").into()
+            }
+            Node::Bytes(bytes) => {
+                self.source.left_out.push(format!("{path}: {} bytes", bytes.len()));
+                return Ok(None);
+            }
+            Node::Storage(storage) => {
+                self.source
+                    .left_out
+                    .push(format!("{path}: a storage of {} elements without a tensor", storage.elements));
+                return Ok(None);
+            }
+            Node::NumpyType(_) => format!("<{path}: a NumPy type>").into(),
+            Node::Array(None) => return malformed(format!("{path}: an array without its state")),
+        }))
+    }
+
+    fn segment(&mut self, storage: &Storage, size: usize) -> Parsed<usize> {
+        let number = match self.known.get(&storage.key) {
+            Some(number) => *number,
+            None => {
+                self.source.segments.push((self.storages)(storage)?);
+                let number = self.source.segments.len() - 1;
+                self.known.insert(storage.key.clone(), number);
+                number
+            }
+        };
+        let len = self.source.segments[number].len;
+        let unit = storage.dtype.map_or(1, |_| size as u64);
+        match (storage.elements as u64).checked_mul(unit) {
+            Some(bytes) if bytes == len => Ok(number),
+            _ => malformed(format!(
+                "its storage {} has {len} bytes, but its pickle says {} elements of {unit}",
+                storage.key, storage.elements
+            )),
+        }
+    }
+
+    fn tensor(&mut self, t: &Strided, path: &str) -> Parsed<()> {
+        let size = t.dtype.size().unwrap_or(1);
+        let segment = self.segment(&t.storage, size)?;
+        let Some(offset) = t.offset.checked_mul(size) else {
+            return malformed(format!("tensor {path}: an impossible offset"));
+        };
+        let plain = is_contiguous(&t.shape, &t.strides);
+        let strides = (!plain).then(|| t.strides.clone());
+        let data = Data { segment, offset: offset as u64, strides, big_endian: false };
+        self.source.push(path.into(), t.dtype, t.shape.clone(), data).map_err(Fault::Malformed)
+    }
+
+    fn array(&mut self, array: &Array, path: &str) -> Parsed<()> {
+        let (Some(dtype), Node::Bytes(bytes)) = (array.descr.dtype, &self.values[array.bytes]) else {
+            return refused(format!("{path}: an array of texts"));
+        };
+        self.source.segments.push(Segment {
+            place: crate::input::Place::Memory(bytes.as_slice().into()),
+            len: bytes.len() as u64,
+            crc: None,
+        });
+        let data = Data {
+            segment: self.source.segments.len() - 1,
+            offset: 0,
+            strides: array.fortran.then(|| crate::npz::fortran(&array.shape)),
+            big_endian: array.descr.big_endian,
+        };
+        self.source.push(path.into(), dtype, array.shape.clone(), data).map_err(Fault::Malformed)
+    }
+}
+
+/// The items of a dictionary by the text of their keys, each at its first place with its last value.
+fn last_of_each(values: &Pickle, items: &[(Id, Id)]) -> Vec<(String, Id)> {
+    let mut places: HashMap<String, usize> = HashMap::new();
+    let mut out: Vec<(String, Id)> = vec![];
+    for (key, value) in items {
+        let key = key_text(values, *key);
+        match places.get(&key) {
+            Some(&place) => out[place].1 = *value,
+            None => {
+                places.insert(key.clone(), out.len());
+                out.push((key, *value));
+            }
+        }
+    }
+    out
+}
+
+fn key_text(values: &Pickle, key: Id) -> String {
+    match &values[key] {
+        Node::Text(text) => text.clone(),
+        Node::Int(n) => n.to_string(),
+        Node::Bool(b) => b.to_string(),
+        Node::Float(f) => f.to_string(),
+        Node::None => "None".into(),
+        Node::Global(name) | Node::Big(name) => name.clone(),
+        Node::Tuple(parts) => {
+            let plain = |id: &Id| match &values[*id] {
+                Node::Tuple(_) => "(…)".into(),
+                _ => key_text(values, *id),
+            };
+            format!("({})", parts.iter().map(plain).collect::<Vec<_>>().join(", "))
+        }
+        _ => "?".into(),
+    }
+}
+
+fn shorten(path: &str) -> String {
+    path.chars().take(80).collect()
+}

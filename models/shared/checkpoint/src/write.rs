@@ -1,0 +1,116 @@
+//! Writing: what is to be in a file, and the way there that leaves either all of it or nothing.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+
+use serde_json::{Map, Value};
+
+use crate::input::Sink;
+use crate::{Dtype, Error, Format, Result, atomic, gguf, npz, safetensors, torch};
+
+/// A tensor to be written.
+#[derive(Clone, Debug)]
+pub(crate) struct Planned {
+    pub(crate) name: String,
+    pub(crate) dtype: Dtype,
+    pub(crate) shape: Vec<usize>,
+    /// The tensor, by number, that has its values.
+    pub(crate) tied_to: Option<usize>,
+}
+
+impl Planned {
+    pub(crate) fn bytes(&self) -> u64 {
+        self.dtype.bytes(self.shape.iter().product()).unwrap_or(0)
+    }
+}
+
+/// Everything that a file says before its values.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Outline {
+    pub(crate) tensors: Vec<Planned>,
+    pub(crate) metadata: Map<String, Value>,
+    pub(crate) typed: Vec<gguf::Typed>,
+}
+
+/// Hands the values of a tensor, by number, to a sink.
+pub(crate) type Streams<'a> = &'a mut dyn FnMut(usize, Sink) -> Result<()>;
+
+impl Outline {
+    /// Metadata as texts, ties among them: text as it is, anything else as JSON.
+    pub(crate) fn texts(&self) -> BTreeMap<String, String> {
+        let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), String::from);
+        let tied = self.tensors.iter().filter_map(|t| Some((t.name.clone(), self.tensors[t.tied_to?].name.clone())));
+        self.metadata.iter().map(|(k, v)| (k.clone(), text(v))).chain(tied).collect()
+    }
+
+    /// Refuses element types that a format lacks.
+    pub(crate) fn check(&self, path: &Path, format: &str, holds: impl Fn(Dtype) -> bool) -> Result<()> {
+        match self.tensors.iter().find(|t| !holds(t.dtype)) {
+            None => Ok(()),
+            Some(t) => {
+                let reason = format!(
+                    "{format} has no elements of {}, which tensor {} has; cast it (--dtype f32)",
+                    t.dtype, t.name
+                );
+                Err(Error::Refused { path: path.into(), reason })
+            }
+        }
+    }
+}
+
+/// Fills an open file.
+pub(crate) fn fill(format: Format, file: &mut File, path: &Path, outline: &Outline, streams: Streams) -> Result<()> {
+    match format {
+        Format::Safetensors => safetensors::write(file, path, outline, streams),
+        Format::Torch => torch::write(file, path, outline, streams),
+        Format::Npz => npz::write(file, path, outline, streams),
+        Format::Npy => npz::write_one(file, path, outline, streams),
+        Format::Gguf => gguf::write(file, path, outline, streams),
+    }
+}
+
+/// Writes `tensors`, in their order, with `metadata` to a safetensors file: atomically, durably, and as the same bytes
+/// for the same input. `format: pt` is added to the metadata, which other readers ask for.
+///
+/// # Errors
+/// The operating system's, or a tensor that cannot be brought to the CPU; the old file stays then.
+pub fn write(path: &Path, tensors: &[(String, Tensor)], metadata: &BTreeMap<String, String>) -> Result<()> {
+    let (outline, values) = on_cpu(path, tensors, metadata)?;
+    atomic::replace_file(path, |file| fill_with(file, path, &outline, &values))
+}
+
+/// [`write()`] for a file of a directory that is moved into place as a whole: see [`create`](atomic::create).
+///
+/// # Errors
+/// As [`write()`]; half a file may be left.
+pub fn create_weights(path: &Path, tensors: &[(String, Tensor)], metadata: &BTreeMap<String, String>) -> Result<()> {
+    let (outline, values) = on_cpu(path, tensors, metadata)?;
+    let mut file = File::create(path).map_err(Error::io(path))?;
+    fill_with(&mut file, path, &outline, &values)?;
+    file.sync_all().map_err(Error::io(path))
+}
+
+fn fill_with(file: &mut File, path: &Path, outline: &Outline, values: &[Tensor]) -> Result<()> {
+    safetensors::write(file, path, outline, &mut |i, sink| sink(&::safetensors::View::data(&&values[i])))
+}
+
+fn on_cpu(
+    path: &Path,
+    tensors: &[(String, Tensor)],
+    metadata: &BTreeMap<String, String>,
+) -> Result<(Outline, Vec<Tensor>)> {
+    let failed = |tensor: &str, e| Error::Tensor { path: path.into(), tensor: tensor.into(), source: Box::new(e) };
+    let metadata = metadata.iter().map(|(k, v)| (k.clone(), v.clone().into())).collect();
+    let mut outline = Outline { metadata, ..Outline::default() };
+    let mut values = vec![];
+    for (name, t) in tensors {
+        let lacks = || Error::Dtype { path: path.into(), tensor: name.clone(), dtype: t.dtype().as_str().into() };
+        let dtype = Dtype::of(t.dtype()).ok_or_else(lacks)?;
+        outline.tensors.push(Planned { name: name.clone(), dtype, shape: t.dims().to_vec(), tied_to: None });
+        values.push(t.to_device(&Device::Cpu).map_err(|e| failed(name, e))?);
+    }
+    Ok((outline, values))
+}
