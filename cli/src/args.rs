@@ -45,6 +45,16 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Write a checkpoint in another format, other names, layouts or element types
+    Convert(ConvertArgs),
+    /// Show what is in a checkpoint of any format
+    Inspect(InspectArgs),
+    /// Compare two checkpoints, tensor by tensor; exit code 1 if they differ
+    Diff(DiffArgs),
+    /// Check a checkpoint: its structure, checksums and values, and whether a model takes it
+    Verify(VerifyArgs),
+    /// Write the mean of several checkpoints
+    Average(AverageArgs),
     /// Measure step time, inference time and the share of the machine's matmul peak
     Bench(BenchArgs),
     /// Print a completion script
@@ -140,6 +150,95 @@ pub(crate) struct PredictArgs {
     pub(crate) device: String,
     /// Print one JSON document (with --output)
     #[arg(long, requires = "output")]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct ConvertArgs {
+    /// A checkpoint, the index of a sharded one, or a run directory (its best weights)
+    pub(crate) input: PathBuf,
+    /// What to write; its ending says the format
+    pub(crate) output: PathBuf,
+    /// The format to write: safetensors, pytorch, npz, npy or gguf
+    #[arg(long, value_name = "NAME")]
+    pub(crate) format: Option<String>,
+    /// Take names and layouts of another program to this model's; with --to the other way
+    #[arg(long, value_name = "NAME")]
+    pub(crate) model: Option<String>,
+    /// With --model: the other program's layout to write, such as nanogpt or huggingface
+    #[arg(long, value_name = "LAYOUT", requires = "model")]
+    pub(crate) to: Option<String>,
+    /// With --model: data that the weights were trained on, for what a foreign file does not say (char-gpt: its text)
+    #[arg(long, value_name = "PATH", requires = "model")]
+    pub(crate) data: Option<PathBuf>,
+    /// A rule, or a file of rules: rename, transpose, split, concat, cast, tie, drop; may be given several times
+    #[arg(long, value_name = "FILE|RULE")]
+    pub(crate) map: Vec<String>,
+    /// The element type of all floating-point tensors: f32, f16, bf16 or f64
+    #[arg(long, value_name = "DTYPE")]
+    pub(crate) dtype: Option<String>,
+    /// Write matrices as GGUF's blocks: q8_0, q6_k, q4_k or q4_0
+    #[arg(long, value_name = "BLOCKS", conflicts_with = "dtype")]
+    pub(crate) quantize: Option<String>,
+    /// Write several safetensors files of at most this size, and their index: 5GB
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) shard_size: Option<String>,
+    /// Print the plan and write nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct InspectArgs {
+    /// A checkpoint of any format, or a run directory
+    pub(crate) file: String,
+    /// Read all values: least, largest, mean, standard deviation, norm, zeros, NaN
+    #[arg(long)]
+    pub(crate) stats: bool,
+    /// Read all values: a hash of the tensors that is the same in every format
+    #[arg(long)]
+    pub(crate) hash: bool,
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct DiffArgs {
+    /// A checkpoint of any format, or a run directory
+    pub(crate) a: String,
+    /// Another
+    pub(crate) b: String,
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct VerifyArgs {
+    /// A checkpoint of any format, or a run directory
+    pub(crate) file: String,
+    /// The model that is to take it
+    #[arg(long, value_name = "NAME")]
+    pub(crate) model: Option<String>,
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct AverageArgs {
+    /// Checkpoints of any format, or run directories, with the same tensors
+    #[arg(required = true, num_args = 2.., value_name = "FILE|RUN")]
+    pub(crate) files: Vec<String>,
+    /// The file to write
+    #[arg(long, value_name = "PATH")]
+    pub(crate) output: PathBuf,
+    /// Print one JSON document
+    #[arg(long)]
     pub(crate) json: bool,
 }
 

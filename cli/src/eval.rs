@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use candle_core::Device;
 use serde_json::{Map, Value, json};
-use zoo_checkpoint::Description;
+use zoo_checkpoint::{Description, Source};
 use zoo_layers::Params;
 use zoo_training::config::ConfigOf;
 use zoo_training::{Config, Evaluation, Metrics, Task};
@@ -26,7 +26,13 @@ pub(crate) struct Loaded<T: Task> {
 impl<T: Task> Loaded<T> {
     /// Reads the weights at `path`, strictly.
     pub(crate) fn read(path: &Path, device: &Device) -> anyhow::Result<Self> {
-        let file = zoo_checkpoint::read(path, device)?;
+        Self::of(&zoo_checkpoint::open(path)?, device)
+    }
+
+    /// The weights in an open checkpoint.
+    pub(crate) fn of(source: &Source, device: &Device) -> anyhow::Result<Self> {
+        let path = &source.path;
+        let file = source.read(device)?;
         let Description { config, fitted, .. } = Description::parse(&file.metadata, T::NAME, path)?;
         let shown = path.display();
         let config: ConfigOf<T> =

@@ -1,13 +1,16 @@
 //! `zoo`: trains, evaluates and inspects the models of the zoo.
 
+mod adapt;
 mod args;
 mod bench;
 mod bench_ops;
+mod convert;
 mod curves;
 mod doctor;
 mod eval;
 mod fetch;
 mod generate;
+mod inspect;
 mod list;
 mod output;
 mod params;
@@ -67,6 +70,11 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Generate(args) => return registry::find(&args.model)?.generate(&args),
         Command::Report(args) => report::run(&args)?,
         Command::Doctor { run, json } => doctor::run(&run, json)?,
+        Command::Convert(args) => convert::run(&args)?,
+        Command::Inspect(args) => inspect::inspect(&args)?,
+        Command::Diff(args) => return inspect::diff(&args),
+        Command::Verify(args) => inspect::verify(&args)?,
+        Command::Average(args) => inspect::average(&args)?,
         Command::Bench(args) => bench::run(&args)?,
         Command::Completions { shell } => {
             let mut script = vec![];

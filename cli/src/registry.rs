@@ -7,13 +7,14 @@ use std::process::ExitCode;
 use anyhow::Context;
 use candle_core::Device;
 use zoo_char_gpt::CharTask;
+use zoo_checkpoint::{Plan, Source};
 use zoo_layers::{Params, nearest};
 use zoo_stock_lstm::StockTask;
 use zoo_training::config::{ConfigOf, Layers, resolve, to_toml};
 use zoo_training::{Error, Task};
 
-use crate::args::{Common, EvalArgs, GenerateArgs, ParamsArgs, PredictArgs, TrainArgs, TuneArgs};
-use crate::{bench, eval, generate, list, params, predict, train, tune};
+use crate::args::{Common, ConvertArgs, EvalArgs, GenerateArgs, ParamsArgs, PredictArgs, TrainArgs, TuneArgs};
+use crate::{adapt, bench, eval, generate, list, params, predict, train, tune};
 
 /// Every model.
 pub(crate) const MODELS: &[&dyn Entry] = &[&Of::<StockTask>(PhantomData), &Of::<CharTask>(PhantomData)];
@@ -29,6 +30,10 @@ pub(crate) trait Entry: Sync {
     fn predict(&self, args: &PredictArgs) -> anyhow::Result<()>;
     fn generate(&self, args: &GenerateArgs) -> anyhow::Result<ExitCode>;
     fn bench(&self, options: &bench::Options) -> anyhow::Result<Vec<bench::Case>>;
+    /// Takes a plan to the model's layout, or from it to another program's; the file to write beside it.
+    fn adapt(&self, plan: &mut Plan, args: &ConvertArgs) -> anyhow::Result<Option<(PathBuf, String)>>;
+    /// Whether the model takes these weights.
+    fn fits(&self, source: &Source) -> anyhow::Result<()>;
 }
 
 /// A task as an entry.
@@ -69,6 +74,14 @@ impl<T: Task> Entry for Of<T> {
 
     fn bench(&self, options: &bench::Options) -> anyhow::Result<Vec<bench::Case>> {
         bench::cases::<T>(options)
+    }
+
+    fn adapt(&self, plan: &mut Plan, args: &ConvertArgs) -> anyhow::Result<Option<(PathBuf, String)>> {
+        adapt::run::<T>(plan, args)
+    }
+
+    fn fits(&self, source: &Source) -> anyhow::Result<()> {
+        eval::Loaded::<T>::of(source, &Device::Cpu).map(|_| ())
     }
 }
 
@@ -164,6 +177,15 @@ pub(crate) fn weights(path: &Path) -> PathBuf {
     if !path.is_dir() {
         return path.to_path_buf();
     }
-    let best = path.join("best.safetensors");
-    if best.exists() { best } else { path.join("last.safetensors") }
+    // Ours, then those that others put into a folder.
+    const NAMES: [&str; 6] = [
+        "best.safetensors",
+        "last.safetensors",
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+    ];
+    let found = NAMES.iter().map(|n| path.join(n)).find(|p| p.exists());
+    found.unwrap_or_else(|| path.join(NAMES[1]))
 }

@@ -22,8 +22,22 @@ pub struct Config {
     pub tied: bool,
     /// Whether linear layers and norms have biases (the head never has).
     pub bias: bool,
+    /// The MLPs' activation: GELU by the error function (nanoGPT) or by tanh (OpenAI's GPT-2).
+    #[serde(default)]
+    pub gelu: Gelu,
     /// Dropout of the embedding, of attention weights and of both branches of a block.
     pub dropout: f64,
+}
+
+/// A form of GELU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Gelu {
+    /// x Φ(x).
+    #[default]
+    Erf,
+    /// Its approximation by tanh.
+    Tanh,
 }
 
 impl Default for Config {
@@ -39,6 +53,7 @@ impl Default for Config {
             separate_qkv: false,
             tied: true,
             bias: false,
+            gelu: Gelu::Erf,
             dropout: 0.,
         }
     }

@@ -19,6 +19,8 @@ mod config;
 #[cfg(feature = "train")]
 mod data;
 mod generate;
+#[cfg(feature = "train")]
+mod layout;
 mod model;
 #[cfg(feature = "train")]
 mod ngram;
@@ -26,7 +28,7 @@ mod ngram;
 mod task;
 mod vocabulary;
 
-pub use config::{Config, Source};
+pub use config::{Config, Gelu, Source};
 #[cfg(feature = "train")]
 pub use data::dialogue;
 pub use generate::Writer;

@@ -12,7 +12,7 @@ use zoo_layers::{
     TransformerBlock, init, ops,
 };
 
-use crate::{Config, Vocabulary, Writer};
+use crate::{Config, Gelu, Vocabulary, Writer};
 
 /// Added to the variance in the norms.
 const EPS: f64 = 1e-5;
@@ -40,7 +40,8 @@ impl CharGpt {
     /// # Errors
     /// Sizes of zero, heads that do not divide the width, or a dropout that is no share.
     pub fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
-        let &Config { vocabulary, context, layers, heads, width, hidden, separate_qkv, tied, bias, dropout } = config;
+        let &Config { vocabulary, context, layers, heads, width, hidden, separate_qkv, tied, bias, gelu, dropout } =
+            config;
         if let Some(problem) = config.problem() {
             bail!("{problem}")
         }
@@ -57,7 +58,17 @@ impl CharGpt {
                 dropout,
                 init: [weight, out],
             },
-            mlp: MlpConfig { width, hidden, bias, activation: ops::Activation::Gelu, dropout: 0., init: [weight, out] },
+            mlp: MlpConfig {
+                width,
+                hidden,
+                bias,
+                activation: match gelu {
+                    Gelu::Erf => ops::Activation::Gelu,
+                    Gelu::Tanh => ops::Activation::GeluTanh,
+                },
+                dropout: 0.,
+                init: [weight, out],
+            },
             norm: NormPlace::Pre,
             norm_bias: bias,
             eps: EPS,

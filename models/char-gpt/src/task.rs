@@ -5,18 +5,19 @@ use std::path::Path;
 
 use candle_core::{Device, Result, Tensor};
 use candle_nn::VarBuilder;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use zoo_checkpoint::Description;
 use zoo_layers::ops::cross_entropy;
 use zoo_layers::{Mode, Sampling};
 use zoo_training::config::ConfigOf;
 use zoo_training::{
-    Dataset, Error, Evaluation, Loss, Metrics, OptimizerKind, Preset, ScheduleKind, Split, Task, TrainConfig,
+    Dataset, Error, Evaluation, Foreign, Layout, Loss, Metrics, OptimizerKind, Preset, ScheduleKind, Split, Task,
+    TrainConfig,
 };
 
 use crate::data::{ALPHABET, dialogue};
 use crate::ngram::NGram;
-use crate::{CharGpt, Config, Source, Vocabulary, Writer};
+use crate::{CharGpt, Config, Source, Vocabulary, Writer, layout};
 
 /// Characters of a batch when evaluating.
 const BATCH: usize = 4096;
@@ -61,6 +62,11 @@ fn read(source: &Source, seed: u64) -> zoo_training::Result<(String, String)> {
         return Err(Error::Data(format!("{}: the file is empty", path.display())));
     }
     Ok((text, path.display().to_string()))
+}
+
+/// The characters of the text that is there, as a vocabulary's text.
+pub(crate) fn characters(source: &Source) -> zoo_training::Result<String> {
+    Ok(Vocabulary::of(&read(source, 0)?.0))
 }
 
 impl CharTask {
@@ -166,6 +172,7 @@ impl Task for CharTask {
         sha256: "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
     }];
     const JUDGED: Split = Split::Valid;
+    const LAYOUTS: &'static [Layout] = layout::LAYOUTS;
     type Architecture = Config;
     type Source = Source;
     type Model = CharGpt;
@@ -213,10 +220,22 @@ impl Task for CharTask {
             Some(theirs) => theirs,
             None if !known.is_empty() => known.clone(),
             None if config.data.path.is_empty() => ALPHABET.into(),
-            None => Vocabulary::of(&read(&config.data, 0)?.0),
+            None => characters(&config.data)?,
         };
         config.model.vocabulary = config.data.vocabulary.chars().count();
         Ok(())
+    }
+
+    fn recognize(tensors: &[(&str, &[usize])]) -> Option<&'static Layout> {
+        layout::recognize(tensors)
+    }
+
+    fn adopt(foreign: &Foreign) -> zoo_training::Result<(Config, Source, Value)> {
+        layout::adopt(foreign)
+    }
+
+    fn entries(layout: &Layout, config: &Config) -> zoo_training::Result<Map<String, Value>> {
+        layout::entries(layout, config)
     }
 
     fn build(config: &Config, vb: VarBuilder) -> Result<CharGpt> {

@@ -1,10 +1,14 @@
 //! What is in a checkpoint, whatever it is wrapped in: hashes, statistics, differences.
 
+use std::path::Path;
+
 use sha2::{Digest, Sha256};
 
 use crate::atomic::hexadecimal;
 use crate::cast::{Difference, floats};
-use crate::{Dtype, Result, Source, TensorInfo, View, cast};
+use crate::input::CHUNK;
+use crate::write::fill;
+use crate::{Dtype, Error, Format, Plan, Result, Source, TensorInfo, View, atomic, cast};
 
 /// The SHA-256 of all tensors by name: of each its name, element type, shape and values. The same for the same tensors in
 /// any format, in any order, tied or not. Metadata are not part of it.
@@ -136,4 +140,79 @@ pub fn compare(a: (&Source, &TensorInfo), b: (&Source, &TensorInfo)) -> Result<O
         Ok(())
     })?;
     Ok(Some(difference))
+}
+
+/// Writes the mean of the same tensors of several checkpoints, in f64 on the way. What is no floating-point number has to
+/// be the same everywhere. The first file's metadata are kept. How many tensors it wrote is returned.
+///
+/// # Errors
+/// A tensor is missing or differs in shape or element type, a file is damaged, the operating system's.
+pub fn average(sources: &[Source], path: &Path, format: Format) -> Result<usize> {
+    let Some((first, others)) = sources.split_first() else { return Ok(0) };
+    for source in others {
+        for t in &first.tensors {
+            let Some(other) = source.find(&t.name) else {
+                return Err(Error::Missing { path: source.path.clone(), tensor: t.name.clone() });
+            };
+            if other.shape != t.shape || other.dtype != t.dtype {
+                let reason = format!(
+                    "tensor {} is {} {:?}, in {} it is {} {:?}",
+                    t.name,
+                    other.dtype,
+                    other.shape,
+                    first.path.display(),
+                    t.dtype,
+                    t.shape
+                );
+                return Err(Error::Refused { path: source.path.clone(), reason });
+            }
+        }
+        if let Some(t) = source.tensors.iter().find(|t| first.find(&t.name).is_none()) {
+            return Err(Error::Missing { path: first.path.clone(), tensor: t.name.clone() });
+        }
+    }
+    let mut plan = Plan::new(first);
+    plan.fit(format);
+    let outline = plan.outline(format);
+    atomic::replace_file(path, |file| {
+        fill(format, file, path, &outline, &mut |i, sink| {
+            let t = &first.tensors[i];
+            let to = outline.tensors[i].dtype;
+            if !t.dtype.is_float() {
+                for other in others {
+                    if compare((first, t), (other, other.find(&t.name).unwrap_or(t)))?.is_some() {
+                        let reason = format!(
+                            "tensor {} of {} has other values than in {}",
+                            t.name,
+                            t.dtype,
+                            first.path.display()
+                        );
+                        return Err(Error::Refused { path: other.path.clone(), reason });
+                    }
+                }
+                return first.stream(&View::whole(t), to, sink);
+            }
+            let mut mean = vec![0f64; t.elements()];
+            for source in sources {
+                let t = source.find(&t.name).unwrap_or(t);
+                let mut at = 0;
+                source.stream(&View::whole(t), Dtype::F64, &mut |piece| {
+                    for v in floats(Dtype::F64, piece) {
+                        mean[at] += v / sources.len() as f64;
+                        at += 1;
+                    }
+                    Ok(())
+                })?;
+            }
+            let named =
+                |reason: String| Error::Refused { path: path.into(), reason: format!("tensor {}: {reason}", t.name) };
+            let mut cast = cast::Cast::new(Dtype::F64, to).map_err(named)?;
+            for piece in mean.chunks(CHUNK / 8) {
+                let bytes: Vec<u8> = piece.iter().flat_map(|v| v.to_le_bytes()).collect();
+                cast.piece(&bytes, sink).map_err(|e| e.into_error(named))?;
+            }
+            cast.finish(&mut Difference::default()).map_err(named)
+        })
+    })?;
+    Ok(outline.tensors.len())
 }

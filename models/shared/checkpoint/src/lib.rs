@@ -34,7 +34,7 @@ mod write;
 
 pub use atomic::{create, link, replace, sha256, sha256_of, sync_directory};
 pub use cast::Difference;
-pub use content::{Stats, compare, content_hash, stats};
+pub use content::{Stats, average, compare, content_hash, stats};
 pub use convert::{Converted, Output, Plan, Rules};
 pub use description::Description;
 pub use dtype::Dtype;
@@ -98,6 +98,14 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong.
         reason: String,
+    },
+    /// A checkpoint lacks a tensor that others have.
+    #[error("{}: there is no tensor {tensor}", path.display())]
+    Missing {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
     },
     /// candle failed to move or convert a tensor.
     #[error("{}: tensor {tensor}: {source}", path.display())]

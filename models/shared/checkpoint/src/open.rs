@@ -142,6 +142,32 @@ fn shards(input: &Arc<Input>) -> Parsed<Source> {
 }
 
 impl Source {
+    /// [`read()`] of an open file.
+    ///
+    /// # Errors
+    /// Damaged data, or an element type that candle lacks.
+    pub fn read(&self, device: &Device) -> Result<Checkpoint> {
+        let mut tensors: BTreeMap<String, Tensor> = BTreeMap::new();
+        for t in &self.tensors {
+            let tensor = match t.tied_to.and_then(|i| tensors.get(&self.tensors[i].name)) {
+                Some(tied) => tied.clone(),
+                None => self.tensor(t, device)?,
+            };
+            tensors.insert(t.name.clone(), tensor);
+        }
+        let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), String::from);
+        let metadata = self.metadata.iter().map(|(k, v)| (k.clone(), text(v))).collect();
+        Ok(Checkpoint { tensors, metadata })
+    }
+
+    /// Reads every byte that a checksum covers, and every tensor.
+    ///
+    /// # Errors
+    /// The first damage.
+    pub fn check(&self) -> Result<()> {
+        self.segments.iter().try_for_each(|s| s.stream(0..s.len, 1, &mut |_| Ok(())))
+    }
+
     /// Adds what is in another file of the same checkpoint.
     fn absorb(&mut self, other: Source) {
         let (segments, tensors) = (self.segments.len(), self.tensors.len());
@@ -165,16 +191,5 @@ impl Source {
 /// # Errors
 /// What [`open`] says, damaged data, or an element type that candle lacks.
 pub fn read(path: &Path, device: &Device) -> Result<Checkpoint> {
-    let source = open(path)?;
-    let mut tensors: BTreeMap<String, Tensor> = BTreeMap::new();
-    for t in &source.tensors {
-        let tensor = match t.tied_to.and_then(|i| tensors.get(&source.tensors[i].name)) {
-            Some(tied) => tied.clone(),
-            None => source.tensor(t, device)?,
-        };
-        tensors.insert(t.name.clone(), tensor);
-    }
-    let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), String::from);
-    let metadata = source.metadata.iter().map(|(k, v)| (k.clone(), text(v))).collect();
-    Ok(Checkpoint { tensors, metadata })
+    open(path)?.read(device)
 }

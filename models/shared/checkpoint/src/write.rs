@@ -32,6 +32,8 @@ impl Planned {
 pub(crate) struct Outline {
     pub(crate) tensors: Vec<Planned>,
     pub(crate) metadata: Map<String, Value>,
+    /// The entry of a PyTorch file that is to hold the tensors, if it is not to be them.
+    pub(crate) entry: Option<String>,
     pub(crate) typed: Vec<gguf::Typed>,
 }
 

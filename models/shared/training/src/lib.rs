@@ -23,5 +23,7 @@ pub use loader::Batches;
 pub use observer::{Event, Observer, Silent};
 pub use run::RunDirectory;
 pub use state::{Guard, State};
-pub use task::{Dataset, Evaluation, Loss, Metrics, Picture, Prediction, Preset, Request, Split, Task};
+pub use task::{
+    Dataset, Evaluation, Foreign, Layout, Loss, Metrics, Picture, Prediction, Preset, Request, Split, Task,
+};
 pub use trainer::{End, GradientReport, Outcome, RateTest, Trainer};

@@ -34,6 +34,34 @@ pub struct Dataset {
     pub sha256: &'static str,
 }
 
+/// How another program names and lays out the same weights.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    /// What `zoo convert --to` takes.
+    pub name: &'static str,
+    /// Rules (see `zoo_checkpoint::Rules`) that lead from it to the model's own names and shapes.
+    pub import: &'static str,
+    /// Rules that lead back.
+    pub export: &'static str,
+    /// The entry of a PyTorch file that holds its tensors; empty if the file is them.
+    pub entry: &'static str,
+    /// The file beside the weights that holds their configuration; empty if the weights' file does.
+    pub sidecar: &'static str,
+}
+
+/// A checkpoint of another program, its tensors already renamed.
+#[derive(Clone, Copy, Debug)]
+pub struct Foreign<'a> {
+    /// The name of its layout.
+    pub layout: &'static str,
+    /// Names and shapes.
+    pub tensors: &'a [(&'a str, &'a [usize])],
+    /// What it says about itself.
+    pub entries: &'a Map<String, Value>,
+    /// The data that it was trained on, if the user named them.
+    pub data: Option<&'a Path>,
+}
+
 /// A part of the data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
@@ -135,6 +163,8 @@ pub trait Task: Sized + Sync + 'static {
     const DATASETS: &'static [Dataset] = &[];
     /// The part of the data that judges a trained model.
     const JUDGED: Split = Split::Test;
+    /// Layouts of other programs that convert to and from this model.
+    const LAYOUTS: &'static [Layout] = &[];
     /// The table `[model]`.
     type Architecture: Serialize + DeserializeOwned + Default + Clone;
     /// The table `[data]`, which has a key `path`, empty by default.
@@ -154,6 +184,29 @@ pub trait Task: Sized + Sync + 'static {
     fn settle(config: &mut ConfigOf<Self>) -> Result<()> {
         let _ = config;
         Ok(())
+    }
+
+    /// Which of the layouts a checkpoint has, by its names and shapes.
+    fn recognize(tensors: &[(&str, &[usize])]) -> Option<&'static Layout> {
+        let _ = tensors;
+        None
+    }
+
+    /// The configuration of a checkpoint of another program, and what was fitted to its data.
+    ///
+    /// # Errors
+    /// It does not say enough; the message says what is missing and how to give it.
+    fn adopt(foreign: &Foreign) -> Result<(Self::Architecture, Self::Source, Value)> {
+        Err(Error::Usage(format!("{} does not take the layout {}", Self::NAME, foreign.layout)))
+    }
+
+    /// What another program wants to find beside the tensors.
+    ///
+    /// # Errors
+    /// That program has no such model.
+    fn entries(layout: &Layout, architecture: &Self::Architecture) -> Result<Map<String, Value>> {
+        let _ = architecture;
+        Err(Error::Usage(format!("{} is not written in the layout {}", Self::NAME, layout.name)))
     }
 
     /// Defines the model's parameters.

@@ -103,7 +103,7 @@ impl Plan<'_> {
                     Ok(())
                 })
             },
-            |temporary| verify(temporary, &outline, &sums.borrow()),
+            |temporary| verify(temporary, path, &outline, &sums.borrow()),
         )?;
         done.files.push(path.into());
         done.changed.extend(changed);
@@ -115,21 +115,19 @@ impl Plan<'_> {
 }
 
 /// Reads a file back: all names, shapes, types and values, and nothing else.
-fn verify(path: &Path, outline: &Outline, sums: &BTreeMap<usize, u32>) -> Result<()> {
+fn verify(temporary: &Path, path: &Path, outline: &Outline, sums: &BTreeMap<usize, u32>) -> Result<()> {
     let wrong =
         |what: String| Err(Error::Damaged { path: path.into(), reason: format!("read back after writing, {what}") });
-    let written = open(path)?;
+    let written = open(temporary)?;
+    let prefix = outline.entry.as_ref().filter(|_| written.format == Format::Torch);
     if written.tensors.len() != outline.tensors.len() {
         return wrong(format!("it has {} tensors instead of {}", written.tensors.len(), outline.tensors.len()));
     }
     let found: BTreeMap<&str, &crate::TensorInfo> = written.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
     for (i, planned) in outline.tensors.iter().enumerate() {
+        let name = prefix.map_or_else(|| planned.name.clone(), |p| format!("{p}.{}", planned.name));
         // A single array is named after its file.
-        let t = if written.format == Format::Npy {
-            written.tensors.first()
-        } else {
-            found.get(planned.name.as_str()).copied()
-        };
+        let t = if written.format == Format::Npy { written.tensors.first() } else { found.get(name.as_str()).copied() };
         let Some(t) = t.filter(|t| t.shape == planned.shape && t.dtype == planned.dtype) else {
             return wrong(format!("tensor {} is missing or has another shape or type", planned.name));
         };

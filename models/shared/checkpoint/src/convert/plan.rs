@@ -119,6 +119,9 @@ pub struct Plan<'a> {
     pub outputs: Vec<Output<'a>>,
     /// Everything else.
     pub metadata: Map<String, Value>,
+    /// The entry of a PyTorch file that is to hold the tensors, beside one for each of the metadata; by default the file is
+    /// the tensors, as `load_state_dict` takes them.
+    pub entry: Option<String>,
     /// Names of tensors and entries that rules dropped.
     pub dropped: Vec<String>,
     /// What the source holds and no format keeps, unless a rule dropped it.
@@ -134,6 +137,7 @@ impl<'a> Plan<'a> {
             source,
             outputs: source.tensors.iter().map(Output::of).collect(),
             metadata: source.metadata.clone(),
+            entry: None,
             dropped: vec![],
             lost: source.left_out.clone(),
             kept: vec![],
@@ -195,6 +199,17 @@ impl<'a> Plan<'a> {
                 self.lost.retain(|what| keep(what.split_once(": ").map_or(what.as_str(), |(path, _)| path)));
                 return Ok(before > self.outputs.len() + self.metadata.len() + self.lost.len());
             }
+            Action::DropEqual(other) => {
+                let Some(other) = self.outputs.iter().find(|o| &o.name == other).cloned() else { return Ok(false) };
+                for at in (0..self.outputs.len()).rev() {
+                    let o = &self.outputs[at];
+                    if fits(&o.name) && o.name != other.name && self.same(o, &other).map_err(|e| e.to_string())? {
+                        self.dropped.push(self.outputs.remove(at).name);
+                        found = true;
+                    }
+                }
+                return Ok(found);
+            }
             Action::Concat { parts, dim, name } => return self.concat(rule, parts, *dim, name, expand),
             Action::Tie { name, to } => {
                 let Some(target) = self.outputs.iter().find(|o| &o.name == to).cloned() else { return Ok(false) };
@@ -229,7 +244,7 @@ impl<'a> Plan<'a> {
                     self.outputs.extend(named);
                 }
                 Action::Cast(dtype) => self.outputs.push(Output { dtype: *dtype, ..output }),
-                Action::Drop | Action::Concat { .. } | Action::Tie { .. } => {}
+                _ => {}
             }
         }
         Ok(found)
@@ -288,6 +303,11 @@ impl<'a> Plan<'a> {
         Ok(hash(a)? == hash(b)?)
     }
 
+    /// The path of what is converted.
+    pub fn path(&self) -> &std::path::Path {
+        &self.source.path
+    }
+
     /// All floating-point tensors as `dtype`; integers and truth values stay.
     pub fn cast(&mut self, dtype: Dtype) {
         self.outputs.iter_mut().filter(|o| o.dtype.is_float()).for_each(|o| o.dtype = dtype);
@@ -341,7 +361,7 @@ impl<'a> Plan<'a> {
         });
         let typed = if format == Format::Gguf { self.source.typed.clone() } else { vec![] };
         let typed = typed.into_iter().filter(|t| self.metadata.contains_key(&t.key)).collect();
-        Outline { tensors: planned.collect(), metadata: self.metadata.clone(), typed }
+        Outline { tensors: planned.collect(), metadata: self.metadata.clone(), entry: self.entry.clone(), typed }
     }
 
     /// Ties among the outputs: name by name.

@@ -17,9 +17,11 @@ use crate::Dtype;
 /// cast      .*\.bias f32
 /// tie       lm_head.weight -> transformer.wte.weight
 /// drop      optimizer\..*
+/// drop-equal lm_head\.weight -> transformer.wte.weight
 /// ```
 ///
-/// They apply in their order, each to what those before it left. A rule that finds nothing is an error, unless its first
+/// They apply in their order, each to what those before it left. `drop-equal` drops a tensor whose values are those of
+/// another, such as a tied head that a file holds twice. A rule that finds nothing is an error, unless its first
 /// word ends with `?`. `drop` takes entries of the metadata, too. `split` makes equal parts along a dimension, `transpose`
 /// swaps the two last dimensions.
 #[derive(Clone, Debug, Default)]
@@ -55,6 +57,8 @@ pub(super) enum Action {
         to: String,
     },
     Drop,
+    /// If it has the same values as this one.
+    DropEqual(String),
 }
 
 impl Rules {
@@ -103,10 +107,11 @@ fn rule(line: &str) -> Result<Rule, String> {
             (pattern.trim().to_string(), Action::Cast(dtype.parse()?))
         }
         "tie" => (regex::escape(target()?), Action::Tie { name: left.into(), to: target()?.into() }),
+        "drop-equal" => (left.to_string(), Action::DropEqual(target()?.into())),
         "drop" => (left.to_string(), Action::Drop),
         other => {
             return Err(format!(
-                "there is no rule {other}: there are rename, transpose, split, concat, cast, tie and drop"
+                "there is no rule {other}: there are rename, transpose, split, concat, cast, tie, drop and drop-equal"
             ));
         }
     };

@@ -4,6 +4,8 @@
 use std::fs::File;
 use std::path::Path;
 
+use serde_json::Value;
+
 use super::pickle::STORAGES;
 use crate::Result;
 use crate::archive::Archive;
@@ -28,6 +30,10 @@ pub(crate) fn write(file: &mut File, path: &Path, outline: &Outline, streams: St
 /// Protocol 2, which every PyTorch reads.
 fn pickle(outline: &Outline) -> Vec<u8> {
     let mut p = vec![0x80, 2];
+    if let Some(entry) = &outline.entry {
+        p.extend(b"}(");
+        text(&mut p, entry);
+    }
     ordered_dict(&mut p);
     p.push(b'(');
     for (i, t) in outline.tensors.iter().enumerate() {
@@ -35,6 +41,14 @@ fn pickle(outline: &Outline) -> Vec<u8> {
         tensor(&mut p, t, t.tied_to.unwrap_or(i));
     }
     p.push(b'u');
+    if outline.entry.is_some() {
+        for (key, value) in &outline.metadata {
+            text(&mut p, key);
+            json(&mut p, value);
+        }
+        p.extend(b"u.");
+        return p;
+    }
     let metadata: Vec<_> =
         outline.metadata.iter().map(|(k, v)| (k, v.as_str().map_or_else(|| v.to_string(), String::from))).collect();
     if !metadata.is_empty() {
@@ -77,6 +91,38 @@ fn tensor(p: &mut Vec<u8>, t: &Planned, storage: usize) {
         global(p, "torch", t.dtype.torch().unwrap_or_default());
     }
     p.extend(b"tR");
+}
+
+/// A value as Python's own.
+fn json(p: &mut Vec<u8>, value: &Value) {
+    match value {
+        Value::Null => p.push(b'N'),
+        Value::Bool(b) => p.push(if *b { 0x88 } else { 0x89 }),
+        Value::Number(n) => match (n.as_i64(), n.as_f64()) {
+            (Some(n), _) => {
+                p.extend([0x8a, 8]);
+                p.extend(n.to_le_bytes());
+            }
+            (None, f) => {
+                p.push(b'G');
+                p.extend(f.unwrap_or(f64::NAN).to_be_bytes());
+            }
+        },
+        Value::String(s) => text(p, s),
+        Value::Array(items) => {
+            p.extend(b"](");
+            items.iter().for_each(|v| json(p, v));
+            p.push(b'e');
+        }
+        Value::Object(items) => {
+            p.extend(b"}(");
+            for (key, value) in items {
+                text(p, key);
+                json(p, value);
+            }
+            p.push(b'u');
+        }
+    }
 }
 
 fn ordered_dict(p: &mut Vec<u8>) {

@@ -1,0 +1,203 @@
+//! `zoo inspect`, `zoo diff`, `zoo verify` and `zoo average`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::bail;
+use serde_json::{Value, json};
+use zoo_checkpoint::{Format, Source, TensorInfo, compare, content_hash, open, stats};
+use zoo_layers::nearest;
+
+use crate::args::{AverageArgs, DiffArgs, InspectArgs, VerifyArgs};
+use crate::convert::format_named;
+use crate::output::{grouped, print, print_json, table};
+use crate::registry::{self, weights};
+
+fn short(value: f64) -> String {
+    format!("{value:.4e}")
+}
+
+pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
+    let source = opened(&args.file)?;
+    let parameters: usize = source.tensors.iter().filter(|t| t.tied_to.is_none()).map(TensorInfo::elements).sum();
+    let mut rows = vec![["tensor", "shape", "dtype", "bytes"].map(String::from).to_vec()];
+    if args.stats {
+        rows[0].extend(["min", "max", "mean", "std", "norm", "zeros", "NaN", "inf"].map(String::from));
+    }
+    let mut tensors = vec![];
+    for t in &source.tensors {
+        let tied = t.tied_to.map(|i| source.tensors[i].name.clone());
+        let s = if args.stats { stats(&source, t)? } else { None };
+        let bytes = if tied.is_some() { "tied".into() } else { grouped(t.bytes() as usize) };
+        let mut row = vec![t.name.clone(), format!("{:?}", t.shape), t.dtype.to_string(), bytes];
+        if let Some(s) = &s {
+            row.extend([s.min, s.max, s.mean, s.std, s.norm].map(short));
+            row.extend([s.zeros, s.nan, s.infinite].map(grouped));
+        }
+        rows.push(row);
+        let mut json = json!({ "name": t.name, "shape": t.shape, "dtype": t.dtype.to_string(), "bytes": t.bytes() });
+        if let Some(tied) = tied {
+            json["tied_to"] = tied.into();
+        }
+        if let Some(s) = s {
+            json["stats"] = serde_json::to_value(s)?;
+        }
+        tensors.push(json);
+    }
+    let hash = if args.hash { Some(content_hash(&source)?) } else { None };
+    if args.json {
+        let mut document = json!({
+            "format": source.format.name(), "file_bytes": source.file_bytes, "tensors": tensors,
+            "metadata": source.metadata, "total_parameters": parameters, "remarks": source.remarks, "left_out": source.left_out,
+        });
+        if let Some(hash) = hash {
+            document["content_sha256"] = hash.into();
+        }
+        print_json(&document);
+        return Ok(());
+    }
+    let mut text = format!("{}: {}, {} bytes\n", args.file, source.format.name(), grouped(source.file_bytes as usize));
+    text += &table(&rows);
+    text += &format!("{} tensors, {} parameters\n", source.tensors.len(), grouped(parameters));
+    for (key, value) in &source.metadata {
+        let value = value.as_str().map_or_else(|| value.to_string(), |s| format!("{s:?}"));
+        let cut: String = value.chars().take(100).collect();
+        text += &format!("{key} = {cut}{}\n", if cut.len() < value.len() { "…" } else { "" });
+    }
+    source.left_out.iter().for_each(|l| text += &format!("not read: {l}\n"));
+    source.remarks.iter().for_each(|r| text += &format!("note: {r}\n"));
+    if let Some(hash) = hash {
+        text += &format!("content sha256: {hash}\n");
+    }
+    print(&text);
+    Ok(())
+}
+
+/// A file, a run directory, or a file of the hub.
+fn opened(name: &str) -> anyhow::Result<Source> {
+    Ok(open(&weights(Path::new(name)))?)
+}
+
+pub(crate) fn diff(args: &DiffArgs) -> anyhow::Result<std::process::ExitCode> {
+    let (a, b) = (opened(&args.a)?, opened(&args.b)?);
+    let of_b: BTreeMap<&str, &TensorInfo> = b.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
+    let names_of_a: BTreeMap<&str, &TensorInfo> = a.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
+    let only = |these: &Source, others: &BTreeMap<&str, &TensorInfo>| -> Vec<String> {
+        these.tensors.iter().map(|t| t.name.clone()).filter(|n| !others.contains_key(n.as_str())).collect()
+    };
+    let (only_a, only_b) = (only(&a, &of_b), only(&b, &names_of_a));
+    let (mut same, mut differ) = (0, vec![]);
+    for t in &a.tensors {
+        let Some(other) = of_b.get(t.name.as_str()) else { continue };
+        if t.shape != other.shape {
+            differ.push(json!({ "name": t.name, "a": format!("{} {:?}", t.dtype, t.shape), "b": format!("{} {:?}", other.dtype, other.shape) }));
+            continue;
+        }
+        match compare((&a, t), (&b, other))? {
+            None => same += 1,
+            Some(d) => differ.push(json!({
+                "name": t.name, "a": t.dtype.to_string(), "b": other.dtype.to_string(),
+                "largest_difference": d.largest, "relative_error": d.relative(),
+            })),
+        }
+    }
+    let entries: Vec<&String> = a.metadata.keys().filter(|k| a.metadata.get(*k) != b.metadata.get(*k)).collect();
+    let entries: Vec<&String> =
+        entries.into_iter().chain(b.metadata.keys().filter(|k| !a.metadata.contains_key(*k))).collect();
+    let equal = only_a.is_empty() && only_b.is_empty() && differ.is_empty();
+    if args.json {
+        print_json(&json!({
+            "a": args.a, "b": args.b, "equal": equal, "same": same, "different": differ, "only_a": only_a, "only_b": only_b,
+            "metadata_differs": entries,
+        }));
+    } else {
+        let mut rows = vec![["tensor", "a", "b", "largest difference", "relative error"].map(String::from).to_vec()];
+        let number = |v: &Value| v.as_f64().map_or("-".into(), short);
+        let text = |v: &Value| v.as_str().unwrap_or_default().to_string();
+        for d in &differ {
+            rows.push(vec![
+                text(&d["name"]),
+                text(&d["a"]),
+                text(&d["b"]),
+                number(&d["largest_difference"]),
+                number(&d["relative_error"]),
+            ]);
+        }
+        if rows.len() > 1 {
+            print(&table(&rows));
+        }
+        only_a.iter().for_each(|n| print(&format!("only in {}: {n}\n", args.a)));
+        only_b.iter().for_each(|n| print(&format!("only in {}: {n}\n", args.b)));
+        if !entries.is_empty() {
+            print(&format!("metadata differ: {}\n", entries.iter().map(|e| e.as_str()).collect::<Vec<_>>().join(", ")));
+        }
+        print(&format!(
+            "{same} tensors are the same, bit for bit; {} differ\n",
+            differ.len() + only_a.len() + only_b.len()
+        ));
+    }
+    Ok(std::process::ExitCode::from(u8::from(!equal)))
+}
+
+pub(crate) fn verify(args: &VerifyArgs) -> anyhow::Result<()> {
+    let source = opened(&args.file)?;
+    let mut problems = vec![];
+    if let Err(e) = source.check() {
+        problems.push(e.to_string());
+    } else {
+        for t in source.tensors.iter().filter(|t| t.tied_to.is_none()) {
+            if let Some(s) = stats(&source, t)?
+                && s.nan + s.infinite > 0
+            {
+                problems.push(format!("tensor {} has {} NaN and {} infinite values", t.name, s.nan, s.infinite));
+            }
+        }
+        if let Some(model) = &args.model
+            && let Err(e) = registry::find(model)?.fits(&source)
+        {
+            problems.push(crate::output::first_line(&e));
+        }
+    }
+    if args.json {
+        print_json(&json!({
+            "file": args.file, "format": source.format.name(), "ok": problems.is_empty(), "tensors": source.tensors.len(),
+            "problems": problems, "remarks": source.remarks, "left_out": source.left_out,
+        }));
+    } else {
+        let fit = args.model.as_ref().map_or(String::new(), |m| format!(", and fits {m}"));
+        match problems.is_empty() {
+            true => print(&format!(
+                "{}: {} with {} tensors: its structure is sound, its values are finite{fit}\n",
+                args.file,
+                source.format.name(),
+                source.tensors.len()
+            )),
+            false => problems.iter().for_each(|p| print(&format!("{p}\n"))),
+        }
+        source.left_out.iter().for_each(|l| print(&format!("not read: {l}\n")));
+        source.remarks.iter().for_each(|r| print(&format!("note: {r}\n")));
+    }
+    match problems.len() {
+        0 => Ok(()),
+        n => bail!("{}: {n} problem{}", args.file, if n == 1 { "" } else { "s" }),
+    }
+}
+
+pub(crate) fn average(args: &AverageArgs) -> anyhow::Result<()> {
+    let sources = args.files.iter().map(|f| opened(f)).collect::<anyhow::Result<Vec<_>>>()?;
+    let format = Format::by_extension(&args.output).map_or_else(|| format_named("safetensors"), Ok)?;
+    let names: Vec<String> = sources.iter().flat_map(|s| s.tensors.iter().map(|t| t.name.clone())).collect();
+    let tensors = zoo_checkpoint::average(&sources, &args.output, format).map_err(|e| match &e {
+        zoo_checkpoint::Error::Missing { tensor, .. } => {
+            let like = nearest(tensor, names.iter().map(String::as_str).filter(|n| n != tensor));
+            anyhow::anyhow!("{e}{}", like.map_or(String::new(), |l| format!(" (did you mean {l}?)")))
+        }
+        _ => e.into(),
+    })?;
+    if args.json {
+        print_json(&json!({ "output": args.output, "inputs": args.files, "tensors": tensors }));
+    } else {
+        print(&format!("{}: the mean of {} checkpoints, {tensors} tensors\n", args.output.display(), sources.len()));
+    }
+    Ok(())
+}

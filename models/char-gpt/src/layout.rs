@@ -1,0 +1,198 @@
+//! How nanoGPT and Hugging Face's GPT-2 name and lay out the same weights.
+
+use serde_json::{Map, Value, json};
+use zoo_training::{Error, Foreign, Layout, Result};
+
+use crate::task::characters;
+use crate::{Config, Gelu, Source};
+
+/// The characters of tiny Shakespeare, in the order of their numbers: those of nanoGPT's data set `shakespeare_char`.
+const SHAKESPEARE: &str = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+
+const NANOGPT: &str = "nanogpt";
+const HUGGING_FACE: &str = "huggingface";
+
+/// nanoGPT: linear layers as PyTorch has them. Hugging Face: transposed ones (its Conv1D), with or without the prefix.
+pub(crate) const LAYOUTS: &[Layout] = &[
+    Layout {
+        name: NANOGPT,
+        import: r"
+            # Training state, and the causal mask that older versions stored.
+            drop? optimizer\..*
+            drop? best_val_loss
+            drop? .*\.attn\.(?:bias|masked_bias)
+            rename transformer\.wte\.weight -> token_embedding.weight
+            rename transformer\.wpe\.weight -> position_embedding.weight
+            rename transformer\.h\.(\d+)\.ln_([12])\.(weight|bias) -> blocks.$1.norm$2.$3
+            rename transformer\.h\.(\d+)\.attn\.c_attn\.(weight|bias) -> blocks.$1.self_attn.in_proj_$2
+            rename transformer\.h\.(\d+)\.attn\.c_proj\.(weight|bias) -> blocks.$1.self_attn.out_proj.$2
+            rename transformer\.h\.(\d+)\.mlp\.c_fc\.(weight|bias) -> blocks.$1.linear1.$2
+            rename transformer\.h\.(\d+)\.mlp\.c_proj\.(weight|bias) -> blocks.$1.linear2.$2
+            rename transformer\.ln_f\.(weight|bias) -> norm.$1
+            drop-equal? lm_head\.weight -> token_embedding.weight
+            rename? lm_head\.weight -> head.weight
+        ",
+        export: r"
+            concat? blocks\.(\d+)\.self_attn\.q_proj\.(weight|bias), blocks.$1.self_attn.k_proj.$2, blocks.$1.self_attn.v_proj.$2 0 -> blocks.$1.self_attn.in_proj_$2
+            rename token_embedding\.weight -> transformer.wte.weight
+            rename position_embedding\.weight -> transformer.wpe.weight
+            rename blocks\.(\d+)\.norm([12])\.(weight|bias) -> transformer.h.$1.ln_$2.$3
+            rename blocks\.(\d+)\.self_attn\.in_proj_(weight|bias) -> transformer.h.$1.attn.c_attn.$2
+            rename blocks\.(\d+)\.self_attn\.out_proj\.(weight|bias) -> transformer.h.$1.attn.c_proj.$2
+            rename blocks\.(\d+)\.linear1\.(weight|bias) -> transformer.h.$1.mlp.c_fc.$2
+            rename blocks\.(\d+)\.linear2\.(weight|bias) -> transformer.h.$1.mlp.c_proj.$2
+            rename norm\.(weight|bias) -> transformer.ln_f.$1
+            rename? head\.weight -> lm_head.weight
+            tie? lm_head.weight -> transformer.wte.weight
+        ",
+        entry: "model",
+        sidecar: "",
+    },
+    Layout {
+        name: HUGGING_FACE,
+        import: r"
+            drop? .*\.attn\.(?:bias|masked_bias)
+            rename? ((?:wte|wpe|ln_f|h)\..*) -> transformer.$1
+            rename transformer\.wte\.weight -> token_embedding.weight
+            rename transformer\.wpe\.weight -> position_embedding.weight
+            transpose transformer\.h\.\d+\.(?:attn|mlp)\.c_(?:attn|proj|fc)\.weight
+            rename transformer\.h\.(\d+)\.ln_([12])\.(weight|bias) -> blocks.$1.norm$2.$3
+            rename transformer\.h\.(\d+)\.attn\.c_attn\.(weight|bias) -> blocks.$1.self_attn.in_proj_$2
+            rename transformer\.h\.(\d+)\.attn\.c_proj\.(weight|bias) -> blocks.$1.self_attn.out_proj.$2
+            rename transformer\.h\.(\d+)\.mlp\.c_fc\.(weight|bias) -> blocks.$1.linear1.$2
+            rename transformer\.h\.(\d+)\.mlp\.c_proj\.(weight|bias) -> blocks.$1.linear2.$2
+            rename transformer\.ln_f\.(weight|bias) -> norm.$1
+            drop-equal? lm_head\.weight -> token_embedding.weight
+            rename? lm_head\.weight -> head.weight
+        ",
+        export: r"
+            concat? blocks\.(\d+)\.self_attn\.q_proj\.(weight|bias), blocks.$1.self_attn.k_proj.$2, blocks.$1.self_attn.v_proj.$2 0 -> blocks.$1.self_attn.in_proj_$2
+            rename token_embedding\.weight -> transformer.wte.weight
+            rename position_embedding\.weight -> transformer.wpe.weight
+            rename blocks\.(\d+)\.norm([12])\.(weight|bias) -> transformer.h.$1.ln_$2.$3
+            rename blocks\.(\d+)\.self_attn\.in_proj_(weight|bias) -> transformer.h.$1.attn.c_attn.$2
+            rename blocks\.(\d+)\.self_attn\.out_proj\.(weight|bias) -> transformer.h.$1.attn.c_proj.$2
+            rename blocks\.(\d+)\.linear1\.(weight|bias) -> transformer.h.$1.mlp.c_fc.$2
+            rename blocks\.(\d+)\.linear2\.(weight|bias) -> transformer.h.$1.mlp.c_proj.$2
+            transpose transformer\.h\.\d+\.(?:attn|mlp)\.c_(?:attn|proj|fc)\.weight
+            rename norm\.(weight|bias) -> transformer.ln_f.$1
+            rename? head\.weight -> lm_head.weight
+            tie? lm_head.weight -> transformer.wte.weight
+        ",
+        entry: "",
+        sidecar: "config.json",
+    },
+];
+
+/// The two have the same names, with or without a prefix; the packed queries, keys and values tell them apart.
+pub(crate) fn recognize(tensors: &[(&str, &[usize])]) -> Option<&'static Layout> {
+    let packed = tensors.iter().find(|(name, _)| name.ends_with("h.0.attn.c_attn.weight"))?;
+    let name = match packed.1 {
+        [out, width] if *out == 3 * width => NANOGPT,
+        [width, out] if *out == 3 * width => HUGGING_FACE,
+        _ => return None,
+    };
+    LAYOUTS.iter().find(|l| l.name == name)
+}
+
+pub(crate) fn adopt(foreign: &Foreign) -> Result<(Config, Source, Value)> {
+    let shape = |wanted: &str| foreign.tensors.iter().find(|(name, _)| *name == wanted).map(|(_, shape)| *shape);
+    let missing = |what: &str| Error::Usage(format!("the {} checkpoint has no {what}", foreign.layout));
+    let sizes = |name: &str| match shape(name) {
+        Some([a, b]) => Ok((*a, *b)),
+        _ => Err(missing(name)),
+    };
+    let (vocabulary, width) = sizes("token_embedding.weight")?;
+    let (context, _) = sizes("position_embedding.weight")?;
+    let (hidden, _) = sizes("blocks.0.linear1.weight")?;
+    let (said, where_from) = match foreign.layout {
+        NANOGPT => (foreign.entries.get("model_args").and_then(Value::as_object), "model_args"),
+        _ => (Some(foreign.entries), "config.json"),
+    };
+    let said = |key: &str| said.and_then(|s| s.get(key));
+    let Some(heads) = ["n_head", "num_attention_heads"].iter().find_map(|k| said(k)?.as_u64()) else {
+        return Err(missing(&format!("n_head: its tensors do not tell, {where_from} should (beside it, or in it)")));
+    };
+    let gelu = match said("activation_function").and_then(Value::as_str) {
+        // nanoGPT has no choice.
+        None if foreign.layout == NANOGPT => Gelu::Erf,
+        Some("gelu") => Gelu::Erf,
+        None | Some("gelu_new" | "gelu_pytorch_tanh") => Gelu::Tanh,
+        Some(other) => return Err(Error::Usage(format!("{where_from}: char-gpt has no activation {other}"))),
+    };
+    if said("layer_norm_epsilon").and_then(Value::as_f64).is_some_and(|e| e != 1e-5) {
+        return Err(Error::Usage(format!("{where_from}: char-gpt's norms have layer_norm_epsilon 1e-5")));
+    }
+    for key in ["scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "add_cross_attention"] {
+        if said(key).and_then(Value::as_bool) == Some(true) {
+            return Err(Error::Usage(format!("{where_from}: char-gpt has no {key}")));
+        }
+    }
+    let blocks = foreign.tensors.iter().filter(|(name, _)| name.ends_with(".norm1.weight")).count();
+    let config = Config {
+        vocabulary,
+        context,
+        layers: blocks,
+        heads: heads as usize,
+        width,
+        hidden,
+        separate_qkv: false,
+        tied: shape("head.weight").is_none(),
+        bias: shape("norm.bias").is_some(),
+        gelu,
+        dropout: ["dropout", "resid_pdrop"].iter().find_map(|k| said(k)?.as_f64()).unwrap_or(0.),
+    };
+    let data_set = foreign.entries.get("config").and_then(|c| c.get("dataset")).and_then(Value::as_str);
+    let source = Source { path: foreign.data.map_or(String::new(), |p| p.display().to_string()), ..Source::default() };
+    let known = match foreign.data {
+        Some(_) => characters(&source)?,
+        None if data_set == Some("shakespeare_char") => SHAKESPEARE.to_string(),
+        None => {
+            return Err(Error::Usage(format!(
+                "the {} checkpoint does not say which characters its {vocabulary} numbers mean: name the text that it was \
+                 trained on by --data (char-gpt takes models of characters, not of tokens)",
+                foreign.layout
+            )));
+        }
+    };
+    let n = known.chars().count();
+    if n != vocabulary {
+        return Err(Error::Usage(format!(
+            "the {} checkpoint has {vocabulary} numbers, but its text has {n} different characters{}",
+            foreign.layout,
+            if n < vocabulary {
+                ": it was trained on tokens, on another text, or its vocabulary was padded"
+            } else {
+                ""
+            }
+        )));
+    }
+    Ok((config, Source { vocabulary: known.clone(), ..source }, known.into()))
+}
+
+pub(crate) fn entries(layout: &Layout, config: &Config) -> Result<Map<String, Value>> {
+    let &Config { vocabulary, context, layers, heads, width, hidden, tied, bias, gelu, dropout, .. } = config;
+    let lacks = |what: &str| Err(Error::Usage(format!("{} has no GPT {what}", layout.name)));
+    match layout.name {
+        NANOGPT if !tied => return lacks("whose head is not its embedding (model.tied = false)"),
+        NANOGPT if hidden != 4 * width => return lacks("whose MLPs are not four times as wide as the model"),
+        NANOGPT if gelu != Gelu::Erf => return lacks("with GELU by tanh (model.gelu)"),
+        HUGGING_FACE if !bias => return lacks("without biases (model.bias = false)"),
+        _ => {}
+    }
+    let value = match layout.name {
+        NANOGPT => json!({
+            "model_args": {
+                "n_layer": layers, "n_head": heads, "n_embd": width, "block_size": context, "bias": bias,
+                "vocab_size": vocabulary, "dropout": dropout,
+            },
+        }),
+        _ => json!({
+            "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": vocabulary, "n_positions": context,
+            "n_embd": width, "n_layer": layers, "n_head": heads, "n_inner": hidden, "layer_norm_epsilon": 1e-5,
+            "activation_function": match gelu { Gelu::Erf => "gelu", Gelu::Tanh => "gelu_new" },
+            "tie_word_embeddings": tied, "resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout,
+        }),
+    };
+    Ok(if let Value::Object(entries) = value { entries } else { Map::new() })
+}
