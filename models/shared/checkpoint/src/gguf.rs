@@ -162,7 +162,7 @@ pub(crate) fn open(input: &Arc<Input>) -> Parsed<Source> {
     match r.u32()? {
         2 | 3 => {}
         1 => return refused("it has version 1 of GGUF: convert it with llama.cpp"),
-        v if v.swap_bytes() <= 3 => return refused("it was written on a big-endian machine"),
+        v if (1..=3).contains(&v.swap_bytes()) => return refused("it was written on a big-endian machine"),
         v => return refused(format!("it has version {v} of GGUF, known are 2 and 3")),
     }
     let (tensors, entries) = (r.u64()?, r.u64()?);
@@ -236,6 +236,9 @@ pub(crate) fn open(input: &Arc<Input>) -> Parsed<Source> {
         source.push(name, dtype, shape, at).map_err(Fault::Malformed)?;
         let bytes = source.tensors.last().map_or(0, crate::TensorInfo::bytes);
         expected = (offset + bytes).next_multiple_of(alignment);
+    }
+    if input.len > data.saturating_add(expected) {
+        return malformed(format!("{} bytes follow its tensors", input.len - data - expected));
     }
     source.settle().map_err(Fault::Malformed)?;
     let texts = source.metadata.iter().filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_string()))).collect();

@@ -31,6 +31,17 @@ impl From<io::Error> for Fault {
     }
 }
 
+impl From<Error> for Fault {
+    /// Without the path, which is added when all is known.
+    fn from(e: Error) -> Self {
+        match e {
+            Error::Io { source, .. } => source.into(),
+            Error::Damaged { reason, .. } | Error::Malformed { reason, .. } => Self::Malformed(reason),
+            other => Self::Refused(other.to_string()),
+        }
+    }
+}
+
 pub(crate) type Parsed<T> = std::result::Result<T, Fault>;
 
 pub(crate) fn malformed<T>(reason: impl Into<String>) -> Parsed<T> {

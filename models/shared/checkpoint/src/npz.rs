@@ -168,14 +168,12 @@ impl Literal<'_> {
 
 /// Adds an array, whose bytes with the header are a segment, to a source.
 fn add(source: &mut Source, name: &str, segment: Segment, metadata: &mut BTreeMap<String, String>) -> Parsed<()> {
-    let start = segment.bytes(0..segment.len.min(12 + LARGEST_HEADER as u64));
-    // Only a record that is read whole has its checksum compared.
-    let start = start.map_err(|e| Fault::Malformed(format!("array {name}: {e}")))?;
     let within = |f| match f {
         Fault::Malformed(reason) => Fault::Malformed(format!("array {name}: {reason}")),
         Fault::Refused(reason) => Fault::Refused(format!("array {name}: {reason}")),
         io => io,
     };
+    let start = segment.bytes(0..segment.len.min(12 + LARGEST_HEADER as u64)).map_err(|e| within(e.into()))?;
     let Header { descr, fortran: reversed, shape, data: at } = header(&start).map_err(within)?;
     let bytes = shape.iter().try_fold(descr.size() as u64, |n, d| n.checked_mul(*d as u64));
     if bytes.and_then(|b| b.checked_add(at)) != Some(segment.len) {
@@ -184,7 +182,7 @@ fn add(source: &mut Source, name: &str, segment: Segment, metadata: &mut BTreeMa
     let Some(dtype) = descr.dtype else {
         return match shape[..] {
             [] => {
-                let bytes = segment.bytes(at..segment.len).map_err(|e| Fault::Malformed(e.to_string()))?;
+                let bytes = segment.bytes(at..segment.len)?;
                 let text = text(&descr, &bytes);
                 metadata.insert(name.into(), text.ok_or_else(|| Fault::Malformed(format!("array {name} is no text")))?);
                 Ok(())

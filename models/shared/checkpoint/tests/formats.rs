@@ -180,3 +180,50 @@ fn every_format_carries_the_same_content_to_every_other() -> Outcome {
     assert!(!dir.path().join("odd.npz").exists());
     Ok(())
 }
+
+mod properties {
+    use super::*;
+    use candle_core::{DType, Tensor};
+    use proptest::prelude::*;
+
+    /// Any bits at all, as one of the types that every format has.
+    fn tensors() -> impl Strategy<Value = BTreeMap<String, (usize, Vec<usize>, Vec<u8>)>> {
+        let shape = proptest::collection::vec(1usize..5, 0..4);
+        let one = (0usize..TYPES.len(), shape).prop_flat_map(|(dtype, shape)| {
+            let bytes = shape.iter().product::<usize>() * TYPES[dtype].size_in_bytes();
+            (Just(dtype), Just(shape), proptest::collection::vec(any::<u8>(), bytes))
+        });
+        proptest::collection::btree_map("[a-zA-Zé][a-z0-9_./: -]{0,12}", one, 1..6)
+    }
+
+    const TYPES: [DType; 7] = [DType::F32, DType::F16, DType::BF16, DType::F64, DType::I64, DType::I32, DType::I16];
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn any_bits_come_back_from_every_format(tensors in tensors(), note in ".{0,40}") {
+            let dir = tempfile::tempdir().expect("a folder");
+            let first = dir.path().join("first");
+            let made: Vec<(String, Tensor)> = tensors
+                .iter()
+                .map(|(name, (dtype, shape, bytes))| {
+                    (name.clone(), Tensor::from_raw_buffer(bytes, TYPES[*dtype], shape, &Device::Cpu).expect("a tensor"))
+                })
+                .collect();
+            zoo_checkpoint::write(&first, &made, &BTreeMap::from([("note".to_string(), note.clone())])).expect("written");
+            let source = open(&first).expect("read");
+            let before = contents(&source).expect("read");
+            for (name, (_, shape, bytes)) in &tensors {
+                prop_assert_eq!((&before[name].1, &before[name].2), (shape, bytes));
+            }
+            for (i, format) in [Format::Torch, Format::Npz, Format::Gguf, Format::Safetensors].into_iter().enumerate() {
+                let next = dir.path().join(i.to_string());
+                Plan::new(&source).write(&next, format, None).expect("written");
+                let back = open(&next).expect("read");
+                prop_assert_eq!(back.metadata.get("note").and_then(|n| n.as_str()), Some(note.as_str()), "{:?}", format);
+                prop_assert_eq!(&contents(&back).expect("read"), &before, "{:?}", format);
+            }
+        }
+    }
+}

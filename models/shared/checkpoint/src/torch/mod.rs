@@ -39,7 +39,7 @@ pub(crate) fn open_archive(input: &Arc<Input>, records: Vec<Record>) -> Parsed<S
     let by_name: HashMap<&str, &Segment> = records.iter().map(|r| (r.name.as_str(), &r.segment)).collect();
     let small = |segment: &Segment| match segment.len > pickle::LARGEST {
         true => malformed(format!("its pickle has {} bytes", segment.len)),
-        false => segment.bytes(0..segment.len).map_err(fault),
+        false => Ok(segment.bytes(0..segment.len)?),
     };
     if let Some(order) = by_name.get(format!("{root}byteorder").as_str())
         && order.len < 16
@@ -53,7 +53,11 @@ pub(crate) fn open_archive(input: &Arc<Input>, records: Vec<Record>) -> Parsed<S
     let bytes = small(&main.segment)?;
     let mut values = Pickle::default();
     let len = bytes.len() as u64;
-    let value = values.read(&mut Cursor::new(bytes), len)?;
+    let mut pickle = Cursor::new(bytes);
+    let value = values.read(&mut pickle, len)?;
+    if pickle.position() != len {
+        return malformed(format!("{} bytes follow its pickle", len - pickle.position()));
+    }
     let mut source = Source::new(&input.path, Format::Torch, input.len);
     let storages = |storage: &Storage| match by_name.get(format!("{root}data/{}", storage.key).as_str()) {
         Some(segment) => Ok((*segment).clone()),
@@ -122,14 +126,6 @@ pub(crate) fn open_legacy(input: &Arc<Input>) -> Parsed<Source> {
     };
     Walk::new(&values, &mut source, &storages).root(value)?;
     Ok(source)
-}
-
-fn fault(e: crate::Error) -> Fault {
-    match e {
-        crate::Error::Io { source, .. } => source.into(),
-        crate::Error::Damaged { reason, .. } => Fault::Malformed(reason),
-        other => Fault::Malformed(other.to_string()),
-    }
 }
 
 /// Goes through a value, names its tensors by their paths, and keeps the rest as JSON.

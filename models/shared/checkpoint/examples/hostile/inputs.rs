@@ -1,0 +1,498 @@
+//! Files that lie. Each is small; some would take a terabyte, or run a program, if they were believed.
+
+use std::io::{Cursor, Write};
+
+use serde_json::{Value, json};
+use zip::write::SimpleFileOptions;
+use zip::{CompressionMethod, ZipWriter};
+
+/// A file, and whether there is something to read in it after all.
+#[allow(dead_code)] // Of the two programs that have this module one does not look at all of it.
+pub(crate) struct Input {
+    pub(crate) format: &'static str,
+    pub(crate) name: String,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) sound: bool,
+}
+
+fn input(format: &'static str, name: impl Into<String>, bytes: Vec<u8>) -> Input {
+    Input { format, name: name.into(), bytes, sound: false }
+}
+
+/// All of them.
+pub(crate) fn all() -> Vec<Input> {
+    let mut all = vec![input("any", "an empty file", vec![]), input("any", "one byte", vec![b'{'])];
+    all.extend(safetensors());
+    all.extend(pickles());
+    all.extend(tensors());
+    all.extend(archives());
+    all.extend(arrays());
+    all.extend(gguf());
+    all
+}
+
+fn st(header: impl AsRef<[u8]>, data: usize) -> Vec<u8> {
+    let header = header.as_ref();
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend_from_slice(header);
+    bytes.resize(bytes.len() + data, 1);
+    bytes
+}
+
+fn entry(dtype: &str, shape: Value, from: u64, to: u64) -> Value {
+    json!({ "dtype": dtype, "shape": shape, "data_offsets": [from, to] })
+}
+
+fn safetensors() -> Vec<Input> {
+    let one = |shape: Value, bytes: u64| json!({ "a": entry("F32", shape, 0, bytes) }).to_string();
+    let two = |a: [u64; 2], b: [u64; 2]| {
+        json!({ "a": entry("U8", json!([a[1].wrapping_sub(a[0])]), a[0], a[1]), "b": entry("U8", json!([b[1].wrapping_sub(b[0])]), b[0], b[1]) })
+            .to_string()
+    };
+    let mut cases: Vec<(String, Vec<u8>)> = vec![];
+    for n in [1u64 << 31, u64::from(u32::MAX), 100_000_001, 1 << 63, u64::MAX] {
+        let mut bytes = n.to_le_bytes().to_vec();
+        bytes.extend(b"{\"a\":1}");
+        cases.push((format!("a header of {n} bytes"), bytes));
+    }
+    let text: Vec<(&str, String, usize)> = vec![
+        ("a header of 0 bytes", String::new(), 8),
+        ("a header that is a list", "[1]".into(), 0),
+        ("a header that is no JSON", "{\"a\":".into(), 0),
+        ("100,000 open brackets", format!("{{\"a\":{}", "[".repeat(100_000)), 0),
+        ("a shape [2^32, 2^32]", one(json!([1u64 << 32, 1u64 << 32]), 4), 4),
+        ("a shape [2^62, 4]", one(json!([1u64 << 62, 4]), 4), 4),
+        ("a shape whose product wraps to 4", one(json!([4194305, 4194305, 211106198978564u64]), 16), 16),
+        ("a shape [-1]", one(json!([-1]), 4), 4),
+        ("a shape [1.0]", one(json!([1.0]), 4), 4),
+        ("a shape [1e999]", "{\"a\":{\"dtype\":\"F32\",\"shape\":[1e999],\"data_offsets\":[0,4]}}".into(), 4),
+        ("bytes that do not fit the shape", one(json!([3]), 8), 8),
+        ("tensors that overlap", two([0, 8], [4, 12]), 12),
+        ("tensors with a hole between them", two([0, 4], [8, 12]), 12),
+        ("offsets that run backwards", json!({ "a": entry("U8", json!([4]), 4, 0) }).to_string(), 4),
+        ("offsets beyond the end", two([0, 4], [4, 1 << 40]), 8),
+        ("offsets of 2^64-1", two([0, u64::MAX], [u64::MAX, u64::MAX]), 8),
+        ("a tail that no tensor has", one(json!([1]), 4), 100),
+        ("two tensors of one name, one place", "{\"a\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]},\"a\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]}}".into(), 0),
+        ("two tensors of one name, two places", "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[1,2]}}".into(), 2),
+        ("an unknown dtype", json!({ "a": entry("F7", json!([1]), 0, 1) }).to_string(), 1),
+        ("three elements of four bits", json!({ "a": entry("F4", json!([3]), 0, 1) }).to_string(), 1),
+        ("metadata that are no texts", json!({ "__metadata__": { "a": 1 } }).to_string(), 0),
+        ("a lone surrogate in a name", "{\"\\ud800\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]}}".into(), 0),
+    ];
+    cases.extend(text.into_iter().map(|(name, header, data)| (name.to_string(), st(header, data))));
+    cases.push(("a header that is no UTF-8".into(), st([b'{', 0xff, b'}'], 0)));
+    cases.push(("a byte order mark".into(), st([&[0xef, 0xbb, 0xbf][..], b"{}"].concat(), 0)));
+    cases.push(("junk before the header".into(), [&b"junk"[..], &st(one(json!([1]), 4), 4)].concat()));
+    let mut all: Vec<Input> = cases.into_iter().map(|(name, bytes)| input("safetensors", name, bytes)).collect();
+    let many: serde_json::Map<String, Value> =
+        (0..100_000).map(|i| (format!("t{i}"), entry("U8", json!([0]), 0, 0))).collect();
+    all.push(Input {
+        sound: true,
+        ..input("safetensors", "100,000 empty tensors", st(Value::Object(many).to_string(), 0))
+    });
+    all
+}
+
+/// A `torch.save` archive with this pickle and these storages.
+fn pt(pickle: &[u8], storages: &[(&str, usize)], extra: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut zip = ZipWriter::new(Cursor::new(vec![]));
+    let stored = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
+    let mut put = |name: String, bytes: &[u8]| {
+        zip.start_file(name, stored).expect("in memory");
+        zip.write_all(bytes).expect("in memory");
+    };
+    put("archive/data.pkl".into(), pickle);
+    storages.iter().for_each(|(key, n)| put(format!("archive/data/{key}"), &vec![0; *n]));
+    extra.iter().for_each(|(name, bytes)| put((*name).into(), bytes));
+    zip.finish().expect("in memory").into_inner()
+}
+
+fn pickles() -> Vec<Input> {
+    // Whoever runs one of these leaves this file behind.
+    let touch = "touch /tmp/zoo-was-here";
+    let call = |module: &str, name: &str| format!("c{module}\n{name}\n(S'{touch}'\ntR.").into_bytes();
+    let mut cases: Vec<(String, Vec<u8>)> = [
+        ("os", "system"),
+        ("posix", "system"),
+        ("nt", "system"),
+        ("builtins", "eval"),
+        ("builtins", "exec"),
+        ("builtins", "getattr"),
+        ("builtins", "__import__"),
+        ("runpy", "_run_code"),
+        ("subprocess", "Popen"),
+        ("torch.serialization", "load"),
+        ("torch.storage", "_load_from_bytes"),
+        ("numpy", "load"),
+        ("copyreg", "_reconstructor"),
+        ("operator", "attrgetter"),
+    ]
+    .iter()
+    .map(|(m, n)| (format!("a call of {m}.{n}"), call(m, n)))
+    .collect();
+    let text = |t: &str| [&[0x8c, t.len() as u8][..], t.as_bytes()].concat();
+    let stack_global = [&[0x80, 4][..], &text("os"), &text("system"), &[0x93], b"(", &text(touch), b"tR."].concat();
+    let raw: Vec<(&str, Vec<u8>)> = vec![
+        ("a call by STACK_GLOBAL", stack_global),
+        (
+            "a call within a dictionary",
+            [&b"}S'a'\n"[..], &call("os", "system")[..call("os", "system").len() - 1], b"s."].concat(),
+        ),
+        ("an object by INST", format!("(S'{touch}'\nios\nsystem\n.").into_bytes()),
+        ("an object by OBJ", format!("(cos\nsystem\nS'{touch}'\no.").into_bytes()),
+        (
+            "an object by NEWOBJ",
+            format!("cos\nsystem\n(S'{touch}'\nt\u{0}")
+                .into_bytes()
+                .into_iter()
+                .map(|b| if b == 0 { 0x81 } else { b })
+                .chain(*b".")
+                .collect(),
+        ),
+        ("a state for a class", b"cos\nsystem\n}b.".to_vec()),
+        ("an extension code", vec![0x82, 1, b'.']),
+        ("a persistent id of a text", b"Psomething\n.".to_vec()),
+        ("a persistent id that is no storage", b"(S'module'\ncevil\nClass\nNNtQ.".to_vec()),
+        ("a pickled whole model", b"(S'module'\ncevil\nModel\nS'a'\nS'b'\ntQ.".to_vec()),
+        ("a memo bomb of 2^40 values", [&b"Nq\x00"[..], &b"h\x00h\x00\x86q\x00".repeat(40), b"."].concat()),
+        (
+            "a dictionary bomb of 2^40 entries",
+            [&b"}q\x00S'a'\nNs0"[..], &b"}(S'a'\nh\x00S'b'\nh\x00uq\x000".repeat(40), b"h\x00."].concat(),
+        ),
+        ("a tuple 1,000,000 deep", [&b"N"[..], &vec![0x85; 1_000_000], b"."].concat()),
+        ("a list that holds itself", b"]q\x00h\x00a.".to_vec()),
+        ("a long integer of negative length", vec![0x8b, 0xff, 0xff, 0xff, 0xff, b'.']),
+        ("a text of 4 GB", vec![b'X', 0xff, 0xff, 0xff, 0xff, b'a', b'.']),
+        ("bytes of 2^63", [&[0x8e][..], &(1u64 << 63).to_le_bytes(), b"."].concat()),
+        ("a line without end", [&b"c"[..], &vec![b'a'; 100_000]].concat()),
+        ("a value from an empty stack", b"0.".to_vec()),
+        ("a mark that is not there", b"Nt.".to_vec()),
+        ("a memo that is not there", b"h\x07.".to_vec()),
+        ("no STOP", b"N".to_vec()),
+        ("bytes after STOP", b"}.cos\nsystem\n".to_vec()),
+        ("two values at STOP", b"NN.".to_vec()),
+        ("an unknown opcode", vec![0xff, b'.']),
+        ("protocol 9", vec![0x80, 9, b'N', b'.']),
+        ("a key without a value", b"}(S'a'\nu.".to_vec()),
+        ("an append to a dictionary", b"}Na.".to_vec()),
+        ("an empty pickle", vec![]),
+    ];
+    cases.extend(raw.into_iter().map(|(n, b)| (n.to_string(), b)));
+    let mut all: Vec<Input> =
+        cases.into_iter().map(|(name, pickle)| input("pytorch", name, pt(&pickle, &[], &[]))).collect();
+    all.push(Input {
+        sound: true,
+        ..input(
+            "pytorch",
+            "an integer of 255 bytes",
+            pt(&[&b"}S'a'\n\x8a\xff"[..], &[0xfe; 255], b"s."].concat(), &[], &[]),
+        )
+    });
+    let inert = b"(dp0\nS'__setstate__'\ncos\nsystem\nsNb.";
+    all.push(Input { sound: true, ..input("pytorch", "a class where __setstate__ would be", pt(inert, &[], &[])) });
+    all.push(Input {
+        sound: true,
+        ..input("pytorch", "a class that is only named", pt(b"}S'a'\ncos\nsystem\ns.", &[], &[]))
+    });
+    all
+}
+
+/// A dictionary with one tensor, described by the arguments of `_rebuild_tensor_v2` as text opcodes.
+fn one(arguments: &str) -> Vec<u8> {
+    format!("}}S'a'\nctorch._utils\n_rebuild_tensor_v2\n({arguments}tRs.").into_bytes()
+}
+
+fn tensors() -> Vec<Input> {
+    let storage = |n: i64| format!("(S'storage'\nctorch\nFloatStorage\nS'0'\nS'cpu'\nI{n}\ntQ");
+    let tensor = |n: i64, offset: i64, size: &[i64], stride: &[i64]| {
+        let list = |v: &[i64]| format!("({}t", v.iter().map(|i| format!("I{i}\n")).collect::<String>());
+        one(&format!("{}I{offset}\n{}{}I00\nN", storage(n), list(size), list(stride)))
+    };
+    let mut cases = vec![
+        ("no arguments", one("")),
+        ("a tensor without its sizes", one(&storage(4))),
+        ("a negative size", tensor(4, 0, &[-4], &[1])),
+        ("a negative stride", tensor(4, 3, &[4], &[-1])),
+        ("a negative offset", tensor(4, -1, &[4], &[1])),
+        ("an offset beyond the storage", tensor(4, 4, &[1], &[1])),
+        ("an offset of 2^62", tensor(4, 1 << 62, &[1], &[1])),
+        ("strides beyond the storage", tensor(4, 0, &[2, 2], &[4, 1])),
+        ("sizes and strides of different lengths", tensor(4, 0, &[2, 2], &[1])),
+        ("sizes whose product wraps to 4", tensor(4, 0, &[4194305, 4194305, 211106198978564], &[0, 0, 0])),
+        ("one element expanded to 2^40", tensor(4, 0, &[1 << 40], &[0])),
+        ("a storage said to be larger than it is", tensor(400, 0, &[400], &[1])),
+        ("a storage said to be smaller than it is", tensor(2, 0, &[2], &[1])),
+        ("a storage of 2^62 elements", tensor(1 << 62, 0, &[1 << 62], &[1])),
+        ("65 dimensions", tensor(4, 0, &[1; 65], &[1; 65])),
+        ("an item put into a tensor", {
+            let mut p = tensor(4, 0, &[4], &[1]);
+            p.truncate(p.len() - 2);
+            p.extend(b"S'k'\nNss.");
+            p
+        }),
+        ("a state for a tensor", {
+            let mut p = tensor(4, 0, &[4], &[1]);
+            p.truncate(p.len() - 2);
+            p.extend(b"}bs.");
+            p
+        }),
+    ];
+    cases.push((
+        "a storage that is missing",
+        String::from_utf8(tensor(4, 0, &[4], &[1])).expect("text").replace("S'0'", "S'9'").into_bytes(),
+    ));
+    let mut all: Vec<Input> =
+        cases.into_iter().map(|(name, pickle)| input("pytorch", name, pt(&pickle, &[("0", 16)], &[]))).collect();
+    all.push(input(
+        "pytorch",
+        "big-endian values",
+        pt(&tensor(4, 0, &[4], &[1]), &[("0", 16)], &[("archive/byteorder", b"big")]),
+    ));
+    all.push(input(
+        "pytorch",
+        "two data.pkl",
+        pt(&tensor(4, 0, &[4], &[1]), &[("0", 16)], &[("other/data.pkl", b"N.")]),
+    ));
+    all.push(Input {
+        sound: true,
+        ..input("pytorch", "strides that overlap", pt(&tensor(4, 0, &[3, 2], &[1, 1]), &[("0", 16)], &[]))
+    });
+    all.push(Input {
+        sound: true,
+        ..input(
+            "pytorch",
+            "names that lead out of a folder",
+            pt(&tensor(4, 0, &[4], &[1]), &[("0", 16)], &[("../../etc/x", b"x"), ("a\\b", b"x")]),
+        )
+    });
+    all
+}
+
+/// Where `needle` is.
+fn find(bytes: &[u8], needle: &[u8]) -> usize {
+    bytes.windows(needle.len()).position(|w| w == needle).expect("it is there")
+}
+
+fn archives() -> Vec<Input> {
+    let npy = npy("{'descr': '<f4', 'fortran_order': False, 'shape': (4,), }", 16);
+    let zip = |method, names: &[&str]| {
+        let mut zip = ZipWriter::new(Cursor::new(vec![]));
+        for name in names {
+            zip.start_file(*name, SimpleFileOptions::default().compression_method(method)).expect("in memory");
+            zip.write_all(&npy).expect("in memory");
+        }
+        zip.finish().expect("in memory").into_inner()
+    };
+    let (stored, deflated) = (zip(CompressionMethod::Stored, &["a.npy"]), zip(CompressionMethod::Deflated, &["a.npy"]));
+    // Local header: flags at 6, CRC at 14, sizes at 18 and 22; central: flags at 8, CRC at 16, sizes at 20 and 24.
+    let central = find(&stored, b"PK\x01\x02");
+    let patched = |of: &[u8], patches: &[(usize, &[u8])]| {
+        let mut bytes = of.to_vec();
+        patches.iter().for_each(|(at, with)| bytes[*at..at + with.len()].copy_from_slice(with));
+        bytes
+    };
+    let end = find(&stored, b"PK\x05\x06");
+    let packed = find(&deflated, b"PK\x01\x02");
+    let mut two = zip(CompressionMethod::Stored, &["a.npy", "b.npy"]);
+    let (first, second) = (find(&two, b"PK\x01\x02"), find(&two, b"PK\x01\x02") + 46 + 5);
+    let at: [u8; 4] = two[first + 42..first + 46].try_into().expect("four");
+    two[second + 42..second + 46].copy_from_slice(&at);
+    let mut twice = zip(CompressionMethod::Stored, &["a.npy", "b.npy"]);
+    let name = find(&twice[first..], b"b.npy") + first;
+    twice[name] = b'a';
+    let cases = vec![
+        ("a wrong checksum", patched(&stored, &[(central + 16, &[1, 2, 3, 4]), (14, &[1, 2, 3, 4])])),
+        ("a flag that says encrypted", patched(&stored, &[(6, &[1]), (central + 8, &[1])])),
+        ("an unknown compression", patched(&stored, &[(8, &[99]), (central + 10, &[99])])),
+        ("2^16 records", patched(&stored, &[(end + 8, &[0xff, 0xff, 0xff, 0xff])])),
+        ("a directory of 4 GB", patched(&stored, &[(end + 12, &[0xff; 4])])),
+        ("a directory beyond the end", patched(&stored, &[(end + 16, &[0xf0; 4])])),
+        ("a stored record larger than its data", patched(&stored, &[(central + 24, &[0, 0, 0, 0x70])])),
+        ("a deflated record of 1.9 GB", patched(&deflated, &[(packed + 24, &[0, 0, 0, 0x70])])),
+        ("a record beyond the end", patched(&stored, &[(central + 42, &[0, 0, 0, 0x70])])),
+        ("two records in one place", two),
+        ("two records of one name", twice),
+        ("an archive of something else", zip(CompressionMethod::Stored, &["a.npy", "evil.so"])),
+        ("bytes of a deflated record changed", {
+            let at = 30 + 5;
+            patched(&deflated, &[(at, &[0xff, 0xff, 0xff, 0xff])])
+        }),
+        ("the end of an archive, its records gone", stored[end..].to_vec()),
+    ];
+    let mut all: Vec<Input> = cases.into_iter().map(|(name, bytes)| input("npz", name, bytes)).collect();
+    // The length of the directory is of no use where its records say their own.
+    all.iter_mut().filter(|i| i.name == "a directory of 4 GB").for_each(|i| i.sound = true);
+    all
+}
+
+fn npy(header: &str, data: usize) -> Vec<u8> {
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    bytes.extend((header.len() as u16 + 1).to_le_bytes());
+    bytes.extend(header.bytes());
+    bytes.push(b'\n');
+    bytes.resize(bytes.len() + data, 0);
+    bytes
+}
+
+fn arrays() -> Vec<Input> {
+    let of = |descr: &str, shape: &str| format!("{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}");
+    let long = format!("({})", "1, ".repeat(65));
+    let cases: Vec<(&str, Vec<u8>)> = vec![
+        ("Python objects", npy(&of("'|O'", "(1,)"), 8)),
+        ("records", npy(&of("[('a', '<f4')]", "(1,)"), 4)),
+        ("dates", npy(&of("'<M8[ns]'", "(1,)"), 8)),
+        ("a shape (-1,)", npy(&of("'<f4'", "(-1,)"), 4)),
+        ("a shape (1e3,)", npy(&of("'<f4'", "(1e3,)"), 4)),
+        ("a shape (0x10,)", npy(&of("'<f4'", "(0x10,)"), 64)),
+        ("a shape (2^62, 4)", npy(&of("'<f4'", "(4611686018427387904, 4)"), 4)),
+        ("a shape whose product wraps to 4", npy(&of("'<f4'", "(4194305, 4194305, 211106198978564)"), 16)),
+        ("65 dimensions", npy(&of("'<f4'", &long), 4)),
+        ("a header that is no dictionary", npy("[1, 2]", 4)),
+        ("a header that calls", npy("__import__('os').system('touch /tmp/zoo-was-here')", 4)),
+        ("a key twice", npy("{'descr': '<f4', 'descr': '<f8', 'fortran_order': False, 'shape': (1,)}", 8)),
+        ("an unknown key", npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1,), 'x': 'y'}", 4)),
+        ("fewer bytes than the shape", npy(&of("'<f4'", "(4,)"), 8)),
+        ("more bytes than the shape", npy(&of("'<f4'", "(4,)"), 32)),
+        ("version 9", {
+            let mut bytes = npy(&of("'<f4'", "(1,)"), 4);
+            bytes[6] = 9;
+            bytes
+        }),
+        ("a header of 4 GB", [&b"\x93NUMPY\x02\x00"[..], &[0xff; 4], b"{}"].concat()),
+        ("only the magic", b"\x93NUMPY".to_vec()),
+    ];
+    cases.into_iter().map(|(name, bytes)| input("npy", name, bytes)).collect()
+}
+
+/// A GGUF file of parts that can be wrong.
+struct Gguf {
+    magic: Vec<u8>,
+    version: u32,
+    tensors: u64,
+    entries: Vec<Vec<u8>>,
+    n_entries: Option<u64>,
+    described: Vec<Vec<u8>>,
+    alignment: usize,
+    data: usize,
+}
+
+fn gguf_text(text: &[u8]) -> Vec<u8> {
+    [&(text.len() as u64).to_le_bytes()[..], text].concat()
+}
+
+fn kv(key: &str, kind: u32, value: &[u8]) -> Vec<u8> {
+    [&gguf_text(key.as_bytes())[..], &kind.to_le_bytes(), value].concat()
+}
+
+fn described(name: &[u8], dims: &[u64], kind: u32, offset: u64) -> Vec<u8> {
+    let mut bytes = gguf_text(name);
+    bytes.extend((dims.len() as u32).to_le_bytes());
+    dims.iter().for_each(|d| bytes.extend(d.to_le_bytes()));
+    bytes.extend(kind.to_le_bytes());
+    bytes.extend(offset.to_le_bytes());
+    bytes
+}
+
+impl Default for Gguf {
+    fn default() -> Self {
+        let entries = vec![kv("general.architecture", 8, &gguf_text(b"test"))];
+        let described = vec![described(b"a", &[8], 0, 0)];
+        Self {
+            magic: b"GGUF".to_vec(),
+            version: 3,
+            tensors: 1,
+            entries,
+            n_entries: None,
+            described,
+            alignment: 32,
+            data: 32,
+        }
+    }
+}
+
+impl Gguf {
+    fn bytes(self) -> Vec<u8> {
+        let mut bytes = self.magic;
+        bytes.extend(self.version.to_le_bytes());
+        bytes.extend(self.tensors.to_le_bytes());
+        bytes.extend(self.n_entries.unwrap_or(self.entries.len() as u64).to_le_bytes());
+        bytes.extend(self.entries.concat());
+        bytes.extend(self.described.concat());
+        bytes.resize(bytes.len().next_multiple_of(self.alignment), 0);
+        bytes.resize(bytes.len() + self.data, 0);
+        bytes
+    }
+}
+
+fn gguf() -> Vec<Input> {
+    let with = |change: &dyn Fn(&mut Gguf)| {
+        let mut file = Gguf::default();
+        change(&mut file);
+        file.bytes()
+    };
+    let entry = |e: Vec<u8>| with(&|g| g.entries.push(e.clone()));
+    let tensor = |t: Vec<u8>, data: usize| {
+        with(&|g| {
+            g.described = vec![t.clone()];
+            g.data = data;
+        })
+    };
+    let list = |kind: u32, n: u64, rest: &[u8]| [&kind.to_le_bytes()[..], &n.to_le_bytes(), rest].concat();
+    let nested: Vec<u8> = (0..70).flat_map(|_| list(9, 1, &[])).collect();
+    let mut cases: Vec<(String, Vec<u8>)> = vec![
+        ("another magic".into(), with(&|g| g.magic = b"GGUX".to_vec())),
+        ("version 0".into(), with(&|g| g.version = 0)),
+        ("version 1".into(), with(&|g| g.version = 1)),
+        ("version 4".into(), with(&|g| g.version = 4)),
+        ("a big-endian version".into(), with(&|g| g.version = 3u32.swap_bytes())),
+        ("2^63 tensors".into(), with(&|g| g.tensors = 1 << 63)),
+        ("2^64-1 entries".into(), with(&|g| g.n_entries = Some(u64::MAX))),
+        ("an empty key".into(), entry(kv("", 4, &[1, 0, 0, 0]))),
+        ("a key twice".into(), entry(kv("general.architecture", 8, &gguf_text(b"again")))),
+        ("an unknown kind of entry".into(), entry(kv("x", 13, &[0; 8]))),
+        ("a truth value of 2".into(), entry(kv("x", 7, &[2]))),
+        ("a text of 2^63 bytes".into(), entry(kv("x", 8, &(1u64 << 63).to_le_bytes()))),
+        ("a list of 2^62 values".into(), entry(kv("x", 9, &list(0, 1 << 62, &[])))),
+        ("lists 70 deep".into(), entry(kv("x", 9, &[&nested[..], &list(0, 0, &[])].concat()))),
+        ("an alignment of another type".into(), entry(kv("general.alignment", 10, &32u64.to_le_bytes()))),
+        ("a name of 2^63 bytes".into(), tensor([&(1u64 << 63).to_le_bytes()[..], b"a"].concat(), 32)),
+        ("five dimensions".into(), tensor(described(b"a", &[1; 5], 0, 0), 32)),
+        ("a dimension of 0".into(), tensor(described(b"a", &[0], 0, 0), 0)),
+        ("dimensions whose product wraps".into(), tensor(described(b"a", &[1 << 32, 1 << 32], 0, 0), 32)),
+        ("2^62 elements".into(), tensor(described(b"a", &[1 << 62], 0, 0), 32)),
+        ("more elements than data".into(), tensor(described(b"a", &[64], 0, 0), 32)),
+        ("an unknown type".into(), tensor(described(b"a", &[8], 4, 0), 32)),
+        ("a type without a reader".into(), tensor(described(b"a", &[256], 16, 0), 66)),
+        ("rows that are no whole blocks".into(), tensor(described(b"a", &[8], 2, 0), 32)),
+        ("an offset that is not aligned".into(), tensor(described(b"a", &[8], 0, 4), 64)),
+        ("an offset beyond the end".into(), tensor(described(b"a", &[8], 0, 1 << 40), 32)),
+        (
+            "two tensors of one name".into(),
+            with(&|g| {
+                g.tensors = 2;
+                g.described = vec![described(b"a", &[8], 0, 0), described(b"a", &[8], 0, 32)];
+                g.data = 64;
+            }),
+        ),
+        (
+            "two tensors in one place".into(),
+            with(&|g| {
+                g.tensors = 2;
+                g.described = vec![described(b"a", &[8], 0, 0), described(b"b", &[8], 0, 0)];
+                g.data = 64;
+            }),
+        ),
+        ("a name that is no UTF-8".into(), tensor(described(&[0xff, 0xfe], &[8], 0, 0), 32)),
+    ];
+    for a in [0u32, 1, 3, 13, 1 << 31] {
+        cases.push((format!("an alignment of {a}"), entry(kv("general.alignment", 4, &a.to_le_bytes()))));
+    }
+    let mut all: Vec<Input> = cases.into_iter().map(|(name, bytes)| input("gguf", name, bytes)).collect();
+    let aligned = with(&|g| {
+        g.entries.push(kv("general.alignment", 4, &64u32.to_le_bytes()));
+        g.alignment = 64;
+    });
+    all.push(Input { sound: true, ..input("gguf", "an alignment of 64", aligned) });
+    all
+}
