@@ -55,6 +55,10 @@ pub(crate) enum Command {
     Verify(VerifyArgs),
     /// Write the mean of several checkpoints
     Average(AverageArgs),
+    /// Fetch a checkpoint from the hub, into the cache that Python's tools share
+    Pull(PullArgs),
+    /// Put weights, or a run's best ones, on the hub, with a card
+    Push(PushArgs),
     /// Measure step time, inference time and the share of the machine's matmul peak
     Bench(BenchArgs),
     /// Print a completion script
@@ -192,8 +196,46 @@ pub(crate) struct ConvertArgs {
 }
 
 #[derive(Args)]
+pub(crate) struct PullArgs {
+    /// OWNER/NAME, with @REVISION for a branch, tag or commit
+    #[arg(value_name = "REPO[@REV]")]
+    pub(crate) repository: String,
+    /// One file; by default the weights (safetensors if there are any), their configuration and card
+    #[arg(long, value_name = "FILE")]
+    pub(crate) file: Option<String>,
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct PushArgs {
+    /// Weights, or a run directory (its best weights and configuration)
+    #[arg(value_name = "FILE|RUN")]
+    pub(crate) file: PathBuf,
+    /// OWNER/NAME, with @REVISION for a branch
+    #[arg(value_name = "REPO")]
+    pub(crate) repository: String,
+    /// A card of your own (Markdown); by default one is written from the weights and the run
+    #[arg(long, value_name = "FILE")]
+    pub(crate) card: Option<PathBuf>,
+    /// The commit's message
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) message: Option<String>,
+    /// Make the repository private, if it is made
+    #[arg(long)]
+    pub(crate) private: bool,
+    /// Print the card and push nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
 pub(crate) struct InspectArgs {
-    /// A checkpoint of any format, or a run directory
+    /// A checkpoint of any format, a run directory, or hf://OWNER/NAME/FILE (its header alone is fetched)
     pub(crate) file: String,
     /// Read all values: least, largest, mean, standard deviation, norm, zeros, NaN
     #[arg(long)]

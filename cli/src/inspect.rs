@@ -7,10 +7,12 @@ use anyhow::bail;
 use serde_json::{Value, json};
 use zoo_checkpoint::{Format, Source, TensorInfo, compare, content_hash, open, stats};
 use zoo_layers::nearest;
+use zoo_training::Error;
 
 use crate::args::{AverageArgs, DiffArgs, InspectArgs, VerifyArgs};
 use crate::convert::format_named;
-use crate::output::{grouped, print, print_json, table};
+use crate::hub::{self, SCHEME};
+use crate::output::{grouped, message, print, print_json, table};
 use crate::registry::{self, weights};
 
 fn short(value: f64) -> String {
@@ -18,7 +20,13 @@ fn short(value: f64) -> String {
 }
 
 pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
-    let source = opened(&args.file)?;
+    let source = match args.file.starts_with(SCHEME) {
+        true if args.stats || args.hash => {
+            return Err(Error::Usage("--stats and --hash need all of a file: zoo pull it first".into()).into());
+        }
+        true => hub::inspect(&args.file)?,
+        false => opened(&args.file)?,
+    };
     let parameters: usize = source.tensors.iter().filter(|t| t.tied_to.is_none()).map(TensorInfo::elements).sum();
     let mut rows = vec![["tensor", "shape", "dtype", "bytes"].map(String::from).to_vec()];
     if args.stats {
@@ -73,7 +81,7 @@ pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A file, a run directory, or a file of the hub.
+/// A file, or the weights of a run directory.
 fn opened(name: &str) -> anyhow::Result<Source> {
     Ok(open(&weights(Path::new(name)))?)
 }
@@ -155,7 +163,7 @@ pub(crate) fn verify(args: &VerifyArgs) -> anyhow::Result<()> {
         if let Some(model) = &args.model
             && let Err(e) = registry::find(model)?.fits(&source)
         {
-            problems.push(crate::output::first_line(&e));
+            problems.push(message(&e));
         }
     }
     if args.json {

@@ -10,6 +10,7 @@ mod doctor;
 mod eval;
 mod fetch;
 mod generate;
+mod hub;
 mod inspect;
 mod list;
 mod output;
@@ -75,6 +76,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Diff(args) => return inspect::diff(&args),
         Command::Verify(args) => inspect::verify(&args)?,
         Command::Average(args) => inspect::average(&args)?,
+        Command::Pull(args) => hub::pull(&args)?,
+        Command::Push(args) => hub::push(&args)?,
         Command::Bench(args) => bench::run(&args)?,
         Command::Completions { shell } => {
             let mut script = vec![];

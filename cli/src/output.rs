@@ -61,8 +61,8 @@ pub(crate) fn refuse_call(e: &clap::Error) -> ExitCode {
     ExitCode::from(2)
 }
 
-/// Failed work (1) or a wrong call (2), in one line.
-pub(crate) fn fail(e: &anyhow::Error) -> ExitCode {
+/// An error with its causes, in one line.
+pub(crate) fn message(e: &anyhow::Error) -> String {
     let mut message = String::new();
     for cause in e.chain() {
         let line = first_line(&cause);
@@ -71,7 +71,12 @@ pub(crate) fn fail(e: &anyhow::Error) -> ExitCode {
             message = if message.is_empty() { line } else { format!("{message}: {line}") };
         }
     }
-    note(&format!("zoo: error: {message}"));
+    message
+}
+
+/// Failed work (1) or a wrong call (2), in one line.
+pub(crate) fn fail(e: &anyhow::Error) -> ExitCode {
+    note(&format!("zoo: error: {}", message(e)));
     ExitCode::from(if matches!(e.downcast_ref(), Some(Error::Usage(_))) { 2 } else { 1 })
 }
 

@@ -24,6 +24,8 @@ mod convert;
 mod description;
 mod dtype;
 mod gguf;
+#[cfg(feature = "hub")]
+pub mod hub;
 mod input;
 mod npz;
 mod open;
@@ -97,6 +99,14 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// What is wrong.
+        reason: String,
+    },
+    /// The hub, or the way there.
+    #[error("{repository}: {reason}")]
+    Hub {
+        /// The repository, with the file.
+        repository: String,
+        /// What is wrong, and what to do.
         reason: String,
     },
     /// A checkpoint lacks a tensor that others have.

@@ -292,11 +292,11 @@ pub(crate) fn write(file: &mut File, path: &Path, outline: &Outline, streams: St
 }
 
 pub(crate) fn write_one(file: &mut File, path: &Path, outline: &Outline, streams: Streams) -> Result<()> {
-    outline.check(path, "NumPy", |d| d.numpy().is_some())?;
     let [tensor] = &outline.tensors[..] else {
         let reason = format!("an .npy holds one array, there are {}: write an .npz", outline.tensors.len());
         return Err(Error::Refused { path: path.into(), reason });
     };
+    outline.check(path, "NumPy", |d| d.numpy().is_some())?;
     let mut file = BufWriter::with_capacity(1 << 16, file);
     file.write_all(&head_of(tensor)).map_err(Error::io(path))?;
     streams(0, &mut |piece| file.write_all(piece).map_err(Error::io(path)))?;

@@ -1,0 +1,294 @@
+//! `zoo convert`, `inspect`, `diff`, `verify` and `average` as a user meets them.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+fn zoo(dir: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_zoo")).current_dir(dir).args(args).output().expect("zoo starts")
+}
+
+fn json(output: &Output) -> Result<Value, Box<dyn std::error::Error>> {
+    Ok(serde_json::from_slice(&output.stdout)
+        .map_err(|e| format!("{e}: {}", String::from_utf8_lossy(&output.stderr)))?)
+}
+
+fn failure(output: &Output, code: i32) -> String {
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(
+        (output.status.code(), text.lines().filter(|l| !l.starts_with("zoo: note")).count()),
+        (Some(code), 1),
+        "{text}"
+    );
+    text
+}
+
+fn file(path: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path).to_string_lossy().into_owned()
+}
+
+fn fixture(name: &str) -> String {
+    file(&format!("tests/fixtures/{name}"))
+}
+
+fn torch_fixture(name: &str) -> String {
+    file(&format!("models/shared/checkpoint/tests/fixtures/{name}"))
+}
+
+/// The text of fixtures/foreign_gpt.py.
+fn text(dir: &Path) -> std::io::Result<PathBuf> {
+    let characters: Vec<char> = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz".chars().collect();
+    let mut state = 7u64;
+    let mut next = || {
+        state = (state * 1_103_515_245 + 12345) % (1 << 31);
+        characters[(state / (1 << 16)) as usize % characters.len()]
+    };
+    let path = dir.join("text.txt");
+    std::fs::write(&path, (0..1930).map(|_| next()).collect::<String>())?;
+    Ok(path)
+}
+
+fn loss(dir: &Path, checkpoint: &str, text: &Path) -> Result<f64, Box<dyn std::error::Error>> {
+    let said = zoo(dir, &["eval", "char-gpt", "--checkpoint", checkpoint, "--data", &text.to_string_lossy(), "--json"]);
+    json(&said)?["metrics"]["loss"].as_f64().ok_or("a loss".into())
+}
+
+#[test]
+fn a_nanogpt_checkpoint_converts_in_one_command_and_gives_the_loss_that_pytorch_gives() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (dir, text) = (dir.path(), text(dir.path())?);
+    let converted = zoo(dir, &["convert", &fixture("nanogpt.pt"), "gpt.safetensors", "--model", "char-gpt", "--json"]);
+    let said = json(&converted)?;
+    assert_eq!((said["tensors"].as_u64(), said["largest_difference"].as_f64()), (Some(15), Some(0.)));
+    let source = zoo_checkpoint::open(fixture("nanogpt.pt").as_ref())?;
+    let best = source.find("best_val_loss").ok_or("a loss")?;
+    let expected =
+        source.tensor(best, &candle_core::Device::Cpu)?.to_dtype(candle_core::DType::F64)?.to_scalar::<f64>()?;
+    let found = loss(dir, "gpt.safetensors", &text)?;
+    assert!((found - expected).abs() < 5e-5, "{found} {expected}");
+    // There and back, into formats of every kind: the same model. What it said of itself comes along.
+    assert!(
+        zoo(dir, &["convert", "gpt.safetensors", "back.pt", "--model", "char-gpt", "--to", "nanogpt"]).status.success()
+    );
+    assert!(zoo(dir, &["convert", "back.pt", "again.npz", "--model", "char-gpt"]).status.success());
+    assert!(zoo(dir, &["diff", "again.npz", "gpt.safetensors"]).status.success());
+    assert!((loss(dir, "again.npz", &text)? - found).abs() < 1e-12);
+    // Quantized, it runs as well; the error of each tensor is said.
+    let quantized = json(&zoo(dir, &["convert", "gpt.safetensors", "gpt.gguf", "--quantize", "q8_0", "--json"]))?;
+    let changed = quantized["changed"].as_array().ok_or("changes")?;
+    assert!(
+        !changed.is_empty() && changed.iter().all(|c| c["relative_error"].as_f64().is_some_and(|e| e > 0. && e < 0.01)),
+        "{quantized}"
+    );
+    assert!((loss(dir, "gpt.gguf", &text)? - found).abs() < 0.01);
+    let written = zoo(dir, &["generate", "char-gpt", "--checkpoint", "gpt.gguf", "--tokens", "5", "--json"]);
+    assert!(written.status.success());
+    // Half precision is read as well.
+    assert!(zoo(dir, &["convert", "gpt.safetensors", "half.safetensors", "--dtype", "bf16"]).status.success());
+    assert!((loss(dir, "half.safetensors", &text)? - found).abs() < 0.01);
+    Ok(())
+}
+
+#[test]
+fn a_hugging_face_gpt2_converts_with_its_transposed_matrices_and_its_gelu() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (dir, text) = (dir.path(), text(dir.path())?);
+    let shown = text.to_string_lossy();
+    let from = fixture("huggingface");
+    let unnamed = failure(&zoo(dir, &["convert", &from, "gpt.safetensors", "--model", "char-gpt"]), 2);
+    assert!(unnamed.contains("name the text that it was trained on by --data"), "{unnamed}");
+    assert!(zoo(dir, &["convert", &from, "gpt.safetensors", "--model", "char-gpt", "--data", &shown]).status.success());
+    let config: Value = serde_json::from_str(&std::fs::read_to_string(fixture("huggingface/config.json"))?)?;
+    let expected = config["loss_of_the_test"].as_f64().ok_or("a loss")?;
+    let found = loss(dir, "gpt.safetensors", &text)?;
+    assert!((found - expected).abs() < 5e-5, "{found} {expected}");
+    std::fs::create_dir(dir.join("hf"))?;
+    assert!(
+        zoo(dir, &["convert", "gpt.safetensors", "hf/model.safetensors", "--model", "char-gpt", "--to", "huggingface"])
+            .status
+            .success()
+    );
+    let back: Value = serde_json::from_str(&std::fs::read_to_string(dir.join("hf/config.json"))?)?;
+    for key in ["n_layer", "n_head", "n_embd", "n_positions", "vocab_size", "activation_function"] {
+        assert_eq!(back[key], config[key], "{key}");
+    }
+    // The same tensors under the prefix that the whole model has, and the tied head.
+    let plain = "rename transformer\\.(.*) -> $1";
+    let head = ["--map", "drop lm_head\\.weight"];
+    assert!(
+        zoo(dir, &[&["convert", "hf/model.safetensors", "plain.safetensors", "--map", plain][..], &head].concat())
+            .status
+            .success()
+    );
+    assert!(zoo(dir, &["diff", "plain.safetensors", &fixture("huggingface/model.safetensors")]).status.success());
+    let twice = failure(
+        &zoo(dir, &["convert", "gpt.safetensors", "hf/b.safetensors", "--model", "char-gpt", "--to", "huggingface"]),
+        2,
+    );
+    assert!(twice.contains("config.json is already there"), "{twice}");
+    Ok(())
+}
+
+#[test]
+fn the_content_hash_is_the_same_at_every_stop() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let dir = dir.path();
+    let mut from = torch_fixture("nested.pt");
+    let mut hashes = vec![];
+    for to in ["a.safetensors", "b.pt", "c.npz", "d.safetensors"] {
+        assert!(zoo(dir, &["convert", &from, to]).status.success(), "{to}");
+        hashes.push(json(&zoo(dir, &["inspect", to, "--hash", "--json"]))?["content_sha256"].clone());
+        from = to.into();
+    }
+    assert!(hashes.iter().all(|h| h.is_string() && *h == hashes[0]), "{hashes:?}");
+    // In shards, too.
+    let sharded =
+        json(&zoo(dir, &["convert", "a.safetensors", "model.safetensors", "--shard-size", "500B", "--json"]))?;
+    assert!(sharded["files"].as_array().is_some_and(|f| f.len() > 2), "{sharded}");
+    let index = "model.safetensors.index.json";
+    assert_eq!(json(&zoo(dir, &["inspect", index, "--hash", "--json"]))?["content_sha256"], hashes[0]);
+    assert!(zoo(dir, &["convert", index, "whole.pt"]).status.success());
+    assert!(zoo(dir, &["diff", "whole.pt", "a.safetensors"]).status.success());
+    Ok(())
+}
+
+#[test]
+fn rules_change_names_and_layouts_and_a_dry_run_writes_nothing() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let dir = dir.path();
+    let from = fixture("huggingface/model.safetensors");
+    std::fs::write(
+        dir.join("rules"),
+        "# three from one\nsplit h\\.(\\d+)\\.attn\\.c_attn\\.(weight|bias) 0 -> q.$1.$2, k.$1.$2, v.$1.$2\n",
+    )?;
+    let map = ["--map", "transpose .*c_attn\\.weight", "--map", "rules", "--map", "cast wte\\.weight f16"];
+    let planned = json(&zoo(dir, &[&["convert", &from, "out.pt", "--dry-run", "--json"][..], &map].concat()))?;
+    assert!(!dir.join("out.pt").exists());
+    let of = |name: &str| {
+        planned["plan"].as_array().and_then(|p| p.iter().find(|t| t["name"] == name)).cloned().ok_or(name.to_string())
+    };
+    assert_eq!(
+        (of("k.1.weight")?["shape"].to_string(), of("v.0.bias")?["shape"].to_string()),
+        ("[16,16]".into(), "[16]".into())
+    );
+    assert_eq!(of("wte.weight")?["dtype"], "F16");
+    assert!(zoo(dir, &[&["convert", &from, "out.pt"][..], &map].concat()).status.success());
+    // Back again.
+    let back = [
+        "concat q\\.(\\d+)\\.(weight|bias), k.$1.$2, v.$1.$2 0 -> h.$1.attn.c_attn.$2",
+        "transpose .*c_attn\\.weight",
+        "cast wte\\.weight f32",
+    ];
+    let back: Vec<&str> = back.iter().flat_map(|rule| ["--map", rule]).collect();
+    assert!(zoo(dir, &[&["convert", "out.pt", "back.safetensors"][..], &back].concat()).status.success());
+    let differ = zoo(dir, &["diff", "back.safetensors", &from, "--json"]);
+    assert_eq!(differ.status.code(), Some(1));
+    let differ = json(&differ)?;
+    assert_eq!(
+        (differ["different"].as_array().map(Vec::len), differ["different"][0]["name"].as_str()),
+        (Some(1), Some("wte.weight"))
+    );
+    for (rule, code, says) in [
+        ("rename nothing -> x", 1, "fits no tensor"),
+        ("rename .*\\.bias -> same", 1, "two tensors named same"),
+        ("transpose wte", 1, "fits no tensor"),
+        ("split wte\\.weight 0 -> a, b", 1, "no 2 equal parts"),
+        ("cast .* f99", 2, "no element type is called f99"),
+        ("tie wte.weight -> wpe.weight", 1, "different values"),
+    ] {
+        let error = failure(&zoo(dir, &["convert", &from, "x.pt", "--map", rule]), code);
+        assert!(error.contains(says) && !dir.join("x.pt").exists(), "{rule}: {error}");
+    }
+    Ok(())
+}
+
+#[test]
+fn nothing_is_lost_or_changed_unasked() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let dir = dir.path();
+    // Elements that a format lacks, values that a type does not hold, a format that cannot be told.
+    let odd = torch_fixture("odd.pt");
+    for (args, code, says) in [
+        (vec!["odd.npz"], 1, "NumPy has no elements of F8_E4M3"),
+        (vec!["odd.gguf"], 1, "GGUF has no elements of BOOL"),
+        (vec!["odd.npy"], 1, "holds one array"),
+        (vec!["odd.what"], 2, "what format?"),
+        (vec!["odd.safetensors", "--dtype", "i64"], 2, "floating-point"),
+        (vec!["odd.safetensors", "--quantize", "q8_0"], 2, "only GGUF"),
+        (vec!["odd.pt", "--shard-size", "5GB"], 1, "only safetensors"),
+    ] {
+        let error = failure(&zoo(dir, &[&["convert", &odd][..], &args].concat()), code);
+        assert!(error.contains(says), "{args:?}: {error}");
+    }
+    assert_eq!(std::fs::read_dir(dir)?.count(), 0);
+    let error = failure(&zoo(dir, &["convert", &torch_fixture("whole-model.pt"), "x.safetensors"]), 1);
+    assert!(error.contains("nothing was executed"), "{error}");
+    // A file may be its own output.
+    std::fs::copy(torch_fixture("nested.pt"), dir.join("same.pt"))?;
+    let before = json(&zoo(dir, &["inspect", "same.pt", "--hash", "--json"]))?["content_sha256"].clone();
+    assert!(zoo(dir, &["convert", "same.pt", "same.pt"]).status.success());
+    assert_eq!(json(&zoo(dir, &["inspect", "same.pt", "--hash", "--json"]))?["content_sha256"], before);
+    Ok(())
+}
+
+#[test]
+fn weights_are_verified_and_averaged() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let dir = dir.path();
+    let weights = file("weights/stock-lstm.safetensors");
+    assert!(zoo(dir, &["verify", &weights, "--model", "stock-lstm"]).status.success());
+    let wrong = failure(&zoo(dir, &["verify", &weights, "--model", "char-gpt"]), 1);
+    assert!(wrong.contains("1 problem"), "{wrong}");
+    assert!(
+        zoo(dir, &["convert", &weights, "renamed.safetensors", "--map", "rename linear\\.weight -> linear.wieght"])
+            .status
+            .success()
+    );
+    let renamed = json(&zoo(dir, &["verify", "renamed.safetensors", "--model", "stock-lstm", "--json"]))?;
+    assert!(
+        renamed["ok"] == false
+            && renamed["problems"][0].as_str().is_some_and(|p| p.contains("did you mean linear.wieght?")),
+        "{renamed}"
+    );
+    let odd = json(&zoo(dir, &["verify", &torch_fixture("odd.pt"), "--json"]))?;
+    assert!(odd["problems"][0].as_str().is_some_and(|p| p.contains("special has 1 NaN and 2 infinite")), "{odd}");
+    // A changed byte of a storage does not fit its checksum.
+    let mut bytes = std::fs::read(torch_fixture("nested.pt"))?;
+    let at = bytes.windows(4).position(|w| w == 1f32.to_le_bytes()).ok_or("a value")?;
+    bytes[at] ^= 1;
+    std::fs::write(dir.join("flipped.pt"), bytes)?;
+    let flipped = json(&zoo(dir, &["verify", "flipped.pt", "--json"]))?;
+    assert!(flipped["problems"][0].as_str().is_some_and(|p| p.contains("checksum")), "{flipped}");
+    assert!(failure(&zoo(dir, &["convert", "flipped.pt", "x.safetensors"]), 1).contains("damaged"));
+    // The mean of two runs lies between them, and a model takes it.
+    for (seed, out) in [("1", "one"), ("2", "two")] {
+        let args = [
+            "train",
+            "stock-lstm",
+            "--steps",
+            "2",
+            "--set",
+            "data.simulated_days=200",
+            "--set",
+            "model.hidden=8",
+            "--seed",
+            seed,
+        ];
+        assert!(zoo(dir, &[&args[..], &["--out", out]].concat()).status.success());
+    }
+    assert!(zoo(dir, &["average", "one", "two", "--output", "mean.safetensors"]).status.success());
+    let read = |path: &str| zoo_checkpoint::read(&dir.join(path), &candle_core::Device::Cpu).map(|c| c.tensors);
+    let (one, two, mean) = (read("one/best.safetensors")?, read("two/best.safetensors")?, read("mean.safetensors")?);
+    for (name, m) in &mean {
+        let expected = ((&one[name] + &two[name])? / 2.)?;
+        let error = (m - expected)?.abs()?.max_all()?.to_scalar::<f32>()?;
+        assert!(error < 1e-7, "{name}: {error}");
+    }
+    assert!(zoo(dir, &["verify", "mean.safetensors", "--model", "stock-lstm"]).status.success());
+    let error = failure(&zoo(dir, &["average", "one", &weights, "--output", "x.safetensors"]), 1);
+    assert!(error.contains("in one"), "{error}");
+    Ok(())
+}
