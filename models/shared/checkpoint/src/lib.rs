@@ -1,20 +1,4 @@
-//! Reading and writing model checkpoints: atomic, durable, and the same bytes for the same weights.
-//!
-//! ```
-//! use std::collections::BTreeMap;
-//! use candle_core::{DType, Device, Tensor};
-//!
-//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # let dir = tempfile::tempdir()?;
-//! # let path = dir.path().join("model.safetensors");
-//! let weights = [("linear.weight".to_string(), Tensor::zeros((1, 50), DType::F32, &Device::Cpu)?)];
-//! zoo_checkpoint::write(&path, &weights, &BTreeMap::from([("model".into(), "mine".into())]))?;
-//! let back = zoo_checkpoint::read(&path, &Device::Cpu)?;
-//! assert_eq!(back.metadata["model"], "mine");
-//! assert_eq!(back.tensors["linear.weight"].dims(), [1, 50]);
-//! # Ok(())
-//! # }
-//! ```
+#![doc = include_str!("../README.md")]
 
 mod archive;
 mod atomic;
