@@ -292,3 +292,31 @@ fn weights_are_verified_and_averaged() -> Outcome {
     assert!(error.contains("in one"), "{error}");
     Ok(())
 }
+
+#[cfg(unix)]
+#[test]
+fn a_conversion_that_is_interrupted_leaves_nothing() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let dir = dir.path();
+    // A gigabyte of zeros that takes no room.
+    let header = r#"{"a":{"dtype":"F32","shape":[268435456],"data_offsets":[0,1073741824]}}"#;
+    let mut start = (header.len() as u64).to_le_bytes().to_vec();
+    start.extend(header.bytes());
+    std::fs::write(dir.join("big.safetensors"), &start)?;
+    let file = std::fs::OpenOptions::new().write(true).open(dir.join("big.safetensors"))?;
+    file.set_len(start.len() as u64 + (1 << 30))?;
+    let mut child = Command::new(env!("CARGO_BIN_EXE_zoo"))
+        .current_dir(dir)
+        .args(["convert", "big.safetensors", "big.pt"])
+        .stderr(std::process::Stdio::piped())
+        .spawn()?;
+    // Once it writes.
+    while std::fs::read_dir(dir)?.count() == 1 {
+        assert!(child.try_wait()?.is_none());
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status()?.success());
+    let output = child.wait_with_output()?;
+    assert_eq!(output.status.code(), Some(130), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(std::fs::read_dir(dir)?.count(), 1);
+    Ok(())
+}

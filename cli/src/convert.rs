@@ -1,12 +1,15 @@
 //! `zoo convert`.
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use anyhow::bail;
-use candle_core::quantized::GgmlDType;
 use serde_json::{Value, json};
-use zoo_checkpoint::{Converted, Dtype, Format, Plan, Rules};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+use zoo_checkpoint::{Blocks, Converted, Dtype, Format, Plan, Rules};
 use zoo_training::Error;
 
 use crate::args::ConvertArgs;
@@ -14,14 +17,16 @@ use crate::output::{grouped, note, print, print_json, table};
 use crate::registry::{self, weights};
 
 /// What GGUF files are written in.
-const BLOCKS: &[(&str, GgmlDType)] =
-    &[("q4_0", GgmlDType::Q4_0), ("q8_0", GgmlDType::Q8_0), ("q4_k", GgmlDType::Q4K), ("q6_k", GgmlDType::Q6K)];
+const BLOCKS: [&str; 4] = ["q8_0", "q6_k", "q4_k", "q4_0"];
 
 fn usage(reason: impl Into<String>) -> anyhow::Error {
     Error::Usage(reason.into()).into()
 }
 
-pub(crate) fn run(args: &ConvertArgs) -> anyhow::Result<()> {
+/// Exit code of a conversion that a signal stopped.
+const STOPPED: u8 = 130;
+
+pub(crate) fn run(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
     let begun = Instant::now();
     let input = weights(&args.input);
     let format = match &args.format {
@@ -58,21 +63,33 @@ pub(crate) fn run(args: &ConvertArgs) -> anyhow::Result<()> {
         if format != Format::Gguf {
             return Err(usage("--quantize: only GGUF files hold blocks; end OUT in .gguf"));
         }
-        let Some((_, to)) = BLOCKS.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)) else {
-            return Err(usage(format!("--quantize {name}: there are q8_0, q6_k, q4_k and q4_0")));
+        let known = BLOCKS.iter().find(|b| b.eq_ignore_ascii_case(name)).and_then(|b| Blocks::from_name(b));
+        let Some(to) = known else {
+            return Err(usage(format!("--quantize {name}: there are {}", BLOCKS.join(", "))));
         };
-        plan.quantize(*to)?;
+        plan.quantize(to)?;
     }
     plan.fit(format);
     if args.dry_run {
-        return show(&plan, args, format);
+        return show(&plan, args, format).map(|()| ExitCode::SUCCESS);
     }
-    let done = plan.write(&args.output, format, shard_size)?;
+    for signal in [SIGINT, SIGTERM] {
+        // In this order: the second signal finds the flag set.
+        flag::register_conditional_shutdown(signal, 128 + signal, plan.stop.clone())?;
+        flag::register(signal, plan.stop.clone())?;
+    }
+    let done = match plan.write(&args.output, format, shard_size) {
+        Err(e) if plan.stop.load(Ordering::Relaxed) => {
+            note(&format!("zoo: {e}"));
+            return Ok(ExitCode::from(STOPPED));
+        }
+        done => done?,
+    };
     if let Some((path, text)) = &sidecar {
         zoo_checkpoint::replace(path, |f| f.write_all(text.as_bytes()))?;
         note(&format!("zoo: note: wrote {} beside it", path.display()));
     }
-    report(&plan, &done, args, format, begun)
+    report(&plan, &done, args, format, begun).map(|()| ExitCode::SUCCESS)
 }
 
 pub(crate) fn format_named(name: &str) -> anyhow::Result<Format> {

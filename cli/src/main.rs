@@ -71,7 +71,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Generate(args) => return registry::find(&args.model)?.generate(&args),
         Command::Report(args) => report::run(&args)?,
         Command::Doctor { run, json } => doctor::run(&run, json)?,
-        Command::Convert(args) => convert::run(&args)?,
+        Command::Convert(args) => return convert::run(&args),
         Command::Inspect(args) => inspect::inspect(&args)?,
         Command::Diff(args) => return inspect::diff(&args),
         Command::Verify(args) => inspect::verify(&args)?,

@@ -1,7 +1,5 @@
 //! Elements of one type as another: rounded to nearest, and refused where a value would be lost.
 
-use candle_core::quantized::{GgmlDType, QStorage};
-use candle_core::{Device, Shape, Tensor};
 use half::{bf16, f16};
 
 use crate::input::Sink;
@@ -82,10 +80,10 @@ impl Cast {
         if let Dtype::Quantized(q) = self.to {
             self.rest.extend(floats(self.from, bytes).map(|v| v as f32));
             // Blocks of one super-block each: candle's quantizers take whole rows of them.
-            let whole = self.rest.len() / q.block_size() * q.block_size();
+            let whole = self.rest.len() / q.elements() * q.elements();
             if whole > 0 {
-                self.out = quantize(q, &self.rest[..whole]).map_err(Stop::Value)?;
-                let after = dequantize(q, &self.out).map_err(Stop::Value)?;
+                self.out = q.quantize(&self.rest[..whole]).map_err(Stop::Value)?;
+                let after = q.dequantize(&self.out).map_err(Stop::Value)?;
                 self.difference.add(self.rest.iter().map(|v| f64::from(*v)), floats(Dtype::F32, &after));
                 self.rest.drain(..whole);
             }
@@ -227,31 +225,4 @@ fn put_integer(to: Dtype, value: i128, out: &mut Vec<u8>) -> Result<(), String> 
         Dtype::F8E5M2 => Err("is not made F8_E5M2".into()),
         _ => put_float(to, value as f64, out),
     }
-}
-
-fn quantize(q: GgmlDType, values: &[f32]) -> Result<Vec<u8>, String> {
-    if let Some(v) = values.iter().find(|v| !v.is_finite()) {
-        return Err(format!("{v} cannot be quantized"));
-    }
-    let make = || {
-        let t = Tensor::from_slice(values, values.len(), &Device::Cpu)?;
-        Ok::<_, candle_core::Error>(candle_core::quantized::QTensor::quantize(&t, q)?.data()?.into_owned())
-    };
-    make().map_err(|e| e.to_string())
-}
-
-/// Whole blocks as the bytes of f32.
-pub(crate) fn dequantize(q: GgmlDType, blocks: &[u8]) -> Result<Vec<u8>, String> {
-    let elements = blocks.len() / q.type_size() * q.block_size();
-    if blocks.as_ptr().align_offset(align_of::<f32>()) != 0 {
-        // candle would panic. The allocator has never given such memory.
-        return Err("its blocks came into memory at an odd address".into());
-    }
-    let make = || {
-        let storage = QStorage::from_data(blocks.into(), &Device::Cpu, q)?;
-        let tensor = candle_core::quantized::QTensor::new(storage, Shape::from(elements))?;
-        tensor.dequantize(&Device::Cpu)?.to_vec1::<f32>()
-    };
-    let values = make().map_err(|e| e.to_string())?;
-    Ok(values.iter().flat_map(|v| v.to_le_bytes()).collect())
 }

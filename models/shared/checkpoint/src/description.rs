@@ -35,7 +35,11 @@ impl Description {
     pub fn parse(metadata: &BTreeMap<String, String>, model: &str, path: &Path) -> Result<Self> {
         let refuse = |reason: String| Error::Undescribed { path: path.into(), reason };
         let get = |key: &str| {
-            let missing = || refuse(format!("no {key} in its metadata: not weights of zoo train"));
+            let missing = || {
+                refuse(format!(
+                    "no {key} in its metadata: not weights of zoo train (zoo convert --model takes some of others)"
+                ))
+            };
             metadata.get(key).ok_or_else(missing)
         };
         let json =

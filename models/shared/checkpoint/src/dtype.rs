@@ -4,7 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use candle_core::DType;
-use candle_core::quantized::GgmlDType;
+
+use crate::Blocks;
 
 /// The type of a tensor's elements. Values are little-endian, in C order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -34,7 +35,7 @@ pub enum Dtype {
     F64,
     C128,
     /// Blocks of GGUF: dequantized wherever another type is asked for.
-    Quantized(GgmlDType),
+    Quantized(Blocks),
 }
 
 /// What formats call a type: (type, bits, safetensors, PyTorch's dtype, NumPy's letter and size).
@@ -85,7 +86,7 @@ impl Dtype {
     pub fn bytes(self, elements: usize) -> Option<u64> {
         let elements = elements as u64;
         let (parts, of, bytes) = match self {
-            Self::Quantized(q) => (elements, q.block_size() as u64, q.type_size() as u64),
+            Self::Quantized(q) => (elements, q.elements() as u64, q.bytes() as u64),
             _ => (elements.checked_mul(self.names()?.1 as u64)?, 8, 1),
         };
         (parts % of == 0).then(|| (parts / of).checked_mul(bytes)).flatten().filter(|b| *b <= i64::MAX as u64)
@@ -147,28 +148,10 @@ impl Dtype {
     }
 }
 
-/// The types of GGUF by the names that its users know.
-pub(crate) const QUANTIZED: &[(&str, GgmlDType)] = &[
-    ("Q4_0", GgmlDType::Q4_0),
-    ("Q4_1", GgmlDType::Q4_1),
-    ("Q5_0", GgmlDType::Q5_0),
-    ("Q5_1", GgmlDType::Q5_1),
-    ("Q8_0", GgmlDType::Q8_0),
-    ("Q8_1", GgmlDType::Q8_1),
-    ("Q2_K", GgmlDType::Q2K),
-    ("Q3_K", GgmlDType::Q3K),
-    ("Q4_K", GgmlDType::Q4K),
-    ("Q5_K", GgmlDType::Q5K),
-    ("Q6_K", GgmlDType::Q6K),
-    ("Q8_K", GgmlDType::Q8K),
-];
-
 impl fmt::Display for Dtype {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
-            Self::Quantized(q) => {
-                f.write_str(QUANTIZED.iter().find(|(_, t)| t == q).map_or("quantized", |(name, _)| name))
-            }
+            Self::Quantized(q) => f.write_str(q.name()),
             _ => f.write_str(self.safetensors().or(self.torch()).unwrap_or_default()),
         }
     }
@@ -182,7 +165,7 @@ impl FromStr for Dtype {
         let name = name.to_ascii_lowercase();
         let same = |n: Option<&str>| n.is_some_and(|n| n.to_ascii_lowercase() == name);
         let plain = || Self::find(|n| same(n.2) || same(n.3));
-        let quantized = || QUANTIZED.iter().find(|(n, _)| same(Some(n))).map(|(_, q)| Self::Quantized(*q));
+        let quantized = || Blocks::from_name(&name).map(Self::Quantized);
         plain().or_else(quantized).ok_or_else(|| {
             format!("no element type is called {name}: the usual ones are f32, f16, bf16, f64, i64, u8, q8_0, q4_0, q4_k, q6_k")
         })
@@ -192,6 +175,7 @@ impl FromStr for Dtype {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use candle_core::quantized::GgmlDType;
 
     #[test]
     fn names_lead_back_to_their_type_and_sizes_never_wrap() {
@@ -203,11 +187,17 @@ mod tests {
             assert_eq!(n.0.bytes(usize::MAX), None, "{}", n.0);
             assert!(n.0.candle().is_none_or(|d| Some(d.size_in_bytes()) == n.0.size() && Dtype::of(d) == Some(n.0)));
         }
-        assert_eq!(("bfloat16".parse(), "Q4_k".parse()), (Ok(Dtype::BF16), Ok(Dtype::Quantized(GgmlDType::Q4K))));
+        assert_eq!(
+            ("bfloat16".parse(), "Q4_k".parse()),
+            (Ok(Dtype::BF16), Ok(Dtype::Quantized(Blocks::Candle(GgmlDType::Q4K))))
+        );
         assert!("f33".parse::<Dtype>().is_err());
         assert_eq!((Dtype::F4.bytes(3), Dtype::F4.bytes(4), Dtype::F6E2M3.bytes(4)), (None, Some(2), Some(3)));
         assert_eq!(
-            (Dtype::Quantized(GgmlDType::Q8_0).bytes(33), Dtype::Quantized(GgmlDType::Q8_0).bytes(64)),
+            (
+                Dtype::Quantized(Blocks::Candle(GgmlDType::Q8_0)).bytes(33),
+                Dtype::Quantized(Blocks::Candle(GgmlDType::Q8_0)).bytes(64)
+            ),
             (None, Some(68))
         );
     }

@@ -6,30 +6,17 @@ use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::quantized::GgmlDType;
 use serde_json::Value;
 
 use crate::input::{Fault, Input, Parsed, Segment, Window, malformed, refused};
 use crate::source::Data;
 use crate::write::{Outline, Streams};
-use crate::{Dtype, Error, Format, Result, Source};
+use crate::{Blocks, Dtype, Error, Format, Result, Source};
 
-/// Numbers of the format's element types.
+/// Numbers of the format's plain element types.
 const TYPES: &[(u32, Dtype)] = &[
     (0, Dtype::F32),
     (1, Dtype::F16),
-    (2, Dtype::Quantized(GgmlDType::Q4_0)),
-    (3, Dtype::Quantized(GgmlDType::Q4_1)),
-    (6, Dtype::Quantized(GgmlDType::Q5_0)),
-    (7, Dtype::Quantized(GgmlDType::Q5_1)),
-    (8, Dtype::Quantized(GgmlDType::Q8_0)),
-    (9, Dtype::Quantized(GgmlDType::Q8_1)),
-    (10, Dtype::Quantized(GgmlDType::Q2K)),
-    (11, Dtype::Quantized(GgmlDType::Q3K)),
-    (12, Dtype::Quantized(GgmlDType::Q4K)),
-    (13, Dtype::Quantized(GgmlDType::Q5K)),
-    (14, Dtype::Quantized(GgmlDType::Q6K)),
-    (15, Dtype::Quantized(GgmlDType::Q8K)),
     (24, Dtype::I8),
     (25, Dtype::I16),
     (26, Dtype::I32),
@@ -38,21 +25,9 @@ const TYPES: &[(u32, Dtype)] = &[
     (30, Dtype::BF16),
 ];
 
-/// Types that candle has no blocks for.
-const UNREAD: &[(u32, &str)] = &[
-    (16, "IQ2_XXS"),
-    (17, "IQ2_XS"),
-    (18, "IQ3_XXS"),
-    (19, "IQ1_S"),
-    (20, "IQ4_NL"),
-    (21, "IQ3_S"),
-    (22, "IQ2_S"),
-    (23, "IQ4_XS"),
-    (29, "IQ1_M"),
-    (34, "TQ1_0"),
-    (35, "TQ2_0"),
-    (39, "MXFP4"),
-];
+/// Types with codebooks.
+const UNREAD: &[(u32, &str)] =
+    &[(16, "IQ2_XXS"), (17, "IQ2_XS"), (18, "IQ3_XXS"), (19, "IQ1_S"), (21, "IQ3_S"), (22, "IQ2_S"), (29, "IQ1_M")];
 
 /// What llama.cpp allows.
 const MOST_DIMENSIONS: u32 = 4;
@@ -204,17 +179,17 @@ pub(crate) fn open(input: &Arc<Input>) -> Parsed<Source> {
             None => return malformed(format!("tensor {name} has shape {shape:?}")),
         };
         let kind = r.u32()?;
-        let dtype = match TYPES.iter().find(|(n, _)| *n == kind) {
-            Some((_, dtype)) => *dtype,
+        let dtype = match dtype_of(kind) {
+            Some(dtype) => dtype,
             None => match UNREAD.iter().find(|(n, _)| *n == kind) {
                 Some((_, known)) => {
-                    return refused(format!("tensor {name} is of type {known}, which candle cannot dequantize"));
+                    return refused(format!("tensor {name} is of type {known}, whose codebook is not known here"));
                 }
                 None => return malformed(format!("tensor {name} is of type {kind}, which does not exist")),
             },
         };
         if let Dtype::Quantized(q) = dtype
-            && shape.last().is_none_or(|n| n % q.block_size() != 0)
+            && shape.last().is_none_or(|n| n % q.elements() != 0)
         {
             return malformed(format!("tensor {name}: rows of {shape:?} are no whole blocks of {dtype}"));
         }
@@ -254,13 +229,20 @@ pub(crate) fn open(input: &Arc<Input>) -> Parsed<Source> {
     Ok(source)
 }
 
-/// Whether GGUF has elements of this type.
-pub(crate) fn holds(dtype: Dtype) -> bool {
-    TYPES.iter().any(|(_, d)| *d == dtype)
+fn dtype_of(kind: u32) -> Option<Dtype> {
+    let plain = TYPES.iter().find(|(n, _)| *n == kind).map(|(_, dtype)| *dtype);
+    plain.or_else(|| Blocks::from_number(kind).map(Dtype::Quantized))
+}
+
+fn number_of(dtype: Dtype) -> Option<u32> {
+    match dtype {
+        Dtype::Quantized(blocks) => Some(blocks.number()),
+        plain => TYPES.iter().find(|(_, d)| *d == plain).map(|(n, _)| *n),
+    }
 }
 
 pub(crate) fn write(file: &mut File, path: &Path, outline: &Outline, streams: Streams) -> Result<()> {
-    outline.check(path, "GGUF", holds)?;
+    outline.check(path, "GGUF", |d| number_of(d).is_some())?;
     let stored: Vec<usize> = (0..outline.tensors.len()).filter(|i| outline.tensors[*i].tied_to.is_none()).collect();
     for i in &stored {
         let t = &outline.tensors[*i];
@@ -303,8 +285,7 @@ pub(crate) fn write(file: &mut File, path: &Path, outline: &Outline, streams: St
         text(&mut head, &t.name);
         head.extend((t.shape.len() as u32).to_le_bytes());
         t.shape.iter().rev().for_each(|d| head.extend((*d as u64).to_le_bytes()));
-        let kind = TYPES.iter().find(|(_, d)| *d == t.dtype).map_or(0, |(n, _)| *n);
-        head.extend(kind.to_le_bytes());
+        head.extend(number_of(t.dtype).unwrap_or(0).to_le_bytes());
         head.extend(offset.to_le_bytes());
         offset += t.bytes().next_multiple_of(32);
     }

@@ -2,6 +2,7 @@
 
 mod archive;
 mod atomic;
+mod blocks;
 mod cast;
 mod content;
 mod convert;
@@ -19,6 +20,7 @@ mod torch;
 mod write;
 
 pub use atomic::{create, link, replace, sha256, sha256_of, sync_directory};
+pub use blocks::Blocks;
 pub use cast::Difference;
 pub use content::{Stats, average, compare, content_hash, stats};
 pub use convert::{Converted, Output, Plan, Rules};

@@ -131,7 +131,7 @@ pub(crate) fn parse(input: &Arc<Input>, header: &[u8], data_len: u64) -> Parsed<
 pub(crate) fn retie(source: &mut Source, mut metadata: BTreeMap<String, String>) -> BTreeMap<String, String> {
     let numbers: HashMap<String, usize> = source.tensors.iter().enumerate().map(|(k, t)| (t.name.clone(), k)).collect();
     metadata.retain(|name, of| match numbers.get(of) {
-        Some(&k) if !numbers.contains_key(name) => {
+        Some(&k) if !numbers.contains_key(name) && name != "format" => {
             let tied = TensorInfo { name: name.clone(), tied_to: Some(k), ..source.tensors[k].clone() };
             source.tensors.push(tied);
             false

@@ -238,7 +238,7 @@ impl Source {
                 let whole = view.is_whole();
                 let mut all = room(if whole { 0 } else { tensor.elements() * 4 }).map_err(Error::io(&self.path))?;
                 self.raw(&View::whole(tensor), &mut |blocks| {
-                    let values = cast::dequantize(q, blocks).map_err(named)?;
+                    let values = q.dequantize(blocks).map_err(named)?;
                     match whole {
                         true => plain.piece(&values, sink).map_err(|e| e.into_error(named)),
                         false => {
@@ -273,7 +273,7 @@ impl Source {
                 return Err(Error::Refused { path: self.path.clone(), reason });
             }
             let unit = match t.dtype {
-                Dtype::Quantized(q) => q.type_size(),
+                Dtype::Quantized(q) => q.bytes(),
                 _ => 1,
             };
             return segment.stream(t.data.offset..t.data.offset + t.bytes(), unit, sink);

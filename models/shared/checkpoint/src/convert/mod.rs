@@ -9,6 +9,7 @@ pub use rules::Rules;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 
 use serde_json::{Value, json};
 
@@ -93,6 +94,7 @@ impl Plan<'_> {
                     let mut sum = crc32fast::Hasher::new();
                     let mut difference = Difference::default();
                     output.stream(self.source, &mut difference, &mut |piece| {
+                        self.go_on(path)?;
                         sum.update(piece);
                         sink(piece)
                     })?;
@@ -103,7 +105,7 @@ impl Plan<'_> {
                     Ok(())
                 })
             },
-            |temporary| verify(temporary, path, &outline, &sums.borrow()),
+            |temporary| self.verify(temporary, path, &outline, &sums.borrow()),
         )?;
         done.files.push(path.into());
         done.changed.extend(changed);
@@ -112,36 +114,45 @@ impl Plan<'_> {
         done.bytes += stored.map(|t| t.bytes()).sum::<u64>();
         Ok(())
     }
-}
 
-/// Reads a file back: all names, shapes, types and values, and nothing else.
-fn verify(temporary: &Path, path: &Path, outline: &Outline, sums: &BTreeMap<usize, u32>) -> Result<()> {
-    let wrong =
-        |what: String| Err(Error::Damaged { path: path.into(), reason: format!("read back after writing, {what}") });
-    let written = open(temporary)?;
-    let prefix = outline.entry.as_ref().filter(|_| written.format == Format::Torch);
-    if written.tensors.len() != outline.tensors.len() {
-        return wrong(format!("it has {} tensors instead of {}", written.tensors.len(), outline.tensors.len()));
-    }
-    let found: BTreeMap<&str, &crate::TensorInfo> = written.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
-    for (i, planned) in outline.tensors.iter().enumerate() {
-        let name = prefix.map_or_else(|| planned.name.clone(), |p| format!("{p}.{}", planned.name));
-        // A single array is named after its file.
-        let t = if written.format == Format::Npy { written.tensors.first() } else { found.get(name.as_str()).copied() };
-        let Some(t) = t.filter(|t| t.shape == planned.shape && t.dtype == planned.dtype) else {
-            return wrong(format!("tensor {} is missing or has another shape or type", planned.name));
-        };
-        let Some(sum) = sums.get(&i) else { continue };
-        let mut hash = crc32fast::Hasher::new();
-        written.stream(&crate::View::whole(t), t.dtype, &mut |piece| {
-            hash.update(piece);
-            Ok(())
-        })?;
-        if hash.finalize() != *sum {
-            return wrong(format!("tensor {} has other values", planned.name));
+    fn go_on(&self, path: &Path) -> Result<()> {
+        match self.stop.load(Ordering::Relaxed) {
+            true => Err(Error::Refused { path: path.into(), reason: "stopped: nothing was written".into() }),
+            false => Ok(()),
         }
     }
-    Ok(())
+
+    /// Reads a file back: all names, shapes, types and values, and nothing else.
+    fn verify(&self, temporary: &Path, path: &Path, outline: &Outline, sums: &BTreeMap<usize, u32>) -> Result<()> {
+        let wrong = |what: String| {
+            Err(Error::Damaged { path: path.into(), reason: format!("read back after writing, {what}") })
+        };
+        let written = open(temporary)?;
+        let prefix = outline.entry.as_ref().filter(|_| written.format == Format::Torch);
+        if written.tensors.len() != outline.tensors.len() {
+            return wrong(format!("it has {} tensors instead of {}", written.tensors.len(), outline.tensors.len()));
+        }
+        let found: BTreeMap<&str, &crate::TensorInfo> = written.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
+        for (i, planned) in outline.tensors.iter().enumerate() {
+            let name = prefix.map_or_else(|| planned.name.clone(), |p| format!("{p}.{}", planned.name));
+            // A single array is named after its file.
+            let t =
+                if written.format == Format::Npy { written.tensors.first() } else { found.get(name.as_str()).copied() };
+            let Some(t) = t.filter(|t| t.shape == planned.shape && t.dtype == planned.dtype) else {
+                return wrong(format!("tensor {} is missing or has another shape or type", planned.name));
+            };
+            let Some(sum) = sums.get(&i) else { continue };
+            let mut hash = crc32fast::Hasher::new();
+            written.stream(&crate::View::whole(t), t.dtype, &mut |piece| {
+                hash.update(piece);
+                self.go_on(path)
+            })?;
+            if hash.finalize() != *sum {
+                return wrong(format!("tensor {} has other values", planned.name));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Which tensors go into which file: in their order, as many as fit; tied ones with the tensor that has their values.

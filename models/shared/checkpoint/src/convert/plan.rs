@@ -1,15 +1,16 @@
 //! What a conversion will write, tensor by tensor, before anything is written.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
-use candle_core::quantized::GgmlDType;
 use serde_json::{Map, Value};
 
 use super::rules::{Action, Rule, Rules};
 use crate::cast::Difference;
 use crate::input::Sink;
 use crate::write::{Outline, Planned};
-use crate::{Dtype, Error, Format, Result, Source, TensorInfo, View};
+use crate::{Blocks, Dtype, Error, Format, Result, Source, TensorInfo, View};
 
 /// A tensor to be written: views of the source's, one behind the other along a dimension.
 #[derive(Clone, Debug)]
@@ -122,6 +123,8 @@ pub struct Plan<'a> {
     /// The entry of a PyTorch file that is to hold the tensors, beside one for each of the metadata; by default the file is
     /// the tensors, as `load_state_dict` takes them.
     pub entry: Option<String>,
+    /// Set from elsewhere, such as a signal's handler, it ends a [`write`](Plan::write) with an error; nothing is left then.
+    pub stop: Arc<AtomicBool>,
     /// Names of tensors and entries that rules dropped.
     pub dropped: Vec<String>,
     /// What the source holds and no format keeps, unless a rule dropped it.
@@ -138,6 +141,7 @@ impl<'a> Plan<'a> {
             outputs: source.tensors.iter().map(Output::of).collect(),
             metadata: source.metadata.clone(),
             entry: None,
+            stop: Arc::default(),
             dropped: vec![],
             lost: source.left_out.clone(),
             kept: vec![],
@@ -317,8 +321,8 @@ impl<'a> Plan<'a> {
     ///
     /// # Errors
     /// No tensor can be quantized.
-    pub fn quantize(&mut self, to: GgmlDType) -> Result<()> {
-        let block = to.block_size();
+    pub fn quantize(&mut self, to: Blocks) -> Result<()> {
+        let block = to.elements();
         for o in self.outputs.iter_mut().filter(|o| o.dtype.is_float()) {
             let row = o.shape.last().copied().unwrap_or(0);
             if o.shape.len() < 2 {

@@ -1,0 +1,188 @@
+//! GGUF's blocks: a few bytes that stand for 32 or 256 numbers. candle's quantizers make and read most; the others are
+//! read here, by the definitions in ggml's `ggml-common.h` and `ggml-quants.c`. Types with codebooks (IQ1 to IQ3) are not.
+
+use candle_core::quantized::{GgmlDType, QStorage, QTensor};
+use candle_core::{Device, Shape, Tensor};
+use half::f16;
+
+/// A type of blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Blocks {
+    /// One that candle knows.
+    Candle(GgmlDType),
+    /// 8 bits with a scale and a sum.
+    Q8_1,
+    /// 8 bits with a scale, and sums of 16.
+    Q8K,
+    /// 4 bits that pick one of 16 fixed values.
+    Iq4Nl,
+    /// The same with 8 scales of 6 bits.
+    Iq4Xs,
+    /// Three values, five to a byte.
+    Tq1_0,
+    /// Three values, four to a byte.
+    Tq2_0,
+    /// OCP's microscaling: floats of 4 bits, and a power of two.
+    Mxfp4,
+}
+
+use GgmlDType::{Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+
+/// The type, its name, its number in a file, the elements of a block and their bytes.
+const TABLE: &[(Blocks, &str, u32, usize, usize)] = &[
+    (Blocks::Candle(Q4_0), "Q4_0", 2, 32, 18),
+    (Blocks::Candle(Q4_1), "Q4_1", 3, 32, 20),
+    (Blocks::Candle(Q5_0), "Q5_0", 6, 32, 22),
+    (Blocks::Candle(Q5_1), "Q5_1", 7, 32, 24),
+    (Blocks::Candle(Q8_0), "Q8_0", 8, 32, 34),
+    (Blocks::Q8_1, "Q8_1", 9, 32, 36),
+    (Blocks::Candle(Q2K), "Q2_K", 10, 256, 84),
+    (Blocks::Candle(Q3K), "Q3_K", 11, 256, 110),
+    (Blocks::Candle(Q4K), "Q4_K", 12, 256, 144),
+    (Blocks::Candle(Q5K), "Q5_K", 13, 256, 176),
+    (Blocks::Candle(Q6K), "Q6_K", 14, 256, 210),
+    (Blocks::Q8K, "Q8_K", 15, 256, 292),
+    (Blocks::Iq4Nl, "IQ4_NL", 20, 32, 18),
+    (Blocks::Iq4Xs, "IQ4_XS", 23, 256, 136),
+    (Blocks::Tq1_0, "TQ1_0", 34, 256, 54),
+    (Blocks::Tq2_0, "TQ2_0", 35, 256, 66),
+    (Blocks::Mxfp4, "MXFP4", 39, 32, 17),
+];
+
+/// The 16 values of IQ4.
+const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+/// Twice the 16 values of a float with 1 sign, 2 exponent and 1 mantissa bits.
+const FP4: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
+impl Blocks {
+    fn row(self) -> &'static (Self, &'static str, u32, usize, usize) {
+        // Every type is in the table: a test goes through them.
+        TABLE.iter().find(|t| t.0 == self).unwrap_or(&TABLE[0])
+    }
+
+    /// What its users call it.
+    pub fn name(self) -> &'static str {
+        self.row().1
+    }
+
+    /// Its number in a file.
+    pub(crate) fn number(self) -> u32 {
+        self.row().2
+    }
+
+    /// The elements of a block.
+    pub fn elements(self) -> usize {
+        self.row().3
+    }
+
+    /// The bytes of a block.
+    pub fn bytes(self) -> usize {
+        self.row().4
+    }
+
+    /// By its number in a file.
+    pub(crate) fn from_number(number: u32) -> Option<Self> {
+        TABLE.iter().find(|t| t.2 == number).map(|t| t.0)
+    }
+
+    /// By its name, in any case.
+    pub fn from_name(name: &str) -> Option<Self> {
+        TABLE.iter().find(|t| t.1.eq_ignore_ascii_case(name)).map(|t| t.0)
+    }
+
+    /// Numbers as blocks.
+    pub(crate) fn quantize(self, values: &[f32]) -> Result<Vec<u8>, String> {
+        let Self::Candle(kind) = self else { return Err(format!("{} is read, not written", self.name())) };
+        if let Some(v) = values.iter().find(|v| !v.is_finite()) {
+            return Err(format!("{v} cannot be quantized"));
+        }
+        let make = || {
+            let t = Tensor::from_slice(values, values.len(), &Device::Cpu)?;
+            Ok::<_, candle_core::Error>(QTensor::quantize(&t, kind)?.data()?.into_owned())
+        };
+        make().map_err(|e| e.to_string())
+    }
+
+    /// Whole blocks as the bytes of f32.
+    pub(crate) fn dequantize(self, blocks: &[u8]) -> Result<Vec<u8>, String> {
+        let mut values = Vec::with_capacity(blocks.len() / self.bytes() * self.elements());
+        if let Self::Candle(kind) = self {
+            if blocks.as_ptr().align_offset(align_of::<f32>()) != 0 {
+                // candle would panic. The allocator has never given such memory.
+                return Err("its blocks came into memory at an odd address".into());
+            }
+            let make = || {
+                let storage = QStorage::from_data(blocks.into(), &Device::Cpu, kind)?;
+                let elements = blocks.len() / self.bytes() * self.elements();
+                QTensor::new(storage, Shape::from(elements))?.dequantize(&Device::Cpu)?.to_vec1::<f32>()
+            };
+            values = make().map_err(|e| e.to_string())?;
+        } else {
+            blocks.chunks_exact(self.bytes()).for_each(|b| self.block(b, &mut values));
+        }
+        Ok(values.iter().flat_map(|v| v.to_le_bytes()).collect())
+    }
+
+    /// One block, of exactly its bytes.
+    fn block(self, b: &[u8], out: &mut Vec<f32>) {
+        let half = |at: usize| f16::from_le_bytes([b[at], b[at + 1]]).to_f32();
+        let signed = |scale: f32, bytes: &[u8], out: &mut Vec<f32>| {
+            out.extend(bytes.iter().map(|q| scale * f32::from(*q as i8)))
+        };
+        // Sixteen bytes are 32 values: first the low halves, then the high ones.
+        let nibbles = |scale: f32, values: &[i8; 16], bytes: &[u8], out: &mut Vec<f32>| {
+            out.extend(bytes.iter().map(|q| scale * f32::from(values[usize::from(q & 15)])));
+            out.extend(bytes.iter().map(|q| scale * f32::from(values[usize::from(q >> 4)])));
+        };
+        // Base 3, as a fixed-point fraction: the digit is what a multiplication by 3 carries.
+        let trit = |byte: u8, power: u8| f32::from((u16::from(byte.wrapping_mul(power)) * 3) >> 8) - 1.;
+        match self {
+            Self::Q8_1 => signed(half(0), &b[4..36], out),
+            Self::Q8K => signed(f32::from_le_bytes([b[0], b[1], b[2], b[3]]), &b[4..260], out),
+            Self::Iq4Nl => nibbles(half(0), &IQ4, &b[2..18], out),
+            Self::Iq4Xs => {
+                let high = u16::from_le_bytes([b[2], b[3]]);
+                for i in 0..8 {
+                    let low = (b[4 + i / 2] >> (4 * (i % 2))) & 15;
+                    let scale = i32::from(low) | i32::from((high >> (2 * i)) & 3) << 4;
+                    nibbles(half(0) * (scale - 32) as f32, &IQ4, &b[8 + 16 * i..24 + 16 * i], out);
+                }
+            }
+            Self::Tq1_0 => {
+                let scale = half(52);
+                for (bytes, powers) in
+                    [(&b[..32], &[1, 3, 9, 27, 81][..]), (&b[32..48], &[1, 3, 9, 27, 81]), (&b[48..52], &[1, 3, 9, 27])]
+                {
+                    powers.iter().for_each(|p| out.extend(bytes.iter().map(|q| trit(*q, *p) * scale)));
+                }
+            }
+            Self::Tq2_0 => {
+                let scale = half(64);
+                for bytes in b[..64].chunks_exact(32) {
+                    (0..4).for_each(|l| out.extend(bytes.iter().map(|q| (f32::from(q >> (2 * l) & 3) - 1.) * scale)));
+                }
+            }
+            Self::Mxfp4 => nibbles(2f64.powi(i32::from(b[0]) - 128) as f32, &FP4, &b[1..17], out),
+            Self::Candle(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_agrees_with_candle_and_every_type_fills_its_block() {
+        for (kind, name, number, elements, bytes) in TABLE {
+            assert_eq!(
+                (kind.name(), kind.number(), kind.elements(), kind.bytes()),
+                (*name, *number, *elements, *bytes)
+            );
+            if let Blocks::Candle(k) = kind {
+                assert_eq!((k.block_size(), k.type_size()), (*elements, *bytes), "{name}");
+            }
+            assert_eq!(kind.dequantize(&vec![0; 2 * bytes]).map(|v| v.len()), Ok(8 * elements), "{name}");
+        }
+    }
+}
