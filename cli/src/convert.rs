@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::bail;
@@ -31,15 +32,16 @@ pub(crate) fn run(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
     let input = weights(&args.input);
     let format = match &args.format {
         Some(name) => format_named(name)?,
-        None => Format::by_extension(&args.output).ok_or_else(|| {
-            usage(format!(
-                "{}: what format? End it in .safetensors, .pt, .npz, .npy or .gguf, or say --format",
-                args.output.display()
-            ))
-        })?,
+        None => by_extension(&args.output)?,
     };
     let shard_size = args.shard_size.as_deref().map(bytes).transpose()?;
     let source = zoo_checkpoint::open(&input)?;
+    if source.reads(&args.output) {
+        return Err(usage(format!(
+            "{}: it would be written over what it is read from: name another file",
+            args.output.display()
+        )));
+    }
     source.remarks.iter().for_each(|r| note(&format!("zoo: note: {}: {r}", input.display())));
     let mut plan = Plan::new(&source);
     let sidecar = match &args.model {
@@ -70,14 +72,15 @@ pub(crate) fn run(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
         plan.quantize(to)?;
     }
     plan.fit(format);
+    if source.format == Format::Torch && format == Format::Torch && plan.entry.is_none() && !plan.metadata.is_empty() {
+        note(
+            "zoo: note: the file is one dictionary of tensors by their dotted names; other entries are its attribute zoo_metadata",
+        );
+    }
     if args.dry_run {
         return show(&plan, args, format).map(|()| ExitCode::SUCCESS);
     }
-    for signal in [SIGINT, SIGTERM] {
-        // In this order: the second signal finds the flag set.
-        flag::register_conditional_shutdown(signal, 128 + signal, plan.stop.clone())?;
-        flag::register(signal, plan.stop.clone())?;
-    }
+    plan.stop = stopped_by_signals()?;
     let done = match plan.write(&args.output, format, shard_size) {
         Err(e) if plan.stop.load(Ordering::Relaxed) => {
             note(&format!("zoo: {e}"));
@@ -92,7 +95,25 @@ pub(crate) fn run(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
     report(&plan, &done, args, format, begun).map(|()| ExitCode::SUCCESS)
 }
 
-pub(crate) fn format_named(name: &str) -> anyhow::Result<Format> {
+/// The format that the name of a file asks for.
+pub(crate) fn by_extension(path: &Path) -> anyhow::Result<Format> {
+    Format::by_extension(path).ok_or_else(|| {
+        usage(format!("{}: what format? End it in .safetensors, .pt, .npz, .npy or .gguf", path.display()))
+    })
+}
+
+/// Set by the first SIGINT or SIGTERM; the second ends the process.
+pub(crate) fn stopped_by_signals() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        // In this order: the second signal finds the flag set.
+        flag::register_conditional_shutdown(signal, 128 + signal, stop.clone())?;
+        flag::register(signal, stop.clone())?;
+    }
+    Ok(stop)
+}
+
+fn format_named(name: &str) -> anyhow::Result<Format> {
     let all = [Format::Safetensors, Format::Torch, Format::Npz, Format::Npy, Format::Gguf];
     let found = all.into_iter().find(|f| f.name() == name);
     found.ok_or_else(|| usage(format!("--format {name}: there are safetensors, pytorch, npz, npy and gguf")))
@@ -103,6 +124,9 @@ fn rules(map: &str) -> anyhow::Result<Rules> {
     let path = Path::new(map);
     let text = match path.is_file() {
         true => std::fs::read_to_string(path).map_err(|e| anyhow::anyhow!("--map {map}: {e}"))?,
+        false if !map.contains(char::is_whitespace) => {
+            return Err(usage(format!("--map {map}: there is no such file")));
+        }
         false => map.to_string(),
     };
     text.parse().map_err(|e| usage(format!("--map: {e}")))

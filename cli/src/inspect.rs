@@ -5,14 +5,14 @@ use std::path::Path;
 
 use anyhow::bail;
 use serde_json::{Value, json};
-use zoo_checkpoint::{Format, Source, TensorInfo, compare, content_hash, open, stats};
+use zoo_checkpoint::{Source, TensorInfo, compare, content_hash, open, stats};
 use zoo_layers::nearest;
 use zoo_training::Error;
 
 use crate::args::{AverageArgs, DiffArgs, InspectArgs, VerifyArgs};
-use crate::convert::format_named;
+use crate::convert::{by_extension, stopped_by_signals};
 use crate::hub::{self, SCHEME};
-use crate::output::{grouped, message, print, print_json, table};
+use crate::output::{grouped, message, note, print, print_json, table};
 use crate::registry::{self, weights};
 
 fn short(value: f64) -> String {
@@ -105,7 +105,8 @@ pub(crate) fn diff(args: &DiffArgs) -> anyhow::Result<std::process::ExitCode> {
             None => same += 1,
             Some(d) => differ.push(json!({
                 "name": t.name, "a": t.dtype.to_string(), "b": other.dtype.to_string(),
-                "largest_difference": d.largest, "relative_error": d.relative(),
+                // JSON has no infinity: what is not finite on one side alone, or no number, is null.
+                "largest_difference": d.largest, "relative_error": if d.largest.is_finite() { Some(d.relative()) } else { None },
             })),
         }
     }
@@ -153,10 +154,15 @@ pub(crate) fn verify(args: &VerifyArgs) -> anyhow::Result<()> {
     if let Err(e) = source.check() {
         problems.push(e.to_string());
     } else {
+        if source.tensors.is_empty() {
+            problems.push("it holds no tensors".to_string());
+        }
         for t in source.tensors.iter().filter(|t| t.tied_to.is_none()) {
-            if let Some(s) = stats(&source, t)?
-                && s.nan + s.infinite > 0
-            {
+            let Some(s) = stats(&source, t)? else {
+                note(&format!("zoo: note: tensor {} is of {}, whose values were not looked at", t.name, t.dtype));
+                continue;
+            };
+            if s.nan + s.infinite > 0 {
                 problems.push(format!("tensor {} has {} NaN and {} infinite values", t.name, s.nan, s.infinite));
             }
         }
@@ -193,17 +199,28 @@ pub(crate) fn verify(args: &VerifyArgs) -> anyhow::Result<()> {
 
 pub(crate) fn average(args: &AverageArgs) -> anyhow::Result<()> {
     let sources = args.files.iter().map(|f| opened(f)).collect::<anyhow::Result<Vec<_>>>()?;
-    let format = Format::by_extension(&args.output).map_or_else(|| format_named("safetensors"), Ok)?;
+    let format = by_extension(&args.output)?;
+    if sources.iter().any(|s| s.reads(&args.output)) {
+        return Err(Error::Usage(format!("{}: it is one of those that are read", args.output.display())).into());
+    }
     let names: Vec<String> = sources.iter().flat_map(|s| s.tensors.iter().map(|t| t.name.clone())).collect();
-    let tensors = zoo_checkpoint::average(&sources, &args.output, format).map_err(|e| match &e {
+    let tensors = sources.first().map_or(0, |s| s.tensors.len());
+    let stop = stopped_by_signals()?;
+    let kept = zoo_checkpoint::average(&sources, &args.output, format, &stop).map_err(|e| match &e {
         zoo_checkpoint::Error::Missing { tensor, .. } => {
             let like = nearest(tensor, names.iter().map(String::as_str).filter(|n| n != tensor));
             anyhow::anyhow!("{e}{}", like.map_or(String::new(), |l| format!(" (did you mean {l}?)")))
         }
         _ => e.into(),
     })?;
+    for name in &kept {
+        note(&format!(
+            "zoo: note: {name} holds no floating-point numbers and differs: it is that of {}",
+            args.files[0]
+        ));
+    }
     if args.json {
-        print_json(&json!({ "output": args.output, "inputs": args.files, "tensors": tensors }));
+        print_json(&json!({ "output": args.output, "inputs": args.files, "tensors": tensors, "kept_of_first": kept }));
     } else {
         print(&format!("{}: the mean of {} checkpoints, {tensors} tensors\n", args.output.display(), sources.len()));
     }

@@ -25,7 +25,12 @@ pub(crate) fn print_json(value: &serde_json::Value) {
 
 /// Writes a line to stderr; there is nobody to tell if that fails.
 pub(crate) fn note(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
+    let _ = writeln!(std::io::stderr(), "{}", shown(line));
+}
+
+/// Text of a file for a terminal: names may hold what moves its cursor or changes its colours.
+fn shown(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 /// The first line of a message: candle's errors may carry a backtrace behind it.
@@ -101,6 +106,7 @@ pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let mut text = String::new();
     for row in rows {
         let cell = |(k, c): (usize, &String)| {
+            let c = shown(&c.replace('\n', "\u{fffd}"));
             if k == 0 { format!("{c:<w$}", w = widths[k]) } else { format!("{c:>w$}", w = widths[k]) }
         };
         let line = row.iter().enumerate().map(cell).collect::<Vec<_>>().join("  ");

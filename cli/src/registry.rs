@@ -187,5 +187,6 @@ pub(crate) fn weights(path: &Path) -> PathBuf {
         "pytorch_model.bin.index.json",
     ];
     let found = NAMES.iter().map(|n| path.join(n)).find(|p| p.exists());
-    found.unwrap_or_else(|| path.join(NAMES[1]))
+    // A run without weights yet lacks its last ones; any other folder is no checkpoint.
+    found.unwrap_or_else(|| if path.join("config.toml").exists() { path.join(NAMES[1]) } else { path.to_path_buf() })
 }

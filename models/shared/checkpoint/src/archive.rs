@@ -1,7 +1,7 @@
 //! Zip archives as checkpoints use them: records that are stored or deflated, each once, none over another.
 
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Write};
+use std::io::{BufReader, BufWriter, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -73,15 +73,53 @@ pub(crate) fn records(input: &Arc<Input>) -> Parsed<Vec<Record>> {
     Ok(records)
 }
 
+/// A file that reports its first failure and is silent afterwards: an unfinished archive is finished when it is dropped, and
+/// says on stderr that it cannot be.
+struct Quiet<'a> {
+    file: BufWriter<&'a mut File>,
+    failed: bool,
+}
+
+impl Quiet<'_> {
+    fn first<T>(&mut self, done: std::io::Result<T>, otherwise: T) -> std::io::Result<T> {
+        match done {
+            Err(_) if self.failed => Ok(otherwise),
+            done => {
+                self.failed |= done.is_err();
+                done
+            }
+        }
+    }
+}
+
+impl Write for Quiet<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let done = self.file.write(bytes);
+        self.first(done, bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        let done = self.file.flush();
+        self.first(done, ())
+    }
+}
+
+impl Seek for Quiet<'_> {
+    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
+        let done = self.file.seek(to);
+        self.first(done, 0)
+    }
+}
+
 /// Writes records that are stored as they are, one after the other.
 pub(crate) struct Archive<'a> {
-    zip: ZipWriter<BufWriter<&'a mut File>>,
+    zip: ZipWriter<Quiet<'a>>,
     path: &'a Path,
 }
 
 impl<'a> Archive<'a> {
     pub(crate) fn new(file: &'a mut File, path: &'a Path) -> Self {
-        Self { zip: ZipWriter::new(BufWriter::with_capacity(1 << 20, file)), path }
+        Self { zip: ZipWriter::new(Quiet { file: BufWriter::with_capacity(1 << 20, file), failed: false }), path }
     }
 
     /// A record of `len` bytes, its data at a multiple of 64 bytes as PyTorch has it.

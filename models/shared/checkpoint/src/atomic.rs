@@ -39,7 +39,8 @@ pub(crate) fn replace_checked(
     builder.prefix(".zoo-").suffix(".tmp");
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.tempfile_in(directory).map_err(Error::io(path))?;
+    // Without the temporary name, which the error has in it.
+    let mut file = builder.tempfile_in(directory).map_err(|e| Error::io(path)(e.kind().into()))?;
     fill(file.as_file_mut())?;
     file.as_file().sync_all().map_err(Error::io(path))?;
     check(file.path())?;

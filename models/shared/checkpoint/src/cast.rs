@@ -24,8 +24,10 @@ impl Difference {
 
     pub(crate) fn add(&mut self, before: impl Iterator<Item = f64>, after: impl Iterator<Item = f64>) {
         for (before, after) in before.zip(after) {
-            // An infinity, or what is no number, stayed what it was.
-            if before.is_finite() {
+            if before.is_finite() != after.is_finite() || before.is_nan() != after.is_nan() {
+                self.largest = f64::INFINITY;
+                self.errors = f64::INFINITY;
+            } else if before.is_finite() {
                 let error = (after - before).abs();
                 self.largest = self.largest.max(error);
                 self.errors += error * error;
@@ -141,7 +143,8 @@ impl Cast {
 }
 
 fn too_large(to: Dtype) -> String {
-    format!("is too large for {to}: bf16 or f32 would hold it")
+    let wider = if to == Dtype::F32 { "f64" } else { "f32 or f64" };
+    format!("is too large for {to}: {wider} would hold it")
 }
 
 /// The elements as f64, which holds each of them exactly.

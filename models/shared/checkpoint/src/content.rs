@@ -1,6 +1,7 @@
 //! What is in a checkpoint, whatever it is wrapped in: hashes, statistics, differences.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use sha2::{Digest, Sha256};
 
@@ -54,14 +55,12 @@ pub struct Stats {
     pub infinite: usize,
 }
 
-/// The statistics of a tensor's values; `None` for a type that holds no real numbers that we know how to read.
+/// The statistics of a tensor's values (of a complex number's parts); `None` for a type that holds no real numbers that we know how to read.
 ///
 /// # Errors
 /// The file cannot be read or is damaged.
 pub fn stats(source: &Source, tensor: &TensorInfo) -> Result<Option<Stats>> {
-    if cast::Cast::new(tensor.dtype, Dtype::F64).is_err() {
-        return Ok(None);
-    }
+    let Some((read, part)) = numbers(tensor.dtype) else { return Ok(None) };
     let (mut n, mut mean, mut squares, mut sum) = (0usize, 0f64, 0f64, 0f64);
     let mut s = Stats {
         min: f64::INFINITY,
@@ -73,8 +72,8 @@ pub fn stats(source: &Source, tensor: &TensorInfo) -> Result<Option<Stats>> {
         nan: 0,
         infinite: 0,
     };
-    source.stream(&View::whole(tensor), readable(tensor.dtype), &mut |piece| {
-        for v in floats(readable(tensor.dtype), piece) {
+    source.stream(&View::whole(tensor), read, &mut |piece| {
+        for v in floats(part, piece) {
             if v.is_nan() {
                 s.nan += 1;
             } else if v.is_infinite() {
@@ -99,9 +98,14 @@ pub fn stats(source: &Source, tensor: &TensorInfo) -> Result<Option<Stats>> {
     Ok(Some(Stats { mean, std: (squares / n as f64).sqrt(), norm: sum.sqrt(), ..s }))
 }
 
-/// The type to read values as numbers from: blocks as f32, anything else as it is.
-fn readable(dtype: Dtype) -> Dtype {
-    if matches!(dtype, Dtype::Quantized(_)) { Dtype::F32 } else { dtype }
+/// How to get at values as numbers: the type to read them as, and the type of their parts (a complex number has two).
+fn numbers(dtype: Dtype) -> Option<(Dtype, Dtype)> {
+    match dtype {
+        Dtype::Quantized(_) => Some((Dtype::F32, Dtype::F32)),
+        Dtype::C64 => Some((dtype, Dtype::F32)),
+        Dtype::C128 => Some((dtype, Dtype::F64)),
+        _ => cast::Cast::new(dtype, Dtype::F64).ok().map(|_| (dtype, dtype)),
+    }
 }
 
 /// How far the values of two tensors of one shape are apart; `None` if they are the same, bit for bit.
@@ -122,18 +126,17 @@ pub fn compare(a: (&Source, &TensorInfo), b: (&Source, &TensorInfo)) -> Result<O
     if same_type && hash(a)? == hash(b)? {
         return Ok(None);
     }
-    if [a.1, b.1].iter().any(|t| cast::Cast::new(t.dtype, Dtype::F64).is_err()) {
+    let (Some((read_a, from)), Some((read_b, to))) = (numbers(a.1.dtype), numbers(b.1.dtype)) else {
         difference.largest = f64::NAN;
         return Ok(Some(difference));
-    }
+    };
     // One as a whole in memory, in its own type; the other beside it in pieces.
-    let (from, to) = (readable(a.1.dtype), readable(b.1.dtype));
-    a.0.stream(&View::whole(a.1), from, &mut |piece| {
+    a.0.stream(&View::whole(a.1), read_a, &mut |piece| {
         left.extend(piece);
         Ok(())
     })?;
     let (from_size, to_size) = (from.size().unwrap_or(1), to.size().unwrap_or(1));
-    b.0.stream(&View::whole(b.1), to, &mut |piece| {
+    b.0.stream(&View::whole(b.1), read_b, &mut |piece| {
         let same = left.len().min(piece.len() / to_size * from_size);
         let before: Vec<u8> = left.drain(..same).collect();
         difference.add(floats(from, &before), floats(to, piece));
@@ -142,13 +145,15 @@ pub fn compare(a: (&Source, &TensorInfo), b: (&Source, &TensorInfo)) -> Result<O
     Ok(Some(difference))
 }
 
-/// Writes the mean of the same tensors of several checkpoints, in f64 on the way. What is no floating-point number has to
-/// be the same everywhere. The first file's metadata are kept. How many tensors it wrote is returned.
+/// Writes the mean of the same tensors of several checkpoints, in f64 on the way. What is no floating-point number, such as
+/// a count of batches, and the metadata are the first file's; the names of tensors that differ so are returned. `stop`, set
+/// from elsewhere, ends it with an error; nothing is left then.
 ///
 /// # Errors
-/// A tensor is missing or differs in shape or element type, a file is damaged, the operating system's.
-pub fn average(sources: &[Source], path: &Path, format: Format) -> Result<usize> {
-    let Some((first, others)) = sources.split_first() else { return Ok(0) };
+/// A tensor is missing or differs in shape or element type, a mean is not finite, a file is damaged, the operating system's.
+pub fn average(sources: &[Source], path: &Path, format: Format, stop: &AtomicBool) -> Result<Vec<String>> {
+    let mut kept = vec![];
+    let Some((first, others)) = sources.split_first() else { return Ok(kept) };
     for source in others {
         for t in &first.tensors {
             let Some(other) = source.find(&t.name) else {
@@ -181,13 +186,8 @@ pub fn average(sources: &[Source], path: &Path, format: Format) -> Result<usize>
             if !t.dtype.is_float() {
                 for other in others {
                     if compare((first, t), (other, other.find(&t.name).unwrap_or(t)))?.is_some() {
-                        let reason = format!(
-                            "tensor {} of {} has other values than in {}",
-                            t.name,
-                            t.dtype,
-                            first.path.display()
-                        );
-                        return Err(Error::Refused { path: other.path.clone(), reason });
+                        kept.push(t.name.clone());
+                        break;
                     }
                 }
                 return first.stream(&View::whole(t), to, sink);
@@ -197,6 +197,12 @@ pub fn average(sources: &[Source], path: &Path, format: Format) -> Result<usize>
                 let t = source.find(&t.name).unwrap_or(t);
                 let mut at = 0;
                 source.stream(&View::whole(t), Dtype::F64, &mut |piece| {
+                    if stop.load(Ordering::Relaxed) {
+                        return Err(Error::Refused {
+                            path: path.into(),
+                            reason: "stopped: nothing was written".into(),
+                        });
+                    }
                     for v in floats(Dtype::F64, piece) {
                         mean[at] += v / sources.len() as f64;
                         at += 1;
@@ -206,6 +212,9 @@ pub fn average(sources: &[Source], path: &Path, format: Format) -> Result<usize>
             }
             let named =
                 |reason: String| Error::Refused { path: path.into(), reason: format!("tensor {}: {reason}", t.name) };
+            if mean.iter().any(|v| !v.is_finite()) {
+                return Err(named("its mean is not finite: zoo verify tells which file has such values".into()));
+            }
             let mut cast = cast::Cast::new(Dtype::F64, to).map_err(named)?;
             for piece in mean.chunks(CHUNK / 8) {
                 let bytes: Vec<u8> = piece.iter().flat_map(|v| v.to_le_bytes()).collect();
@@ -214,5 +223,5 @@ pub fn average(sources: &[Source], path: &Path, format: Format) -> Result<usize>
             cast.finish(&mut Difference::default()).map_err(named)
         })
     })?;
-    Ok(outline.tensors.len())
+    Ok(kept)
 }

@@ -372,7 +372,7 @@ fn failed(what: &str, e: HFError) -> Error {
             while let Some(deeper) = cause.source() {
                 cause = deeper;
             }
-            format!("no answer from the hub ({cause}): what the cache has can be used with HF_HUB_OFFLINE=1")
+            format!("no answer from the hub ({cause}); with HF_HUB_OFFLINE=1 pull uses what its cache has")
         }
         other => other.to_string().lines().next().unwrap_or_default().to_string(),
     };

@@ -212,11 +212,16 @@ impl Segment {
         Error::Damaged { path: self.path().into(), reason: format!("{name}{what}") }
     }
 
-    fn path(&self) -> &Path {
+    /// The file that it is in.
+    pub(crate) fn file(&self) -> Option<&Path> {
         match &self.place {
-            Place::Stored { input, .. } | Place::Deflated { input, .. } => &input.path,
-            Place::Memory(_) => Path::new("memory"),
+            Place::Stored { input, .. } | Place::Deflated { input, .. } => Some(&input.path),
+            Place::Memory(_) => None,
         }
+    }
+
+    fn path(&self) -> &Path {
+        self.file().unwrap_or(Path::new("memory"))
     }
 
     fn reader(&self, range: &Range<u64>) -> io::Result<Box<dyn Read + '_>> {

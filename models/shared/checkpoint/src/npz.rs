@@ -278,7 +278,7 @@ pub(crate) fn write(file: &mut File, path: &Path, outline: &Outline, streams: St
         })?;
     }
     for (i, t) in outline.tensors.iter().enumerate().filter(|(_, t)| t.tied_to.is_none()) {
-        if t.name == METADATA || t.name.contains('\0') {
+        if t.name.contains('\0') {
             let reason = format!("an array of an .npz cannot be called {:?}: rename it (--map)", t.name);
             return Err(Error::Refused { path: path.into(), reason });
         }

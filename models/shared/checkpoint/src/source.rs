@@ -182,6 +182,13 @@ impl Source {
         Ok(())
     }
 
+    /// Whether its tensors are read from this file.
+    pub fn reads(&self, path: &Path) -> bool {
+        let Ok(path) = path.canonicalize() else { return false };
+        let files = self.segments.iter().filter_map(|s| s.file());
+        files.chain([self.path.as_path()]).any(|f| f.canonicalize().is_ok_and(|f| f == path))
+    }
+
     /// The tensor of that name.
     pub fn find(&self, name: &str) -> Option<&TensorInfo> {
         self.tensors.iter().find(|t| t.name == name)

@@ -45,16 +45,31 @@ impl Outline {
     pub(crate) fn texts(&self) -> BTreeMap<String, String> {
         let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), String::from);
         let tied = self.tensors.iter().filter_map(|t| Some((t.name.clone(), self.tensors[t.tied_to?].name.clone())));
-        self.metadata.iter().map(|(k, v)| (k.clone(), text(v))).chain(tied).collect()
+        let mut texts: BTreeMap<String, String> = self.metadata.iter().map(|(k, v)| (k.clone(), text(v))).collect();
+        let tied: Vec<(String, String)> = tied.collect();
+        if !tied.is_empty() {
+            let names: Vec<&String> = tied.iter().map(|(name, _)| name).collect();
+            texts.insert(
+                safetensors::TIED.into(),
+                Value::from(names.iter().map(|n| n.as_str()).collect::<Vec<_>>()).to_string(),
+            );
+        }
+        texts.extend(tied);
+        texts
     }
 
     /// Refuses element types that a format lacks.
     pub(crate) fn check(&self, path: &Path, format: &str, holds: impl Fn(Dtype) -> bool) -> Result<()> {
+        if self.tensors.iter().any(|t| t.name == "__metadata__") {
+            let reason =
+                "a tensor cannot be called __metadata__: rename it (--map 'rename __metadata__ -> NAME')".into();
+            return Err(Error::Refused { path: path.into(), reason });
+        }
         match self.tensors.iter().find(|t| !holds(t.dtype)) {
             None => Ok(()),
             Some(t) => {
                 let reason = format!(
-                    "{format} has no elements of {}, which tensor {} has; cast it (--dtype f32)",
+                    "{format} has no elements of {}, which tensor {} has; cast it (--map 'cast NAME f32') or drop it",
                     t.dtype, t.name
                 );
                 Err(Error::Refused { path: path.into(), reason })

@@ -45,8 +45,8 @@ impl Plan<'_> {
         if self.outputs.is_empty() {
             return refuse("no tensor is left to write".into());
         }
-        if format == Format::Npy && !self.metadata.is_empty() {
-            return refuse("an .npy holds no metadata: write an .npz, or drop them (--map 'drop .*')".into());
+        if format == Format::Npy && self.outputs.len() == 1 && !self.metadata.is_empty() {
+            return refuse("an .npy holds no metadata: write an .npz".into());
         }
         let outline = self.outline(format);
         let parts = match shard_size {

@@ -335,9 +335,9 @@ impl<'a> Plan<'a> {
         }
         match self.outputs.iter().any(|o| o.dtype == Dtype::Quantized(to)) {
             true => Ok(()),
-            false => self.refuse(format!(
-                "no tensor is a matrix with rows of whole blocks of {block}: try q8_0, which has blocks of 32"
-            )),
+            false => {
+                self.refuse(format!("no tensor is a matrix with rows of whole blocks of {block}: nothing to quantize"))
+            }
         }
     }
 

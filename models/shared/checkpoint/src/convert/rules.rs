@@ -121,8 +121,13 @@ fn rule(line: &str) -> Result<Rule, String> {
     if right.is_some() && matches!(action, Action::Transpose | Action::Cast(_) | Action::Drop) {
         return Err(format!("{word} takes no `-> NAME`"));
     }
-    let pattern =
-        Regex::new(&format!("^(?:{pattern})$")).map_err(|_| "its pattern is no regular expression".to_string())?;
+    let pattern = Regex::new(&format!("^(?:{pattern})$")).map_err(|e| {
+        let why = e.to_string();
+        format!(
+            "its pattern is no regular expression: {}",
+            why.lines().last().unwrap_or_default().trim_start_matches("error: ")
+        )
+    })?;
     Ok(Rule { text: line.into(), optional, pattern, action })
 }
 

@@ -148,7 +148,7 @@ impl<'a> Walk<'a> {
     fn root(mut self, id: Id) -> Parsed<()> {
         match &self.values[id] {
             Node::Dict { items, attributes } => {
-                for (key, value) in last_of_each(self.values, items) {
+                for (key, value) in last_of_each(self.values, items)? {
                     if let Some(json) = self.visit(value, &key, 1)? {
                         self.source.metadata.insert(key, json);
                     }
@@ -173,7 +173,8 @@ impl<'a> Walk<'a> {
         self.source.settle().map_err(Fault::Malformed)
     }
 
-    /// What is attached to a dictionary: our own metadata, and versions of modules, which loading does not need.
+    /// What is attached to a dictionary: our own metadata. (PyTorch attaches versions of modules, which it does not need to
+    /// load them.)
     fn attributes(&mut self, attributes: Option<Id>) -> Parsed<()> {
         let Some(id) = attributes else { return Ok(()) };
         if let Some(metadata) = self.values.get(id, write::METADATA)
@@ -187,11 +188,6 @@ impl<'a> Walk<'a> {
                 }
                 None => self.source.metadata.extend(entries),
             }
-        }
-        if self.values.get(id, "_metadata").is_some() {
-            self.source
-                .remarks
-                .push("the versions of its modules (_metadata) are left out: loading does not need them".into());
         }
         Ok(())
     }
@@ -216,7 +212,7 @@ impl<'a> Walk<'a> {
             }
             Node::Dict { items, .. } => {
                 let mut object = Map::new();
-                for (key, value) in last_of_each(self.values, items) {
+                for (key, value) in last_of_each(self.values, items)? {
                     if let Some(json) = self.visit(value, &join(&key), depth + 1)? {
                         object.insert(key, json);
                     }
@@ -319,20 +315,23 @@ impl<'a> Walk<'a> {
 }
 
 /// The items of a dictionary by the text of their keys, each at its first place with its last value.
-fn last_of_each(values: &Pickle, items: &[(Id, Id)]) -> Vec<(String, Id)> {
-    let mut places: HashMap<String, usize> = HashMap::new();
+fn last_of_each(values: &Pickle, items: &[(Id, Id)]) -> Parsed<Vec<(String, Id)>> {
+    let mut places: HashMap<String, (usize, std::mem::Discriminant<Node>)> = HashMap::new();
     let mut out: Vec<(String, Id)> = vec![];
     for (key, value) in items {
-        let key = key_text(values, *key);
-        match places.get(&key) {
-            Some(&place) => out[place].1 = *value,
+        let (text, kind) = (key_text(values, *key), std::mem::discriminant(&values[*key]));
+        match places.get(&text) {
+            Some((place, same)) if *same == kind => out[*place].1 = *value,
+            Some(_) => {
+                return refused(format!("a dictionary has two keys that both read {text}: rename one in Python"));
+            }
             None => {
-                places.insert(key.clone(), out.len());
-                out.push((key, *value));
+                places.insert(text.clone(), (out.len(), kind));
+                out.push((text, *value));
             }
         }
     }
-    out
+    Ok(out)
 }
 
 fn key_text(values: &Pickle, key: Id) -> String {

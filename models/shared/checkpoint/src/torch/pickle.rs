@@ -601,6 +601,15 @@ impl Machine<'_> {
             };
             return refused(format!("it holds {what} ({function})"));
         }
+        let marked = |flag: &str| {
+            let metadata = arguments.get(if kind == "_rebuild_tensor_v3" { 7 } else { 6 });
+            metadata.and_then(|m| v.get(*m, flag)).is_some_and(|f| matches!(v[f], Node::Bool(true)))
+        };
+        if marked("conj") || marked("neg") {
+            return refused(
+                "it holds a tensor whose values are to be conjugated or negated when read: save tensor.resolve_conj().resolve_neg()",
+            );
+        }
         if let Some(Node::Global(name)) = arguments.get(6).map(|d| &v[*d])
             && name.strip_prefix("torch.").and_then(Dtype::from_torch).is_none()
         {
