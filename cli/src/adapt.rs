@@ -176,6 +176,9 @@ fn export<T: Task>(
     }
     plan.metadata = Map::new();
     let path = output.with_file_name(layout.sidecar);
+    if path == output {
+        return Err(Error::Usage(format!("{}: that is where its configuration goes", path.display())).into());
+    }
     if path.exists() {
         return Err(
             Error::Usage(format!("{} is already there: write into a folder without one", path.display())).into()

@@ -35,6 +35,15 @@ pub(crate) fn run(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
         None => by_extension(&args.output)?,
     };
     let shard_size = args.shard_size.as_deref().map(bytes).transpose()?;
+    if shard_size.is_some() && format != Format::Safetensors {
+        return Err(usage("--shard-size: only safetensors are written in shards"));
+    }
+    if shard_size.is_some() && args.output.exists() {
+        let shown = args.output.display();
+        return Err(usage(format!(
+            "{shown} is there: beside shards of that name others would read it; name another, or remove it"
+        )));
+    }
     let source = zoo_checkpoint::open(&input)?;
     if source.reads(&args.output) {
         return Err(usage(format!(

@@ -71,6 +71,13 @@ pub(crate) fn push(args: &PushArgs) -> anyhow::Result<()> {
         return Err(Error::Usage(format!("{}: expected OWNER/NAME[@REVISION]", args.repository)).into());
     }
     let file = weights(&args.file);
+    if file.extension().is_some_and(|e| e == "json") {
+        return Err(Error::Usage(format!(
+            "{}: shards are not pushed: zoo convert makes one file of them",
+            file.display()
+        ))
+        .into());
+    }
     let source = open(&file)?;
     source.check()?;
     let name = match args.file.is_dir() {

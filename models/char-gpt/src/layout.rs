@@ -128,6 +128,9 @@ pub(crate) fn adopt(foreign: &Foreign) -> Result<(Config, Source, Value)> {
             return Err(Error::Usage(format!("{where_from}: char-gpt has no {key}")));
         }
     }
+    if said("scale_attn_weights").and_then(Value::as_bool) == Some(false) {
+        return Err(Error::Usage(format!("{where_from}: char-gpt scales its attention (scale_attn_weights)")));
+    }
     let blocks = foreign.tensors.iter().filter(|(name, _)| name.ends_with(".norm1.weight")).count();
     let config = Config {
         vocabulary,

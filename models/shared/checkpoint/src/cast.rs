@@ -178,6 +178,16 @@ pub(crate) fn integers(from: Dtype, bytes: &[u8]) -> impl Iterator<Item = i128> 
     bytes.chunks_exact(from.size().unwrap_or(1)).map(move |b| integer(from, b))
 }
 
+/// Rounded to f32 so that rounding once more gives what rounding once would: towards zero, and odd if anything is lost.
+fn odd(value: f64) -> f32 {
+    let near = value as f32;
+    if !near.is_finite() || f64::from(near) == value {
+        return near;
+    }
+    let towards_zero = if f64::from(near).abs() > value.abs() { near.to_bits() - 1 } else { near.to_bits() };
+    f32::from_bits(towards_zero | 1)
+}
+
 fn put_float(to: Dtype, value: f64, out: &mut Vec<u8>) -> Result<(), String> {
     let infinite = match to {
         Dtype::F64 => {
@@ -189,15 +199,18 @@ fn put_float(to: Dtype, value: f64, out: &mut Vec<u8>) -> Result<(), String> {
             (value as f32).is_infinite()
         }
         Dtype::F16 => {
-            out.extend(f16::from_f64(value).to_le_bytes());
-            f16::from_f64(value).is_infinite()
+            out.extend(f16::from_f32(odd(value)).to_le_bytes());
+            f16::from_f32(odd(value)).is_infinite()
         }
         Dtype::BF16 => {
-            out.extend(bf16::from_f64(value).to_le_bytes());
-            bf16::from_f64(value).is_infinite()
+            out.extend(bf16::from_f32(odd(value)).to_le_bytes());
+            bf16::from_f32(odd(value)).is_infinite()
         }
         Dtype::F8E4M3 => {
             out.push(float8::F8E4M3::from_f64(value).to_bits());
+            if value.is_infinite() {
+                return Err(format!("does not fit {to}, which has no infinity"));
+            }
             value.abs() > 448.
         }
         _ if value.fract() == 0. && value.abs() < 2f64.powi(64) => return put_integer(to, value as i128, out),
@@ -226,6 +239,13 @@ fn put_integer(to: Dtype, value: i128, out: &mut Vec<u8>) -> Result<(), String> 
         Dtype::U64 => whole(0, u64::MAX.into()),
         Dtype::I64 => whole(i64::MIN.into(), i64::MAX.into()),
         Dtype::F8E5M2 => Err("is not made F8_E5M2".into()),
-        _ => put_float(to, value as f64, out),
+        _ => {
+            let at = out.len();
+            put_float(to, value as f64, out)?;
+            match floats(to, &out[at..]).next() {
+                Some(held) if held as i128 == value => Ok(()),
+                _ => Err(format!("is not held exactly by {to}")),
+            }
+        }
     }
 }

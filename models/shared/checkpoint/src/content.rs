@@ -178,7 +178,23 @@ pub fn average(sources: &[Source], path: &Path, format: Format, stop: &AtomicBoo
     }
     let mut plan = Plan::new(first);
     plan.fit(format);
-    let outline = plan.outline(format);
+    if let Some(lost) = sources.iter().flat_map(|s| &s.left_out).next() {
+        return Err(Error::Refused { path: path.into(), reason: format!("{lost} cannot be kept") });
+    }
+    let mut outline = plan.outline(format);
+    // Tied in one file and not in another: both have a mean of their own.
+    for i in 0..outline.tensors.len() {
+        if let Some(to) = outline.tensors[i].tied_to {
+            let root = |source: &Source, name: &str| {
+                let t = source.tensors.iter().position(|t| t.name == name);
+                t.map(|k| source.tensors[k].tied_to.unwrap_or(k))
+            };
+            let (name, other) = (&first.tensors[i].name, &first.tensors[to].name);
+            if others.iter().any(|s| root(s, name) != root(s, other)) {
+                outline.tensors[i].tied_to = None;
+            }
+        }
+    }
     atomic::replace_file(path, |file| {
         fill(format, file, path, &outline, &mut |i, sink| {
             let t = &first.tensors[i];

@@ -60,7 +60,8 @@ impl Description {
             let reason = format!("its metadata does not describe a {}: {e}", self.model);
             Error::Undescribed { path: path.into(), reason }
         };
-        let config = serde_json::from_value(self.config["model"].take()).map_err(refuse)?;
+        let config = serde_json::from_value(self.config.get_mut("model").map(Value::take).unwrap_or_default())
+            .map_err(refuse)?;
         Ok((config, serde_json::from_value(self.fitted).map_err(refuse)?))
     }
 }

@@ -47,6 +47,8 @@ pub(crate) struct Typed {
 struct Reader {
     from: BufReader<Window>,
     left: u64,
+    /// Values of lists so far.
+    listed: u64,
     /// What was read since the last entry began.
     seen: Vec<u8>,
 }
@@ -113,8 +115,9 @@ impl Reader {
                     return malformed(format!("a list of its header would have {n} values"));
                 }
                 // JSON takes 32 bytes a value, whatever the file takes.
-                if n > 1 << 22 {
-                    return refused(format!("a list of its header has {n} values: more than 4,194,304 are not read"));
+                self.listed = self.listed.saturating_add(n);
+                if self.listed > 1 << 22 {
+                    return refused("the lists of its header have more than 4,194,304 values: they are not read");
                 }
                 Value::Array((0..n).map(|_| self.value(kind, depth + 1)).collect::<Parsed<_>>()?)
             }
@@ -132,7 +135,7 @@ fn number(value: f64) -> Value {
 
 pub(crate) fn open(input: &Arc<Input>) -> Parsed<Source> {
     let from = BufReader::with_capacity(1 << 16, Window::new(input, 0..input.len));
-    let mut r = Reader { from, left: input.len, seen: vec![] };
+    let mut r = Reader { from, left: input.len, listed: 0, seen: vec![] };
     r.array::<4>()?;
     match r.u32()? {
         2 | 3 => {}
@@ -211,6 +214,9 @@ pub(crate) fn open(input: &Arc<Input>) -> Parsed<Source> {
         source.push(name, dtype, shape, at).map_err(Fault::Malformed)?;
         let bytes = source.tensors.last().map_or(0, crate::TensorInfo::bytes);
         expected = (offset + bytes).next_multiple_of(alignment);
+    }
+    if tensors > 0 && input.len < data.saturating_add(expected) {
+        return malformed("it ends within its last tensor, or the padding behind it");
     }
     if input.len > data.saturating_add(expected) {
         return malformed(format!("{} bytes follow its tensors", input.len - data - expected));

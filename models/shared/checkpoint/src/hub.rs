@@ -5,7 +5,7 @@
 //! `HF_HUB_DISABLE_IMPLICIT_TOKEN`.
 
 use std::env;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -92,6 +92,7 @@ impl ProgressHandler for Handler {
 /// The hub that the environment names.
 pub struct Hub {
     client: HFClientSync,
+    cache: PathBuf,
     offline: bool,
 }
 
@@ -131,8 +132,9 @@ impl Hub {
     /// The token or the endpoint cannot be one.
     pub fn from_environment() -> Result<Self> {
         let cache = set("HF_HUB_CACHE").or_else(|| set("HUGGINGFACE_HUB_CACHE")).map(PathBuf::from);
+        let cache = cache.unwrap_or_else(|| home().join("hub"));
         let mut client = HFClient::builder()
-            .cache_dir(cache.unwrap_or_else(|| home().join("hub")))
+            .cache_dir(&cache)
             .user_agent(concat!("zoo/", env!("CARGO_PKG_VERSION")))
             .retry_max_attempts(3)
             .retry_base_delay(Duration::from_millis(200));
@@ -143,7 +145,7 @@ impl Hub {
             client = client.token(token);
         }
         let client = client.build_sync().map_err(|e| failed("the hub", e))?;
-        Ok(Self { client, offline: truth("HF_HUB_OFFLINE") })
+        Ok(Self { client, cache, offline: truth("HF_HUB_OFFLINE") })
     }
 
     fn repository(&self, place: &Place) -> HFRepositorySync<RepoTypeModel> {
@@ -193,6 +195,13 @@ impl Hub {
 
     fn fetch(&self, place: &Place, file: &str, size: Option<u64>, report: &Report) -> Result<Fetched> {
         let named = format!("{}: {file}", place.repository);
+        let plain = |part: &str| !matches!(part, "" | "." | "..") && !part.contains(['\\', ':', '\0']);
+        if !file.split('/').all(plain) {
+            return Err(Error::Hub {
+                repository: named,
+                reason: "its name leads out of the folder: nothing was fetched".into(),
+            });
+        }
         let progress = Progress::new(Handler { name: file.into(), report: report.clone() });
         let sent = self
             .repository(place)
@@ -212,11 +221,15 @@ impl Hub {
         let right = match said.len() {
             64 => said == sha256,
             40 => said == git_hash(&blob, bytes)?,
-            _ => true,
+            _ => false,
         };
         if !right || size.is_some_and(|s| s != bytes) {
-            for file in [&path, &blob] {
-                let _ = std::fs::remove_file(file);
+            // A hub that lies may have named any file: only what is in the cache is removed.
+            let cache = self.cache.canonicalize().unwrap_or_else(|_| self.cache.clone());
+            if blob.starts_with(&cache) {
+                for file in [&path, &blob] {
+                    let _ = std::fs::remove_file(file);
+                }
             }
             let reason =
                 format!("what came ({bytes} bytes) is not what the hub says it has: removed again; try once more");
@@ -271,11 +284,14 @@ impl Hub {
             return refuse(NO_HEADER);
         }
         let start = range(0, 9)?;
-        let length = u64::from_le_bytes(start[..8].try_into().unwrap_or([0xff; 8]));
+        let length = start.get(..8).and_then(|b| b.try_into().ok()).map_or(u64::MAX, u64::from_le_bytes);
         if start.len() != 9 || start[8] != b'{' || length > (size - 8).min(100_000_000) {
             return refuse(NO_HEADER);
         }
         let header = range(8, 8 + length)?;
+        if header.len() as u64 != length {
+            return refuse("the hub sent another part of it than it was asked for");
+        }
         // The header in a file as long as the whole one, whose values are a hole.
         let mut stand_in = tempfile::NamedTempFile::new().map_err(Error::io(Path::new(file)))?;
         let fill = |to: &mut std::fs::File| {
@@ -344,8 +360,14 @@ impl Hub {
 /// What Git calls a file's content.
 fn git_hash(path: &Path, bytes: u64) -> Result<String> {
     let mut hash = Sha1::new_with_prefix(format!("blob {bytes}\0"));
-    let content = std::fs::read(path).map_err(Error::io(path))?;
-    hash.update(content);
+    let mut file = std::fs::File::open(path).map_err(Error::io(path))?;
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        match file.read(&mut buffer).map_err(Error::io(path))? {
+            0 => break,
+            n => hash.update(&buffer[..n]),
+        }
+    }
     Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
 }
 

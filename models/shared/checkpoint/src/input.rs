@@ -8,6 +8,9 @@ use std::sync::Arc;
 
 use crate::{Error, Result};
 
+/// A header of an array is not longer.
+const HEAD: u64 = (1 << 16) + 12;
+
 /// Bytes that are read or written at once.
 pub(crate) const CHUNK: usize = 1 << 20;
 
@@ -182,9 +185,17 @@ impl Segment {
     pub(crate) fn stream(&self, range: Range<u64>, unit: usize, sink: Sink) -> Result<()> {
         let path = self.path().to_path_buf();
         let piece = (CHUNK / unit).max(1) * unit;
-        let mut hash =
-            self.crc.as_ref().filter(|_| range.start == 0 && range.end == self.len).map(|_| crc32fast::Hasher::new());
-        let mut reader = self.reader(&range).map_err(Error::io(&path))?;
+        // What lies before, such as the header of an array, is read along so that the checksum can be compared.
+        let skipped = range.start.min(HEAD);
+        let all = self.crc.is_some() && range.end == self.len && range.start == skipped;
+        let mut hash = all.then(crc32fast::Hasher::new);
+        let from = if all { 0 } else { range.start };
+        let mut reader = self.reader(&(from..range.end)).map_err(Error::io(&path))?;
+        if let Some(h) = &mut hash {
+            let mut before = vec![0; skipped as usize];
+            reader.read_exact(&mut before).map_err(|_| self.damaged("its data end too early or do not decompress"))?;
+            h.update(&before);
+        }
         let mut left = range.end - range.start;
         let mut buffer = vec![0; piece.min(left as usize)];
         while left > 0 {
@@ -238,6 +249,11 @@ impl Segment {
                 Box::new(plain)
             }
         })
+    }
+
+    /// Whether reading this range compares the checksum, or there is none.
+    pub(crate) fn is_checked_by(&self, range: &Range<u64>) -> bool {
+        self.crc.is_none() || range.end == self.len && range.start <= HEAD
     }
 
     /// The bytes of a range in memory.

@@ -73,6 +73,9 @@ pub(crate) fn fortran(shape: &[usize]) -> Vec<usize> {
     shape.iter().map(step).collect()
 }
 
+/// Longer texts are not read as metadata.
+const LONGEST_TEXT: u64 = 1 << 26;
+
 struct Header {
     descr: Descr,
     fortran: bool,
@@ -181,6 +184,10 @@ fn add(source: &mut Source, name: &str, segment: Segment, metadata: &mut BTreeMa
     }
     let Some(dtype) = descr.dtype else {
         return match shape[..] {
+            [] if segment.len > LONGEST_TEXT => {
+                source.left_out.push(format!("{name}: a text of {} bytes", segment.len));
+                Ok(())
+            }
             [] => {
                 let bytes = segment.bytes(at..segment.len)?;
                 let text = text(&descr, &bytes);
@@ -226,14 +233,16 @@ pub(crate) fn open_archive(input: &Arc<Input>, records: Vec<Record>) -> Parsed<S
     let mut source = Source::new(&input.path, Format::Npz, input.len);
     let mut texts = BTreeMap::new();
     for Record { name, segment } in records {
-        add(&mut source, name.trim_end_matches(".npy"), segment, &mut texts)?;
+        add(&mut source, name.strip_suffix(".npy").unwrap_or(&name), segment, &mut texts)?;
+        if texts.values().map(String::len).sum::<usize>() as u64 > 2 * LONGEST_TEXT {
+            return refused("it holds more than 128 MB of texts");
+        }
     }
     if let Some(ours) = texts.remove(METADATA) {
         let ours = serde_json::from_str(&ours).map_err(|e| Fault::Malformed(format!("its {METADATA}: {e}")))?;
-        texts.extend::<BTreeMap<String, String>>(ours);
+        texts.extend(crate::safetensors::retie(&mut source, ours));
     }
-    let rest = crate::safetensors::retie(&mut source, texts);
-    source.metadata = rest.into_iter().map(|(k, v)| (k, v.into())).collect();
+    source.metadata = texts.into_iter().map(|(k, v)| (k, v.into())).collect();
     source.settle().map_err(Fault::Malformed)?;
     Ok(source)
 }

@@ -26,9 +26,14 @@ pub struct Checkpoint {
 /// # Errors
 /// The file cannot be read, is of no known format, or breaks its own.
 pub fn open(path: &Path) -> Result<Source> {
+    open_as(path, true)
+}
+
+/// [`open`], or a shard, which is no index itself.
+fn open_as(path: &Path, index: bool) -> Result<Source> {
     let input = Input::open(path)?;
     let start = input.bytes(0..input.len.min(512)).map_err(Error::io(path))?;
-    let (format, parsed) = sniff(&input, &start);
+    let (format, parsed) = sniff(&input, &start, index);
     parsed.map_err(|fault| match fault {
         Fault::Io(e) => Error::io(path)(e),
         Fault::Malformed(reason) => Error::Malformed { path: path.into(), format, reason },
@@ -36,7 +41,7 @@ pub fn open(path: &Path) -> Result<Source> {
     })
 }
 
-fn sniff(input: &Arc<Input>, start: &[u8]) -> (&'static str, Parsed<Source>) {
+fn sniff(input: &Arc<Input>, start: &[u8], index: bool) -> (&'static str, Parsed<Source>) {
     if start.starts_with(b"PK\x03\x04") || start.starts_with(b"PK\x05\x06") {
         return match archive::records(input) {
             Ok(records) if torch::is_archive(&records) => ("PyTorch", torch::open_archive(input, records)),
@@ -57,7 +62,7 @@ fn sniff(input: &Arc<Input>, start: &[u8]) -> (&'static str, Parsed<Source>) {
     if safetensors::looks_right(start, input.len) {
         return ("safetensors", safetensors::open(input));
     }
-    if start.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'{') {
+    if index && start.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'{') {
         return ("index", shards(input));
     }
     ("checkpoint", refused(unknown(input, start)))
@@ -115,7 +120,7 @@ fn shards(input: &Arc<Input>) -> Parsed<Source> {
         if !plain || file.ends_with(".json") {
             return refused(format!("it names the shard {file:?}: shards are checkpoint files beside their index"));
         }
-        let shard = open(&folder.join(file)).map_err(|e| Fault::Refused(e.to_string()))?;
+        let shard = open_as(&folder.join(file), false).map_err(|e| Fault::Refused(e.to_string()))?;
         for t in &shard.tensors {
             if index.weight_map.get(&t.name).is_some_and(|named| named != file) {
                 return refused(format!("tensor {} is in {file} and in {}", t.name, index.weight_map[&t.name]));

@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor};
 use serde_json::{Map, Value};
 
 use crate::cast::Difference;
-use crate::input::{CHUNK, Segment, Sink, room};
+use crate::input::{CHUNK, Place, Segment, Sink, room};
 use crate::{Dtype, Error, Result, cast};
 
 /// What a file is, by its first bytes.
@@ -78,8 +78,7 @@ pub(crate) struct Data {
 impl TensorInfo {
     /// How many elements it has.
     pub fn elements(&self) -> usize {
-        // Sources hold only shapes whose bytes can be counted.
-        self.shape.iter().product()
+        elements(&self.shape)
     }
 
     /// How many bytes its elements take, each counted once for each place.
@@ -106,11 +105,13 @@ pub struct Source {
     /// Bytes of all its files.
     pub file_bytes: u64,
     pub(crate) segments: Vec<Segment>,
+    /// Bytes that its tensors take, and that have to be inflated for them.
+    pub(crate) work: u64,
     /// The typed entries of a GGUF header, for another GGUF file.
     pub(crate) typed: Vec<crate::gguf::Typed>,
 }
 
-/// A tensor cannot take more than this many times its file: deflate does not compress better than 1,032 times.
+/// Tensors cannot take more than this many times their file: deflate does not compress better than 1,032 times.
 const LARGEST_GROWTH: u64 = 1032;
 
 impl Source {
@@ -124,6 +125,7 @@ impl Source {
             left_out: vec![],
             file_bytes,
             segments: vec![],
+            work: 0,
             typed: vec![],
         }
     }
@@ -136,7 +138,8 @@ impl Source {
         shape: Vec<usize>,
         data: Data,
     ) -> std::result::Result<(), String> {
-        let elements = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
+        let elements =
+            if shape.contains(&0) { Some(0) } else { shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d)) };
         let bytes = elements.and_then(|n| dtype.bytes(n));
         let Some((elements, bytes)) = elements.zip(bytes) else {
             return Err(format!(
@@ -157,8 +160,11 @@ impl Source {
         if end.is_none_or(|e| e > segment.len) {
             return Err(format!("tensor {name}: its elements reach beyond the {} bytes that are there", segment.len));
         }
-        if bytes / LARGEST_GROWTH > self.file_bytes {
-            return Err(format!("tensor {name}: {bytes} bytes from a file of {}", self.file_bytes));
+        // What has been promised so far; a deflated record is inflated anew for each of its tensors.
+        let inflated = matches!(segment.place, Place::Deflated { .. });
+        self.work = self.work.saturating_add(if inflated { segment.len.max(bytes) } else { bytes });
+        if self.work / LARGEST_GROWTH > self.file_bytes {
+            return Err(format!("tensor {name}: {} bytes to be made of a file of {}", self.work, self.file_bytes));
         }
         self.tensors.push(TensorInfo { name, dtype, shape, tied_to: None, data });
         Ok(())
@@ -285,7 +291,7 @@ impl Source {
             };
             return segment.stream(t.data.offset..t.data.offset + t.bytes(), unit, sink);
         };
-        let elements: usize = view.shape.iter().product();
+        let elements = elements(&view.shape);
         if elements == 0 {
             return Ok(());
         }
@@ -319,6 +325,16 @@ impl<'a> View<'a> {
     pub fn whole(tensor: &'a TensorInfo) -> Self {
         let strides = tensor.data.strides.clone().unwrap_or_else(|| c_order(&tensor.shape));
         Self { tensor, offset: 0, shape: tensor.shape.clone(), strides }
+    }
+
+    /// The segment whose checksum is compared when this is read, if there is one.
+    pub(crate) fn checks(&self, source: &Source) -> Option<usize> {
+        let data = &self.tensor.data;
+        let size = self.tensor.dtype.size()?;
+        let from = data.offset + (self.offset * size) as u64;
+        let range = from..from + (elements(&self.shape) * size) as u64;
+        let plain = is_contiguous(&self.shape, &self.strides) && source.segments[data.segment].is_checked_by(&range);
+        plain.then_some(data.segment)
     }
 
     fn is_whole(&self) -> bool {
@@ -360,6 +376,12 @@ impl<'a> View<'a> {
     }
 }
 
+/// The elements of a shape; those of sources can be counted.
+pub(crate) fn elements(shape: &[usize]) -> usize {
+    // A 0 anywhere makes it 0, however large the others are.
+    if shape.contains(&0) { 0 } else { shape.iter().product() }
+}
+
 /// The strides of C order.
 pub(crate) fn c_order(shape: &[usize]) -> Vec<usize> {
     let mut strides = vec![1usize; shape.len()];
@@ -370,10 +392,10 @@ pub(crate) fn c_order(shape: &[usize]) -> Vec<usize> {
 }
 
 pub(crate) fn is_contiguous(shape: &[usize], strides: &[usize]) -> bool {
-    let mut expected = 1;
+    let mut expected = 1usize;
     shape.iter().zip(strides).rev().filter(|(d, _)| **d != 1).all(|(d, s)| {
         let fits = *s == expected;
-        expected *= d;
+        expected = expected.saturating_mul(*d);
         fits
     })
 }

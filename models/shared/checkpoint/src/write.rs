@@ -23,7 +23,7 @@ pub(crate) struct Planned {
 
 impl Planned {
     pub(crate) fn bytes(&self) -> u64 {
-        self.dtype.bytes(self.shape.iter().product()).unwrap_or(0)
+        self.dtype.bytes(crate::source::elements(&self.shape)).unwrap_or(0)
     }
 }
 
@@ -63,6 +63,18 @@ impl Outline {
         if self.tensors.iter().any(|t| t.name == "__metadata__") {
             let reason =
                 "a tensor cannot be called __metadata__: rename it (--map 'rename __metadata__ -> NAME')".into();
+            return Err(Error::Refused { path: path.into(), reason });
+        }
+        let taken = |t: &&Planned| t.tied_to.is_some() && self.metadata.contains_key(&t.name);
+        if let Some(t) = self.tensors.iter().find(taken) {
+            let reason = format!(
+                "tensor {0} and an entry of the metadata have one name: rename it (--map 'rename {0} -> NAME')",
+                t.name
+            );
+            return Err(Error::Refused { path: path.into(), reason });
+        }
+        if self.entry.as_ref().is_some_and(|e| self.metadata.contains_key(e)) {
+            let reason = "its tensors and an entry of the metadata have one name".into();
             return Err(Error::Refused { path: path.into(), reason });
         }
         match self.tensors.iter().find(|t| !holds(t.dtype)) {

@@ -181,6 +181,118 @@ fn every_format_carries_the_same_content_to_every_other() -> Outcome {
     Ok(())
 }
 
+/// A safetensors file of these f32 tensors.
+fn made(path: &Path, tensors: &[(&str, &[usize], Vec<f32>)]) -> Outcome {
+    let make = |(name, shape, values): &(&str, &[usize], Vec<f32>)| {
+        Ok::<_, candle_core::Error>((
+            name.to_string(),
+            candle_core::Tensor::from_vec(values.clone(), *shape, &Device::Cpu)?,
+        ))
+    };
+    let tensors = tensors.iter().map(make).collect::<Result<Vec<_>, _>>()?;
+    Ok(zoo_checkpoint::write(path, &tensors, &BTreeMap::new())?)
+}
+
+#[test]
+fn tensors_are_put_together_along_any_dimension_and_only_where_that_is_right() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+    let wave = |n: usize, by: f32| (0..n).map(|i| (i as f32 * by).sin()).collect::<Vec<f32>>();
+    made(&from, &[("a", &[4, 16], wave(64, 1.)), ("b", &[4, 16], wave(64, 2.)), ("c", &[8, 1], wave(8, 3.))])?;
+    let source = open(&from)?;
+    let plan = |rules: &str| {
+        let mut plan = Plan::new(&source);
+        plan.apply(&rules.parse::<Rules>().expect("rules"))?;
+        Ok::<_, zoo_checkpoint::Error>(plan)
+    };
+    // A row of each in turn, as such and in blocks that go across the two.
+    let mut joined = plan("concat a, b 1 -> d")?;
+    joined.write(&to, Format::Safetensors, None)?;
+    let read = |path: &Path, name: &str| -> Result<Vec<f32>, Box<dyn std::error::Error>> {
+        let source = open(path)?;
+        let t = source.find(name).ok_or("a tensor")?;
+        Ok(source.tensor(t, &Device::Cpu)?.flatten_all()?.to_vec1()?)
+    };
+    let (a, b) = (wave(64, 1.), wave(64, 2.));
+    let expected: Vec<f32> = (0..4).flat_map(|r| [&a[16 * r..16 * r + 16], &b[16 * r..16 * r + 16]].concat()).collect();
+    assert_eq!(read(&to, "d")?, expected);
+    joined.quantize(zoo_checkpoint::Blocks::from_name("q8_0").ok_or("blocks")?)?;
+    joined.write(&to, Format::Gguf, None)?;
+    let error = read(&to, "d")?.iter().zip(&expected).map(|(x, y)| (x - y).abs()).fold(0., f32::max);
+    assert!(error > 0. && error < 0.01, "{error}");
+    // Along one dimension and then along another is not one row of each.
+    let error = plan("concat a, b 0 -> d\nconcat d, c 1 -> e").map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("put together along another"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn casts_round_once_and_refuse_what_is_lost() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+    let values = [
+        1. + 2f64.powi(-11) + 2f64.powi(-40),
+        -1. - 2f64.powi(-11) - 2f64.powi(-40),
+        1. + 2f64.powi(-11),
+        f64::NAN,
+        f64::INFINITY,
+        -0.,
+    ];
+    let t = candle_core::Tensor::new(&values, &Device::Cpu)?;
+    let ids = candle_core::Tensor::new(&[(1i64 << 53) + 1, 3], &Device::Cpu)?;
+    zoo_checkpoint::write(&from, &[("x".into(), t), ("ids".into(), ids)], &BTreeMap::new())?;
+    let source = open(&from)?;
+    let mut plan = Plan::new(&source);
+    plan.cast(Dtype::F16);
+    plan.write(&to, Format::Safetensors, None)?;
+    let all = contents(&open(&to)?)?;
+    // To the nearest, ties to even, as NumPy has it; integers stay.
+    assert_eq!(all["x"].2, [0x01, 0x3c, 0x01, 0xbc, 0x00, 0x3c, 0x00, 0x7e, 0x00, 0x7c, 0x00, 0x80]);
+    assert_eq!(all["ids"].0, Dtype::I64);
+    let mut plan = Plan::new(&source);
+    plan.apply(&"cast ids f64".parse::<Rules>()?)?;
+    let error = plan.write(&to, Format::Safetensors, None).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("tensor ids: 9007199254740993 is not held exactly by F64"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn a_failed_conversion_into_shards_touches_nothing() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let from = dir.path().join("from.safetensors");
+    made(&from, &[("a", &[600], vec![1.; 600]), ("b", &[2], vec![1., 1e30])])?;
+    let source = open(&from)?;
+    let out = dir.path().join("model.safetensors");
+    Plan::new(&source).write(&out, Format::Safetensors, Some(2400))?;
+    let listing = |dir: &Path| -> std::io::Result<BTreeMap<String, Vec<u8>>> {
+        let read = |e: std::fs::DirEntry| Ok((e.file_name().to_string_lossy().into_owned(), std::fs::read(e.path())?));
+        std::fs::read_dir(dir)?.map(|e| read(e?)).collect()
+    };
+    let before = listing(dir.path())?;
+    assert_eq!(before.len(), 4);
+    let shards = open(&dir.path().join("model.safetensors.index.json"))?;
+    let mut plan = Plan::new(&shards);
+    plan.cast(Dtype::F16);
+    let error = plan.write(&out, Format::Safetensors, Some(1200)).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("no shard was written") && error.contains("tensor b: 1e30 is too large for F16"), "{error}");
+    assert_eq!(listing(dir.path())?, before);
+    Ok(())
+}
+
+#[test]
+fn a_changed_byte_of_a_large_array_is_found_while_converting() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (from, npz) = (dir.path().join("from"), dir.path().join("large.npz"));
+    made(&from, &[("a", &[100_000], vec![1.; 100_000])])?;
+    Plan::new(&open(&from)?).write(&npz, Format::Npz, None)?;
+    let mut bytes = std::fs::read(&npz)?;
+    bytes[300_000] ^= 1;
+    std::fs::write(&npz, bytes)?;
+    let error = Plan::new(&open(&npz)?).write(&from, Format::Safetensors, None).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("checksum"), "{error}");
+    Ok(())
+}
+
 mod properties {
     use super::*;
     use candle_core::{DType, Tensor};

@@ -22,6 +22,8 @@ fn input(format: &'static str, name: impl Into<String>, bytes: Vec<u8>) -> Input
 /// All of them.
 pub(crate) fn all() -> Vec<Input> {
     let mut all = vec![input("any", "an empty file", vec![]), input("any", "one byte", vec![b'{'])];
+    // The name of the file is that of the test's.
+    all.push(input("any", "an index that names itself", br#"{"weight_map":{"t":"file"}}"#.to_vec()));
     all.extend(safetensors());
     all.extend(pickles());
     all.extend(tensors());
@@ -189,6 +191,19 @@ fn pickles() -> Vec<Input> {
             pt(&[&b"}S'a'\n\x8a\xff"[..], &[0xfe; 255], b"s."].concat(), &[], &[]),
         )
     });
+    let packed = |pickle: &[u8]| {
+        let mut zip = ZipWriter::new(Cursor::new(vec![]));
+        let deflated = SimpleFileOptions::default().compression_method(CompressionMethod::Deflated);
+        zip.start_file("archive/data.pkl", deflated).expect("in memory");
+        zip.write_all(pickle).expect("in memory");
+        zip.finish().expect("in memory").into_inner()
+    };
+    let values = [&b"F1\n0".repeat(20_000_000)[..], b"}."].concat();
+    all.push(input("pytorch", "20,000,000 values, deflated", packed(&values)));
+    let names =
+        [&b"X\x00\x00\x10\x00"[..], &[b'a'; 1 << 20], b"q\x000", &b"h\x00h\x00\x930".repeat(20_000), b"}."].concat();
+    all.push(input("pytorch", "20,000 names of 2 MB, deflated", packed(&names)));
+    all.push(input("pytorch", "a key 1 and a key '1'", pt(b"}I1\nNsS'1'\nNs.", &[], &[])));
     let inert = b"(dp0\nS'__setstate__'\ncos\nsystem\nsNb.";
     all.push(Input { sound: true, ..input("pytorch", "a class where __setstate__ would be", pt(inert, &[], &[])) });
     all.push(Input {
@@ -221,6 +236,11 @@ fn tensors() -> Vec<Input> {
         ("sizes and strides of different lengths", tensor(4, 0, &[2, 2], &[1])),
         ("sizes whose product wraps to 4", tensor(4, 0, &[4194305, 4194305, 211106198978564], &[0, 0, 0])),
         ("one element expanded to 2^40", tensor(4, 0, &[1 << 40], &[0])),
+        ("a value that is to be conjugated", {
+            let mut p = String::from_utf8(tensor(4, 0, &[4], &[1])).expect("text");
+            p = p.replace("I00\nNtR", "I00\nN}S'conj'\nI01\nstR");
+            p.into_bytes()
+        }),
         ("a storage said to be larger than it is", tensor(400, 0, &[400], &[1])),
         ("a storage said to be smaller than it is", tensor(2, 0, &[2], &[1])),
         ("a storage of 2^62 elements", tensor(1 << 62, 0, &[1 << 62], &[1])),
@@ -492,6 +512,7 @@ fn gguf() -> Vec<Input> {
     let aligned = with(&|g| {
         g.entries.push(kv("general.alignment", 4, &64u32.to_le_bytes()));
         g.alignment = 64;
+        g.data = 64;
     });
     all.push(Input { sound: true, ..input("gguf", "an alignment of 64", aligned) });
     all

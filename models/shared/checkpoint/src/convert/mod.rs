@@ -7,7 +7,7 @@ pub use plan::{Output, Plan};
 pub use rules::Rules;
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
@@ -49,24 +49,50 @@ impl Plan<'_> {
             return refuse("an .npy holds no metadata: write an .npz".into());
         }
         let outline = self.outline(format);
-        let parts = match shard_size {
-            None => vec![(path.to_path_buf(), (0..outline.tensors.len()).collect())],
-            Some(_) if format != Format::Safetensors => return refuse("only safetensors are written in shards".into()),
-            Some(size) => shards(path, &outline, size),
-        };
+        self.check_parts()?;
         let mut done = Converted { files: vec![], tensors: 0, bytes: 0, changed: vec![] };
+        let Some(size) = shard_size else {
+            let all: Vec<usize> = (0..outline.tensors.len()).collect();
+            return self.write_part(path, format, &outline, &all, &mut done).map(|()| done);
+        };
+        if format != Format::Safetensors {
+            return refuse("only safetensors are written in shards".into());
+        }
+        // All in a folder beside their place first: nothing that is there is touched until all is right.
+        let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = tempfile::Builder::new()
+            .prefix(".zoo-")
+            .tempdir_in(parent)
+            .map_err(|e| Error::io(path)(e.kind().into()))?;
+        let name = path.file_name().unwrap_or_default();
+        let parts = shards(&folder.path().join(name), &outline, size);
         let written =
             parts.iter().try_for_each(|(file, numbers)| self.write_part(file, format, &outline, numbers, &mut done));
-        let written = written.and_then(|()| match shard_size {
-            Some(_) => write_index(path, &outline, &parts, &mut done),
-            None => Ok(()),
-        });
-        if let (Err(e), Some(_)) = (&written, shard_size) {
-            // Shards without their index are no checkpoint.
-            done.files.iter().for_each(|f| drop(std::fs::remove_file(f)));
-            return refuse(format!("its shards were removed again: {e}"));
+        let written = written.and_then(|()| write_index(&folder.path().join(name), &outline, &parts, &mut done));
+        if let Err(e) = written {
+            let (hidden, shown) = (folder.path().display().to_string(), parent.display().to_string());
+            return refuse(format!("no shard was written: {}", e.to_string().replace(&hidden, &shown)));
         }
-        written.map(|()| done)
+        for file in &mut done.files {
+            let place = parent.join(file.file_name().unwrap_or_default());
+            std::fs::rename(&*file, &place).map_err(Error::io(&place))?;
+            *file = place;
+        }
+        #[cfg(unix)]
+        atomic::sync_directory(parent)?;
+        Ok(done)
+    }
+
+    /// Compares the checksums of records of which only a part is going to be read.
+    fn check_parts(&self) -> Result<()> {
+        let mut whole = BTreeSet::new();
+        let views = || self.outputs.iter().flat_map(Output::views);
+        for view in views() {
+            whole.extend(view.checks(self.source));
+        }
+        let rest: BTreeSet<usize> = views().map(|v| v.tensor.data.segment).filter(|s| !whole.contains(s)).collect();
+        let segments = rest.into_iter().map(|s| &self.source.segments[s]).filter(|s| s.crc.is_some());
+        segments.into_iter().try_for_each(|s| s.stream(0..s.len, 1, &mut |_| self.go_on(&self.source.path)))
     }
 
     fn write_part(
@@ -127,10 +153,18 @@ impl Plan<'_> {
         let wrong = |what: String| {
             Err(Error::Damaged { path: path.into(), reason: format!("read back after writing, {what}") })
         };
-        let written = open(temporary)?;
+        let written = open(temporary).map_err(|e| {
+            let reason = e.to_string().replace(&temporary.display().to_string(), "it");
+            Error::Damaged { path: path.into(), reason: format!("read back after writing, {reason}") }
+        })?;
         let prefix = outline.entry.as_ref().filter(|_| written.format == Format::Torch);
         if written.tensors.len() != outline.tensors.len() {
             return wrong(format!("it has {} tensors instead of {}", written.tensors.len(), outline.tensors.len()));
+        }
+        let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), String::from);
+        let kept = |(key, value): (&String, &Value)| written.metadata.get(key).map(&text) == Some(text(value));
+        if let Some((key, _)) = outline.metadata.iter().find(|e| written.format != Format::Npy && !kept(*e)) {
+            return wrong(format!("entry {key} of its metadata is missing or another"));
         }
         let found: BTreeMap<&str, &crate::TensorInfo> = written.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
         for (i, planned) in outline.tensors.iter().enumerate() {

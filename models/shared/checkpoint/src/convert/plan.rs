@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 
 use super::rules::{Action, Rule, Rules};
 use crate::cast::Difference;
 use crate::input::Sink;
+use crate::source::elements;
 use crate::write::{Outline, Planned};
 use crate::{Blocks, Dtype, Error, Format, Result, Source, TensorInfo, View};
 
@@ -39,6 +41,10 @@ impl<'a> Output<'a> {
     /// The type of the elements in the source.
     pub fn source_dtype(&self) -> Dtype {
         self.views[0].tensor.dtype
+    }
+
+    pub(super) fn views(&self) -> &[View<'a>] {
+        &self.views
     }
 
     /// The names in the source.
@@ -75,28 +81,42 @@ impl<'a> Output<'a> {
 
     /// Hands its elements to `sink`, in C order.
     pub(crate) fn stream(&self, source: &Source, difference: &mut Difference, sink: Sink) -> Result<()> {
-        // Along the outermost dimension, or alone, one comes after the other.
-        if self.views.len() == 1 || self.shape[..self.dim].iter().product::<usize>() == 1 {
+        // Along the outermost dimension, or alone, one comes after the other; blocks must not end where a part does.
+        let (outer, inner) = self.shape.split_at(self.dim);
+        let blocks = matches!(self.dtype, Dtype::Quantized(_)) && inner.len() < 2;
+        if self.views.len() == 1 || elements(outer) == 1 && !blocks {
             return self.views.iter().try_for_each(|v| source.stream_measured(v, self.dtype, difference, sink));
         }
         // Otherwise a row of each in turn: they have to be in memory.
+        let plain = if blocks { Dtype::F32 } else { self.dtype };
         let mut parts = vec![];
         for view in &self.views {
             let mut bytes = vec![];
-            source.stream_measured(view, self.dtype, difference, &mut |piece| {
+            source.stream_measured(view, plain, difference, &mut |piece| {
                 bytes.extend_from_slice(piece);
                 Ok(())
             })?;
             parts.push(bytes);
         }
-        let rows = self.shape[..self.dim].iter().product::<usize>().max(1);
-        for row in 0..rows {
-            for part in &parts {
+        let rows = elements(outer).max(1);
+        let pieces = (0..rows).flat_map(|row| {
+            parts.iter().map(move |part| {
                 let n = part.len() / rows;
-                sink(&part[row * n..(row + 1) * n])?;
-            }
+                &part[row * n..(row + 1) * n]
+            })
+        });
+        if !blocks {
+            return pieces.into_iter().try_for_each(sink);
         }
-        Ok(())
+        let named = |reason: String| Error::Refused {
+            path: source.path.clone(),
+            reason: format!("tensor {}: {reason}", self.name),
+        };
+        let mut cast = crate::cast::Cast::new(plain, self.dtype).map_err(named)?;
+        for piece in pieces {
+            cast.piece(piece, sink).map_err(|e| e.into_error(named))?;
+        }
+        cast.finish(difference).map_err(named)
     }
 
     /// Where its values come from: those of one key are tied.
@@ -219,6 +239,9 @@ impl<'a> Plan<'a> {
                 let Some(target) = self.outputs.iter().find(|o| &o.name == to).cloned() else { return Ok(false) };
                 if let Some(at) = self.outputs.iter().position(|o| &o.name == name) {
                     if !self.same(&self.outputs[at], &target).map_err(|e| e.to_string())? {
+                        if rule.optional {
+                            return Ok(false);
+                        }
                         return Err(format!("{name} and {to} have different values"));
                     }
                     self.outputs[at] = Output { name: name.clone(), ..target };
@@ -270,7 +293,14 @@ impl<'a> Plan<'a> {
                 let at = self.outputs.iter().position(|o| &o.name == part).ok_or(format!("there is no {part}"))?;
                 Ok::<_, String>(self.outputs.remove(at))
             };
-            let mut whole = Output { name: expand(first, name), dim, ..take(first)? };
+            let begun = take(first)?;
+            if begun.views.len() > 1 && begun.dim != dim || begun.dtype.size().is_none() && dim > 0 {
+                return Err(format!(
+                    "{first} cannot be continued along dimension {dim}: it was put together along another, or is of {}",
+                    begun.dtype
+                ));
+            }
+            let mut whole = Output { name: expand(first, name), dim, ..begun };
             for part in &names {
                 let part = take(part)?;
                 let rest =
@@ -296,8 +326,8 @@ impl<'a> Plan<'a> {
         if a.shape != b.shape || a.dtype != b.dtype {
             return Ok(false);
         }
-        let hash = |o: &Output| -> Result<u32> {
-            let mut hash = crc32fast::Hasher::new();
+        let hash = |o: &Output| -> Result<_> {
+            let mut hash = Sha256::new();
             o.stream(self.source, &mut Difference::default(), &mut |piece| {
                 hash.update(piece);
                 Ok(())

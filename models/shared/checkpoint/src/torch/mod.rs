@@ -135,6 +135,8 @@ struct Walk<'a> {
     storages: &'a dyn Fn(&Storage) -> Parsed<Segment>,
     /// Segments by the key of their storage.
     known: HashMap<String, usize>,
+    /// Segments by the bytes of their array.
+    arrays: HashMap<Id, usize>,
     parts: usize,
     text: usize,
     classes: BTreeMap<String, usize>,
@@ -142,7 +144,16 @@ struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     fn new(values: &'a Pickle, source: &'a mut Source, storages: &'a dyn Fn(&Storage) -> Parsed<Segment>) -> Self {
-        Self { values, source, storages, known: HashMap::new(), parts: 0, text: 0, classes: BTreeMap::new() }
+        Self {
+            values,
+            source,
+            storages,
+            known: HashMap::new(),
+            arrays: HashMap::new(),
+            parts: 0,
+            text: 0,
+            classes: BTreeMap::new(),
+        }
     }
 
     fn root(mut self, id: Id) -> Parsed<()> {
@@ -238,12 +249,16 @@ impl<'a> Walk<'a> {
             Node::Int(n) => (*n).into(),
             Node::Float(f) if f.is_finite() => (*f).into(),
             Node::Float(f) => f.to_string().into(),
-            Node::Big(text) => text.clone().into(),
+            Node::Big(text) => {
+                self.text += text.len();
+                text.clone().into()
+            }
             Node::Text(text) => {
                 self.text += text.len();
                 text.clone().into()
             }
             Node::Global(name) => {
+                self.text += name.len();
                 *self.classes.entry(name.clone()).or_default() += 1;
                 format!("<class {name}>").into()
             }
@@ -299,13 +314,14 @@ impl<'a> Walk<'a> {
         let (Some(dtype), Node::Bytes(bytes)) = (array.descr.dtype, &self.values[array.bytes]) else {
             return refused(format!("{path}: an array of texts"));
         };
-        self.source.segments.push(Segment {
-            place: crate::input::Place::Memory(bytes.as_slice().into()),
-            len: bytes.len() as u64,
-            crc: None,
+        // Once, however often it is used.
+        let segment = *self.arrays.entry(array.bytes).or_insert_with(|| {
+            let (place, len) = (crate::input::Place::Memory(bytes.as_slice().into()), bytes.len() as u64);
+            self.source.segments.push(Segment { place, len, crc: None });
+            self.source.segments.len() - 1
         });
         let data = Data {
-            segment: self.source.segments.len() - 1,
+            segment,
             offset: 0,
             strides: array.fortran.then(|| crate::npz::fortran(&array.shape)),
             big_endian: array.descr.big_endian,
@@ -321,7 +337,10 @@ fn last_of_each(values: &Pickle, items: &[(Id, Id)]) -> Parsed<Vec<(String, Id)>
     for (key, value) in items {
         let (text, kind) = (key_text(values, *key), std::mem::discriminant(&values[*key]));
         match places.get(&text) {
-            Some((place, same)) if *same == kind => out[*place].1 = *value,
+            // The same key again: the last value counts, as in Python.
+            Some((place, same)) if *same == kind && !matches!(values[*key], Node::Tuple(_) | Node::Bytes(_)) => {
+                out[*place].1 = *value
+            }
             Some(_) => {
                 return refused(format!("a dictionary has two keys that both read {text}: rename one in Python"));
             }

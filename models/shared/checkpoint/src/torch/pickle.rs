@@ -18,6 +18,9 @@ pub(crate) type Id = u32;
 /// More bytes of pickle, not counting tensors, are no checkpoint.
 pub(crate) const LARGEST: u64 = 1 << 28;
 
+/// More memory is not spent on the values of a pickle.
+const MOST_MEMORY: u64 = 1 << 29;
+
 /// A value.
 #[derive(Debug)]
 pub(crate) enum Node {
@@ -81,6 +84,8 @@ pub(crate) struct Array {
 #[derive(Debug, Default)]
 pub(crate) struct Pickle {
     nodes: Vec<Node>,
+    /// Memory that they take, about.
+    memory: u64,
 }
 
 impl std::ops::Index<Id> for Pickle {
@@ -111,9 +116,23 @@ impl Pickle {
     }
 
     fn add(&mut self, node: Node) -> Parsed<Id> {
+        let items = match &node {
+            Node::Text(t) | Node::Global(t) | Node::Big(t) => t.len(),
+            Node::Bytes(b) => b.len(),
+            Node::Tuple(v) | Node::List(v) | Node::Set(v) => 4 * v.len(),
+            Node::Dict { items, .. } => 8 * items.len(),
+            Node::Storage(s) => s.key.len(),
+            Node::Tensor(t) => t.storage.key.len() + 16 * t.shape.len(),
+            Node::Array(a) => a.as_ref().map_or(0, |a| 8 * a.shape.len()),
+            _ => 0,
+        };
+        self.memory += (size_of::<Node>() + items) as u64;
         let id = Id::try_from(self.nodes.len());
         self.nodes.push(node);
-        id.or_else(|_| malformed("its pickle holds too many values"))
+        match id {
+            Ok(id) if self.memory <= MOST_MEMORY => Ok(id),
+            _ => malformed("its pickle would take more than 512 MB of memory"),
+        }
     }
 
     pub(crate) fn text(&self, id: Id) -> Option<&str> {
@@ -642,7 +661,12 @@ impl Machine<'_> {
     fn build(&mut self, object: Id, state: Id) -> Parsed<()> {
         let v = &*self.values;
         let node = match &v[object] {
-            Node::Dict { items, .. } => Node::Dict { items: items.clone(), attributes: Some(state) },
+            Node::Dict { .. } => {
+                if let Node::Dict { attributes, .. } = &mut self.values.nodes[object as usize] {
+                    *attributes = Some(state);
+                }
+                return Ok(());
+            }
             Node::Namespace => match &v[state] {
                 Node::Dict { items, .. } => Node::Dict { items: items.clone(), attributes: None },
                 _ => return malformed("a namespace of its pickle has a state that is no dictionary"),
@@ -678,7 +702,8 @@ impl Machine<'_> {
             Node::Global(name) => return not_listed(&name.clone()),
             _ => return malformed("its pickle gives a state to something that takes none: nothing was executed"),
         };
-        self.values.nodes[object as usize] = node;
+        let id = self.values.add(node)?;
+        self.values.nodes.swap(object as usize, id as usize);
         Ok(())
     }
 }
@@ -700,12 +725,29 @@ fn pairs(values: Vec<Id>) -> Parsed<Vec<(Id, Id)>> {
 /// Little-endian two's complement.
 fn integer(bytes: &[u8]) -> Node {
     let negative = bytes.last().is_some_and(|b| *b >= 128);
+    // Bytes that only repeat the sign say nothing.
+    let mut bytes = bytes;
+    while bytes.len() > 8
+        && bytes[bytes.len() - 1] == if negative { 255 } else { 0 }
+        && (bytes[bytes.len() - 2] >= 128) == negative
+    {
+        bytes = &bytes[..bytes.len() - 1];
+    }
     if bytes.len() <= 8 {
         let mut all = [if negative { 255 } else { 0 }; 8];
         all[..bytes.len()].copy_from_slice(bytes);
         return Node::Int(i64::from_le_bytes(all));
     }
-    Node::Big(format!("0x{}", bytes.iter().rev().map(|b| format!("{b:02x}")).collect::<String>()))
+    // The amount: two's complement is one more than the inverse.
+    let mut amount = bytes.to_vec();
+    if negative {
+        let mut carry = true;
+        for b in &mut amount {
+            (*b, carry) = (!*b).overflowing_add(u8::from(carry));
+        }
+    }
+    let digits: String = amount.iter().rev().map(|b| format!("{b:02x}")).collect();
+    Node::Big(format!("{}0x{}", if negative { "-" } else { "" }, digits.trim_start_matches('0')))
 }
 
 fn scalar(descr: &Descr, bytes: &[u8]) -> Parsed<Node> {

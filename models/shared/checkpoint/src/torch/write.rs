@@ -67,7 +67,7 @@ fn pickle(outline: &Outline) -> Vec<u8> {
 
 fn tensor(p: &mut Vec<u8>, t: &Planned, storage: usize) {
     let class = STORAGES.iter().find(|(_, d)| *d == t.dtype).map(|(name, _)| *name);
-    let elements: usize = t.shape.iter().product();
+    let elements = crate::source::elements(&t.shape);
     global(p, "torch._utils", if class.is_some() { "_rebuild_tensor_v2" } else { "_rebuild_tensor_v3" });
     p.extend(b"((");
     text(p, "storage");
@@ -147,9 +147,9 @@ fn integer(p: &mut Vec<u8>, n: usize) {
             p.extend(n.to_le_bytes());
         }
         Err(_) => {
-            p.extend([0x8a, 9]);
+            // Sizes fit 63 bits.
+            p.extend([0x8a, 8]);
             p.extend((n as u64).to_le_bytes());
-            p.push(0);
         }
     }
 }
