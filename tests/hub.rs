@@ -233,6 +233,12 @@ fn every_fault_is_one_line_and_leaves_nothing() -> Outcome {
     assert!(error.contains("no such repository"), "{error}");
     let error = failure(&hub.zoo(other.path(), &pull, &[("HF_ENDPOINT", "http://127.0.0.1:1")]));
     assert!(error.contains("no answer from the hub"), "{error}");
+    // A name that leads elsewhere, by the user or by the hub's listing.
+    let error = failure(&hub.zoo(other.path(), &["pull", "me/gpt", "--file", "../evil.safetensors"], &[]));
+    assert!(error.contains("leads out of the folder"), "{error}");
+    hub.lock().files.insert("../evil.safetensors".into(), weights()?);
+    let error = failure(&hub.zoo(other.path(), &["pull", "me/gpt"], &[]));
+    assert!(error.contains("leads out of the folder"), "{error}");
     let wrong = hub.zoo(other.path(), &["pull", "gpt"], &[]);
     assert_eq!(wrong.status.code(), Some(2));
     Ok(())
