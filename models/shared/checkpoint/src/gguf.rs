@@ -25,10 +25,6 @@ const TYPES: &[(u32, Dtype)] = &[
     (30, Dtype::BF16),
 ];
 
-/// Types with codebooks.
-const UNREAD: &[(u32, &str)] =
-    &[(16, "IQ2_XXS"), (17, "IQ2_XS"), (18, "IQ3_XXS"), (19, "IQ1_S"), (21, "IQ3_S"), (22, "IQ2_S"), (29, "IQ1_M")];
-
 /// What llama.cpp allows.
 const MOST_DIMENSIONS: u32 = 4;
 const LONGEST_NAME: u64 = 64;
@@ -184,12 +180,7 @@ pub(crate) fn open(input: &Arc<Input>) -> Parsed<Source> {
         let kind = r.u32()?;
         let dtype = match dtype_of(kind) {
             Some(dtype) => dtype,
-            None => match UNREAD.iter().find(|(n, _)| *n == kind) {
-                Some((_, known)) => {
-                    return refused(format!("tensor {name} is of type {known}, whose codebook is not known here"));
-                }
-                None => return malformed(format!("tensor {name} is of type {kind}, which does not exist")),
-            },
+            None => return malformed(format!("tensor {name} is of type {kind}, which does not exist")),
         };
         if let Dtype::Quantized(q) = dtype
             && shape.last().is_none_or(|n| n % q.elements() != 0)

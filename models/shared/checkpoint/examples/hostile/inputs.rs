@@ -483,7 +483,7 @@ fn gguf() -> Vec<Input> {
         ("2^62 elements".into(), tensor(described(b"a", &[1 << 62], 0, 0), 32)),
         ("more elements than data".into(), tensor(described(b"a", &[64], 0, 0), 32)),
         ("an unknown type".into(), tensor(described(b"a", &[8], 4, 0), 32)),
-        ("a type without a reader".into(), tensor(described(b"a", &[256], 16, 0), 96)),
+        ("a type that was removed".into(), tensor(described(b"a", &[256], 36, 0), 96)),
         ("rows that are no whole blocks".into(), tensor(described(b"a", &[8], 2, 0), 32)),
         ("an offset that is not aligned".into(), tensor(described(b"a", &[8], 0, 4), 64)),
         ("an offset beyond the end".into(), tensor(described(b"a", &[8], 0, 1 << 40), 32)),
