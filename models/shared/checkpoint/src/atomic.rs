@@ -40,7 +40,12 @@ pub(crate) fn replace_checked(
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     // Without the temporary name, which the error has in it.
-    let mut file = builder.tempfile_in(directory).map_err(|e| Error::io(path)(e.kind().into()))?;
+    let mut file = builder.tempfile_in(directory).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => {
+            Error::Refused { path: path.into(), reason: format!("there is no folder {}", directory.display()) }
+        }
+        kind => Error::io(path)(kind.into()),
+    })?;
     fill(file.as_file_mut())?;
     file.as_file().sync_all().map_err(Error::io(path))?;
     check(file.path())?;
