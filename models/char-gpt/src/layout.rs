@@ -12,14 +12,10 @@ const SHAKESPEARE: &str = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklm
 const NANOGPT: &str = "nanogpt";
 const HUGGING_FACE: &str = "huggingface";
 
-/// nanoGPT: linear layers as PyTorch has them. Hugging Face: transposed ones (its Conv1D), with or without the prefix.
-pub(crate) const LAYOUTS: &[Layout] = &[
-    Layout {
-        name: NANOGPT,
-        import: r"
-            # Training state, and the causal mask that older versions stored.
-            drop? optimizer\..*
-            drop? best_val_loss
+/// The names that both programs have, as ours.
+macro_rules! import {
+    () => {
+        r"
             drop? .*\.attn\.(?:bias|masked_bias)
             rename transformer\.wte\.weight -> token_embedding.weight
             rename transformer\.wpe\.weight -> position_embedding.weight
@@ -31,8 +27,14 @@ pub(crate) const LAYOUTS: &[Layout] = &[
             rename transformer\.ln_f\.(weight|bias) -> norm.$1
             drop-equal? lm_head\.weight -> token_embedding.weight
             rename? lm_head\.weight -> head.weight
-        ",
-        export: r"
+        "
+    };
+}
+
+/// Our names as theirs.
+macro_rules! export {
+    () => {
+        r"
             concat? blocks\.(\d+)\.self_attn\.q_proj\.(weight|bias), blocks.$1.self_attn.k_proj.$2, blocks.$1.self_attn.v_proj.$2 0 -> blocks.$1.self_attn.in_proj_$2
             rename token_embedding\.weight -> transformer.wte.weight
             rename position_embedding\.weight -> transformer.wpe.weight
@@ -44,41 +46,30 @@ pub(crate) const LAYOUTS: &[Layout] = &[
             rename norm\.(weight|bias) -> transformer.ln_f.$1
             rename? head\.weight -> lm_head.weight
             tie? lm_head.weight -> transformer.wte.weight
-        ",
+        "
+    };
+}
+
+/// Hugging Face's linear layers (Conv1D) are transposed.
+macro_rules! transpose {
+    () => {
+        "\ntranspose transformer\\.h\\.\\d+\\.(?:attn|mlp)\\.c_(?:attn|proj|fc)\\.weight\n"
+    };
+}
+
+/// nanoGPT: linear layers as PyTorch has them, and training state. Hugging Face: transposed ones, with or without the prefix.
+pub(crate) const LAYOUTS: &[Layout] = &[
+    Layout {
+        name: NANOGPT,
+        import: concat!("drop? optimizer\\..*\ndrop? best_val_loss\n", import!()),
+        export: export!(),
         entry: "model",
         sidecar: "",
     },
     Layout {
         name: HUGGING_FACE,
-        import: r"
-            drop? .*\.attn\.(?:bias|masked_bias)
-            rename? ((?:wte|wpe|ln_f|h)\..*) -> transformer.$1
-            rename transformer\.wte\.weight -> token_embedding.weight
-            rename transformer\.wpe\.weight -> position_embedding.weight
-            transpose transformer\.h\.\d+\.(?:attn|mlp)\.c_(?:attn|proj|fc)\.weight
-            rename transformer\.h\.(\d+)\.ln_([12])\.(weight|bias) -> blocks.$1.norm$2.$3
-            rename transformer\.h\.(\d+)\.attn\.c_attn\.(weight|bias) -> blocks.$1.self_attn.in_proj_$2
-            rename transformer\.h\.(\d+)\.attn\.c_proj\.(weight|bias) -> blocks.$1.self_attn.out_proj.$2
-            rename transformer\.h\.(\d+)\.mlp\.c_fc\.(weight|bias) -> blocks.$1.linear1.$2
-            rename transformer\.h\.(\d+)\.mlp\.c_proj\.(weight|bias) -> blocks.$1.linear2.$2
-            rename transformer\.ln_f\.(weight|bias) -> norm.$1
-            drop-equal? lm_head\.weight -> token_embedding.weight
-            rename? lm_head\.weight -> head.weight
-        ",
-        export: r"
-            concat? blocks\.(\d+)\.self_attn\.q_proj\.(weight|bias), blocks.$1.self_attn.k_proj.$2, blocks.$1.self_attn.v_proj.$2 0 -> blocks.$1.self_attn.in_proj_$2
-            rename token_embedding\.weight -> transformer.wte.weight
-            rename position_embedding\.weight -> transformer.wpe.weight
-            rename blocks\.(\d+)\.norm([12])\.(weight|bias) -> transformer.h.$1.ln_$2.$3
-            rename blocks\.(\d+)\.self_attn\.in_proj_(weight|bias) -> transformer.h.$1.attn.c_attn.$2
-            rename blocks\.(\d+)\.self_attn\.out_proj\.(weight|bias) -> transformer.h.$1.attn.c_proj.$2
-            rename blocks\.(\d+)\.linear1\.(weight|bias) -> transformer.h.$1.mlp.c_fc.$2
-            rename blocks\.(\d+)\.linear2\.(weight|bias) -> transformer.h.$1.mlp.c_proj.$2
-            transpose transformer\.h\.\d+\.(?:attn|mlp)\.c_(?:attn|proj|fc)\.weight
-            rename norm\.(weight|bias) -> transformer.ln_f.$1
-            rename? head\.weight -> lm_head.weight
-            tie? lm_head.weight -> transformer.wte.weight
-        ",
+        import: concat!("rename? ((?:wte|wpe|ln_f|h)\\..*) -> transformer.$1", transpose!(), import!()),
+        export: concat!(export!(), transpose!()),
         entry: "",
         sidecar: "config.json",
     },

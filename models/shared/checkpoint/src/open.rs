@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::input::{Fault, Input, Parsed, refused};
+use crate::write::text_of;
 use crate::{Error, Result, Source, archive, gguf, npz, safetensors, torch};
 
 /// The contents of a file.
@@ -160,8 +161,7 @@ impl Source {
             };
             tensors.insert(t.name.clone(), tensor);
         }
-        let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), String::from);
-        let metadata = self.metadata.iter().map(|(k, v)| (k.clone(), text(v))).collect();
+        let metadata = self.metadata.iter().map(|(k, v)| (k.clone(), text_of(v))).collect();
         Ok(Checkpoint { tensors, metadata })
     }
 

@@ -37,15 +37,19 @@ pub(crate) struct Outline {
     pub(crate) typed: Vec<gguf::Typed>,
 }
 
+/// An entry of the metadata where only texts are kept: text as it is, anything else as JSON.
+pub(crate) fn text_of(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), String::from)
+}
+
 /// Hands the values of a tensor, by number, to a sink.
 pub(crate) type Streams<'a> = &'a mut dyn FnMut(usize, Sink) -> Result<()>;
 
 impl Outline {
     /// Metadata as texts, ties among them: text as it is, anything else as JSON.
     pub(crate) fn texts(&self) -> BTreeMap<String, String> {
-        let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), String::from);
         let tied = self.tensors.iter().filter_map(|t| Some((t.name.clone(), self.tensors[t.tied_to?].name.clone())));
-        let mut texts: BTreeMap<String, String> = self.metadata.iter().map(|(k, v)| (k.clone(), text(v))).collect();
+        let mut texts: BTreeMap<String, String> = self.metadata.iter().map(|(k, v)| (k.clone(), text_of(v))).collect();
         let tied: Vec<(String, String)> = tied.collect();
         if !tied.is_empty() {
             let names: Vec<&String> = tied.iter().map(|(name, _)| name).collect();

@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use serde_json::{Value, json};
 
 use crate::cast::Difference;
-use crate::write::{Outline, fill};
+use crate::write::{Outline, fill, text_of};
 use crate::{Error, Format, Result, atomic, open};
 
 /// What a conversion did.
@@ -161,8 +161,7 @@ impl Plan<'_> {
         if written.tensors.len() != outline.tensors.len() {
             return wrong(format!("it has {} tensors instead of {}", written.tensors.len(), outline.tensors.len()));
         }
-        let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), String::from);
-        let kept = |(key, value): (&String, &Value)| written.metadata.get(key).map(&text) == Some(text(value));
+        let kept = |(key, value): (&String, &Value)| written.metadata.get(key).map(text_of) == Some(text_of(value));
         if let Some((key, _)) = outline.metadata.iter().find(|e| written.format != Format::Npy && !kept(*e)) {
             return wrong(format!("entry {key} of its metadata is missing or another"));
         }

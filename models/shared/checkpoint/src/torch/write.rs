@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::pickle::STORAGES;
 use crate::Result;
 use crate::archive::Archive;
-use crate::write::{Outline, Planned, Streams};
+use crate::write::{Outline, Planned, Streams, text_of};
 
 /// The attribute that holds metadata: `torch.load(path).zoo_metadata`.
 pub(super) const METADATA: &str = "zoo_metadata";
@@ -49,8 +49,7 @@ fn pickle(outline: &Outline) -> Vec<u8> {
         p.extend(b"u.");
         return p;
     }
-    let metadata: Vec<_> =
-        outline.metadata.iter().map(|(k, v)| (k, v.as_str().map_or_else(|| v.to_string(), String::from))).collect();
+    let metadata: Vec<_> = outline.metadata.iter().map(|(k, v)| (k, text_of(v))).collect();
     if !metadata.is_empty() {
         p.extend(b"}(");
         text(&mut p, METADATA);
