@@ -2,7 +2,8 @@
 
 use candle_core::Device;
 use zoo_char_gpt::{CharGpt, CharTask, Sampling};
-use zoo_stock_lstm::{Config, Forecaster, Source, StockLstm, StockTask, simulate};
+use zoo_market::simulate;
+use zoo_stock_lstm::{Config, Forecaster, Source, StockLstm, StockTask};
 use zoo_training::config::{Layers, resolve};
 use zoo_training::{End, Error, RunDirectory, Silent, Task, Trainer};
 

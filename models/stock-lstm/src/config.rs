@@ -105,3 +105,16 @@ impl Default for Source {
         }
     }
 }
+
+#[cfg(feature = "train")]
+impl Source {
+    /// How its file is read.
+    pub fn reading(&self) -> zoo_market::Reading {
+        zoo_market::Reading {
+            column: self.column.clone(),
+            date_column: self.date_column.clone(),
+            skip_bad_rows: self.skip_bad_rows,
+            bars: self.features == FeatureSet::Ohlcv,
+        }
+    }
+}

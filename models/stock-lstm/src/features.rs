@@ -3,29 +3,7 @@
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::{FeatureSet, Target};
-
-/// One trading day, adjusted for splits and dividends.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Bar {
-    /// First price.
-    pub open: f64,
-    /// Highest price.
-    pub high: f64,
-    /// Lowest price.
-    pub low: f64,
-    /// Last price.
-    pub close: f64,
-    /// Shares traded.
-    pub volume: f64,
-}
-
-impl Bar {
-    /// A bar of which only the close is known.
-    pub fn closing(close: f64) -> Self {
-        Self { open: close, high: close, low: close, close, volume: 0. }
-    }
-}
+use crate::{Bar, FeatureSet, Target};
 
 /// The unscaled features of `day`, which follows `before`. As log ratios: open, high, low and close over the close
 /// before, volume over the volume before.
@@ -83,8 +61,7 @@ impl Scaler {
 
     /// Scaled features (days - 1, features) of consecutive bars; the first bar only serves the second's returns.
     pub(crate) fn window(&self, bars: &[Bar]) -> Result<Vec<f32>> {
-        let positive = |b: &Bar| [b.open, b.high, b.low, b.close].iter().all(|v| v.is_finite() && *v > 0.);
-        if let Some(day) = bars.iter().position(|b| !positive(b) || b.volume.is_nan() || b.volume < 0.) {
+        if let Some(day) = bars.iter().position(|b| !b.is_valid()) {
             bail!("day {day} of the window has a price that is not a positive number, or a negative volume")
         }
         Ok(bars

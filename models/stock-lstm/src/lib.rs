@@ -15,8 +15,6 @@
 //! The crate's feature `train` (on by default) adds data and the task that `zoo train stock-lstm` runs.
 
 mod config;
-#[cfg(feature = "train")]
-mod data;
 mod features;
 mod model;
 #[cfg(feature = "train")]
@@ -25,9 +23,8 @@ mod predict;
 mod task;
 
 pub use config::{Config, FeatureSet, Source, Target};
-#[cfg(feature = "train")]
-pub use data::{Days, read_csv, simulate};
-pub use features::{Bar, Scaler};
+pub use features::Scaler;
 pub use model::{Forecaster, StockLstm};
 #[cfg(feature = "train")]
 pub use task::StockTask;
+pub use zoo_market::Bar;

@@ -2,9 +2,9 @@
 
 use jiff::civil::{Date, Weekday};
 use serde_json::{Map, Value, json};
+use zoo_market::read_csv;
 use zoo_training::{Error, Picture, Prediction, Request, Result};
 
-use crate::data::read_csv;
 use crate::{Bar, FeatureSet, Forecaster, Source};
 
 /// Fewest errors that an interval is made from.
@@ -30,7 +30,7 @@ pub(crate) fn predict(
              as far as it goes (models of the preset default go further)"
         )));
     }
-    let days = read_csv(input, source)?;
+    let days = read_csv(input, &source.reading())?;
     let lacks = days.missing.iter().find(|c| **c != "Adj Close");
     if let (false, Some(column)) = (simple, lacks) {
         return Err(Error::Data(format!("{}: no column {column}, which this model needs", input.display())));

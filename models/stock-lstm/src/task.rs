@@ -6,9 +6,9 @@ use candle_core::{Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use serde_json::Value;
 use zoo_layers::{Mode, ops};
+use zoo_market::{Days, read_csv, simulate};
 use zoo_training::{Error, Evaluation, Loss, Metrics, Prediction, Preset, Request, Split, Task, TrainConfig};
 
-use crate::data::{Days, read_csv, simulate};
 use crate::features::{Scaler, close_index, raw};
 use crate::{Config, FeatureSet, Forecaster, Source, StockLstm, Target};
 
@@ -254,7 +254,7 @@ impl Task for StockTask {
             ));
         }
         let days = match path {
-            Some(path) => read_csv(path, source)?,
+            Some(path) => read_csv(path, &source.reading())?,
             None => simulate(simulated_days, seed),
         };
         let origin = path.map_or("the simulation".to_string(), |p| p.display().to_string());

@@ -8,7 +8,7 @@ use std::path::Path;
 use jiff::civil::Date;
 use zoo_training::{Error, Result};
 
-use crate::{Bar, FeatureSet, Source};
+use crate::Bar;
 use columns::Columns;
 
 /// Trading days in time order.
@@ -24,6 +24,19 @@ pub struct Days {
     pub warnings: Vec<String>,
 }
 
+/// How a price file is read.
+#[derive(Clone, Debug, Default)]
+pub struct Reading {
+    /// The column of closes; found by its name if empty.
+    pub column: String,
+    /// The column of dates; found by its name if empty.
+    pub date_column: String,
+    /// Leaves out rows that cannot be read, and later rows of a date that is there twice.
+    pub skip_bad_rows: bool,
+    /// Whether the reader needs whole bars; one who needs closes alone does not care what is wrong with the opens.
+    pub bars: bool,
+}
+
 struct Row {
     day: Date,
     line: u64,
@@ -31,13 +44,13 @@ struct Row {
 }
 
 /// Reads a daily price file: a header, then rows in any order of time. Columns are found by the names that vendors give
-/// them, or named by `source`. Fields are separated by commas, semicolons or tabs; numbers may have thousands separators,
+/// them, or named by `how`. Fields are separated by commas, semicolons or tabs; numbers may have thousands separators,
 /// a currency sign, or a suffix K, M or B. Prices are multiplied by adjusted close / close where both are there, so that
 /// splits leave no jump.
 ///
 /// # Errors
-/// Columns or dates that are not clear, and bad rows unless `source` skips them; the message names file and line.
-pub fn read_csv(path: &Path, source: &Source) -> Result<Days> {
+/// Columns or dates that are not clear, and bad rows unless `how` skips them; the message names file and line.
+pub fn read_csv(path: &Path, how: &Reading) -> Result<Days> {
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
     let fail = |line: u64, message: String| Error::Data(format!("{}: line {line}: {message}", path.display()));
     let text = std::str::from_utf8(&bytes).map_err(|e| {
@@ -56,7 +69,7 @@ pub fn read_csv(path: &Path, source: &Source) -> Result<Days> {
     if headers.is_empty() {
         return Err(Error::Data(format!("{}: empty, expected a header and daily prices", path.display())));
     }
-    let columns = Columns::find(&headers, &source.column, &source.date_column)
+    let columns = Columns::find(&headers, &how.column, &how.date_column)
         .map_err(|message| Error::Data(format!("{}: {message}", path.display())))?;
     let records: Vec<csv::StringRecord> = reader.records().collect::<csv::Result<_>>().map_err(malformed)?;
     let blank = |r: &&csv::StringRecord| r.iter().any(|field| !field.is_empty());
@@ -65,7 +78,7 @@ pub fn read_csv(path: &Path, source: &Source) -> Result<Days> {
     let form = dates::form(&texts).map_err(|message| Error::Data(format!("{}: {message}", path.display())))?;
     one_series(&headers, &records).map_err(|message| Error::Data(format!("{}: {message}", path.display())))?;
     // A model of closes does not care what is wrong with the opens.
-    let bars = source.features == FeatureSet::Ohlcv;
+    let bars = how.bars;
     let mut days = Days::default();
     let (mut rows, mut bad) = (vec![], vec![]);
     for record in records {
@@ -80,7 +93,7 @@ pub fn read_csv(path: &Path, source: &Source) -> Result<Days> {
         }
         match row(record, &headers, &columns, form, delimiter == b',', bars) {
             Ok((day, bar)) => rows.push(Row { day, line, bar }),
-            Err(message) if source.skip_bad_rows => bad.push(format!("line {line}: {message}")),
+            Err(message) if how.skip_bad_rows => bad.push(format!("line {line}: {message}")),
             Err(message) => {
                 return Err(fail(line, format!("{message} (--skip-bad-rows leaves such rows out)")));
             }
@@ -99,7 +112,7 @@ pub fn read_csv(path: &Path, source: &Source) -> Result<Days> {
         twice += usize::from(same);
         same
     });
-    if let (Some((later, earlier, day)), false) = (differing, source.skip_bad_rows) {
+    if let (Some((later, earlier, day)), false) = (differing, how.skip_bad_rows) {
         let message = format!("{day} is there twice with different prices (line {earlier} too)");
         return Err(fail(later, format!("{message}; --skip-bad-rows keeps the first")));
     }
@@ -240,20 +253,20 @@ fn counted(n: usize, what: &str) -> String {
 mod tests {
     use super::*;
 
-    fn read_with(text: &str, source: &Source) -> Result<Days> {
+    fn read_with(text: &str, how: &Reading) -> Result<Days> {
         let dir = tempfile::tempdir().map_err(Error::io(Path::new("temporary")))?;
         let path = dir.path().join("p.csv");
         std::fs::write(&path, text).map_err(Error::io(&path))?;
-        read_csv(&path, source)
+        read_csv(&path, how)
     }
 
     fn read(text: &str) -> Result<Days> {
-        read_with(text, &Source::default())
+        read_with(text, &Reading::default())
     }
 
     #[test]
     fn days_are_sorted_and_adjusted() -> Result<()> {
-        let bars = Source { features: FeatureSet::Ohlcv, ..Source::default() };
+        let bars = Reading { bars: true, ..Reading::default() };
         let days = read_with(
             "Date,OPEN,High,Low,close,Volume,Adj Close\n2020-01-03,4,5,3,4,9,4\n2020-01-02,10,12,8,10,7,5\n",
             &bars,
@@ -279,7 +292,7 @@ mod tests {
             "Date;Close;Volume\n02.01.2020;1234.5;7000\n13.01.2020;1235;7000\n",
             "Date\tClose\tVolume\n\"Jan 2, 2020\"\t1234.5\t0.007M\n\"Jan 3, 2020\"\t1235\t7000\n",
         ] {
-            let days = read_with(text, &Source { features: FeatureSet::Ohlcv, ..Source::default() })?;
+            let days = read_with(text, &Reading { bars: true, ..Reading::default() })?;
             let bars: Vec<_> = days.bars.iter().map(|b| (b.close, b.volume)).collect();
             assert_eq!(bars, [(1234.5, 7000.), (1235., 7000.)], "{text}");
             assert_eq!(days.dates[0], Date::constant(2020, 1, 2), "{text}");
@@ -289,7 +302,7 @@ mod tests {
 
     #[test]
     fn bad_rows_are_named_by_line_and_column_and_can_be_left_out() -> Result<()> {
-        let skip = Source { skip_bad_rows: true, ..Source::default() };
+        let skip = Reading { skip_bad_rows: true, ..Reading::default() };
         for (text, expected) in [
             ("Date,Close\n2020-01-02,abc\n", "line 2: Close is \"abc\""),
             ("Date,Close\n2020-01-02,-1\n", "line 2: Close is \"-1\""),

@@ -1,8 +1,7 @@
 use jiff::civil::{Date, Weekday};
 use zoo_layers::random::{Purpose, Stream};
 
-use super::Days;
-use crate::Bar;
+use crate::{Bar, Days};
 
 /// Simulated daily bars: log returns of a GARCH(1,1) process (Bollerslev 1986) with Student-t innovations of five
 /// degrees of freedom, in two regimes, calm and turbulent, that last 100 and 25 days on average. The scale is that of a

@@ -1,0 +1,15 @@
+//! Daily prices: bars, price files as they are found, and a simulated market.
+//!
+//! The crate's feature `data` (on by default) has the files and the simulation; without it there is only [`Bar`].
+
+mod bar;
+#[cfg(feature = "data")]
+mod prices;
+#[cfg(feature = "data")]
+mod simulation;
+
+pub use bar::Bar;
+#[cfg(feature = "data")]
+pub use prices::{Days, Reading, read_csv};
+#[cfg(feature = "data")]
+pub use simulation::simulate;
