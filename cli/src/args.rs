@@ -37,14 +37,8 @@ pub(crate) enum Command {
     Generate(GenerateArgs),
     /// Write a page about one run or several: curves, judgement, settings
     Report(ReportArgs),
-    /// Judge a run by its curves: what is wrong and what to try
-    Doctor {
-        /// The run directory
-        run: PathBuf,
-        /// Print one JSON document
-        #[arg(long)]
-        json: bool,
-    },
+    /// Judge a run by its curves and gradients, or a model by one pass: what is wrong and what to try
+    Doctor(DoctorArgs),
     /// Write a checkpoint in another format, other names, layouts or element types
     Convert(ConvertArgs),
     /// Show what is in a checkpoint of any format
@@ -113,6 +107,31 @@ impl DataArgs {
         let skip = self.skip_bad_rows.then(|| "data.skip_bad_rows=true".to_string());
         [text("column", &self.column), text("date_column", &self.date_column), skip].into_iter().flatten().collect()
     }
+}
+
+#[derive(Args)]
+pub(crate) struct DoctorArgs {
+    /// A run directory, or a model (zoo list shows them)
+    #[arg(value_name = "RUN|MODEL")]
+    pub(crate) target: String,
+    /// Of a model: a named set of settings
+    #[arg(long, value_name = "NAME")]
+    pub(crate) preset: Option<String>,
+    /// Of a model: a TOML file over the preset
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Of a model: one setting over everything else
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Of a model: its data
+    #[arg(long, value_name = "PATH")]
+    pub(crate) data: Option<PathBuf>,
+    /// Of a model: weights instead of initial ones
+    #[arg(long, value_name = "FILE|RUN")]
+    pub(crate) checkpoint: Option<PathBuf>,
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Args)]
@@ -380,6 +399,9 @@ pub(crate) struct TrainArgs {
     /// At a loss or gradient that is not finite: abort, skip or rollback (train.on_nonfinite)
     #[arg(long, value_name = "WHAT")]
     pub(crate) on_nonfinite: Option<String>,
+    /// When gradient health becomes critical: tell, stop, halve-lr or rollback (train.on_critical)
+    #[arg(long, value_name = "WHAT")]
+    pub(crate) on_critical: Option<String>,
     /// Where to compute: cpu, cuda, cuda:N or metal
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub(crate) device: String,

@@ -3,14 +3,19 @@
 use std::path::Path;
 
 use anyhow::Context;
-use serde_json::json;
+use serde_json::{Value, json};
 use zoo_training::doctor::{Diagnosis, Verdict, diagnose};
-use zoo_training::{Error, History};
+use zoo_training::health::{Check, Finding, Kind, Level, Profile, Report, judge};
+use zoo_training::{Error, History, Task, Trainer};
 
-use crate::output::{print, print_json};
+use crate::args::DoctorArgs;
+use crate::fetch;
+use crate::heat::HeatMap;
+use crate::output::{print, print_json, table};
+use crate::registry::{self, MODELS, configured, quoted, weights};
 
 /// The curves of a run and its configuration.
-pub(crate) fn read(run: &Path) -> anyhow::Result<(History, serde_json::Value)> {
+pub(crate) fn read(run: &Path) -> anyhow::Result<(History, Value)> {
     let file = run.join("config.toml");
     if !file.exists() {
         return Err(Error::Run(format!("{} is not a run directory: it has no config.toml", run.display())).into());
@@ -18,6 +23,16 @@ pub(crate) fn read(run: &Path) -> anyhow::Result<(History, serde_json::Value)> {
     let text = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
     let config: toml::Table = text.parse().with_context(|| file.display().to_string())?;
     Ok((History::read(run)?, serde_json::to_value(config)?))
+}
+
+/// What a run's checks say, by the rules of its model.
+pub(crate) fn health(run: &Path, config: &Value) -> anyhow::Result<(Vec<Check>, Report)> {
+    let checks = Check::read(run)?;
+    let model = zoo_training::model_of(run);
+    let entry = MODELS.iter().find(|m| Some(m.name()) == model.as_deref());
+    let profile = entry.map_or_else(Profile::default, |entry| entry.profile());
+    let report = judge(&checks, &profile, config);
+    Ok((checks, report))
 }
 
 pub(crate) fn name(verdict: Verdict) -> &'static str {
@@ -31,13 +46,75 @@ pub(crate) fn name(verdict: Verdict) -> &'static str {
     }
 }
 
-pub(crate) fn run(run: &Path, as_json: bool) -> anyhow::Result<()> {
+fn level(level: Level) -> &'static str {
+    match level {
+        Level::Healthy => "healthy",
+        Level::Expected => "expected",
+        Level::Note => "note",
+        Level::Alert => "alert",
+        Level::Critical => "critical",
+    }
+}
+
+fn kind(kind: Kind) -> &'static str {
+    match kind {
+        Kind::NotFinite => "not finite",
+        Kind::Detached => "no gradient",
+        Kind::Dead => "dead",
+        Kind::Vanishing => "small gradient",
+        Kind::Exploding => "exploding gradient",
+        Kind::Rate => "steps too large",
+        Kind::Saturated => "saturated",
+        Kind::Scale => "inputs out of scale",
+        Kind::StillInputs => "inputs always zero",
+        Kind::DeadUnits => "dead units",
+        Kind::FrozenPooling => "pooling does not learn",
+        Kind::UniformPooling => "pooling still uniform",
+        Kind::Progressive => "dying by and by",
+        Kind::Setting => "setting",
+        Kind::KeyBias => "key bias",
+        Kind::AbsentRows => "rows not looked up",
+        Kind::Frozen => "frozen",
+    }
+}
+
+/// A finding in one line, for a run that goes on.
+pub(crate) fn line(finding: &Finding) -> String {
+    let Finding { level: l, kind: k, what, since, because, remedies } = finding;
+    let since = if *since > 1 { format!(" since step {since}") } else { String::new() };
+    let advice = remedies.first().map_or(String::new(), |r| format!("; {r}"));
+    format!("{}: {what}: {}{since}: {because}{advice}", level(*l), kind(*k))
+}
+
+pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
+    let path = Path::new(&args.target);
+    let entry = MODELS.iter().find(|m| m.name() == args.target);
+    match entry {
+        Some(entry) if !path.join("config.toml").exists() => entry.examine(args),
+        _ if args.preset.is_some() || args.config.is_some() || !args.set.is_empty() || args.data.is_some() => {
+            // Settings belong to a model: the name is wrong.
+            registry::find(&args.target)?.examine(args)
+        }
+        None if !path.exists() => {
+            let names: Vec<&str> = MODELS.iter().map(|m| m.name()).collect();
+            Err(Error::Usage(format!("{} is neither a run directory nor a model ({})", args.target, names.join(", ")))
+                .into())
+        }
+        _ => of_run(path, args.json),
+    }
+}
+
+fn of_run(run: &Path, as_json: bool) -> anyhow::Result<()> {
     let (history, config) = read(run)?;
     let diagnosis = diagnose(&history, &config);
+    let (checks, report) = health(run, &config)?;
     let Diagnosis { verdict, because, numbers, advice } = &diagnosis;
+    let heat = HeatMap::of(&checks);
     if as_json {
+        let health = checks.last().map(|last| as_value(last, &report, checks.len(), Some(&heat)));
         print_json(&json!({
             "run": run.display().to_string(), "verdict": verdict, "because": because, "numbers": numbers, "advice": advice,
+            "health": health,
         }));
         return Ok(());
     }
@@ -51,5 +128,111 @@ pub(crate) fn run(run: &Path, as_json: bool) -> anyhow::Result<()> {
             advice.iter().map(|a| format!("  {a}\n")).collect::<String>()
         ));
     }
+    match checks.last() {
+        None => print("\ngradient health was not watched (train.health_every = 0)\n"),
+        Some(last) => print(&format!("\n{}\n{}", described(last, &report, checks.len()), heat.text())),
+    }
     Ok(())
+}
+
+/// One forward and backward pass of a model: as it begins, or of a checkpoint.
+pub(crate) fn examine<T: Task>(args: &DoctorArgs) -> anyhow::Result<()> {
+    let device = registry::device("cpu")?;
+    let data = fetch::found::<T>(args.data.as_deref())?;
+    let mut set = args.set.clone();
+    set.extend(data.map(|d| format!("data.path={}", quoted(&d))));
+    set.extend(args.checkpoint.as_ref().map(|c| format!("train.init_from={}", quoted(&weights(c)))));
+    let common =
+        crate::args::Common { model: T::NAME.into(), preset: args.preset.clone(), config: args.config.clone(), set };
+    let mut config = configured::<T>(&common, &[])?;
+    T::settle(&mut config)?;
+    let task = T::open(&config.model, &config.data, config.train.seed, None, &device)?;
+    let (check, findings) = Trainer::new(&task, &config, &device)?.examine()?;
+    let tables = serde_json::to_value(&config)?;
+    let mut report = judge(std::slice::from_ref(&check), &T::health(), &tables);
+    let preflight: Vec<Finding> = findings.into_iter().filter(|f| f.kind == Kind::Setting).collect();
+    report.verdict = preflight.iter().map(|f| f.level).chain([report.verdict]).max().unwrap_or(report.verdict);
+    report.findings.extend(preflight);
+    report.findings.sort_by_key(|f| std::cmp::Reverse(f.level));
+    if args.json {
+        print_json(&json!({ "model": T::NAME, "health": as_value(&check, &report, 1, None) }));
+    } else {
+        print(&described(&check, &report, 1));
+    }
+    Ok(())
+}
+
+fn as_value(last: &Check, report: &Report, checks: usize, heat: Option<&HeatMap>) -> Value {
+    let mut value = json!({
+        "verdict": report.verdict, "dead": report.dead, "norm": report.norm, "checks": checks, "step": last.step,
+        "findings": report.findings, "parameters": last.parameters, "probes": last.probes, "frozen": last.frozen,
+    });
+    if let Some(heat) = heat {
+        value["zeros"] = heat.json();
+    }
+    value
+}
+
+/// A report for people.
+fn described(last: &Check, report: &Report, checks: usize) -> String {
+    let Report { verdict, dead, norm, findings } = report;
+    let looks = if checks == 1 { "one look".into() } else { format!("{checks} looks") };
+    let mut text = format!(
+        "gradient health: {} ({looks}, the last at step {}): {:.1} % of the gradient elements are dead, gradient norm {norm:.4}\n",
+        level(*verdict),
+        last.step,
+        100. * dead
+    );
+    for finding in findings {
+        let Finding { level: l, kind: k, what, since, because, remedies } = finding;
+        let since = if *since > 1 { format!(" since step {since}") } else { String::new() };
+        text.push_str(&format!("  {}: {what}: {}{since}: {because}\n", level(*l), kind(*k)));
+        for (i, remedy) in remedies.iter().enumerate() {
+            text.push_str(&format!("     {}. {remedy}\n", i + 1));
+        }
+    }
+    let percent = |v: f64| format!("{:.1}", 100. * v);
+    if !last.probes.is_empty() {
+        let header = ["activation", "mean", "std", "min", "max", "|x| > 3 %", "|x| < 1e-6 %", "still features"];
+        let mut rows = vec![header.map(String::from).to_vec()];
+        for p in &last.probes {
+            let mut row = vec![p.name.clone()];
+            row.extend([p.mean, p.std, p.min, p.max].map(|v| format!("{v:.4}")));
+            row.extend([percent(p.saturated), percent(p.dead), format!("{} of {}", p.still.len(), p.features)]);
+            rows.push(row);
+            for g in &p.groups {
+                let mut row = vec![format!("  {} features", g.name), String::new(), format!("{:.3e}", g.scale)];
+                row.extend(["", "", ""].map(String::from));
+                row.push(percent(1. - g.active));
+                rows.push(row);
+            }
+        }
+        text.push_str(&format!("\n{}", table(&rows)));
+    }
+    let header = ["parameter", "gradient norm", "zeros %", "relative zeros %", "dead %", "update / weight"];
+    let mut rows = vec![header.map(String::from).to_vec()];
+    for p in &last.parameters {
+        let update = p.update.map_or("-".into(), |u| format!("{u:.1e}"));
+        let shares = match p.elements == p.expected {
+            true => ["-"; 3].map(String::from),
+            false => [percent(p.zeros), percent(p.relative_zeros), percent(p.dead)],
+        };
+        let mut row = vec![p.name.clone(), if p.missing { "none".into() } else { format!("{:.3e}", p.norm) }];
+        row.extend(shares);
+        row.push(update);
+        rows.push(row);
+    }
+    text.push_str(&format!("\n{}", table(&rows)));
+    for (name, pooling) in last.parameters.iter().filter_map(|p| p.pooling.as_ref().map(|pooling| (&p.name, pooling))) {
+        let top: Vec<String> = pooling.top.iter().map(|(i, w)| format!("{i} ({w:.4})")).collect();
+        text.push_str(&format!(
+            "{name}: weights {:.4} to {:.4}, std {:.4}, greatest at places {}{}\n",
+            pooling.min,
+            pooling.max,
+            pooling.std,
+            top.join(", "),
+            if pooling.uniform { ": still uniform" } else { "" }
+        ));
+    }
+    text
 }

@@ -10,6 +10,7 @@ mod doctor;
 mod eval;
 mod fetch;
 mod generate;
+mod heat;
 mod hub;
 mod inspect;
 mod list;
@@ -70,7 +71,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Predict(args) => registry::find(&args.model)?.predict(&args)?,
         Command::Generate(args) => return registry::find(&args.model)?.generate(&args),
         Command::Report(args) => report::run(&args)?,
-        Command::Doctor { run, json } => doctor::run(&run, json)?,
+        Command::Doctor(args) => doctor::run(&args)?,
         Command::Convert(args) => return convert::run(&args),
         Command::Inspect(args) => inspect::inspect(&args)?,
         Command::Diff(args) => return inspect::diff(&args),

@@ -24,7 +24,7 @@ pub(crate) fn run<T: Task>(args: &ParamsArgs) -> anyhow::Result<()> {
     };
     let all = params.all();
     // Loaded weights are constants here, but would train.
-    let trains = |p: &zoo_layers::Param| p.trainable || trainable;
+    let trains = |p: &zoo_layers::Param| p.trainable || (trainable && !p.buffer);
     let total: usize = all.iter().map(|p| p.var.elem_count()).sum();
     let of_trainable: usize = all.iter().filter(|p| trains(p)).map(|p| p.var.elem_count()).sum();
     if args.json {

@@ -4,6 +4,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use zoo_training::{Event, Observer};
 
+use crate::doctor;
 use crate::output::note;
 
 pub(crate) struct Progress {
@@ -65,6 +66,7 @@ impl Observer for Progress {
                 }
             }
             Event::Saved { .. } => {}
+            Event::Health(finding) => self.say(&format!("zoo: {}", doctor::line(finding))),
             Event::Warning(message) => self.say(&format!("zoo: warning: {message}")),
         }
     }

@@ -10,14 +10,19 @@ use zoo_char_gpt::CharTask;
 use zoo_checkpoint::{Plan, Source};
 use zoo_layers::{Params, nearest};
 use zoo_stock_lstm::StockTask;
+use zoo_trading_transformer::TradingTask;
 use zoo_training::config::{ConfigOf, Layers, resolve, to_toml};
+use zoo_training::health::Profile;
 use zoo_training::{Error, Task};
 
-use crate::args::{Common, ConvertArgs, EvalArgs, GenerateArgs, ParamsArgs, PredictArgs, TrainArgs, TuneArgs};
-use crate::{adapt, bench, eval, generate, list, params, predict, train, tune};
+use crate::args::{
+    Common, ConvertArgs, DoctorArgs, EvalArgs, GenerateArgs, ParamsArgs, PredictArgs, TrainArgs, TuneArgs,
+};
+use crate::{adapt, bench, doctor, eval, generate, list, params, predict, train, tune};
 
 /// Every model.
-pub(crate) const MODELS: &[&dyn Entry] = &[&Of::<StockTask>(PhantomData), &Of::<CharTask>(PhantomData)];
+pub(crate) const MODELS: &[&dyn Entry] =
+    &[&Of::<StockTask>(PhantomData), &Of::<CharTask>(PhantomData), &Of::<TradingTask>(PhantomData)];
 
 /// What the command line does with a model.
 pub(crate) trait Entry: Sync {
@@ -29,6 +34,10 @@ pub(crate) trait Entry: Sync {
     fn eval(&self, args: &EvalArgs) -> anyhow::Result<()>;
     fn predict(&self, args: &PredictArgs) -> anyhow::Result<()>;
     fn generate(&self, args: &GenerateArgs) -> anyhow::Result<ExitCode>;
+    /// One forward and backward pass.
+    fn examine(&self, args: &DoctorArgs) -> anyhow::Result<()>;
+    /// What is usual of its gradients.
+    fn profile(&self) -> Profile;
     fn bench(&self, options: &bench::Options) -> anyhow::Result<Vec<bench::Case>>;
     /// Takes a plan to the model's layout, or from it to another program's; the file to write beside it.
     fn adapt(&self, plan: &mut Plan, args: &ConvertArgs) -> anyhow::Result<Option<(PathBuf, String)>>;
@@ -70,6 +79,14 @@ impl<T: Task> Entry for Of<T> {
 
     fn generate(&self, args: &GenerateArgs) -> anyhow::Result<ExitCode> {
         generate::run::<T>(args)
+    }
+
+    fn examine(&self, args: &DoctorArgs) -> anyhow::Result<()> {
+        doctor::examine::<T>(args)
+    }
+
+    fn profile(&self) -> Profile {
+        T::health()
     }
 
     fn bench(&self, options: &bench::Options) -> anyhow::Result<Vec<bench::Case>> {

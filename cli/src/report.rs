@@ -7,10 +7,12 @@ use plotters::prelude::*;
 use serde_json::Value;
 use zoo_training::History;
 use zoo_training::doctor::{Diagnosis, Verdict, diagnose};
+use zoo_training::health::{Check, Level, Report};
 
 use crate::args::ReportArgs;
 use crate::curves::panels;
 use crate::doctor;
+use crate::heat::HeatMap;
 use crate::output::note;
 use crate::plot::{self, COLORS, Line, failed, number, panel};
 
@@ -44,15 +46,18 @@ struct Run {
     history: History,
     config: Value,
     diagnosis: Diagnosis,
+    checks: Vec<Check>,
+    health: Report,
 }
 
 pub(crate) fn run(args: &ReportArgs) -> anyhow::Result<()> {
     let read = |path: &PathBuf| -> anyhow::Result<Run> {
         let (history, config) = doctor::read(path)?;
         let diagnosis = diagnose(&history, &config);
+        let (checks, health) = doctor::health(path, &config)?;
         let whole = std::path::absolute(path)?;
         let name = whole.file_name().map_or(path.display().to_string(), |n| n.to_string_lossy().into_owned());
-        Ok(Run { name, history, config, diagnosis })
+        Ok(Run { name, history, config, diagnosis, checks, health })
     };
     let runs = args.runs.iter().map(read).collect::<anyhow::Result<Vec<_>>>()?;
     let output = args.output.clone().unwrap_or_else(|| match &args.runs[..] {
@@ -88,6 +93,11 @@ fn page(runs: &[Run]) -> anyhow::Result<Markup> {
                     section { (summary(runs)) }
                     section { @for run in runs { (judgement(run)) } }
                     div.two { @for (title, svg) in charts(runs)? { section { h2 { (title) } (PreEscaped(svg)) } } }
+                    @for run in runs {
+                        @if let Some(svg) = HeatMap::of(&run.checks).svg()? {
+                            section { h2 { "zeros of the gradients, " (run.name) } (PreEscaped(svg)) }
+                        }
+                    }
                     section { h2 { @if runs.len() > 1 { "settings that differ" } @else { "settings" } } (settings(runs)?) }
                 }
             }
@@ -151,6 +161,14 @@ fn judgement(run: &Run) -> Markup {
             p { (because) }
             @if run.history.refused > 0 { p { (run.history.refused) " steps were refused as not finite or as spikes" } }
             @if !advice.is_empty() { ul { @for line in advice { li { code { (line) } } } } }
+            @let findings: Vec<_> = run.health.findings.iter().filter(|f| f.level >= Level::Alert).collect();
+            @if !run.checks.is_empty() {
+                p {
+                    "gradient health: " (run.checks.len()) " looks, " (format!("{:.1}", 100. * run.health.dead)) " % of the elements dead, "
+                    @if findings.is_empty() { "nothing to raise" }
+                }
+            }
+            @if !findings.is_empty() { ul { @for finding in findings { li { (doctor::line(finding)) } } } }
         }
     }
 }

@@ -117,6 +117,7 @@ fn settings(args: &TrainArgs, data: Option<&Path>) -> Vec<String> {
     set.extend(args.how.settings());
     set.extend(args.init_from.as_ref().map(|f| format!("train.init_from={}", whole(&weights(f)))));
     set.extend(args.freeze.as_ref().map(|f| format!("train.freeze={}", serde_json::Value::from(f.as_str()))));
+    set.extend(args.on_critical.as_ref().map(|w| format!("train.on_critical={w}")));
     set.extend(args.on_nonfinite.as_ref().map(|w| format!("train.on_nonfinite={w}")));
     set.extend(args.steps.map(|n| format!("train.steps={n}")));
     set.extend(args.epochs.iter().flat_map(|n| [format!("train.epochs={n}"), "train.steps=0".into()]));

@@ -116,6 +116,23 @@ impl CharGpt {
         self.logits(&x.narrow(1, t - 1, 1)?)?.squeeze(1) // (b, v)
     }
 
+    /// Activations by name for numbers of characters (b, t), when evaluating: the sum of embeddings, what is within and
+    /// behind each block, the logits.
+    ///
+    /// # Errors
+    /// More places than the context has.
+    pub fn activations(&self, ids: &Tensor) -> Result<Vec<(String, Tensor)>> {
+        let mut x = self.tokens.forward_with_positions(ids, &self.positions, 0, None)?;
+        let mut all = vec![("embedding".to_string(), x.clone())];
+        for (i, block) in self.blocks.iter().enumerate() {
+            all.push((format!("blocks.{i}.hidden"), block.hidden(&x)?));
+            x = block.forward(&x, Mode::Eval)?;
+            all.push((format!("blocks.{i}"), x.clone()));
+        }
+        all.push(("logits".to_string(), self.logits(&x)?));
+        Ok(all)
+    }
+
     /// Characters that it sees.
     pub fn context(&self) -> usize {
         self.context

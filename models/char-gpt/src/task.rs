@@ -10,6 +10,7 @@ use zoo_checkpoint::Description;
 use zoo_layers::ops::cross_entropy;
 use zoo_layers::{Mode, Sampling};
 use zoo_training::config::ConfigOf;
+use zoo_training::health::{Probe, ProbeKind};
 use zoo_training::{
     Dataset, Error, Evaluation, Foreign, Layout, Loss, Metrics, OptimizerKind, Preset, ScheduleKind, Split, Task,
     TrainConfig,
@@ -376,6 +377,12 @@ impl Task for CharTask {
             total += n;
         }
         Ok(Some(sum / total))
+    }
+
+    fn probes(&self, model: &CharGpt, (ids, _): &(Tensor, Tensor)) -> Result<Vec<Probe>> {
+        let kind = |name: &str| if name.ends_with("hidden") { ProbeKind::Activation } else { ProbeKind::Output };
+        let all = model.activations(ids)?;
+        Ok(all.iter().map(|(name, values)| Probe::new(name, kind(name), values)).collect())
     }
 
     fn validate(&self, model: &CharGpt, split: Split) -> Result<Metrics> {

@@ -46,6 +46,16 @@ impl StockLstm {
         self.linear.forward(&self.dropout.forward(&last, mode)?) // (b, 1)
     }
 
+    /// The last day's state (b, h) and the forecast (b, 1) of scaled features (b, t, f), when evaluating.
+    ///
+    /// # Errors
+    /// candle's.
+    pub fn activations(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
+        let last = self.lstm.forward_last(x, Mode::Eval)?;
+        let forecast = self.linear.forward(&last)?;
+        Ok((last, forecast))
+    }
+
     /// Loads what `zoo train stock-lstm` wrote: weights, sizes and scaler are in the one file.
     ///
     /// # Errors

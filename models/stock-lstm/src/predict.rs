@@ -171,7 +171,7 @@ pub(crate) fn predict(
             .filter_map(|(d, f, h)| within(f, h).map(|(lo, hi)| (at(d), lo, hi)))
             .collect(),
     };
-    let header = vec!["date", "step", "forecast", "lower", "upper", "actual"];
+    let header = ["date", "step", "forecast", "lower", "upper", "actual"].map(String::from).to_vec();
     Ok(Prediction { header, rows, summary, remarks, picture })
 }
 

@@ -7,6 +7,7 @@ use candle_nn::VarBuilder;
 use serde_json::Value;
 use zoo_layers::{Mode, ops};
 use zoo_market::{Days, read_csv, simulate};
+use zoo_training::health::{Probe, ProbeKind};
 use zoo_training::{Error, Evaluation, Loss, Metrics, Prediction, Preset, Request, Split, Task, TrainConfig};
 
 use crate::features::{Scaler, close_index, raw};
@@ -386,6 +387,15 @@ impl Task for StockTask {
     /// Mean squared error of the scaled target over the batch.
     fn loss(&self, model: &StockLstm, batch: &(Tensor, Tensor), mode: Mode) -> Result<Loss> {
         Ok(Loss { total: ops::mse(&self.forward(model, batch, mode)?, &batch.1)?, parts: vec![] })
+    }
+
+    fn probes(&self, model: &StockLstm, (x, _): &(Tensor, Tensor)) -> Result<Vec<Probe>> {
+        let (state, forecast) = model.activations(x)?;
+        Ok(vec![
+            Probe::new("window", ProbeKind::Input, x),
+            Probe::new("lstm", ProbeKind::Activation, &state),
+            Probe::new("forecast", ProbeKind::Output, &forecast),
+        ])
     }
 
     fn validate(&self, model: &StockLstm, split: Split) -> Result<Metrics> {

@@ -1,3 +1,36 @@
-//! A transformer that extracts features from 20 bars of a market and its position.
+//! A transformer that extracts features from 20 bars of a market and the position held.
+//!
+//! ```no_run
+//! use candle_core::Device;
+//! use zoo_trading_transformer::{TradingTransformer, features};
+//!
+//! # fn main() -> candle_core::Result<()> {
+//! # let bars: Vec<zoo_trading_transformer::Bar> = vec![];
+//! let device = Device::Cpu;
+//! let model = TradingTransformer::load("weights/trading-transformer.safetensors".as_ref(), &device)?;
+//! // Adjusted bars, oldest first, 200 and more before the ones that are looked at; no position is held.
+//! let rows = features::of_bars(&bars, &[]);
+//! let observation = features::observation(&rows, bars.len() - 1, model.bars(), &device)?; // (1, 2580)
+//! let features = model.features(&observation)?; // (1, 64)
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The crate's feature `train` (on by default) adds data, the task that `zoo train trading-transformer` runs, and the
+//! reproduction of the gradient death that the model is known for.
 
+#[cfg(feature = "train")]
+mod baseline;
+mod config;
 pub mod features;
+mod model;
+#[cfg(feature = "train")]
+mod predict;
+#[cfg(feature = "train")]
+mod task;
+
+pub use config::{Config, InputNorm, Source};
+pub use model::{DIRECTIONS, TradingTransformer};
+#[cfg(feature = "train")]
+pub use task::TradingTask;
+pub use zoo_market::Bar;

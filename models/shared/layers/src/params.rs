@@ -18,8 +18,10 @@ pub struct Param {
     pub name: String,
     /// Its value. Models hold the same storage, so a change of value in place is seen by them.
     pub var: Var,
-    /// Whether training changes it: false for buffers and frozen parameters.
+    /// Whether an optimizer changes it: false for buffers and frozen parameters.
     pub trainable: bool,
+    /// Whether it is statistics that a layer keeps itself, by PyTorch's names for them.
+    pub buffer: bool,
 }
 
 enum Source {
@@ -201,6 +203,12 @@ pub fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Opt
     scored.filter(|(score, _)| *score >= 0.5).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, c)| c)
 }
 
+/// Whether a name is that of statistics that a layer keeps itself, by PyTorch's names for them.
+fn is_buffer(name: &str) -> bool {
+    let last = name.rsplit('.').next().unwrap_or_default();
+    matches!(last, "running_mean" | "running_var" | "num_batches_tracked" | "running_count")
+}
+
 /// A parameter with more elements is a slip, and asking for its memory would end the process.
 const LARGEST: usize = 1 << 31;
 
@@ -248,8 +256,9 @@ impl SimpleBackend for Backend {
             Some(&at) => at,
             None => {
                 let var = Var::from_tensor(&Self::create(inner, &shape, name, init, dtype, device)?)?;
-                let trainable = inner.track && !(inner.frozen)(name);
-                inner.params.push(Param { name: name.to_string(), var, trainable });
+                let buffer = is_buffer(name);
+                let trainable = inner.track && !buffer && !(inner.frozen)(name);
+                inner.params.push(Param { name: name.to_string(), var, trainable, buffer });
                 inner.index.insert(name.to_string(), inner.params.len() - 1);
                 inner.params.len() - 1
             }
@@ -331,6 +340,21 @@ impl Gradients {
                 (a, b) => a.or_else(|| b.clone()),
             };
         }
+        Ok(())
+    }
+
+    /// Adds to the gradient of one parameter.
+    ///
+    /// # Errors
+    /// There is no such parameter, or another shape.
+    pub fn add_to(&mut self, name: &str, gradient: &Tensor) -> Result<()> {
+        let Some((_, mine)) = self.entries.iter_mut().find(|(n, _)| n == name) else {
+            bail!("{name} has no gradient to add to")
+        };
+        *mine = Some(match mine.take() {
+            Some(before) => (before + gradient)?,
+            None => gradient.clone(),
+        });
         Ok(())
     }
 

@@ -20,6 +20,8 @@ pub enum Purpose {
     Simulation = 5,
     /// Random changes of training samples.
     Augmentation = 6,
+    /// Noise that brings dead parameters back.
+    Repair = 7,
 }
 
 const M0: u32 = 0xD251_1F53;

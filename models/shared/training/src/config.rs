@@ -64,6 +64,20 @@ pub enum OnNonFinite {
     Rollback,
 }
 
+/// What happens when gradient health becomes critical.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnCritical {
+    /// It is said; training goes on.
+    Tell,
+    /// The run ends with an error.
+    Stop,
+    /// The rate is halved.
+    HalveLr,
+    /// Back to the last checkpoint before it began, with half the rate.
+    Rollback,
+}
+
 /// The table `[train]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -132,6 +146,14 @@ pub struct TrainConfig {
     /// Leaves out updates whose loss or gradient norm lies so many standard deviations above the mean of the last 128
     /// steps; 0 for never.
     pub spike_zscore: f64,
+    /// Steps between looks at gradient health; 0 for none.
+    pub health_every: u64,
+    /// What happens when gradient health becomes critical.
+    pub on_critical: OnCritical,
+    /// Adds noise to attention's projections whose gradient is dead.
+    pub revive_attention: bool,
+    /// Pulls poolings towards the last places, at every look at gradient health.
+    pub pooling_nudge: bool,
     /// Trains on the first batch again and again: a model that cannot learn it by heart is broken.
     pub overfit_batch: bool,
     /// Weights to begin with instead of random ones; a file of the same model.
@@ -174,6 +196,10 @@ impl Default for TrainConfig {
             on_nonfinite: OnNonFinite::Abort,
             nonfinite_limit: 10,
             spike_zscore: 0.,
+            health_every: 100,
+            on_critical: OnCritical::Tell,
+            revive_attention: false,
+            pooling_nudge: false,
             overfit_batch: false,
             init_from: String::new(),
             freeze: String::new(),
@@ -217,6 +243,11 @@ impl TrainConfig {
         Regex::new(&self.freeze).map(Some).map_err(invalid)
     }
 
+    /// Whether gradient health changes the training.
+    pub fn acts_on_health(&self) -> bool {
+        self.on_critical != OnCritical::Tell || self.revive_attention || self.pooling_nudge
+    }
+
     /// Refuses numbers that cannot work, naming the key.
     pub fn validate(&self) -> Result<()> {
         let checks = [
@@ -243,6 +274,10 @@ impl TrainConfig {
             (self.keep > 0, "train.keep must be at least 1"),
             (self.keep_best > 0, "train.keep_best must be at least 1"),
             ((0. ..1.).contains(&self.ema), "train.ema must lie in [0, 1)"),
+            (
+                self.health_every > 0 || !self.acts_on_health(),
+                "train.health_every must be at least 1 where something is done about health",
+            ),
             (self.spike_zscore >= 0. && self.spike_zscore.is_finite(), "train.spike_zscore must not be negative"),
         ];
         match checks.into_iter().find(|(ok, _)| !ok) {

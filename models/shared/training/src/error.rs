@@ -33,6 +33,18 @@ pub enum Error {
         .0.join(", ")
     )]
     NoGradient(Vec<String>),
+    /// Gradient health is critical, and that was to stop the run.
+    #[error("{what} is critical since step {since}: {because}; stopped at step {step} as train.on_critical has it")]
+    Critical {
+        /// The tensor, or all parameters.
+        what: String,
+        /// The step since which it has been so.
+        since: u64,
+        /// What is wrong.
+        because: String,
+        /// The step after which the run stopped.
+        step: u64,
+    },
     /// A loss or gradient that is not a finite number; the weights were not touched by it.
     #[error(
         "{what} at step {step} is {value}; the weights were not touched by it: lower train.lr or train.clip_norm, or pass \

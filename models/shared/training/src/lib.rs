@@ -6,6 +6,7 @@
 pub mod config;
 pub mod doctor;
 mod error;
+pub mod health;
 mod history;
 mod loader;
 mod observer;
@@ -16,12 +17,12 @@ mod state;
 mod task;
 mod trainer;
 
-pub use config::{Config, OnNonFinite, OptimizerKind, ScheduleKind, TrainConfig};
+pub use config::{Config, OnCritical, OnNonFinite, OptimizerKind, ScheduleKind, TrainConfig};
 pub use error::{Error, Result};
 pub use history::{Curve, History};
 pub use loader::Batches;
 pub use observer::{Event, Observer, Silent};
-pub use run::RunDirectory;
+pub use run::{RunDirectory, model_of};
 pub use state::{Guard, State};
 pub use task::{
     Dataset, Evaluation, Foreign, Layout, Loss, Metrics, Picture, Prediction, Preset, Request, Split, Task,

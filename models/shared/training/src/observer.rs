@@ -1,4 +1,5 @@
 use crate::Metrics;
+use crate::health::Finding;
 
 /// What a run reports while it goes.
 #[derive(Debug)]
@@ -42,6 +43,8 @@ pub enum Event<'a> {
         /// The checkpoint's step.
         step: u64,
     },
+    /// Something is wrong with the gradients that was not before.
+    Health(&'a Finding),
     /// Something the user should know.
     Warning(&'a str),
 }

@@ -23,6 +23,12 @@ pub struct State {
     pub plateau: Plateau,
     /// What was refused, and what is usual.
     pub guard: Guard,
+    /// How often critical health halved the rate.
+    #[serde(default)]
+    pub halvings: u32,
+    /// The step at which that happened last.
+    #[serde(default)]
+    pub halved_at: u64,
 }
 
 impl State {

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use zoo_layers::{Mode, Sampling};
 
 use crate::config::ConfigOf;
+use crate::health::{Probe, Profile};
 use crate::{Error, Result, TrainConfig};
 
 /// A named set of settings over a task's defaults.
@@ -123,7 +124,7 @@ pub struct Request<'a> {
 #[derive(Clone, Debug, Default)]
 pub struct Prediction {
     /// Names of the columns.
-    pub header: Vec<&'static str>,
+    pub header: Vec<String>,
     /// The table.
     pub rows: Vec<Vec<String>>,
     /// Named results, for machines.
@@ -253,6 +254,20 @@ pub trait Task: Sized + Sync + 'static {
 
     /// The loss of a batch; each task says how it is reduced.
     fn loss(&self, model: &Self::Model, batch: &Self::Batch, mode: Mode) -> candle_core::Result<Loss>;
+
+    /// What is usual of the model's gradients.
+    fn health() -> Profile {
+        Profile::default()
+    }
+
+    /// Activations to watch, from a batch in evaluation: inputs first, then in the order of the model.
+    ///
+    /// # Errors
+    /// candle's.
+    fn probes(&self, model: &Self::Model, batch: &Self::Batch) -> candle_core::Result<Vec<Probe>> {
+        let _ = (model, batch);
+        Ok(vec![])
+    }
 
     /// The least loss that any model could have on a batch, where the task knows it: what `--overfit-batch` is held
     /// against.

@@ -9,6 +9,7 @@ mod windows;
 
 use std::ops::Range;
 
+use candle_core::{Device, Result, Tensor, bail};
 use zoo_market::Bar;
 
 pub use position::{Position, Trader};
@@ -58,6 +59,20 @@ pub fn of_bars(bars: &[Bar], positions: &[Option<Position>]) -> Vec<f32> {
         rows.extend(position.map_or([0.; position::COUNT], |p| p.features(&bars[t], ranges[t])));
     }
     rows
+}
+
+/// The observation (1, s·129) of the `s` bars up to bar `t`, from the rows of [`of_bars`].
+///
+/// # Errors
+/// There are no such bars, or too few before them for their features to have history.
+pub fn observation(rows: &[f32], t: usize, s: usize, device: &Device) -> Result<Tensor> {
+    let (n, first) = (rows.len() / FEATURES, (t + 1).checked_sub(s));
+    match first {
+        Some(first) if t < n && first >= WARMUP && s > 0 => {
+            Tensor::from_slice(&rows[first * FEATURES..(t + 1) * FEATURES], (1, s * FEATURES), device)
+        }
+        _ => bail!("an observation of {s} bars up to bar {t} of {n}: its first must be bar {WARMUP} or later"),
+    }
 }
 
 /// Wilder's mean of 14 true ranges at each bar, in units of the price.

@@ -6,6 +6,7 @@ mod embedding;
 mod linear;
 mod lstm;
 mod norm;
+mod running_norm;
 mod transformer;
 
 pub use attention::{AttentionConfig, KvCache, MultiHeadAttention, Qkv};
@@ -14,6 +15,7 @@ pub use embedding::Embedding;
 pub use linear::Linear;
 pub use lstm::{Lstm, LstmConfig, LstmOutput};
 pub use norm::Norm;
+pub use running_norm::RunningNorm;
 pub use transformer::{BlockConfig, Mlp, MlpConfig, NormPlace, TransformerBlock};
 
 /// Whether a forward pass trains or evaluates.

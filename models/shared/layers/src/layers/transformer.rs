@@ -45,10 +45,14 @@ impl Mlp {
         })
     }
 
+    /// What is in between, behind the activation, (…, c) to (…, hidden).
+    fn hidden(&self, x: &Tensor) -> Result<Tensor> {
+        self.first.forward_activated(x, self.activation)
+    }
+
     /// (…, c) to (…, c).
     pub fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
-        let h = self.first.forward_activated(x, self.activation)?;
-        self.second.forward(&self.dropout.forward(&h, mode)?)
+        self.second.forward(&self.dropout.forward(&self.hidden(x)?, mode)?)
     }
 
     /// x + dropout(mlp(norm(x))), (…, c) to (…, c), in one node of the graph.
@@ -138,7 +142,24 @@ impl TransformerBlock {
         }
     }
 
-    /// The same for new places `x` (b, t, c) behind those in `cache`, when evaluating; see
+    /// The activations within the MLP when evaluating, (b, t, c) to (b, t, hidden): whether units are dead shows here.
+    ///
+    /// # Errors
+    /// Other shapes.
+    pub fn hidden(&self, x: &Tensor) -> Result<Tensor> {
+        let ([norm1, norm2], [drop1, _]) = (&self.norms, &self.dropouts);
+        match self.place {
+            NormPlace::Pre => {
+                let x = self.attention.branch(x, Some(norm1), drop1, Mode::Eval)?;
+                self.mlp.hidden(&norm2.forward(&x)?)
+            }
+            NormPlace::Post => {
+                self.mlp.hidden(&norm1.forward(&self.attention.branch(x, None, drop1, Mode::Eval)?)?)
+            }
+        }
+    }
+
+    /// [`TransformerBlock::forward`] for new places `x` (b, t, c) behind those in `cache`, when evaluating; see
     /// [`MultiHeadAttention::forward_cached`].
     ///
     /// # Errors

@@ -250,7 +250,8 @@ impl Optimizer {
     }
 }
 
-/// Moves a running average of weights: average ← decay · average + (1 - decay) · weights, for each parameter.
+/// Moves a running average of weights: average ← decay · average + (1 - decay) · weights, for each parameter
+/// that is trained; the others are taken over.
 ///
 /// # Errors
 /// The two are not of the same model.
@@ -266,7 +267,12 @@ pub fn average(average: &Params, weights: &Params, decay: f64) -> Result<()> {
     // The formula is a step of gradient descent at rate 1 - decay with the gradient average - weights.
     let rule = Rule::Sgd { momentum: 0., nesterov: false };
     let update = Update { rule, lr: 1. - decay, weight_decay: 1., scale: -1., step: 1 };
-    all.iter().zip(&now).try_for_each(|(p, (_, weight))| update.apply(level, weight, p, &mut []))
+    let trained = weights.all();
+    all.iter().zip(&now).zip(&trained).try_for_each(|((p, (_, weight)), trained)| match trained.trainable {
+        true => update.apply(level, weight, p, &mut []),
+        // What no optimizer moves is taken over: statistics that a layer keeps are averages already.
+        false => p.var.set(weight),
+    })
 }
 
 /// The global 2-norm of all gradients, accumulated in definition order, in f64 across blocks.

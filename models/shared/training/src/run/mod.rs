@@ -26,8 +26,60 @@ const ACCEPTED: &str = "accepted.json";
 pub struct RunDirectory {
     path: PathBuf,
     _lock: File,
-    /// `metrics.jsonl`, open from its first line on.
-    log: Mutex<Option<File>>,
+    metrics: Journal,
+    health: Journal,
+}
+
+/// A file of lines in JSON, each with its step; open from its first line on.
+pub(crate) struct Journal {
+    path: PathBuf,
+    file: Mutex<Option<File>>,
+}
+
+impl Journal {
+    fn new(path: PathBuf) -> Self {
+        Self { path, file: Mutex::new(None) }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<File>> {
+        self.file.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Appends a line.
+    pub(crate) fn append(&self, line: &Value) -> Result<()> {
+        let mut file = self.lock();
+        let mut append = || -> std::io::Result<()> {
+            if file.is_none() {
+                *file = Some(OpenOptions::new().create(true).append(true).open(&self.path)?);
+            }
+            // In one write: a line is there whole, or cut short by a crash and dropped on resume.
+            file.as_mut().map_or(Ok(()), |f| f.write_all(format!("{line}\n").as_bytes()))
+        };
+        append().map_err(Error::io(&self.path))
+    }
+
+    /// Makes the lines so far durable: a checkpoint must not be there without the lines before it.
+    fn sync(&self) -> Result<()> {
+        // A handle of its own: waiting for the disk must not hold up the next line.
+        let file = self.lock().as_ref().map(File::try_clone).transpose();
+        let sync = || file?.map_or(Ok(()), |f| f.sync_data());
+        sync().map_err(Error::io(&self.path))
+    }
+
+    /// Drops the lines after `step`, and a line that a crash cut short.
+    fn cut(&self, step: u64) -> Result<()> {
+        *self.lock() = None;
+        let text = match fs::read_to_string(&self.path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            text => text.map_err(Error::io(&self.path))?,
+        };
+        let keep = |line: &&str| {
+            let parsed = serde_json::from_str::<Value>(line).ok();
+            parsed.and_then(|v| v["step"].as_u64()).is_some_and(|s| s <= step)
+        };
+        let kept: String = text.lines().filter(keep).flat_map(|l| [l, "\n"]).collect();
+        Ok(zoo_checkpoint::replace(&self.path, |f| f.write_all(kept.as_bytes()))?)
+    }
 }
 
 impl RunDirectory {
@@ -89,7 +141,9 @@ impl RunDirectory {
             }
             Err(TryLockError::Error(e)) => return Err(Error::io(&file)(e)),
         }
-        Ok(Self { path: path.to_path_buf(), _lock: lock, log: Mutex::new(None) })
+        let journal = |name: &str| Journal::new(path.join(name));
+        let (metrics, health) = (journal("metrics.jsonl"), journal("health.jsonl"));
+        Ok(Self { path: path.to_path_buf(), _lock: lock, metrics, health })
     }
 
     /// Where it is.
@@ -122,42 +176,14 @@ impl RunDirectory {
         Ok(found)
     }
 
-    /// Appends a line to `metrics.jsonl`.
-    pub(crate) fn log(&self, line: &Value) -> Result<()> {
-        let path = self.path.join("metrics.jsonl");
-        let mut log = self.log.lock().unwrap_or_else(|e| e.into_inner());
-        let mut append = || -> std::io::Result<()> {
-            if log.is_none() {
-                *log = Some(OpenOptions::new().create(true).append(true).open(&path)?);
-            }
-            // In one write: a line is there whole, or cut short by a crash and dropped on resume.
-            log.as_mut().map_or(Ok(()), |f| f.write_all(format!("{line}\n").as_bytes()))
-        };
-        append().map_err(Error::io(&path))
+    /// `metrics.jsonl`.
+    pub(crate) fn metrics(&self) -> &Journal {
+        &self.metrics
     }
 
-    /// Makes the lines so far durable: a checkpoint must not be there without the metrics before it.
-    fn sync_log(&self) -> Result<()> {
-        // A handle of its own: waiting for the disk must not hold up the next line.
-        let file = self.log.lock().unwrap_or_else(|e| e.into_inner()).as_ref().map(File::try_clone).transpose();
-        let sync = || file?.map_or(Ok(()), |f| f.sync_data());
-        sync().map_err(Error::io(&self.path.join("metrics.jsonl")))
-    }
-
-    /// Drops the lines of `metrics.jsonl` after `step`, and a line that a crash cut short.
-    pub(crate) fn cut_log(&self, step: u64) -> Result<()> {
-        let path = self.path.join("metrics.jsonl");
-        *self.log.lock().unwrap_or_else(|e| e.into_inner()) = None;
-        let text = match fs::read_to_string(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            text => text.map_err(Error::io(&path))?,
-        };
-        let keep = |line: &&str| {
-            let parsed = serde_json::from_str::<Value>(line).ok();
-            parsed.and_then(|v| v["step"].as_u64()).is_some_and(|s| s <= step)
-        };
-        let kept: String = text.lines().filter(keep).flat_map(|l| [l, "\n"]).collect();
-        Ok(zoo_checkpoint::replace(&path, |f| f.write_all(kept.as_bytes()))?)
+    /// `health.jsonl`.
+    pub(crate) fn health(&self) -> &Journal {
+        &self.health
     }
 
     /// Writes the weights of a good evaluation; `best.safetensors` becomes another name of them if they are the best.
@@ -184,7 +210,8 @@ impl RunDirectory {
         if !target.exists() {
             let best: Vec<String> = snapshot.state.best.iter().map(|(_, step)| best_name(*step)).collect();
             let commit = || -> Result<()> {
-                self.sync_log()?;
+                self.metrics.sync()?;
+                self.health.sync()?;
                 fs::create_dir_all(&temporary).map_err(Error::io(&temporary))?;
                 checkpoint::fill(&temporary, snapshot, &best)?;
                 zoo_checkpoint::sync_directory(&temporary)?;
@@ -283,7 +310,8 @@ impl RunDirectory {
             fs::rename(path, &aside).map_err(Error::io(path))?;
         }
         let state = found.saved.as_ref().map(|s| s.state.clone()).unwrap_or_default();
-        self.cut_log(state.step)?;
+        self.metrics.cut(state.step)?;
+        self.health.cut(state.step)?;
         match state.best.first() {
             Some((_, step)) => Ok(zoo_checkpoint::link(&self.checkpoints().join(best_name(*step)), &self.best())?),
             None if self.best().exists() => remove(&self.best()),
@@ -308,6 +336,12 @@ impl RunDirectory {
     pub(crate) fn accept(&self, what: &Value) -> Result<()> {
         Ok(zoo_checkpoint::replace(&self.path.join(ACCEPTED), |f| write!(f, "{what:#}"))?)
     }
+}
+
+/// The model that a run directory trains, if that is on record.
+pub fn model_of(run: &Path) -> Option<String> {
+    let record: Value = serde_json::from_str(&fs::read_to_string(run.join(ACCEPTED)).ok()?).ok()?;
+    record["model"].as_str().map(String::from)
 }
 
 /// What [`RunDirectory::latest`] found.

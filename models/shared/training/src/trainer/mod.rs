@@ -1,10 +1,12 @@
 mod rate_test;
+mod watch;
 
 use std::path::Path;
 use std::thread::scope;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
+use regex::Regex;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use zoo_checkpoint::Description;
@@ -17,8 +19,11 @@ use crate::run::{Saved, Snapshot};
 use crate::saver::Saver;
 use crate::schedule::rate;
 use crate::{
-    Batches, Error, Event, Metrics, Observer, OnNonFinite, Result, RunDirectory, Split, State, Task, TrainConfig,
+    Batches, Error, Event, Metrics, Observer, OnCritical, OnNonFinite, Result, RunDirectory, Split, State, Task,
+    TrainConfig,
 };
+
+use watch::Watch;
 
 pub use rate_test::RateTest;
 
@@ -81,10 +86,13 @@ pub struct Trainer<'a, T: Task> {
     run: Option<&'a RunDirectory>,
     metrics: Metrics,
     gradients: GradientReport,
+    watch: Watch<T>,
 }
 
 /// A step's mean loss, its parts and the gradients.
-struct Step {
+struct Step<B> {
+    /// The first micro-batch without a finite loss, or else the last.
+    batch: B,
     loss: f64,
     parts: Metrics,
     grads: Gradients,
@@ -134,14 +142,29 @@ impl<'a, T: Task> Trainer<'a, T> {
             None => Params::init(train.seed, device),
         };
         let model = T::build(&config.model, params.builder())?;
-        check_frozen(&params, &train.freeze)?;
+        check_frozen(&params, train.frozen()?)?;
         let average = (train.ema > 0.).then(|| Params::init(train.seed, device));
         let frozen = T::build(&config.model, average.as_ref().unwrap_or(&params).eval_builder())?;
         let optimizer = Optimizer::new(train.rule(), &params, |p| train.group(p))?;
         let batches = Batches::new(samples, train.batch_size, train.seed);
         let state = State::default();
         let (run, metrics, gradients) = (None, vec![], GradientReport::default());
-        Ok(Self { task, config, params, model, average, frozen, optimizer, batches, state, run, metrics, gradients })
+        let watch = Watch::new(task, config, &params)?;
+        Ok(Self {
+            task,
+            config,
+            params,
+            model,
+            average,
+            frozen,
+            optimizer,
+            batches,
+            state,
+            run,
+            metrics,
+            gradients,
+            watch,
+        })
     }
 
     /// Writes metrics, checkpoints and weights to `run`.
@@ -202,7 +225,10 @@ impl<'a, T: Task> Trainer<'a, T> {
         run.return_to(&found)?;
         found.warnings.iter().for_each(|w| observer.observe(&Event::Warning(w)));
         match found.saved {
-            Some(saved) => self.restore(saved)?,
+            Some(saved) => {
+                self.restore(saved)?;
+                self.recall_health()?;
+            }
             None => {
                 observer.observe(&Event::Warning("no checkpoint was written yet: starting at the beginning"));
                 self.load_initial()?;
@@ -225,12 +251,13 @@ impl<'a, T: Task> Trainer<'a, T> {
         }
         self.optimizer.load(&saved.optimizer, saved.state.updates)?;
         self.state = saved.state;
+        self.watch.cut(self.state.step);
         Ok(())
     }
 
     /// What has to stay the same over the whole run.
     fn on_record(&self) -> Result<Value> {
-        Ok(json!({ "config": self.description()?.config, "data": self.task.fingerprint() }))
+        Ok(json!({ "model": T::NAME, "config": self.description()?.config, "data": self.task.fingerprint() }))
     }
 
     /// What differs between two such records, but for what has no effect on the result.
@@ -240,8 +267,13 @@ impl<'a, T: Task> Trainer<'a, T> {
             for (key, value) in values.as_object().into_iter().flatten() {
                 let (key, was) = (format!("{table}.{key}"), &before["config"][table][key]);
                 // A rollback goes back to a checkpoint: there it matters when they are written.
-                let matters =
-                    key == "train.checkpoint_every" && self.config.train.on_nonfinite == OnNonFinite::Rollback;
+                let TrainConfig { on_nonfinite, on_critical, .. } = self.config.train;
+                let rolls_back = on_nonfinite == OnNonFinite::Rollback || on_critical == OnCritical::Rollback;
+                let matters = match key.as_str() {
+                    "train.checkpoint_every" => rolls_back,
+                    "train.health_every" => self.config.train.acts_on_health(),
+                    _ => false,
+                };
                 if was != value && (matters || !WITHOUT_EFFECT.contains(&key.as_str())) {
                     found.push(Difference { key, was: was.to_string(), now: value.to_string() });
                 }
@@ -332,28 +364,33 @@ impl<'a, T: Task> Trainer<'a, T> {
         let checkpoint_every = self.checkpoint_every();
         observer.observe(&Event::Start { step: self.state.step, total });
         if self.state.step == 0 {
+            self.preflight(observer)?;
             // What a run began with, so that it can always go back to it.
             self.save(saver)?;
         }
         let stale = |state: &State| train.early_stopping > 0 && state.stale >= train.early_stopping;
         let (mut end, mut loss) = (if stale(&self.state) { End::Early } else { End::Finished }, f64::NAN);
         while self.state.step < total && end == End::Finished {
-            let lr = rate(train, self.state.step, total, &self.state.plateau);
-            let step = self.micro_steps(lr, batch)?;
-            let refusal = self.refusal(&step)?;
-            if let Some(Refusal::NotFinite(error)) = &refusal {
+            let halved = 0.5f64.powi(self.state.halvings as i32);
+            let lr = rate(train, self.state.step, total, &self.state.plateau) * halved;
+            let mut step = self.micro_steps(lr, batch)?;
+            let mut refusal = self.refusal(&step)?;
+            if let Some(Refusal::NotFinite(error)) = &mut refusal {
+                self.trace(&step.batch, error);
                 self.state.guard.not_finite += 1;
                 if train.on_nonfinite == OnNonFinite::Abort || self.state.guard.not_finite > train.nonfinite_limit {
                     return Err(error.clone().into());
                 }
                 if train.on_nonfinite == OnNonFinite::Rollback {
-                    self.roll_back(error, saver, observer)?;
+                    self.roll_back_from(error, saver, observer)?;
                     if interrupted() {
                         end = End::Interrupted;
                     }
                     continue;
                 }
             }
+            let look = self.watch.is_due(self.state.step + 1) && refusal.is_none();
+            let before = if look { Some(self.before_look(&mut step)?) } else { None };
             if refusal.is_none() {
                 self.optimizer.step(&step.grads, lr, self.clip(step.norm))?;
                 self.state.updates += 1;
@@ -375,6 +412,11 @@ impl<'a, T: Task> Trainer<'a, T> {
                 observer.observe(&Event::Warning(&format!("step {number}: {refusal}; its update was left out")));
             }
             observer.observe(&Event::Step { step: number, loss, parts: &step.parts, lr, grad_norm: step.norm });
+            if let Some(before) = before
+                && self.look(&step, &before, saver, observer)?
+            {
+                continue;
+            }
             if number.is_multiple_of(train.log_every) || number == 1 || number == total || refusal.is_some() {
                 self.log_step(&step, refusal.is_some(), started)?;
             }
@@ -390,7 +432,7 @@ impl<'a, T: Task> Trainer<'a, T> {
                     if train.on_nonfinite != OnNonFinite::Rollback || limit {
                         return Err(problem.into());
                     }
-                    self.roll_back(&problem, saver, observer)?;
+                    self.roll_back_from(&problem, saver, observer)?;
                     continue;
                 }
                 self.save(saver)?;
@@ -410,13 +452,22 @@ impl<'a, T: Task> Trainer<'a, T> {
     }
 
     /// Mean loss, mean parts and mean gradients of a step's micro-batches.
-    fn micro_steps(&mut self, lr: f64, batch: &mut dyn FnMut(u64) -> candle_core::Result<T::Batch>) -> Result<Step> {
+    fn micro_steps(
+        &mut self,
+        lr: f64,
+        batch: &mut dyn FnMut(u64) -> candle_core::Result<T::Batch>,
+    ) -> Result<Step<T::Batch>> {
         let TrainConfig { seed, accumulate: count, .. } = self.config.train;
         let (mut loss, mut parts, mut grads): (f64, Metrics, Option<Gradients>) = (0., vec![], None);
+        let mut shown = None;
         for micro in 0..count {
             let number = self.state.micro_batch + micro;
-            let result = self.task.loss(&self.model, &batch(number)?, Mode::Train { seed, step: number })?;
+            let samples = batch(number)?;
+            let result = self.task.loss(&self.model, &samples, Mode::Train { seed, step: number })?;
             let of_micro = self.params.gradients(&result.total.backward()?);
+            if loss.is_finite() {
+                shown = Some(samples);
+            }
             loss += scalar(&result.total)? / count as f64;
             for (i, (name, value)) in result.parts.into_iter().enumerate() {
                 match parts.get_mut(i) {
@@ -429,19 +480,21 @@ impl<'a, T: Task> Trainer<'a, T> {
                 None => grads = Some(of_micro),
             }
         }
-        let Some(mut grads) = grads else { return Err(Error::Usage("train.accumulate must be at least 1".into())) };
+        let (Some(mut grads), Some(batch)) = (grads, shown) else {
+            return Err(Error::Usage("train.accumulate must be at least 1".into()));
+        };
         if count > 1 {
             grads.scale(1. / count as f64)?;
         }
         let norm = global_norm(&grads)?;
-        Ok(Step { loss, parts, grads, lr, norm })
+        Ok(Step { batch, loss, parts, grads, lr, norm })
     }
 
     /// Why a step must not reach the weights, if there is a reason.
     ///
     /// # Errors
     /// A parameter without any gradient at the first step.
-    fn refusal(&mut self, step: &Step) -> Result<Option<Refusal>> {
+    fn refusal(&mut self, step: &Step<T::Batch>) -> Result<Option<Refusal>> {
         let number = self.state.step + 1;
         let missing = step.grads.missing();
         if number == 1 && !missing.is_empty() {
@@ -475,28 +528,51 @@ impl<'a, T: Task> Trainer<'a, T> {
     }
 
     /// Goes back to the last checkpoint that was written on schedule (not for a signal, so that interruptions change
-    /// nothing), and on with the batches after the one that failed.
-    fn roll_back(&mut self, cause: &NonFinite, saver: Option<&Saver>, observer: &mut dyn Observer) -> Result<()> {
+    /// nothing) and that `wanted` takes, and on with the batches after `passed` more than those so far.
+    fn roll_back(
+        &mut self,
+        cause: String,
+        wanted: impl Fn(u64) -> bool,
+        passed: u64,
+        saver: Option<&Saver>,
+        observer: &mut dyn Observer,
+    ) -> Result<bool> {
         if let Some(saver) = saver {
             saver.wait()?;
         }
         let every = self.checkpoint_every();
-        let (Some(run), failed) = (self.run, self.state.clone()) else { return Err(cause.clone().into()) };
-        let found = run.latest(self.params.device(), |step| step.is_multiple_of(every) && step <= failed.step)?;
+        let (Some(run), failed) = (self.run, self.state.clone()) else { return Ok(false) };
+        let found = run.latest(self.params.device(), |step| step.is_multiple_of(every) && wanted(step))?;
+        if found.saved.is_none() {
+            return Ok(false);
+        }
         run.return_to(&found)?;
         found.warnings.iter().for_each(|w| observer.observe(&Event::Warning(w)));
-        let Some(saved) = found.saved else { return Err(cause.clone().into()) };
+        let Some(saved) = found.saved else { return Ok(false) };
         self.restore(saved)?;
-        let after = if cause.step > failed.step { self.config.train.accumulate } else { 0 };
-        self.state.micro_batch = failed.micro_batch + after;
+        self.state.micro_batch = failed.micro_batch + passed;
         self.state.guard.not_finite = failed.guard.not_finite;
+        (self.state.halvings, self.state.halved_at) = (failed.halvings, failed.halved_at);
         let step = self.state.step;
         observer.observe(&Event::Warning(&format!("{cause}; back to step {step}, past the batches in between")));
         observer.observe(&Event::RolledBack { step });
-        Ok(())
+        Ok(true)
     }
 
-    fn log_step(&self, step: &Step, refused: bool, started: Instant) -> Result<()> {
+    /// [`Self::roll_back`] for what is not finite.
+    ///
+    /// # Errors
+    /// There is nothing to go back to: the cause itself.
+    fn roll_back_from(&mut self, cause: &NonFinite, saver: Option<&Saver>, observer: &mut dyn Observer) -> Result<()> {
+        let done = self.state.step;
+        let passed = if cause.step > done { self.config.train.accumulate } else { 0 };
+        match self.roll_back(cause.to_string(), |step| step <= done, passed, saver, observer)? {
+            true => Ok(()),
+            false => Err(cause.clone().into()),
+        }
+    }
+
+    fn log_step(&self, step: &Step<T::Batch>, refused: bool, started: Instant) -> Result<()> {
         let Some(run) = self.run else { return Ok(()) };
         let mut line = Map::new();
         line.insert("step".into(), self.state.step.into());
@@ -508,7 +584,7 @@ impl<'a, T: Task> Trainer<'a, T> {
             line.insert("refused".into(), true.into());
         }
         line.insert("seconds".into(), ((started.elapsed().as_secs_f64() * 1e3).round() / 1e3).into());
-        run.log(&Value::Object(line))
+        run.metrics().append(&Value::Object(line))
     }
 
     fn evaluate(&mut self, saver: Option<&Saver>, observer: &mut dyn Observer) -> Result<()> {
@@ -528,7 +604,7 @@ impl<'a, T: Task> Trainer<'a, T> {
         self.state.plateau.observe(loss, train);
         if let Some(run) = self.run {
             let values: Map<String, Value> = metrics.iter().map(|(k, v)| (k.to_string(), (*v).into())).collect();
-            run.log(&json!({ "step": step, split.name(): values }))?;
+            run.metrics().append(&json!({ "step": step, split.name(): values }))?;
         }
         if let (Some(saver), true) = (saver, kept) {
             saver.best(step, copies(self.evaluated().tensors())?, self.description()?.metadata(), best)?;
@@ -572,8 +648,8 @@ impl<'a, T: Task> Trainer<'a, T> {
 }
 
 /// Keys that change how a run is kept, not what it computes; the file's place is no change either (its contents are).
-const WITHOUT_EFFECT: [&str; 5] =
-    ["data.path", "train.checkpoint_every", "train.init_from", "train.keep", "train.log_every"];
+const WITHOUT_EFFECT: [&str; 6] =
+    ["data.path", "train.checkpoint_every", "train.health_every", "train.init_from", "train.keep", "train.log_every"];
 
 /// A key with another value than the run was begun with.
 struct Difference {
@@ -583,12 +659,13 @@ struct Difference {
 }
 
 /// Refuses a `train.freeze` that names no parameter, or all of them.
-fn check_frozen(params: &Params, pattern: &str) -> Result<()> {
-    let (all, trainable) = (params.all(), params.trainable().len());
-    if trainable == 0 {
+fn check_frozen(params: &Params, frozen: Option<Regex>) -> Result<()> {
+    let Some(frozen) = frozen else { return Ok(()) };
+    let (all, pattern) = (params.all(), frozen.as_str());
+    if params.trainable().is_empty() {
         return Err(Error::Usage(format!("train.freeze = {pattern:?} leaves no parameter to train")));
     }
-    if !pattern.is_empty() && trainable == all.len() {
+    if !all.iter().any(|p| frozen.is_match(&p.name)) {
         let names: Vec<_> = all.iter().map(|p| p.name.as_str()).collect();
         return Err(Error::Usage(format!("train.freeze = {pattern:?} names no parameter of {}", names.join(", "))));
     }

@@ -1,0 +1,487 @@
+//! What is wrong, since when, why, and what to do: the rules.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{Check, ParameterHealth, ProbeHealth, ProbeKind, Profile, Role};
+
+/// Checks whose mean decides: one look may be chance.
+const RECENT: usize = 3;
+/// Shares of dead elements over the whole model above which it is worth an alert, or critical.
+const OVERALL: [f64; 2] = [0.05, 0.10];
+/// Share of a single tensor above which it is critical whatever its role.
+const HALF: f64 = 0.5;
+/// Share of saturated preactivations, or of inputs out of range, that is too much.
+const SATURATION: f64 = 0.10;
+/// Greatest over median standard deviation of an input's features that is too much.
+const SPREAD: f64 = 1e3;
+/// Share of an activation's features that may be zero throughout.
+const DEAD_UNITS: f64 = 0.15;
+/// Change of the median tensor in one step, relative to its norm, that is too much.
+const UPDATE: f64 = 0.3;
+/// Fewest checks that show a course.
+const COURSE: usize = 8;
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Level {
+    /// Nothing is wrong.
+    Healthy,
+    /// So it must be by mathematics, or was asked for.
+    Expected,
+    /// Worth knowing.
+    Note,
+    /// Something is wrong.
+    Alert,
+    /// Training does not work like this.
+    Critical,
+}
+
+/// What was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// Values that are not finite.
+    NotFinite,
+    /// A parameter that backward does not reach.
+    Detached,
+    /// Gradient elements that are zero while others are not.
+    Dead,
+    /// A gradient that is small everywhere.
+    Vanishing,
+    /// A gradient that is too large.
+    Exploding,
+    /// Steps that change the weights too much.
+    Rate,
+    /// Preactivations beyond ±3.
+    Saturated,
+    /// Inputs beyond ±3, or of scales that differ too much.
+    Scale,
+    /// Inputs that are always zero.
+    StillInputs,
+    /// Units that are always zero.
+    DeadUnits,
+    /// A pooling that does not learn.
+    FrozenPooling,
+    /// A pooling whose weights are still uniform.
+    UniformPooling,
+    /// Dying by and by.
+    Progressive,
+    /// A clipping limit, gain or rate other than those that serve.
+    Setting,
+    /// A key bias.
+    KeyBias,
+    /// Rows of a table that were not looked up.
+    AbsentRows,
+    /// A frozen parameter.
+    Frozen,
+}
+
+/// One thing that was found.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Finding {
+    /// How bad it is.
+    pub level: Level,
+    /// What it is.
+    pub kind: Kind,
+    /// The tensor, probe or setting.
+    pub what: String,
+    /// The step since which it has been so.
+    pub since: u64,
+    /// In a sentence, with the numbers and the likely cause.
+    pub because: String,
+    /// What to do, in the order in which it is worth trying.
+    pub remedies: Vec<String>,
+}
+
+/// What several checks say together.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Report {
+    /// The worst level of all findings that are not expected, or healthy.
+    pub verdict: Level,
+    /// Share of dead elements, the mean of the last checks.
+    pub dead: f64,
+    /// Global gradient norm, the mean of the last checks.
+    pub norm: f64,
+    /// Worst first.
+    pub findings: Vec<Finding>,
+}
+
+/// Judges checks in the order of their steps. `config` (the tables `model` and `train`, or null) makes advice concrete.
+pub fn judge(checks: &[Check], profile: &Profile, config: &Value) -> Report {
+    let Some(last) = checks.last() else {
+        return Report { verdict: Level::Healthy, dead: 0., norm: 0., findings: vec![] };
+    };
+    let court = Court { checks, last, profile, config };
+    let mut findings = vec![];
+    last.parameters.iter().for_each(|p| findings.extend(court.parameter(p)));
+    last.probes.iter().for_each(|p| court.probe(p, &mut findings));
+    court.whole(&mut findings);
+    court.expected(&mut findings);
+    findings.sort_by_key(|f| std::cmp::Reverse(f.level));
+    let worst = findings.iter().map(|f| f.level).filter(|l| *l >= Level::Alert).max();
+    let n = checks.len() - 1;
+    Report {
+        verdict: worst.unwrap_or(Level::Healthy),
+        dead: court.recent(n, |c| Some(c.dead)),
+        norm: court.recent(n, |c| Some(c.norm)),
+        findings,
+    }
+}
+
+fn percent(share: f64) -> String {
+    let v = 100. * share;
+    if v == 0. || v >= 10. { format!("{v:.0} %") } else { format!("{v:.1} %") }
+}
+
+struct Court<'a> {
+    checks: &'a [Check],
+    last: &'a Check,
+    profile: &'a Profile,
+    config: &'a Value,
+}
+
+impl Court<'_> {
+    /// The mean over the last checks up to `i` of what they have.
+    fn recent(&self, i: usize, f: impl Fn(&Check) -> Option<f64>) -> f64 {
+        let values: Vec<f64> = self.checks[(i + 1).saturating_sub(RECENT)..=i].iter().filter_map(f).collect();
+        values.iter().sum::<f64>() / values.len().max(1) as f64
+    }
+
+    /// The step since which something has held without a break, if it holds now.
+    fn since(&self, holds: impl Fn(usize) -> bool) -> Option<u64> {
+        let unbroken = (0..self.checks.len()).rev().take_while(|i| holds(*i)).last();
+        unbroken.map(|i| self.checks[i].step)
+    }
+
+    fn of(&self, name: &str) -> impl Fn(&Check) -> Option<&ParameterHealth> {
+        move |c| c.parameters.iter().find(|p| p.name == name)
+    }
+
+    /// The worst that can be said of a parameter.
+    fn parameter(&self, p: &ParameterHealth) -> Option<Finding> {
+        let of = self.of(&p.name);
+        let found = |level, kind, since, because: String| {
+            let remedies = self.remedies(kind, p.role, since);
+            Some(Finding { level, kind, what: p.name.clone(), since, because, remedies })
+        };
+        if let Some(since) = self.since(|i| of(&self.checks[i]).is_some_and(|p| p.missing)) {
+            let because = "backward does not reach it: an operation between it and the loss cuts the graph (candle's fused \
+                           norms, softmax and rope do), or the loss does not depend on it";
+            return found(Level::Critical, Kind::Detached, since, because.into());
+        }
+        if p.not_finite > 0 {
+            let since = self.since(|i| of(&self.checks[i]).is_some_and(|p| p.not_finite > 0)).unwrap_or(self.last.step);
+            let because =
+                format!("{} of {} elements of its gradient are not finite{}", p.not_finite, p.elements, self.source());
+            return found(Level::Critical, Kind::NotFinite, since, because);
+        }
+        if p.expected == p.elements {
+            return None;
+        }
+        let dead = |i: usize| self.recent(i, |c| of(c).map(|p| p.dead));
+        let limit = match p.role {
+            Role::InputProjection => 0.30,
+            Role::Attention => 0.20,
+            Role::Mlp => 0.15,
+            Role::Pooling | Role::Table | Role::Other => HALF,
+        };
+        let now = dead(self.checks.len() - 1);
+        if let Some(since) = self.since(|i| dead(i) > limit) {
+            let critical = now > HALF || p.role == Role::InputProjection;
+            let level = if critical { Level::Critical } else { Level::Alert };
+            let kind = if p.role == Role::Pooling { Kind::FrozenPooling } else { Kind::Dead };
+            let because =
+                format!("{} of its gradient is dead (limit {}){}", percent(now), percent(limit), self.cause(p));
+            return found(level, kind, since, because);
+        }
+        let still = |i: usize| of(&self.checks[i]).is_some_and(|p| p.update.is_some_and(|u| u < 1e-9));
+        if p.role == Role::Pooling
+            && self.checks.len() >= RECENT
+            && let Some(since) = self.since(still)
+            && since <= self.checks[self.checks.len() - RECENT].step
+        {
+            let because = "its weights do not move although it is trained";
+            return found(Level::Alert, Kind::FrozenPooling, since, because.into());
+        }
+        let small = |i: usize| self.recent(i, |c| of(c).map(|p| p.norm)) < self.profile.norm.start;
+        if let Some(since) = self.since(small) {
+            let because = format!(
+                "its gradient is small everywhere (norm {:.1e}, {} below 1e-8), not dead: it lies far behind a saturated or \
+                 badly scaled part, or there is nothing left to learn",
+                p.norm,
+                percent(p.zeros)
+            );
+            return found(Level::Alert, Kind::Vanishing, since, because);
+        }
+        let pooling = p.pooling.as_ref().filter(|pooling| pooling.uniform)?;
+        let since = self
+            .since(|i| of(&self.checks[i]).is_some_and(|p| p.pooling.as_ref().is_some_and(|pooling| pooling.uniform)));
+        let because = format!("its weights are still uniform (greatest {:.4}, least {:.4})", pooling.max, pooling.min);
+        found(Level::Note, Kind::UniformPooling, since.unwrap_or(self.last.step), because)
+    }
+
+    /// Which probe shows where values that are not finite come from.
+    fn source(&self) -> String {
+        let broken = self.last.probes.iter().find(|p| p.not_finite > 0);
+        broken.map_or(String::new(), |p| format!("; the first probe with such values is {}", p.name))
+    }
+
+    /// The likely cause of dead elements, read from the probes.
+    fn cause(&self, p: &ParameterHealth) -> String {
+        let probe = |kind: ProbeKind| self.last.probes.iter().filter(move |q| q.kind == kind);
+        if p.role == Role::InputProjection {
+            for q in probe(ProbeKind::Input) {
+                if q.still.len() as f64 > 0.5 * p.dead * q.features as f64 {
+                    let (n, all) = (q.still.len(), q.features);
+                    return format!(
+                        "; {n} of its {all} inputs were zero throughout: their columns can get no gradient"
+                    );
+                }
+                if q.spread > SPREAD {
+                    return format!(
+                        "; its inputs differ in scale{}: the large ones decide what follows, and the gradients of the small \
+                         ones vanish beside theirs",
+                        scales(q)
+                    );
+                }
+            }
+        }
+        if let Some(q) = probe(ProbeKind::Activation).find(|q| q.still.len() as f64 > DEAD_UNITS * q.features as f64) {
+            return format!("; {} of {} units of {} are always zero", q.still.len(), q.features, q.name);
+        }
+        match p.dead >= 0.999 {
+            true => {
+                "; nothing that the loss depends on comes through it: it is multiplied by zero or behind dead units"
+                    .into()
+            }
+            false => String::new(),
+        }
+    }
+
+    fn probe(&self, q: &ProbeHealth, findings: &mut Vec<Finding>) {
+        fn of<'a>(name: &str, c: &'a Check) -> Option<&'a ProbeHealth> {
+            c.probes.iter().find(|q| q.name == name)
+        }
+        let mut found = |level, kind, since, because: String| {
+            let remedies = self.remedies(kind, Role::InputProjection, since);
+            findings.push(Finding { level, kind, what: q.name.clone(), since, because, remedies });
+        };
+        let now = |since: Option<u64>| since.unwrap_or(self.last.step);
+        if q.not_finite > 0 {
+            let since = self.since(|i| of(&q.name, &self.checks[i]).is_some_and(|q| q.not_finite > 0));
+            let because = format!("{} of its values are not finite", q.not_finite);
+            return found(Level::Critical, Kind::NotFinite, now(since), because);
+        }
+        let saturated = |i: usize| self.recent(i, |c| of(&q.name, c).map(|q| q.saturated));
+        let judged = matches!(q.kind, ProbeKind::Input | ProbeKind::Preactivation);
+        if let (true, Some(since)) = (judged, self.since(|i| saturated(i) > SATURATION)) {
+            let share = saturated(self.checks.len() - 1);
+            let level = if share > HALF { Level::Critical } else { Level::Alert };
+            let (kind, what) = match q.kind {
+                ProbeKind::Input => (Kind::Scale, "outside [-3, 3]"),
+                _ => (Kind::Saturated, "saturated, |x| > 3"),
+            };
+            let because = format!(
+                "{} of its values are {what} (limit {}); they range from {:.3} to {:.3}{}",
+                percent(share),
+                percent(SATURATION),
+                q.min,
+                q.max,
+                scales(q)
+            );
+            found(level, kind, since, because);
+        } else if q.kind == ProbeKind::Input && q.spread > SPREAD {
+            let since = self.since(|i| of(&q.name, &self.checks[i]).is_some_and(|q| q.spread > SPREAD));
+            let because = format!("its features differ in scale by a factor of {:.0}{}", q.spread, scales(q));
+            found(Level::Alert, Kind::Scale, now(since), because);
+        }
+        // A feature that moved in any check is no dead one.
+        let never = |i: &&usize| self.checks.iter().all(|c| of(&q.name, c).is_none_or(|q| q.still.contains(i)));
+        let still: Vec<usize> = q.still.iter().filter(never).copied().collect();
+        let first = self.checks.iter().find(|c| of(&q.name, c).is_some()).map_or(self.last.step, |c| c.step);
+        let places = || {
+            let shown: Vec<String> = still.iter().take(8).map(usize::to_string).collect();
+            format!("{}{}", shown.join(", "), if still.len() > 8 { ", …" } else { "" })
+        };
+        if q.kind == ProbeKind::Input && !still.is_empty() {
+            let because = format!(
+                "{} of {} features were zero in every check (places {}): nothing can be learned from them, and their columns of \
+                 the next map get no gradient",
+                still.len(),
+                q.features,
+                places()
+            );
+            found(Level::Alert, Kind::StillInputs, first, because);
+        }
+        if q.kind == ProbeKind::Activation && still.len() as f64 > DEAD_UNITS * q.features as f64 {
+            let share = still.len() as f64 / q.features as f64;
+            let level = if share > HALF { Level::Critical } else { Level::Alert };
+            let because = format!(
+                "{} of {} units were zero in every check (places {}; limit {}): they are dead",
+                still.len(),
+                q.features,
+                places(),
+                percent(DEAD_UNITS)
+            );
+            found(level, Kind::DeadUnits, first, because);
+        }
+    }
+
+    /// What concerns the whole model.
+    fn whole(&self, findings: &mut Vec<Finding>) {
+        let n = self.checks.len() - 1;
+        let mut found = |level, kind, since, because: String| {
+            let remedies = self.remedies(kind, Role::Other, since);
+            findings.push(Finding { level, kind, what: "all parameters".into(), since, because, remedies });
+        };
+        let dead = |i: usize| self.recent(i, |c| Some(c.dead));
+        let [alert, critical] = OVERALL;
+        if let Some(since) = self.since(|i| dead(i) > alert) {
+            let level = if dead(n) > critical { Level::Critical } else { Level::Alert };
+            let because = format!(
+                "{} of all gradient elements are dead (below {} is healthy, above {} critical)",
+                percent(dead(n)),
+                percent(alert),
+                percent(critical)
+            );
+            found(level, Kind::Dead, since, because);
+        }
+        let norm = |i: usize| self.recent(i, |c| Some(c.norm));
+        if let Some(since) = self.since(|i| norm(i) > self.profile.norm.end) {
+            let level = if norm(n) > 10. * self.profile.norm.end { Level::Critical } else { Level::Alert };
+            let because =
+                format!("the gradient norm before clipping is {:.3} (limit {})", norm(n), self.profile.norm.end);
+            found(level, Kind::Exploding, since, because);
+        }
+        let update = |i: usize| self.recent(i, |c| median(c.parameters.iter().filter_map(|p| p.update).collect()));
+        if let Some(since) = self.since(|i| i + 1 >= RECENT && update(i) > UPDATE) {
+            let because = format!("a step changes the median tensor by {} of its norm", percent(update(n)));
+            found(Level::Alert, Kind::Rate, since, because);
+        }
+        if let Some((since, because)) = self.course() {
+            let level = if dead(n) > 0.4 { Level::Critical } else { Level::Alert };
+            found(level, Kind::Progressive, since, because);
+        }
+    }
+
+    /// The pattern of dying by and by: 2-5 % at first, then 10-25 %, then 40 %, and a plateau at 60 % and more.
+    fn course(&self) -> Option<(u64, String)> {
+        let n = self.checks.len();
+        if n < COURSE {
+            return None;
+        }
+        let eighth = |i: usize| {
+            let part = &self.checks[i * n / 8..((i + 1) * n / 8).max(i * n / 8 + 1)];
+            part.iter().map(|c| c.dead).sum::<f64>() / part.len() as f64
+        };
+        let parts: Vec<f64> = (0..8).map(eighth).collect();
+        let rising = parts.windows(2).all(|w| w[1] > w[0] - 0.02);
+        if parts[0] > OVERALL[1] || parts[7] < OVERALL[1] || parts[7] < 2. * parts[0] || !rising {
+            return None;
+        }
+        let began = self.checks.iter().find(|c| c.dead > OVERALL[0]).unwrap_or(self.last);
+        let plateau = parts[7] >= 0.6 && (parts[7] - parts[6]).abs() < 0.05;
+        let stage = match parts[7] {
+            _ if plateau => "it has reached a plateau",
+            share if share >= 0.4 => "it is past the point where it heals by itself",
+            _ => "it is still going up",
+        };
+        let because = format!(
+            "the share of dead elements rose by and by from {} to {}; {stage}",
+            percent(parts[0]),
+            percent(parts[7])
+        );
+        Some((began.step, because))
+    }
+
+    /// What is as it must be.
+    fn expected(&self, findings: &mut Vec<Finding>) {
+        let mut found = |level, kind, what: String, because: &str| {
+            let since = self.checks.first().map_or(0, |c| c.step);
+            findings.push(Finding { level, kind, what, since, because: because.into(), remedies: vec![] });
+        };
+        for p in self.last.parameters.iter().filter(|p| p.expected > 0) {
+            let of = format!("{} ({} of {} elements)", p.name, p.expected, p.elements);
+            match p.role {
+                Role::Table => found(Level::Expected, Kind::AbsentRows, of, "rows that the batch did not look up"),
+                _ => found(
+                    Level::Expected,
+                    Kind::KeyBias,
+                    of,
+                    "the bias of attention's keys, which softmax ignores: its gradient is zero by mathematics",
+                ),
+            }
+        }
+        for name in &self.last.frozen {
+            found(Level::Expected, Kind::Frozen, name.clone(), "frozen, as asked for");
+        }
+    }
+
+    /// The documents' remedies that fit, in their order.
+    fn remedies(&self, kind: Kind, role: Role, since: u64) -> Vec<String> {
+        let number = |key: &str| self.config.pointer(key).and_then(Value::as_f64);
+        let normalize = match self.profile.normalize {
+            Some(setting) => {
+                format!("normalise what it sees, a layer norm or statistics of each feature (--set {setting})")
+            }
+            None => "normalise what it sees: a layer norm, or statistics of each feature, before the first map".into(),
+        };
+        let rate = match number("/train/lr") {
+            Some(lr) => format!("halve the rate (--set train.lr={})", lr / 2.),
+            None => "halve the rate".into(),
+        };
+        let clip = match (&self.profile.clip, number("/train/clip_norm")) {
+            (Some(range), Some(now)) if !(range.start..=range.end).contains(&now) => Some(format!(
+                "clip the gradient norm at {} to {} (--set train.clip_norm={})",
+                range.start, range.end, range.end
+            )),
+            (None, None) => Some("for a transformer, clip the gradient norm at 5 to 10, not at 1".into()),
+            _ => None,
+        };
+        let gain =
+            "begin with Xavier's values of gain 0.6 to 0.8 (0.6 linear, 0.8 attention) and zero biases".to_string();
+        let again = (since > 1).then(|| format!("begin again from a checkpoint before step {since}"));
+        let one = |text: &str| vec![text.to_string()];
+        match kind {
+            Kind::Dead if role == Role::InputProjection => {
+                [Some(normalize), Some(rate), clip, Some(gain), again].into_iter().flatten().collect()
+            }
+            Kind::Dead | Kind::Progressive => [Some(rate), clip, Some(gain), again].into_iter().flatten().collect(),
+            Kind::Scale | Kind::Saturated => vec![normalize, gain],
+            Kind::DeadUnits => [Some(rate), Some("use GELU or a leaky unit instead of ReLU".into()), again]
+                .into_iter()
+                .flatten()
+                .collect(),
+            Kind::Exploding | Kind::Rate => [Some(rate), clip, again].into_iter().flatten().collect(),
+            Kind::NotFinite => [Some("look at the input that the probes name".into()), Some(rate), again]
+                .into_iter()
+                .flatten()
+                .collect(),
+            Kind::Detached => one("use differentiable operations on the way to the loss, or freeze it"),
+            Kind::StillInputs => one("connect them, or leave them out"),
+            Kind::FrozenPooling => vec![
+                "look whether its result reaches the loss".into(),
+                "give it a pull (--set train.pooling_nudge=true)".into(),
+            ],
+            Kind::Vanishing => vec![normalize, gain],
+            _ => vec![],
+        }
+    }
+}
+
+/// The scales of a probe's groups, in words.
+fn scales(q: &ProbeHealth) -> String {
+    if q.groups.is_empty() {
+        return String::new();
+    }
+    let shown: Vec<String> =
+        q.groups.iter().map(|g| format!("{} {:.1e} ({} active)", g.name, g.scale, percent(g.active))).collect();
+    format!(" (root mean squares: {})", shown.join(", "))
+}
+
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
+}

@@ -1,0 +1,386 @@
+//! Numbers of gradients and activations.
+
+use std::ops::Range;
+use std::path::Path;
+
+use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, bail};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::{DEAD, Probe, ProbeKind, Profile, RELATIVE_ZERO, Role, SATURATED, STILL, ZERO};
+use crate::Error;
+
+/// A parameter that is watched.
+#[derive(Clone, Copy, Debug)]
+pub struct Watched<'a> {
+    /// Its path.
+    pub name: &'a str,
+    /// Its value.
+    pub weight: &'a Tensor,
+    /// Its gradient before clipping; `None` where backward did not reach it.
+    pub gradient: Option<&'a Tensor>,
+    /// Its value before the step, if the update is to be measured.
+    pub before: Option<&'a Tensor>,
+}
+
+/// One look at all gradients and probes; a line of `health.jsonl`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Check {
+    /// After this step.
+    pub step: u64,
+    /// Global gradient norm before clipping.
+    #[serde(deserialize_with = "or_nan")]
+    pub norm: f64,
+    /// Share of dead elements over all that could be alive.
+    pub dead: f64,
+    /// Every parameter that is trained.
+    pub parameters: Vec<ParameterHealth>,
+    /// Every probe.
+    pub probes: Vec<ProbeHealth>,
+    /// Parameters that are frozen.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub frozen: Vec<String>,
+}
+
+/// A parameter's gradient.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ParameterHealth {
+    /// Its path.
+    pub name: String,
+    /// What it is there for.
+    pub role: Role,
+    /// Elements.
+    pub elements: usize,
+    /// Elements whose gradient is zero by mathematics; the shares are over the others.
+    pub expected: usize,
+    /// Whether backward did not reach it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub missing: bool,
+    /// Norm of the gradient.
+    #[serde(deserialize_with = "or_nan")]
+    pub norm: f64,
+    /// Share of |g| < 1e-8.
+    pub zeros: f64,
+    /// Share of |g| < 1e-6 of the root mean square.
+    pub relative_zeros: f64,
+    /// Share of both.
+    pub dead: f64,
+    /// Elements that are not finite.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub not_finite: usize,
+    /// Norm of the step's change over that of the weights, if it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update: Option<f64>,
+    /// The weights of a pooling.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pooling: Option<PoolingHealth>,
+}
+
+/// The softmax of a pooling's logits.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PoolingHealth {
+    /// Greatest weight.
+    pub max: f64,
+    /// Least weight.
+    pub min: f64,
+    /// Their standard deviation.
+    pub std: f64,
+    /// The three greatest: place and weight.
+    pub top: Vec<(usize, f64)>,
+    /// Whether they differ by less than 2 % of their mean.
+    pub uniform: bool,
+}
+
+/// A probe's values.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProbeHealth {
+    /// Its name.
+    pub name: String,
+    /// What it is.
+    pub kind: ProbeKind,
+    /// Mean.
+    #[serde(deserialize_with = "or_nan")]
+    pub mean: f64,
+    /// Standard deviation.
+    #[serde(deserialize_with = "or_nan")]
+    pub std: f64,
+    /// Least value.
+    #[serde(deserialize_with = "or_nan")]
+    pub min: f64,
+    /// Greatest value.
+    #[serde(deserialize_with = "or_nan")]
+    pub max: f64,
+    /// Share of |x| > 3: outside [-3, 3], or saturated.
+    pub saturated: f64,
+    /// Share of |x| < 1e-6.
+    pub dead: f64,
+    /// Values that are not finite.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub not_finite: usize,
+    /// Features.
+    pub features: usize,
+    /// Features with |x| < 1e-8 throughout, by place.
+    pub still: Vec<usize>,
+    /// Greatest standard deviation of a feature over that of the median feature, of those that move.
+    #[serde(deserialize_with = "or_nan")]
+    pub spread: f64,
+    /// Groups of features.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<GroupHealth>,
+}
+
+/// A group of a probe's features.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GroupHealth {
+    /// Its name.
+    pub name: String,
+    /// Share of values with |x| >= 1e-8.
+    pub active: f64,
+    /// Root mean square.
+    #[serde(deserialize_with = "or_nan")]
+    pub scale: f64,
+}
+
+fn is_zero(n: &usize) -> bool {
+    *n == 0
+}
+
+/// JSON has no NaN: it is written as null.
+fn or_nan<'de, D: Deserializer<'de>>(d: D) -> std::result::Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(d)?.unwrap_or(f64::NAN))
+}
+
+/// Five significant digits: enough to judge by, and short in a file.
+fn short(v: f64) -> f64 {
+    if v == 0. || !v.is_finite() { v } else { format!("{v:.4e}").parse().unwrap_or(v) }
+}
+
+fn share(part: usize, all: usize) -> f64 {
+    short(part as f64 / all.max(1) as f64)
+}
+
+/// Lends a tensor's values, copied only where they do not lie in order on the CPU.
+fn with_values<R>(t: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
+    {
+        let (storage, layout) = t.storage_and_layout();
+        if let (Storage::Cpu(CpuStorage::F32(data)), Some((start, end))) = (&*storage, layout.contiguous_offsets()) {
+            return Ok(f(&data[start..end]));
+        }
+    }
+    Ok(f(&t.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?))
+}
+
+/// Lanes of a sum: enough for the compiler to use vectors.
+const LANES: usize = 16;
+
+/// Adds up `f` of all values.
+fn total(parts: &[&[f32]], f: impl Fn(f32) -> f64 + Copy) -> f64 {
+    let mut lanes = [0f64; LANES];
+    for part in parts {
+        let chunks = part.chunks_exact(LANES);
+        let rest = chunks.remainder();
+        for chunk in chunks {
+            for (lane, v) in lanes.iter_mut().zip(chunk) {
+                *lane += f(*v);
+            }
+        }
+        lanes[0] += rest.iter().map(|v| f(*v)).sum::<f64>();
+    }
+    lanes.iter().sum()
+}
+
+fn count(parts: &[&[f32]], f: impl Fn(f32) -> bool + Copy) -> usize {
+    let mut n = 0;
+    for part in parts {
+        for chunk in part.chunks(4096) {
+            n += chunk.iter().map(|v| u32::from(f(*v))).sum::<u32>() as usize;
+        }
+    }
+    n
+}
+
+/// The elements of a gradient that may be other than zero; `dims` are the tensor's.
+fn alive<'a>(name: &str, role: Role, dims: &[usize], g: &'a [f32]) -> Vec<&'a [f32]> {
+    let last = name.rsplit('.').next().unwrap_or_default();
+    let packed = last == "in_proj_bias" || name.ends_with("c_attn.bias") || name.ends_with("qkv.bias");
+    if packed && dims.len() == 1 && g.len().is_multiple_of(3) {
+        // Queries, keys, values.
+        let c = g.len() / 3;
+        return vec![&g[..c], &g[2 * c..]];
+    }
+    if ["k_proj.bias", "key.bias"].iter().any(|n| name.ends_with(n)) {
+        return vec![];
+    }
+    if let (Role::Table, &[rows, width]) = (role, dims)
+        && width > 0
+    {
+        let looked_up: Vec<&[f32]> = g.chunks(width).filter(|row| row.iter().any(|v| *v != 0.)).collect();
+        // Nothing looked up at all is no reason for zeros.
+        return if looked_up.is_empty() && rows > 0 { vec![g] } else { looked_up };
+    }
+    vec![g]
+}
+
+pub(super) fn parameter(profile: &Profile, watched: &Watched) -> Result<ParameterHealth> {
+    let &Watched { name, weight, gradient, before } = watched;
+    let (role, elements) = (profile.role(name), weight.elem_count());
+    let update = before.map(|before| ratio_of_change(weight, before)).transpose()?.flatten();
+    let pooling = if role == Role::Pooling { Some(pooling(weight)?) } else { None };
+    let base = ParameterHealth {
+        name: name.into(),
+        role,
+        elements,
+        expected: 0,
+        missing: gradient.is_none(),
+        norm: 0.,
+        zeros: 1.,
+        relative_zeros: 1.,
+        dead: 1.,
+        not_finite: 0,
+        update: update.map(short),
+        pooling,
+    };
+    let Some(gradient) = gradient else { return Ok(base) };
+    if gradient.dims() != weight.dims() {
+        bail!("{name} is {:?}, its gradient {:?}", weight.dims(), gradient.dims())
+    }
+    with_values(gradient, |g| {
+        let parts = alive(name, role, weight.dims(), g);
+        let n: usize = parts.iter().map(|p| p.len()).sum();
+        let squares = total(&parts, |v| f64::from(v) * f64::from(v));
+        let rms = (squares / n.max(1) as f64).sqrt();
+        let zeros = count(&parts, |v| v.abs() < ZERO as f32);
+        let relative = (RELATIVE_ZERO * rms) as f32;
+        // Below the least normal number the comparison would say nothing.
+        let relative_zeros = if rms > 0. { count(&parts, |v| v.abs() < relative.max(f32::MIN_POSITIVE)) } else { n };
+        let dead = zeros.min(relative_zeros);
+        ParameterHealth {
+            expected: elements - n,
+            norm: short(squares.sqrt()),
+            zeros: share(zeros, n),
+            relative_zeros: share(relative_zeros, n),
+            dead: share(dead, n),
+            not_finite: count(&parts, |v| !v.is_finite()),
+            ..base
+        }
+    })
+}
+
+/// ‖after - before‖ / ‖before‖; 0 where nothing changed, nothing to say where the first change of zeros was.
+fn ratio_of_change(after: &Tensor, before: &Tensor) -> Result<Option<f64>> {
+    with_values(after, |after| {
+        with_values(before, |before| {
+            let square = |v: f32| f64::from(v) * f64::from(v);
+            let change: f64 = after.iter().zip(before).map(|(a, b)| square(a - b)).sum();
+            let norm = total(&[before], square);
+            if change == 0. { Some(0.) } else { (norm > 0.).then(|| (change / norm).sqrt()) }
+        })
+    })?
+}
+
+fn pooling(logits: &Tensor) -> Result<PoolingHealth> {
+    with_values(logits, |logits| {
+        let greatest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let raised: Vec<f64> = logits.iter().map(|v| f64::from(v - greatest).exp()).collect();
+        let sum: f64 = raised.iter().sum();
+        let weights: Vec<f64> = raised.iter().map(|v| v / sum).collect();
+        let n = weights.len().max(1) as f64;
+        let mut top: Vec<(usize, f64)> = weights.iter().copied().enumerate().collect();
+        top.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        let (max, min) = (top.first().map_or(0., |t| t.1), top.last().map_or(0., |t| t.1));
+        let std = (weights.iter().map(|w| (w - 1. / n).powi(2)).sum::<f64>() / n).sqrt();
+        top.truncate(3);
+        let top = top.into_iter().map(|(i, w)| (i, short(w))).collect();
+        PoolingHealth { max: short(max), min: short(min), std: short(std), top, uniform: (max - min) * n < 0.02 }
+    })
+}
+
+pub(super) fn probe(probe: &Probe) -> Result<ProbeHealth> {
+    let features = probe.values.dims().last().copied().unwrap_or(1).max(1);
+    with_values(&probe.values, |x| {
+        let n = x.len();
+        let parts = [x];
+        let mean = total(&parts, f64::from) / n.max(1) as f64;
+        let variance = total(&parts, |v| (f64::from(v) - mean).powi(2)) / n.max(1) as f64;
+        let (mut greatest, mut sums, mut squares) = (vec![0f32; features], vec![0f64; features], vec![0f64; features]);
+        for row in x.chunks(features) {
+            for (i, v) in row.iter().enumerate() {
+                greatest[i] = if v.is_nan() { f32::NAN } else { greatest[i].max(v.abs()) };
+                sums[i] += f64::from(*v);
+                squares[i] += f64::from(*v) * f64::from(*v);
+            }
+        }
+        let rows = (n / features).max(1) as f64;
+        let still: Vec<usize> = (0..features).filter(|i| greatest[*i] < STILL as f32).collect();
+        let deviation = |i: usize| (squares[i] / rows - (sums[i] / rows).powi(2)).max(0.).sqrt();
+        let mut scales: Vec<f64> = (0..features).map(deviation).filter(|d| *d > 0.).collect();
+        scales.sort_by(f64::total_cmp);
+        let middle = scales.get(scales.len() / 2).copied().unwrap_or(1.);
+        let group = |(name, range): &(&'static str, Range<usize>)| {
+            let values: Vec<f32> =
+                x.chunks(features).flat_map(|row| row.get(range.clone()).unwrap_or_default()).copied().collect();
+            let part = [values.as_slice()];
+            GroupHealth {
+                name: name.to_string(),
+                active: share(count(&part, |v| v.abs() >= STILL as f32), values.len()),
+                scale: short((total(&part, |v| f64::from(v).powi(2)) / values.len().max(1) as f64).sqrt()),
+            }
+        };
+        ProbeHealth {
+            name: probe.name.clone(),
+            kind: probe.kind,
+            mean: short(mean),
+            std: short(variance.sqrt()),
+            min: short(f64::from(x.iter().copied().fold(f32::INFINITY, f32::min))),
+            max: short(f64::from(x.iter().copied().fold(f32::NEG_INFINITY, f32::max))),
+            saturated: share(count(&parts, |v| v.abs() > SATURATED as f32), n),
+            dead: share(count(&parts, |v| v.abs() < DEAD as f32), n),
+            not_finite: count(&parts, |v| !v.is_finite()),
+            features,
+            still,
+            spread: short(scales.last().copied().unwrap_or(1.) / middle),
+            groups: probe.groups.iter().map(group).collect(),
+        }
+    })
+}
+
+impl Check {
+    /// Those of a run directory, oldest first; none where health was not watched.
+    ///
+    /// # Errors
+    /// A line of `health.jsonl` (but for the last, which a crash may have cut) is no check.
+    pub fn read(run: &Path) -> crate::Result<Vec<Self>> {
+        let path = run.join("health.jsonl");
+        let text = match std::fs::read_to_string(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(vec![]),
+            text => text.map_err(Error::io(&path))?,
+        };
+        let lines = text.lines().count();
+        let mut checks = vec![];
+        for (i, line) in text.lines().enumerate() {
+            match serde_json::from_str(line) {
+                Ok(check) => checks.push(check),
+                Err(_) if i + 1 == lines => {}
+                Err(e) => return Err(Error::Run(format!("{}: line {}: {e}", path.display(), i + 1))),
+            }
+        }
+        Ok(checks)
+    }
+
+    /// Looks at gradients and probes.
+    ///
+    /// # Errors
+    /// Gradients that do not fit their weights; candle's.
+    pub fn new(step: u64, profile: &Profile, watched: &[Watched], probes: &[Probe]) -> Result<Self> {
+        let parameters = watched.iter().map(|w| parameter(profile, w)).collect::<Result<Vec<_>>>()?;
+        let alive: usize = parameters.iter().map(|p| p.elements - p.expected).sum();
+        let dead: f64 = parameters.iter().map(|p| p.dead * (p.elements - p.expected) as f64).sum();
+        Ok(Self {
+            step,
+            norm: short(parameters.iter().map(|p| p.norm * p.norm).sum::<f64>().sqrt()),
+            dead: short(dead / alive.max(1) as f64),
+            parameters,
+            probes: probes.iter().map(probe).collect::<Result<_>>()?,
+            frozen: vec![],
+        })
+    }
+}

@@ -1,0 +1,95 @@
+//! What a direction can be told from without a network: how often each came before, and logistic regression.
+
+use candle_core::{Device, Result, Tensor};
+use zoo_layers::optim::{Moments, Optimizer, Rule, decay_matrices};
+use zoo_layers::{Linear, Params, init, ops};
+
+use crate::DIRECTIONS;
+use crate::features::FEATURES;
+
+/// Steps of full gradient descent, their rate, and the weight decay that keeps the weights small.
+const STEPS: u64 = 300;
+const RATE: f64 = 0.01;
+const DECAY: f64 = 0.1;
+/// Standard deviations beyond which a feature is cut.
+const LIMIT: f32 = 5.;
+const CLASSES: usize = DIRECTIONS.len();
+
+/// Shares of each direction.
+pub(crate) fn shares(labels: &[i64]) -> [f64; CLASSES] {
+    let mut shares = [0.; CLASSES];
+    for label in labels {
+        shares[*label as usize] += 1. / labels.len() as f64;
+    }
+    shares
+}
+
+/// Multinomial logistic regression on the standardised features of the last bar alone.
+pub(crate) struct Logistic {
+    /// Mean and standard deviation of each feature.
+    scale: Vec<(f32, f32)>,
+    model: Linear,
+}
+
+impl Logistic {
+    /// Fits to rows (n, 129) with their directions.
+    ///
+    /// # Errors
+    /// candle's.
+    pub(crate) fn fit(rows: &[f32], labels: &[i64]) -> Result<Self> {
+        let n = labels.len().max(1) as f64;
+        let column = |i: usize| rows.iter().skip(i).step_by(FEATURES).map(|v| f64::from(*v));
+        let scale = (0..FEATURES).map(|i| {
+            let mean = column(i).sum::<f64>() / n;
+            let std = (column(i).map(|v| (v - mean).powi(2)).sum::<f64>() / n).sqrt();
+            (mean as f32, if std > 0. { std as f32 } else { 1. })
+        });
+        let params = Params::init(0, &Device::Cpu);
+        let vb = params.builder();
+        let model = Linear::with_biases(FEATURES, CLASSES, Some(init::ZEROS), init::ZEROS, vb)?;
+        let fitted = Self { scale: scale.collect(), model };
+        let (x, y) = (fitted.scaled(rows)?, Tensor::from_slice(labels, labels.len(), &Device::Cpu)?);
+        let rule = Rule::AdamW(Moments { beta1: 0.9, beta2: 0.999, eps: 1e-8 });
+        let mut optimizer = Optimizer::new(rule, &params, decay_matrices(DECAY))?;
+        for _ in 0..STEPS {
+            let loss = ops::cross_entropy(&fitted.model.forward(&x)?, &y, Default::default())?;
+            optimizer.step(&params.gradients(&loss.backward()?), RATE, 1.)?;
+        }
+        Ok(fitted)
+    }
+
+    fn scaled(&self, rows: &[f32]) -> Result<Tensor> {
+        let values = rows.iter().zip(self.scale.iter().cycle());
+        let values: Vec<f32> = values.map(|(v, (mean, std))| ((v - mean) / std).clamp(-LIMIT, LIMIT)).collect();
+        Tensor::from_vec(values, (rows.len() / FEATURES, FEATURES), &Device::Cpu)
+    }
+
+    /// The chances of each direction for rows (n, 129).
+    ///
+    /// # Errors
+    /// candle's.
+    pub(crate) fn chances(&self, rows: &[f32]) -> Result<Vec<Vec<f32>>> {
+        ops::softmax(&self.model.forward(&self.scaled(rows)?)?)?.to_vec2()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_learns_what_a_feature_says_and_no_more() -> Result<()> {
+        let n = 600;
+        let mut rows = vec![0f32; n * FEATURES];
+        let labels: Vec<i64> = (0..n as i64).map(|i| i * 7 % 3).collect();
+        for (i, label) in labels.iter().enumerate() {
+            // Nine of ten say the direction.
+            rows[i * FEATURES + 5] = if i % 10 == 0 { 0. } else { (*label - 1) as f32 * 100. };
+        }
+        let chances = Logistic::fit(&rows, &labels)?.chances(&rows)?;
+        let best = |p: &[f32]| (0..3).max_by(|a, b| p[*a].total_cmp(&p[*b])).unwrap_or_default() as i64;
+        let right = chances.iter().zip(&labels).filter(|(p, y)| best(p) == **y).count();
+        assert!((0.85..0.98).contains(&(right as f64 / n as f64)), "{right} of {n}");
+        Ok(())
+    }
+}

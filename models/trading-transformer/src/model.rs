@@ -1,0 +1,314 @@
+//! The network.
+//!
+//! Letters: b batch, s bars, f features of a bar (129), d width, o features that come out.
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_nn::VarBuilder;
+use zoo_checkpoint::Description;
+use zoo_layers::{
+    AttentionConfig, BlockConfig, Dropout, Linear, MlpConfig, Mode, Norm, NormPlace, Params, Qkv, RunningNorm,
+    TransformerBlock, init, ops,
+};
+
+use crate::features::FEATURES;
+use crate::{Config, InputNorm};
+
+/// Added to the variance in the norms.
+const EPS: f64 = 1e-5;
+/// Added to the running variances: some indicators' are as small as 1e-14.
+const RUNNING_EPS: f64 = 1e-20;
+/// Gain of Glorot's initial values for linear maps.
+pub(crate) const LINEAR_GAIN: f64 = 0.6;
+/// The same for attention's maps.
+pub(crate) const ATTENTION_GAIN: f64 = 0.8;
+/// Directions: down, flat, up.
+pub const DIRECTIONS: [&str; 3] = ["down", "flat", "up"];
+
+#[derive(Clone, Debug)]
+enum Input {
+    Layer,
+    None,
+    Running(RunningNorm),
+}
+
+/// What becomes of an observation (b, s·f): input norm, `temporal_projection` to the width, dropout, sinusoidal positions,
+/// `norm`, pre-norm `encoder` layers, `output_norm`, a mean over the bars weighted by the softmax of `pooling`, `aggregator`.
+/// On top of it `head` tells the direction. Parameters have PyTorch's names for such modules.
+#[derive(Clone, Debug)]
+pub struct TradingTransformer {
+    bars: usize,
+    input: Input,
+    temporal_projection: Linear,
+    projection_dropout: Dropout,
+    /// (s, d)
+    positions: Tensor,
+    norm: Norm,
+    encoder: Vec<TransformerBlock>,
+    output_norm: Norm,
+    /// (s)
+    pooling: Tensor,
+    /// Added to the pooling's logits (s), if any.
+    recency: Option<Tensor>,
+    aggregator: Linear,
+    head: Linear,
+}
+
+impl TradingTransformer {
+    /// Defines the parameters.
+    ///
+    /// # Errors
+    /// Sizes of zero, or heads that do not divide the width.
+    pub fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
+        let &Config { bars, input_norm, width, heads, layers, hidden, features_dim, dropout, recency } = config;
+        if let Some(problem) = config.problem() {
+            bail!("{problem}")
+        }
+        let linear = |from, to, name: &str| {
+            Linear::with_biases(from, to, Some(init::ZEROS), init::xavier_uniform(from, to, LINEAR_GAIN), vb.pp(name))
+        };
+        let block = BlockConfig {
+            attention: AttentionConfig {
+                width,
+                heads,
+                qkv: Qkv::Packed,
+                bias: true,
+                causal: false,
+                dropout,
+                init: [
+                    init::xavier_uniform(width, 3 * width, ATTENTION_GAIN),
+                    init::xavier_uniform(width, width, ATTENTION_GAIN),
+                ],
+            },
+            mlp: MlpConfig {
+                width,
+                hidden,
+                bias: true,
+                activation: ops::Activation::Gelu,
+                dropout: 0.,
+                init: [init::xavier_uniform(width, hidden, LINEAR_GAIN); 2],
+            },
+            norm: NormPlace::Pre,
+            norm_bias: true,
+            eps: EPS,
+            dropout,
+        };
+        let ramp: Vec<f32> = (0..bars).map(|s| (recency * s as f64 / (bars - 1).max(1) as f64) as f32).collect();
+        Ok(Self {
+            bars,
+            input: match input_norm {
+                InputNorm::Layer => Input::Layer,
+                InputNorm::None => Input::None,
+                InputNorm::Running => Input::Running(RunningNorm::new(FEATURES, RUNNING_EPS, vb.pp("input_norm"))?),
+            },
+            temporal_projection: linear(FEATURES, width, "temporal_projection")?,
+            projection_dropout: Dropout::new(dropout, "projection_dropout"),
+            positions: sinusoids(bars, width, vb.device())?,
+            norm: Norm::layer(width, EPS, true, vb.pp("norm"))?,
+            encoder: (0..layers)
+                .map(|i| TransformerBlock::new(block, vb.pp("encoder.layers").pp(i)))
+                .collect::<Result<_>>()?,
+            output_norm: Norm::layer(width, EPS, true, vb.pp("output_norm"))?,
+            pooling: vb.get_with_hints(bars, "pooling", init::ZEROS)?,
+            recency: if recency == 0. { None } else { Some(Tensor::from_vec(ramp, bars, vb.device())?) },
+            aggregator: linear(width, features_dim, "aggregator")?,
+            head: linear(features_dim, DIRECTIONS.len(), "head")?,
+        })
+    }
+
+    /// An observation (b, s·f), bar after bar, to what the first map sees (b, s, f).
+    pub(crate) fn normalize(&self, observation: &Tensor, mode: Mode) -> Result<Tensor> {
+        let x = observation.reshape(((), self.bars, FEATURES))?; // (b, s, f)
+        match &self.input {
+            Input::Layer => ops::layer_norm(&x, None, None, EPS),
+            Input::None => Ok(x),
+            Input::Running(norm) => norm.forward(&x, mode),
+        }
+    }
+
+    /// (b, s, f) to (b, s, d).
+    pub(crate) fn project(&self, x: &Tensor) -> Result<Tensor> {
+        self.temporal_projection.forward(x)
+    }
+
+    /// What the encoder sees of projected bars, (b, s, d) to (b, s, d).
+    pub(crate) fn place(&self, projected: &Tensor, mode: Mode) -> Result<Tensor> {
+        let x = self.projection_dropout.forward(projected, mode)?;
+        self.norm.forward(&x.broadcast_add(&self.positions)?)
+    }
+
+    /// (b, s, d) to (b, s, d).
+    pub(crate) fn encode(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        let mut x = x.clone();
+        for block in &self.encoder {
+            x = block.forward(&x, mode)?;
+        }
+        Ok(x)
+    }
+
+    /// Encoded bars (b, s, d) to features (b, o).
+    pub(crate) fn aggregate(&self, x: &Tensor) -> Result<Tensor> {
+        let x = self.output_norm.forward(x)?;
+        let (b, s, _) = x.dims3()?;
+        let weights = self.pooling_weights()?.reshape((1, 1, s))?.broadcast_as((b, 1, s))?;
+        self.aggregator.forward(&weights.matmul(&x)?.squeeze(1)?) // (b, o)
+    }
+
+    /// The weight of each bar in the mean over them, oldest first (s).
+    pub fn pooling_weights(&self) -> Result<Tensor> {
+        match &self.recency {
+            Some(ramp) => ops::softmax(&(&self.pooling + ramp)?),
+            None => ops::softmax(&self.pooling),
+        }
+    }
+
+    /// The logits (b, 3) of features (b, o).
+    pub(crate) fn logits(&self, features: &Tensor) -> Result<Tensor> {
+        self.head.forward(&ops::gelu(features)?)
+    }
+
+    /// Observations (b, s·f) to features (b, o).
+    ///
+    /// # Errors
+    /// Observations of another length.
+    pub fn extract(&self, observation: &Tensor, mode: Mode) -> Result<Tensor> {
+        let (b, n) = observation.dims2()?;
+        if b == 0 || n != self.bars * FEATURES {
+            bail!(
+                "trading-transformer: expected observations (b, {}), got {:?}",
+                self.bars * FEATURES,
+                observation.dims()
+            )
+        }
+        let x = self.project(&self.normalize(observation, mode)?)?; // (b, s, d)
+        self.aggregate(&self.encode(&self.place(&x, mode)?, mode)?)
+    }
+
+    /// Observations (b, s·f) to the logits (b, 3) of down, flat and up.
+    ///
+    /// # Errors
+    /// Observations of another length.
+    pub fn forward(&self, observation: &Tensor, mode: Mode) -> Result<Tensor> {
+        self.logits(&self.extract(observation, mode)?)
+    }
+
+    /// The features (b, o) of observations (b, s·f).
+    ///
+    /// # Errors
+    /// Observations of another length.
+    pub fn features(&self, observation: &Tensor) -> Result<Tensor> {
+        self.extract(observation, Mode::Eval)
+    }
+
+    /// The chances (b, 3) of down, flat and up after observations (b, s·f).
+    ///
+    /// # Errors
+    /// Observations of another length.
+    pub fn directions(&self, observation: &Tensor) -> Result<Tensor> {
+        ops::softmax(&self.forward(observation, Mode::Eval)?)
+    }
+
+    /// What happens to observations (b, s·f) on their way, when evaluating.
+    #[cfg(feature = "train")]
+    pub(crate) fn probes(&self, observation: &Tensor) -> Result<Vec<zoo_training::health::Probe>> {
+        use zoo_training::health::{Probe, ProbeKind};
+        let groups = || crate::features::groups().into_iter().map(|g| (g.name, g.range)).collect();
+        let normalized = self.normalize(observation, Mode::Eval)?;
+        let projected = self.project(&normalized)?;
+        let encoded = self.encode(&self.place(&projected, Mode::Eval)?, Mode::Eval)?;
+        let features = self.aggregate(&encoded)?;
+        // Running statistics that have seen nothing say nothing about what the projection will see.
+        let seen = match &self.input {
+            Input::Running(norm) => norm.rows()? > 0.,
+            Input::Layer | Input::None => true,
+        };
+        let kind = if seen { ProbeKind::Input } else { ProbeKind::Output };
+        let judged = if seen { ProbeKind::Preactivation } else { ProbeKind::Output };
+        Ok(vec![
+            Probe {
+                groups: groups(),
+                ..Probe::new("observation", ProbeKind::Output, &observation.reshape(((), FEATURES))?)
+            },
+            Probe { groups: groups(), ..Probe::new("temporal_projection.input", kind, &normalized) },
+            Probe::new("temporal_projection", judged, &projected),
+            Probe::new("encoder", ProbeKind::Output, &encoded),
+            Probe::new("features", ProbeKind::Output, &features),
+        ])
+    }
+
+    /// Bars of an observation.
+    pub fn bars(&self) -> usize {
+        self.bars
+    }
+
+    /// Loads what `zoo train trading-transformer` wrote: weights and sizes are in the one file.
+    ///
+    /// # Errors
+    /// The file cannot be read, is not a trading transformer, or its tensors do not fit its own description.
+    pub fn load(path: &Path, device: &Device) -> Result<Self> {
+        let wrapped = candle_core::Error::wrap;
+        let file = zoo_checkpoint::read(path, device).map_err(wrapped)?;
+        let described = Description::parse(&file.metadata, "trading-transformer", path).map_err(wrapped)?;
+        let (config, _): (Config, serde_json::Value) = described.read(path).map_err(wrapped)?;
+        let params = Params::load(file.tensors, device);
+        let model = Self::new(&config, params.builder())?;
+        match params.check() {
+            Ok(()) => Ok(model),
+            Err(e) => bail!("{}: {e}", path.display()),
+        }
+    }
+}
+
+/// Sines and cosines of each place (Vaswani et al. 2017), (s, d): feature 2i is sin(t / 10000^(2i/d)), 2i + 1 its cosine.
+fn sinusoids(s: usize, d: usize, device: &Device) -> Result<Tensor> {
+    let angle = |t: usize, i: usize| t as f64 / 10_000f64.powf(2. * i as f64 / d as f64);
+    let row = |t: usize| (0..d / 2).flat_map(move |i| [angle(t, i).sin() as f32, angle(t, i).cos() as f32]);
+    Tensor::from_vec((0..s).flat_map(row).collect::<Vec<_>>(), (s, d), device)?.to_dtype(DType::F32)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::D;
+
+    use super::*;
+
+    #[test]
+    fn the_reference_has_223_895_parameters_in_23_tensors() -> Result<()> {
+        let params = Params::init(1, &Device::Cpu);
+        TradingTransformer::new(&Config::default(), params.builder())?;
+        let all = params.all();
+        assert_eq!((all.len(), all.iter().map(|p| p.var.elem_count()).sum::<usize>()), (23, 223_895));
+        Ok(())
+    }
+
+    #[test]
+    fn pooling_starts_uniform_and_recency_leans_to_the_last_bar() -> Result<()> {
+        for (recency, ratio) in [(0., 1f64), (2., 2f64.exp())] {
+            let params = Params::init(1, &Device::Cpu);
+            let config = Config { recency, ..Config::tiny() };
+            let weights = TradingTransformer::new(&config, params.builder())?.pooling_weights()?.to_vec1::<f32>()?;
+            assert!((f64::from(weights[3] / weights[0]) / ratio - 1.).abs() < 1e-5, "{weights:?}");
+            assert!((weights.iter().sum::<f32>() - 1.).abs() < 1e-6);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn every_parameter_learns_under_every_input_norm_and_wrong_observations_are_refused() -> Result<()> {
+        for input_norm in [InputNorm::Layer, InputNorm::None, InputNorm::Running] {
+            let params = Params::init(1, &Device::Cpu);
+            let config = Config { input_norm, ..Config::tiny() };
+            let model = TradingTransformer::new(&config, params.builder())?;
+            let x = Tensor::randn(0f32, 1., (3, config.observation()), &Device::Cpu)?;
+            let logits = model.forward(&x, Mode::Train { seed: 1, step: 0 })?;
+            assert_eq!(logits.dims(), [3, 3]);
+            let loss = logits.narrow(D::Minus1, 0, 1)?.sqr()?.sum_all()?;
+            assert!(params.gradients(&loss.backward()?).missing().is_empty(), "{input_norm:?}");
+            assert_eq!(model.features(&x)?.dims(), [3, 8]);
+            let e = model.features(&x.narrow(1, 0, 100)?).unwrap_err().to_string();
+            assert!(e.starts_with("trading-transformer: expected observations (b, 516), got [3, 100]"), "{e}");
+        }
+        Ok(())
+    }
+}
