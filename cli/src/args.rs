@@ -39,6 +39,8 @@ pub(crate) enum Command {
     Report(ReportArgs),
     /// Judge a run by its curves and gradients, or a model by one pass: what is wrong and what to try
     Doctor(DoctorArgs),
+    /// Run a founding document's experiment again; its figures beside ours
+    Reproduce(ReproduceArgs),
     /// Write a checkpoint in another format, other names, layouts or element types
     Convert(ConvertArgs),
     /// Show what is in a checkpoint of any format
@@ -129,6 +131,25 @@ pub(crate) struct DoctorArgs {
     /// Of a model: weights instead of initial ones
     #[arg(long, value_name = "FILE|RUN")]
     pub(crate) checkpoint: Option<PathBuf>,
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct ReproduceArgs {
+    /// What: gradient-death
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// Steps of each arm (2500)
+    #[arg(long, value_name = "N")]
+    pub(crate) steps: Option<u64>,
+    /// Seed of data, weights, order and dropout (42)
+    #[arg(long, value_name = "SEED")]
+    pub(crate) seed: Option<u64>,
+    /// A picture to draw (.svg or .png)
+    #[arg(long, value_name = "PATH")]
+    pub(crate) plot: Option<PathBuf>,
     /// Print one JSON document
     #[arg(long)]
     pub(crate) json: bool,

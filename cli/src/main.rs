@@ -21,6 +21,7 @@ mod predict;
 mod progress;
 mod registry;
 mod report;
+mod reproduce;
 mod tensorboard;
 mod train;
 mod tune;
@@ -71,6 +72,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Predict(args) => registry::find(&args.model)?.predict(&args)?,
         Command::Generate(args) => return registry::find(&args.model)?.generate(&args),
         Command::Report(args) => report::run(&args)?,
+        Command::Reproduce(args) => reproduce::run(&args)?,
         Command::Doctor(args) => doctor::run(&args)?,
         Command::Convert(args) => return convert::run(&args),
         Command::Inspect(args) => inspect::inspect(&args)?,

@@ -27,6 +27,8 @@ mod model;
 #[cfg(feature = "train")]
 mod predict;
 #[cfg(feature = "train")]
+pub mod reproduction;
+#[cfg(feature = "train")]
 mod task;
 
 pub use config::{Config, InputNorm, Source};

@@ -64,16 +64,27 @@ impl TradingTask {
         .clone()
     }
 
-    /// The chances that a model gives each direction, over a split.
-    fn chances(&self, model: &TradingTransformer, split: Split) -> Result<Vec<Vec<f32>>> {
+    /// Asks where the close came from instead of where it goes: what the observations say.
+    pub(crate) fn look_back(&mut self) {
+        // The first bars are history and no samples.
+        self.labels.rotate_right(self.horizon);
+    }
+
+    /// The chances that the logits (b, 3) of observations (b, s·f) give each direction, over a split.
+    fn chances(&self, split: Split, logits: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Vec<Vec<f32>>> {
         let n = self.samples(split);
         let mut all = Vec::with_capacity(n);
         for first in (0..n).step_by(BATCH) {
             let indices: Vec<usize> = (first..n.min(first + BATCH)).collect();
-            let logits = self.forward(model, &self.batch(split, &indices)?, Mode::Eval)?;
+            let logits = logits(&self.batch(split, &indices)?.0)?;
             all.extend(ops::softmax(&logits.to_device(&Device::Cpu)?)?.to_vec2::<f32>()?);
         }
         Ok(all)
+    }
+
+    /// Metrics of logits (b, 3) for observations (b, s·f), over a split.
+    pub(crate) fn judge_by(&self, split: Split, logits: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Metrics> {
+        Ok(self.judge(split, &self.chances(split, logits)?))
     }
 
     /// Metrics of chances: mean -ln of what happened, the share told right, and the Brier score, the sum over directions of
@@ -202,7 +213,7 @@ impl Task for TradingTask {
         if !(0. ..1.).contains(&valid) || !(0. ..1.).contains(&test) || valid + test >= 1. {
             return Err(Error::Usage("data.valid and data.test must be shares that leave a training part".into()));
         }
-        if !(1..=10_000).contains(&horizon) || !(band.is_finite() && band >= 0.) {
+        if !((1..=10_000).contains(&horizon) && band.is_finite() && band >= 0.) {
             return Err(Error::Usage(
                 "data.horizon must be 1 to 10,000 bars and data.band must not be negative".into(),
             ));
@@ -339,11 +350,11 @@ impl Task for TradingTask {
     }
 
     fn validate(&self, model: &TradingTransformer, split: Split) -> Result<Metrics> {
-        Ok(self.judge(split, &self.chances(model, split)?))
+        self.judge_by(split, |x| model.forward(x, Mode::Eval))
     }
 
     fn evaluate(&self, model: &TradingTransformer, split: Split) -> Result<Evaluation> {
-        let chances = self.chances(model, split)?;
+        let chances = self.chances(split, |x| model.forward(x, Mode::Eval))?;
         let n = self.samples(split);
         let labels = |split: Split| &self.labels[self.range(split)];
         let prior = vec![shares(labels(Split::Train)).map(|s| s as f32).to_vec(); n];

@@ -1,0 +1,221 @@
+//! `zoo reproduce`: a founding document's experiment, its figures beside ours.
+
+use std::sync::atomic::Ordering;
+
+use plotters::coord::Shift;
+use plotters::prelude::*;
+use serde_json::{Value, json};
+use zoo_trading_transformer::reproduction::{ARMS, Course, Look, Settings, read, run as run_arm};
+use zoo_training::Error;
+
+use crate::args::ReproduceArgs;
+use crate::output::{note, print, print_json, table};
+use crate::plot::{COLORS, Line, check_name, failed, panel, png, svg};
+use crate::train::stop_flag;
+
+/// Every reproduction there is.
+const NAMES: [&str; 1] = ["gradient-death"];
+/// The first arms, which also learn to read.
+const READERS: usize = 3;
+
+pub(crate) fn run(args: &ReproduceArgs) -> anyhow::Result<()> {
+    if !NAMES.contains(&args.name.as_str()) {
+        return Err(
+            Error::Usage(format!("there is nothing to reproduce named {}: {}", args.name, NAMES.join(", "))).into()
+        );
+    }
+    args.plot.as_deref().map_or(Ok(()), check_name)?;
+    let settings = Settings {
+        steps: args.steps.unwrap_or(Settings::default().steps),
+        seed: args.seed.unwrap_or(Settings::default().seed),
+        ..Settings::default()
+    };
+    if settings.steps < settings.every {
+        return Err(Error::Usage(format!("--steps {}: at least {}", settings.steps, settings.every)).into());
+    }
+    let stop = stop_flag()?;
+    let mut courses = vec![];
+    for arm in ARMS {
+        let started = std::time::Instant::now();
+        let course = run_arm(arm, settings, &mut |_| !stop.load(Ordering::Relaxed))?;
+        if stop.load(Ordering::Relaxed) {
+            return Err(interrupted());
+        }
+        note(&format!("{}: {} steps in {:.0} s", arm.name, settings.steps, started.elapsed().as_secs_f64()));
+        courses.push(course);
+    }
+    let mut reading = vec![];
+    for arm in ARMS.into_iter().take(READERS) {
+        reading.push(read(arm, settings, &mut || !stop.load(Ordering::Relaxed))?);
+        if stop.load(Ordering::Relaxed) {
+            return Err(interrupted());
+        }
+    }
+    if let Some(path) = &args.plot {
+        picture(path, &courses)?;
+    }
+    if args.json {
+        print_json(&as_json(&courses, &reading, settings));
+    } else {
+        print(&text(&courses, &reading, settings));
+    }
+    Ok(())
+}
+
+fn interrupted() -> anyhow::Error {
+    Error::Run("interrupted: nothing was written".into()).into()
+}
+
+fn find<'a>(courses: &'a [Course], name: &str) -> &'a Course {
+    // All arms are run, in the order of ARMS.
+    courses.iter().find(|c| c.arm.name == name).unwrap_or(&courses[0])
+}
+
+fn ends(course: &Course) -> Value {
+    let end = |f: &dyn Fn(&Look) -> f64| course.end(f);
+    json!({
+        "gradient_zeros": end(&|l| l.gradient_zeros),
+        "saturation": end(&|l| l.saturation),
+        "gradient_norm": end(&|l| l.gradient_norm),
+        "pooling": { "max": end(&|l| l.pooling.max), "min": end(&|l| l.pooling.min), "std": end(&|l| l.pooling.std) },
+    })
+}
+
+fn as_json(courses: &[Course], reading: &[[f64; 2]], settings: Settings) -> Value {
+    let arms: Vec<Value> = courses
+        .iter()
+        .enumerate()
+        .map(|(i, c)| {
+            let mut value = ends(c);
+            let [loss, accuracy, brier] = c.valid;
+            value["name"] = c.arm.name.into();
+            value["what"] = c.arm.what.into();
+            value["zeros_of_zero_inputs"] = c.end(|l| l.zeros_of_zero_inputs).into();
+            value["gradient_rank"] = c.end(|l| l.gradient_rank).into();
+            value["loss"] = c.end(|l| l.loss).into();
+            value["valid"] = json!({ "loss": loss, "accuracy": accuracy, "brier": brier });
+            value["input_std"] = json!({ "with_position": c.input_std[0], "without_position": c.input_std[1] });
+            value["idle_columns"] = c.idle_columns.into();
+            if let Some([with, without]) = reading.get(i) {
+                value["reading"] = json!({ "with_position": with, "without_position": without });
+            }
+            value["looks"] = json!(c.looks);
+            value
+        })
+        .collect();
+    json!({
+        "before": ends(find(courses, "none")), "after": ends(find(courses, "layer")), "settings": settings, "arms": arms,
+        "document": {
+            "before": { "gradient_zeros": [0.66, 0.70], "pooling": { "max": 0.050, "min": 0.050 } },
+            "after": {
+                "gradient_zeros": [0.0037, 0.0164], "saturation": [0.023, 0.047], "gradient_norm": [3.75, 4.23],
+                "pooling": { "max": 0.053, "min": 0.047, "std": 0.002 },
+            },
+        },
+    })
+}
+
+fn text(courses: &[Course], reading: &[[f64; 2]], settings: Settings) -> String {
+    let percent = |v: f64| format!("{:.2}", 100. * v);
+    let header = [
+        "arm",
+        "zeros %",
+        "of zero inputs %",
+        "saturated %",
+        "norm",
+        "pooling max",
+        "min",
+        "rank",
+        "loss",
+        "valid loss",
+        "valid Brier",
+    ];
+    let mut rows = vec![header.map(String::from).to_vec()];
+    for c in courses {
+        let mut row = vec![c.arm.name.to_string()];
+        row.extend(
+            [c.end(|l| l.gradient_zeros), c.end(|l| l.zeros_of_zero_inputs), c.end(|l| l.saturation)].map(percent),
+        );
+        row.push(format!("{:.3}", c.end(|l| l.gradient_norm)));
+        row.extend([c.end(|l| l.pooling.max), c.end(|l| l.pooling.min)].map(|v| format!("{v:.4}")));
+        row.push(format!("{:.1}", c.end(|l| l.gradient_rank)));
+        row.extend([c.end(|l| l.loss), c.valid[0], c.valid[2]].map(|v| format!("{v:.4}")));
+        rows.push(row);
+    }
+    for (name, zeros, saturated, norm, max, min) in [
+        ("document, before", "66-70", "-", "-", "0.050", "0.050"),
+        ("document, after", "0.37-1.64", "2.3-4.7", "3.75-4.23", "0.053", "0.047"),
+    ] {
+        rows.push([name, zeros, "-", saturated, norm, max, min].map(String::from).to_vec());
+    }
+    let mut text = format!(
+        "temporal_projection over {} steps of {} observations, seed {}; means of the last tenth\n\n{}\n",
+        settings.steps,
+        settings.batch,
+        settings.seed,
+        table(&rows)
+    );
+    let header = ["inputs", "market", "indicator", "position", "market", "indicator", "position", "idle columns"];
+    let mut rows = vec![["", "with position", "", "", "without", "", "", "that differ"].map(String::from).to_vec()];
+    rows.push(header.map(String::from).to_vec());
+    for c in courses.iter().take(3) {
+        let mut row = vec![c.arm.name.to_string()];
+        row.extend(
+            c.input_std
+                .iter()
+                .flatten()
+                .map(|v| if *v != 0. && *v < 1e-3 { format!("{v:.1e}") } else { format!("{v:.3}") }),
+        );
+        row.push(format!("{} of 20", c.idle_columns));
+        rows.push(row);
+    }
+    text.push_str(&format!(
+        "standard deviation of what the projection sees, by group of features\n\n{}\n",
+        table(&rows)
+    ));
+    let mut rows = vec![["told right, %", "with position", "without"].map(String::from).to_vec()];
+    for (c, accuracy) in courses.iter().zip(reading) {
+        rows.push(std::iter::once(c.arm.name.to_string()).chain(accuracy.map(|v| format!("{v:.1}"))).collect());
+    }
+    text.push_str(&format!(
+        "where the last five bars went, which the inputs say, after {} steps of learning to tell it\n\n{}\n",
+        settings.reading,
+        table(&rows)
+    ));
+    if let [_, layer, running] = reading {
+        let lost = |name: &str, [with, without]: &[f64; 2]| {
+            format!("{name}: {with:.1} % with a position, {without:.1} % without")
+        };
+        let better = if running[0] > layer[0] { "running statistics are" } else { "layer norm is" };
+        text.push_str(&format!("{}; {}: {better} the better cure\n", lost("layer", layer), lost("running", running)));
+    }
+    text
+}
+
+fn picture(path: &std::path::Path, courses: &[Course]) -> anyhow::Result<()> {
+    const SIZE: (u32, u32) = (1100, 760);
+    if path.extension().is_some_and(|e| e == "png") {
+        return png(path, SIZE, |area| paint(area, courses));
+    }
+    let text = svg(SIZE, |area| paint(area, courses))?;
+    Ok(zoo_checkpoint::replace(path, |f| f.write_all(text.as_bytes()))?)
+}
+
+fn paint<B: DrawingBackend>(area: &DrawingArea<B, Shift>, courses: &[Course]) -> anyhow::Result<()>
+where
+    B::ErrorType: 'static,
+{
+    let lines = |f: &dyn Fn(&Look) -> f64| -> Vec<Line> {
+        let line = |(i, c): (usize, &Course)| {
+            let points: Vec<(u64, f64)> = c.looks.iter().map(|l| (l.step, f(l))).collect();
+            Line::new(c.arm.name, &points, COLORS[i % COLORS.len()].mix(if i < COLORS.len() { 1. } else { 0.5 }))
+        };
+        courses.iter().enumerate().map(line).collect()
+    };
+    area.fill(&WHITE).map_err(failed)?;
+    let parts = area.split_evenly((2, 2));
+    panel(&parts[0], "zeros of temporal_projection, %", lines(&|l| 100. * l.gradient_zeros))?;
+    panel(&parts[1], "saturated (|x| > 3), %", lines(&|l| 100. * l.saturation))?;
+    panel(&parts[2], "gradient norm", lines(&|l| l.gradient_norm))?;
+    panel(&parts[3], "training loss", lines(&|l| l.loss))
+}
