@@ -164,19 +164,105 @@ fn a_run_is_judged_and_reported_and_its_metrics_exported() -> Outcome {
     assert_eq!(board.count(), 1);
     assert!(zoo(dir.path(), &["report", "one"]).status.success());
     let page = std::fs::read_to_string(dir.path().join("one/report.html"))?;
-    assert!(page.matches("<svg").count() == 7 && page.contains("best validation loss"));
+    // Seven charts and the zeros of the gradients.
+    assert!(page.matches("<svg").count() == 8 && page.contains("best validation loss"));
     let output = zoo(dir.path(), &["report", "one", "two<b>", "--output", "both.html"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let page = std::fs::read_to_string(dir.path().join("both.html"))?;
     assert!(page.contains("two&lt;b&gt;") && !page.contains("two<b>") && page.contains("train.lr"));
     assert!(!page.contains("http://") || page.matches("http://").count() == page.matches("xmlns=\"http://").count());
-    for (args, expected) in
-        [(["doctor", "none"], "none is not a run directory"), (["report", "none"], "none is not a run directory")]
-    {
+    for (args, code, expected) in [
+        (["doctor", "none"], 2, "none is neither a run directory nor a model"),
+        (["doctor", "."], 1, ". is not a run directory"),
+        (["report", "none"], 1, "none is not a run directory"),
+    ] {
         let output = zoo(dir.path(), &args);
-        assert_eq!(output.status.code(), Some(1));
+        assert_eq!(output.status.code(), Some(code));
         assert!(String::from_utf8_lossy(&output.stderr).contains(expected));
     }
+    Ok(())
+}
+
+#[test]
+fn a_trading_transformer_is_trained_watched_judged_and_applied() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let tiny = ["trading-transformer", "--preset", "tiny"];
+    let params = json(&zoo(dir.path(), &["params", "trading-transformer", "--preset", "running", "--json"]))?;
+    assert_eq!((&params["total"], &params["trainable"]), (&224_154.into(), &223_895.into()));
+    let args = [&["train"], &tiny[..], &["--set", "train.health_every=10", "--out", "run", "--json"]].concat();
+    let trained = json(&zoo(dir.path(), &args))?;
+    assert_eq!(trained["gradients"], serde_json::json!({ "tensors": 23, "with_gradient": 23 }));
+    let judged = json(&zoo(dir.path(), &["doctor", "run", "--json"]))?;
+    let health = &judged["health"];
+    assert_eq!((&health["verdict"], &health["checks"]), (&"healthy".into(), &5.into()), "{health}");
+    assert_eq!(health["zeros"]["steps"], serde_json::json!([1, 10, 20, 30, 40]));
+    assert_eq!(health["parameters"].as_array().map(Vec::len), Some(23));
+    let text = zoo(dir.path(), &["doctor", "run"]);
+    let text = String::from_utf8_lossy(&text.stdout).into_owned();
+    for part in
+        ["gradient health: healthy (5 looks", "key bias", "position features", "zeros (|g| < 1e-8) by parameter"]
+    {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    // A model by one pass: as it begins, with a bad setting, from a checkpoint.
+    let args =
+        [&["doctor"], &tiny[..], &["--set", "model.input_norm=none", "--set", "train.clip_norm=1", "--json"]].concat();
+    let of_model = json(&zoo(dir.path(), &args))?;
+    let found: Vec<&str> =
+        of_model["health"]["findings"].as_array().into_iter().flatten().filter_map(|f| f["kind"].as_str()).collect();
+    assert!(["scale", "saturated", "setting"].iter().all(|k| found.contains(k)), "{found:?}");
+    assert_eq!(
+        json(&zoo(dir.path(), &[&["doctor"], &tiny[..], &["--checkpoint", "run", "--json"]].concat()))?["health"]["verdict"],
+        "healthy"
+    );
+    let evaluated = json(&zoo(dir.path(), &["eval", "trading-transformer", "--checkpoint", "run", "--json"]))?;
+    assert!(
+        evaluated["metrics"]["brier"].is_number() && evaluated["baselines"]["logistic_regression"]["loss"].is_number()
+    );
+    let mut prices = String::from("Date,Open,High,Low,Close,Volume\n");
+    for (date, bar) in zoo_market::simulate(230, 1).dates.iter().zip(zoo_market::simulate(230, 1).bars) {
+        prices.push_str(&format!("{date},{},{},{},{},{}\n", bar.open, bar.high, bar.low, bar.close, bar.volume));
+    }
+    std::fs::write(dir.path().join("prices.csv"), &prices)?;
+    let predict = ["predict", "trading-transformer", "--checkpoint", "run", "--input", "prices.csv", "--plot", "p.svg"];
+    let output = zoo(dir.path(), &predict);
+    let table = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && table.starts_with("date,down,flat,up,feature_0,feature_1,"), "{table}");
+    assert_eq!(table.lines().count(), 1 + 230 - 203);
+    let closes: String = prices
+        .lines()
+        .map(|l| l.split(',').take(2).collect::<Vec<_>>().join(",").replace("Open", "Close") + "\n")
+        .collect();
+    std::fs::write(dir.path().join("closes.csv"), closes)?;
+    for (args, expected) in [
+        (&["--input", "closes.csv"][..], "closes.csv: no column Open, which the features of a bar need"),
+        (
+            &["--input", "prices.csv", "--horizon", "3"],
+            "--horizon 3: this model tells the direction of the next 5 bars",
+        ),
+    ] {
+        let output = zoo(dir.path(), &[&["predict", "trading-transformer", "--checkpoint", "run"], args].concat());
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && stderr.contains(expected), "{stderr}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_documents_experiment_is_run_again() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let args = ["reproduce", "gradient-death", "--steps", "25", "--json", "--plot", "death.svg"];
+    let found = json(&zoo(dir.path(), &args))?;
+    for part in ["before", "after"] {
+        for key in ["gradient_zeros", "saturation", "gradient_norm"] {
+            assert!(found[part][key].is_number(), "{found}");
+        }
+        assert!(["max", "min", "std"].iter().all(|k| found[part]["pooling"][k].is_number()));
+    }
+    assert_eq!(found["arms"].as_array().map(Vec::len), Some(9));
+    assert!(std::fs::read_to_string(dir.path().join("death.svg"))?.contains("temporal_projection"));
+    let wrong = zoo(dir.path(), &["reproduce", "cold-fusion"]);
+    assert_eq!(wrong.status.code(), Some(2));
     Ok(())
 }
 

@@ -12,14 +12,20 @@ use zoo_layers::ops::glue::simd::{levels, with_level};
 use zoo_layers::optim::{Moments, Optimizer, Rule, clip_factor, decay_matrices, global_norm};
 use zoo_layers::{Mode, Params, ops};
 use zoo_stock_lstm::StockLstm;
+use zoo_trading_transformer::TradingTransformer;
+use zoo_trading_transformer::features::FEATURES;
 
 type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
 const RELATIVE: f64 = 5e-6;
 const LOSSES: f64 = 1e-6;
 /// Fixtures by their script.
-const FIXTURES: [(&str, &str); 3] =
-    [("stock_lstm", "stock_lstm.py"), ("char_gpt_seed", "char_gpt.py"), ("char_gpt_cpu", "char_gpt.py")];
+const FIXTURES: [(&str, &str); 4] = [
+    ("stock_lstm", "stock_lstm.py"),
+    ("char_gpt_seed", "char_gpt.py"),
+    ("char_gpt_cpu", "char_gpt.py"),
+    ("trading_transformer", "trading_transformer.py"),
+];
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name)
@@ -58,6 +64,20 @@ fn model(name: &str, params: &Params) -> candle_core::Result<(Step, f64)> {
             let output = model.forward(&x, mode)?;
             let loss = ops::mse(&output, &y)?;
             Ok((output, loss))
+        };
+        return Ok((Box::new(step), 0.999));
+    }
+    if name == "trading_transformer" {
+        let sizes =
+            zoo_trading_transformer::Config { bars: 6, width: 32, hidden: 64, features_dim: 16, ..Default::default() };
+        let model =
+            TradingTransformer::new(&zoo_trading_transformer::Config { dropout: 0., ..sizes }, params.builder())?;
+        let x = numbers("observation", &[5, 6 * FEATURES], 4.)?;
+        let y = numbers("direction", &[5], 6.)?.abs()?.floor()?.to_dtype(DType::I64)?;
+        let step = move |mode| {
+            let logits = model.forward(&x, mode)?;
+            let loss = ops::cross_entropy(&logits, &y, Default::default())?;
+            Ok((logits, loss))
         };
         return Ok((Box::new(step), 0.999));
     }

@@ -28,6 +28,7 @@ pub(crate) fn run(args: &ReproduceArgs) -> anyhow::Result<()> {
     let settings = Settings {
         steps: args.steps.unwrap_or(Settings::default().steps),
         seed: args.seed.unwrap_or(Settings::default().seed),
+        reading: args.steps.unwrap_or(u64::MAX).min(Settings::default().reading),
         ..Settings::default()
     };
     if settings.steps < settings.every {

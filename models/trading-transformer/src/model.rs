@@ -86,7 +86,7 @@ impl TradingTransformer {
                 hidden,
                 bias: true,
                 activation: ops::Activation::Gelu,
-                dropout: 0.,
+                dropout,
                 init: [init::xavier_uniform(width, hidden, LINEAR_GAIN); 2],
             },
             norm: NormPlace::Pre,

@@ -97,7 +97,12 @@ impl Task for Line {
 
     fn forward(&self, model: &Model, (x, _): &(Tensor, Tensor), mode: Mode) -> candle_core::Result<Tensor> {
         let hidden = model.one.forward(x)?;
-        let hidden = if self.fault == "cut" { hidden.detach() } else { hidden };
+        let hidden = match (self.fault.as_str(), mode) {
+            ("cut", _) => hidden.detach(),
+            // For a while nothing comes through.
+            ("fading", Mode::Train { step: 5..9, .. }) => (&hidden * hidden.zeros_like()?)?,
+            _ => hidden,
+        };
         let y = model.two.forward(&hidden)?;
         match (self.fault.as_str(), mode) {
             ("nan", Mode::Train { step: 5, .. }) => y * f64::NAN,
@@ -179,8 +184,12 @@ struct Warned(Vec<String>);
 
 impl zoo_training::Observer for Warned {
     fn observe(&mut self, event: &zoo_training::Event) {
-        if let zoo_training::Event::Warning(w) = event {
-            self.0.push(w.to_string());
+        match event {
+            zoo_training::Event::Warning(w) => self.0.push(w.to_string()),
+            zoo_training::Event::Health(f) => {
+                self.0.push(format!("{:?} {:?} {} since {}", f.level, f.kind, f.what, f.since));
+            }
+            _ => {}
         }
     }
 }
@@ -242,6 +251,62 @@ fn a_step_that_is_not_finite_can_be_left_out_or_gone_back_from() -> Result<()> {
     let config = config(&["train.on_nonfinite=skip", "train.nonfinite_limit=3", "train.lr=1e30", "train.clip_norm=0"])?;
     let error = Trainer::new(&sound, &config, &Device::Cpu)?.train(&mut Silent, &|| false);
     assert!(matches!(error, Err(Error::NonFinite { .. })), "{error:?}");
+    Ok(())
+}
+
+#[test]
+fn critical_health_is_told_stops_halves_the_rate_or_goes_back() -> Result<()> {
+    let temporary = tempfile::tempdir().map_err(Error::io(Path::new("temporary")))?;
+    let task = Line { fault: "fading".into() };
+    let set = ["model.fault=fading", "train.health_every=2", "train.log_every=1", "train.clip_norm=0"];
+    let train = |what: &str, stop_at: u64| -> Result<(RunDirectory, Result<zoo_training::Outcome>, Warned)> {
+        let config = config(&[&set[..], &[&format!("train.on_critical={what}")]].concat())?;
+        let path = temporary.path().join(format!("{what} {stop_at}"));
+        let mut warned = Warned::default();
+        let run = RunDirectory::create(&path, "")?;
+        let steps = Cell::new(0);
+        let interrupted = || {
+            steps.set(steps.get() + 1);
+            steps.get() == stop_at
+        };
+        let mut outcome = kept(&task, &config, &run)?.train(&mut warned, &interrupted);
+        drop(run);
+        let run = RunDirectory::open(&path)?;
+        if stop_at > 0 {
+            let mut trainer = Trainer::resume(&task, &config, &Device::Cpu, &run, &[], &mut warned)?;
+            outcome = trainer.train(&mut warned, &|| false);
+        }
+        Ok((run, outcome, warned))
+    };
+    let (run, outcome, told) = train("tell", 0)?;
+    assert!(outcome.is_ok());
+    let critical = "Critical Dead one.weight since 6";
+    assert!(told.0.iter().any(|w| w == critical), "{:?}", told.0);
+    let looks: Vec<u64> = zoo_training::health::Check::read(run.path())?.iter().map(|c| c.step).collect();
+    assert_eq!(looks, [1, 2, 4, 6, 8, 10, 12]);
+    let (run, outcome, _) = train("stop", 0)?;
+    let error = outcome.map(|_| ()).unwrap_err();
+    assert!(matches!(&error, Error::Critical { step, .. } if (6..=8).contains(step)), "{error}");
+    assert!(!run.last().exists());
+    for (what, expected) in [("halve-lr", "the rate is halved"), ("rollback", "the rate is halved; back to step 4")] {
+        let (run, outcome, warned) = train(what, 0)?;
+        assert!(outcome.is_ok_and(|o| o.steps == 12), "{what}");
+        assert!(warned.0.iter().any(|w| w.contains(expected)), "{what}: {:?}", warned.0);
+        let read = |run: &RunDirectory, file: &str| std::fs::read(run.path().join(file)).map_err(Error::io(run.path()));
+        let metrics = String::from_utf8_lossy(&read(&run, "metrics.jsonl")?).into_owned();
+        let rates: Vec<f64> = (metrics.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok()))
+            .filter_map(|v| v["lr"].as_f64())
+            .collect();
+        assert_eq!((rates.len(), rates[0], rates[11]), (12, 0.05, 0.025), "{what}: {rates:?}");
+        // An interruption changes nothing, wherever it comes.
+        for stop_at in [3, 6, 7, 9] {
+            let (again, outcome, _) = train(what, stop_at)?;
+            assert!(outcome.is_ok(), "{what} {stop_at}: {outcome:?}");
+            for file in ["last.safetensors", "health.jsonl", "checkpoints/step-00000012/state.json"] {
+                assert!(read(&again, file)? == read(&run, file)?, "{what}, interrupted at {stop_at}: {file}");
+            }
+        }
+    }
     Ok(())
 }
 

@@ -19,6 +19,8 @@ const SPREAD: f64 = 1e3;
 const DEAD_UNITS: f64 = 0.15;
 /// Change of the median tensor in one step, relative to its norm, that is too much.
 const UPDATE: f64 = 0.3;
+/// The same in a single step.
+const WILD: f64 = 1.;
 /// Fewest checks that show a course.
 const COURSE: usize = 8;
 
@@ -155,6 +157,13 @@ impl Court<'_> {
         unbroken.map(|i| self.checks[i].step)
     }
 
+    /// The step since which a value has been above a limit, if its recent mean is now: from where the value itself first was.
+    fn above(&self, limit: f64, f: impl Fn(&Check) -> Option<f64>) -> Option<u64> {
+        let first = (0..self.checks.len()).rev().take_while(|i| self.recent(*i, &f) > limit).last()?;
+        let before = (0..=first).rev().take_while(|i| f(&self.checks[*i]).is_some_and(|v| v > limit)).last();
+        Some(self.checks[before.unwrap_or(first)].step)
+    }
+
     fn of(&self, name: &str) -> impl Fn(&Check) -> Option<&ParameterHealth> {
         move |c| c.parameters.iter().find(|p| p.name == name)
     }
@@ -180,15 +189,15 @@ impl Court<'_> {
         if p.expected == p.elements {
             return None;
         }
-        let dead = |i: usize| self.recent(i, |c| of(c).map(|p| p.dead));
+        let dead = |c: &Check| of(c).map(|p| p.dead);
         let limit = match p.role {
             Role::InputProjection => 0.30,
             Role::Attention => 0.20,
             Role::Mlp => 0.15,
             Role::Pooling | Role::Table | Role::Other => HALF,
         };
-        let now = dead(self.checks.len() - 1);
-        if let Some(since) = self.since(|i| dead(i) > limit) {
+        let now = self.recent(self.checks.len() - 1, dead);
+        if let Some(since) = self.above(limit, dead) {
             let critical = now > HALF || p.role == Role::InputProjection;
             let level = if critical { Level::Critical } else { Level::Alert };
             let kind = if p.role == Role::Pooling { Kind::FrozenPooling } else { Kind::Dead };
@@ -274,10 +283,10 @@ impl Court<'_> {
             let because = format!("{} of its values are not finite", q.not_finite);
             return found(Level::Critical, Kind::NotFinite, now(since), because);
         }
-        let saturated = |i: usize| self.recent(i, |c| of(&q.name, c).map(|q| q.saturated));
+        let saturated = |c: &Check| of(&q.name, c).map(|q| q.saturated);
         let judged = matches!(q.kind, ProbeKind::Input | ProbeKind::Preactivation);
-        if let (true, Some(since)) = (judged, self.since(|i| saturated(i) > SATURATION)) {
-            let share = saturated(self.checks.len() - 1);
+        if let (true, Some(since)) = (judged, self.above(SATURATION, saturated)) {
+            let share = self.recent(self.checks.len() - 1, saturated);
             let level = if share > HALF { Level::Critical } else { Level::Alert };
             let (kind, what) = match q.kind {
                 ProbeKind::Input => (Kind::Scale, "outside [-3, 3]"),
@@ -336,32 +345,35 @@ impl Court<'_> {
             let remedies = self.remedies(kind, Role::Other, since);
             findings.push(Finding { level, kind, what: "all parameters".into(), since, because, remedies });
         };
-        let dead = |i: usize| self.recent(i, |c| Some(c.dead));
+        let dead = self.recent(n, |c| Some(c.dead));
         let [alert, critical] = OVERALL;
-        if let Some(since) = self.since(|i| dead(i) > alert) {
-            let level = if dead(n) > critical { Level::Critical } else { Level::Alert };
+        if let Some(since) = self.above(alert, |c| Some(c.dead)) {
+            let level = if dead > critical { Level::Critical } else { Level::Alert };
             let because = format!(
                 "{} of all gradient elements are dead (below {} is healthy, above {} critical)",
-                percent(dead(n)),
+                percent(dead),
                 percent(alert),
                 percent(critical)
             );
             found(level, Kind::Dead, since, because);
         }
-        let norm = |i: usize| self.recent(i, |c| Some(c.norm));
-        if let Some(since) = self.since(|i| norm(i) > self.profile.norm.end) {
-            let level = if norm(n) > 10. * self.profile.norm.end { Level::Critical } else { Level::Alert };
-            let because =
-                format!("the gradient norm before clipping is {:.3} (limit {})", norm(n), self.profile.norm.end);
+        let norm = self.recent(n, |c| Some(c.norm));
+        if let Some(since) = self.above(self.profile.norm.end, |c| Some(c.norm)) {
+            let level = if norm > 10. * self.profile.norm.end { Level::Critical } else { Level::Alert };
+            let because = format!("the gradient norm before clipping is {:.3} (limit {})", norm, self.profile.norm.end);
             found(level, Kind::Exploding, since, because);
         }
-        let update = |i: usize| self.recent(i, |c| median(c.parameters.iter().filter_map(|p| p.update).collect()));
-        if let Some(since) = self.since(|i| i + 1 >= RECENT && update(i) > UPDATE) {
-            let because = format!("a step changes the median tensor by {} of its norm", percent(update(n)));
+        let of = |c: &Check| median(c.parameters.iter().filter_map(|p| p.update).collect());
+        let update = |i: usize| self.recent(i, of);
+        // One step that replaces the weights does its harm for good.
+        let wild = self.checks.iter().find_map(|c| of(c).filter(|u| *u > WILD).map(|u| (c.step, u)));
+        let lasting = self.since(|i| i + 1 >= RECENT && update(i) > UPDATE).map(|since| (since, update(n)));
+        if let Some((since, update)) = wild.or(lasting) {
+            let because = format!("a step changes the median tensor by {} of its norm", percent(update));
             found(Level::Alert, Kind::Rate, since, because);
         }
         if let Some((since, because)) = self.course() {
-            let level = if dead(n) > 0.4 { Level::Critical } else { Level::Alert };
+            let level = if dead > 0.4 { Level::Critical } else { Level::Alert };
             found(level, Kind::Progressive, since, because);
         }
     }

@@ -30,7 +30,7 @@ pub struct Check {
     /// Global gradient norm before clipping.
     #[serde(deserialize_with = "or_nan")]
     pub norm: f64,
-    /// Share of dead elements over all that could be alive.
+    /// Share of dead elements over all that could be alive and that backward reaches.
     pub dead: f64,
     /// Every parameter that is trained.
     pub parameters: Vec<ParameterHealth>,
@@ -372,8 +372,10 @@ impl Check {
     /// Gradients that do not fit their weights; candle's.
     pub fn new(step: u64, profile: &Profile, watched: &[Watched], probes: &[Probe]) -> Result<Self> {
         let parameters = watched.iter().map(|w| parameter(profile, w)).collect::<Result<Vec<_>>>()?;
-        let alive: usize = parameters.iter().map(|p| p.elements - p.expected).sum();
-        let dead: f64 = parameters.iter().map(|p| p.dead * (p.elements - p.expected) as f64).sum();
+        // What backward does not reach is said of each by itself.
+        let reached = || parameters.iter().filter(|p| !p.missing);
+        let alive: usize = reached().map(|p| p.elements - p.expected).sum();
+        let dead: f64 = reached().map(|p| p.dead * (p.elements - p.expected) as f64).sum();
         Ok(Self {
             step,
             norm: short(parameters.iter().map(|p| p.norm * p.norm).sum::<f64>().sqrt()),
