@@ -320,7 +320,11 @@ fn settings_are_tuned_and_a_search_goes_on_where_it_stopped() -> Outcome {
 #[test]
 fn the_weights_in_the_repository_are_those_of_their_card() -> Outcome {
     let weights = Path::new(env!("CARGO_MANIFEST_DIR")).join("../weights");
-    for (model, name, total) in [("stock-lstm", "stock-lstm", 31_051), ("char-gpt", "char-gpt-cpu", 804_096)] {
+    for (model, name, total) in [
+        ("stock-lstm", "stock-lstm", 31_051),
+        ("char-gpt", "char-gpt-cpu", 804_096),
+        ("trading-transformer", "trading-transformer", 224_154),
+    ] {
         let card = std::fs::read_to_string(weights.join(format!("{name}.md")))?;
         let file = format!("{name}.safetensors");
         assert!(card.contains(&zoo_checkpoint::sha256(&weights.join(&file))?), "{name}");

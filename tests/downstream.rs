@@ -90,6 +90,15 @@ fn a_program_with_the_model_crates_alone_forecasts_and_writes_from_the_weights()
     assert!(!done && text.contains("a forecast needs 61 days, got 20"), "{text}");
     let (done, text) = run("write", "char-gpt-cpu.safetensors", "100", "ROMEO:\n")?;
     assert!(done && text.chars().count() == 101 && text.split_whitespace().count() > 10, "{text}");
+    let bars: Vec<String> = (zoo_market::simulate(260, 1).bars.iter())
+        .map(|b| format!("{} {} {} {} {}\n", b.open, b.high, b.low, b.close, b.volume))
+        .collect();
+    let (done, text) = run("features", "trading-transformer.safetensors", "64", &bars.concat())?;
+    let features: Vec<f64> =
+        text.lines().map(str::parse).collect::<Result<_, _>>().map_err(|e| format!("{e}: {text}"))?;
+    assert!(done && features.len() == 64 && features.iter().all(|f| f.is_finite() && f.abs() < 50.), "{text}");
+    let (done, text) = run("features", "trading-transformer.safetensors", "64", &bars[..210].concat())?;
+    assert!(!done && text.contains("its first must be bar 200 or later"), "{text}");
     let (done, text) = run("write", "stock-lstm.safetensors", "100", "ROMEO:\n")?;
     assert!(!done && text.contains("weights of stock-lstm, expected char-gpt"), "{text}");
     Ok(())

@@ -1,5 +1,7 @@
 //! What a direction can be told from without a network: how often each came before, and logistic regression.
 
+use std::collections::BTreeMap;
+
 use candle_core::{Device, Result, Tensor};
 use zoo_layers::optim::{Moments, Optimizer, Rule, decay_matrices};
 use zoo_layers::{Linear, Params, init, ops};
@@ -7,10 +9,10 @@ use zoo_layers::{Linear, Params, init, ops};
 use crate::DIRECTIONS;
 use crate::features::FEATURES;
 
-/// Steps of full gradient descent, their rate, and the weight decay that keeps the weights small.
+/// Steps over the whole training part, their rate, and the steps between two looks at the validation part.
 const STEPS: u64 = 300;
-const RATE: f64 = 0.01;
-const DECAY: f64 = 0.1;
+const RATE: f64 = 0.002;
+const EVERY: u64 = 5;
 /// Standard deviations beyond which a feature is cut.
 const LIMIT: f32 = 5.;
 const CLASSES: usize = DIRECTIONS.len();
@@ -32,11 +34,11 @@ pub(crate) struct Logistic {
 }
 
 impl Logistic {
-    /// Fits to rows (n, 129) with their directions.
+    /// Fits to rows (n, 129) with their directions; `valid` decides when to stop, as it does for the network.
     ///
     /// # Errors
     /// candle's.
-    pub(crate) fn fit(rows: &[f32], labels: &[i64]) -> Result<Self> {
+    pub(crate) fn fit((rows, labels): (&[f32], &[i64]), valid: (&[f32], &[i64])) -> Result<Self> {
         let n = labels.len().max(1) as f64;
         let column = |i: usize| rows.iter().skip(i).step_by(FEATURES).map(|v| f64::from(*v));
         let scale = (0..FEATURES).map(|i| {
@@ -48,12 +50,26 @@ impl Logistic {
         let vb = params.builder();
         let model = Linear::with_biases(FEATURES, CLASSES, Some(init::ZEROS), init::ZEROS, vb)?;
         let fitted = Self { scale: scale.collect(), model };
-        let (x, y) = (fitted.scaled(rows)?, Tensor::from_slice(labels, labels.len(), &Device::Cpu)?);
-        let rule = Rule::AdamW(Moments { beta1: 0.9, beta2: 0.999, eps: 1e-8 });
-        let mut optimizer = Optimizer::new(rule, &params, decay_matrices(DECAY))?;
-        for _ in 0..STEPS {
-            let loss = ops::cross_entropy(&fitted.model.forward(&x)?, &y, Default::default())?;
-            optimizer.step(&params.gradients(&loss.backward()?), RATE, 1.)?;
+        let tensors = |(rows, labels): (&[f32], &[i64])| -> Result<(Tensor, Tensor)> {
+            Ok((fitted.scaled(rows)?, Tensor::from_slice(labels, labels.len(), &Device::Cpu)?))
+        };
+        let loss = |(x, y): &(Tensor, Tensor)| ops::cross_entropy(&fitted.model.forward(x)?, y, Default::default());
+        let (train, valid) = (tensors((rows, labels))?, if valid.1.is_empty() { None } else { Some(tensors(valid)?) });
+        let rule = Rule::AdamW(Moments::default());
+        let mut optimizer = Optimizer::new(rule, &params, decay_matrices(0.))?;
+        let mut best: Option<(f32, BTreeMap<String, Tensor>)> = None;
+        for step in 0..=STEPS {
+            if let (Some(valid), true) = (&valid, step.is_multiple_of(EVERY)) {
+                let now = loss(valid)?.to_scalar::<f32>()?;
+                if best.as_ref().is_none_or(|(before, _)| now < *before) {
+                    let copies = params.tensors().into_iter().map(|(name, t)| Ok((name, t.copy()?)));
+                    best = Some((now, copies.collect::<Result<_>>()?));
+                }
+            }
+            optimizer.step(&params.gradients(&loss(&train)?.backward()?), RATE, 1.)?;
+        }
+        if let Some((_, best)) = &best {
+            params.set(best)?;
         }
         Ok(fitted)
     }
@@ -86,10 +102,14 @@ mod tests {
             // Nine of ten say the direction.
             rows[i * FEATURES + 5] = if i % 10 == 0 { 0. } else { (*label - 1) as f32 * 100. };
         }
-        let chances = Logistic::fit(&rows, &labels)?.chances(&rows)?;
+        let chances = Logistic::fit((&rows, &labels), (&[], &[]))?.chances(&rows)?;
         let best = |p: &[f32]| (0..3).max_by(|a, b| p[*a].total_cmp(&p[*b])).unwrap_or_default() as i64;
         let right = chances.iter().zip(&labels).filter(|(p, y)| best(p) == **y).count();
         assert!((0.85..0.98).contains(&(right as f64 / n as f64)), "{right} of {n}");
+        // A validation part that says the opposite leaves it at equal chances.
+        let other: Vec<i64> = labels.iter().map(|y| 2 - y).collect();
+        let stopped = Logistic::fit((&rows, &labels), (&rows, &other))?.chances(&rows)?;
+        assert!(stopped.iter().flatten().all(|p| (p - 1. / 3.).abs() < 0.05));
         Ok(())
     }
 }

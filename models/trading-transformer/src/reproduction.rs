@@ -215,7 +215,7 @@ fn mask(silent: usize) -> Result<Option<Tensor>> {
         return Ok(None);
     }
     // Every third feature speaks.
-    let speaks = |i: usize| if i % 3 == 0 || i >= silent * 3 / 2 { 1f32 } else { 0. };
+    let speaks = |i: usize| if i.is_multiple_of(3) || i >= silent * 3 / 2 { 1f32 } else { 0. };
     Tensor::from_vec((0..FEATURES).map(speaks).collect::<Vec<_>>(), FEATURES, &Device::Cpu).map(Some)
 }
 

@@ -358,7 +358,8 @@ impl Task for TradingTask {
         let n = self.samples(split);
         let labels = |split: Split| &self.labels[self.range(split)];
         let prior = vec![shares(labels(Split::Train)).map(|s| s as f32).to_vec(); n];
-        let logistic = Logistic::fit(self.rows_of(Split::Train), labels(Split::Train))?.chances(self.rows_of(split))?;
+        let part = |split: Split| (self.rows_of(split), labels(split));
+        let logistic = Logistic::fit(part(Split::Train), part(Split::Valid))?.chances(self.rows_of(split))?;
         let metrics = self.judge(split, &chances);
         let baselines =
             vec![("majority_class", self.judge(split, &prior)), ("logistic_regression", self.judge(split, &logistic))];

@@ -26,7 +26,7 @@ pub(super) struct Watch<T: Task> {
 impl<T: Task> Watch<T> {
     pub(super) fn new(task: &T, config: &ConfigOf<T>, params: &Params) -> Result<Self> {
         let (all, train) = (task.samples(Split::Train), &config.train);
-        let n = (train.batch_size / 2).clamp(1, SAMPLES).min(all);
+        let n = (train.batch_size / 4).clamp(1, SAMPLES).min(all);
         let spread: Vec<usize> = (0..n).map(|i| i * all / n).collect();
         let frozen = train.frozen()?;
         let frozen = |name: &String| frozen.as_ref().is_some_and(|f| f.is_match(name));
