@@ -61,7 +61,8 @@ fn features_as_they_are_are_found_out_before_the_first_step() -> Result<()> {
     // What the documents warn of is said before it does harm.
     let found = raised::<TradingTask>("tiny", &["train.lr=0.01", "train.clip_norm=1", "train.steps=1"])?;
     let settings: Vec<&str> = found.iter().filter(|f| f.1 == Kind::Setting).map(|f| f.2.as_str()).collect();
-    assert_eq!(settings, ["train.lr", "train.clip_norm"]);
+    // (A limit of the norm is worth a note, which the doctor shows.)
+    assert_eq!(settings, ["train.lr"]);
     Ok(())
 }
 
@@ -86,7 +87,8 @@ fn the_gradient_death_comes_from_inputs_of_zero_and_goes_with_layer_norm() -> Re
     // The same seed gives the same course.
     assert_eq!(course("layer")?.looks, layer.looks);
     assert_eq!(layer.arm.input_norm, InputNorm::Layer);
-    let [with, without] = read(arm("running"), settings, &mut || true)?;
-    assert!((0. ..=100.).contains(&with) && (0. ..=100.).contains(&without));
+    // What lies behind running statistics can be read soon.
+    let [with, without] = read(arm("running"), Settings { reading: 150, batch: 32, ..settings }, &mut || true)?;
+    assert!(with > 55. && without > 55., "{with} {without}");
     Ok(())
 }

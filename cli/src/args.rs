@@ -141,7 +141,7 @@ pub(crate) struct ReproduceArgs {
     /// What: gradient-death
     #[arg(value_name = "NAME")]
     pub(crate) name: String,
-    /// Steps of each arm (2500)
+    /// Steps of each arm (2000; at least 25)
     #[arg(long, value_name = "N")]
     pub(crate) steps: Option<u64>,
     /// Seed of data, weights, order and dropout (42)

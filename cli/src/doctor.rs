@@ -4,15 +4,17 @@ use std::path::Path;
 
 use anyhow::Context;
 use serde_json::{Value, json};
+use zoo_training::config::{Layers, resolve, to_toml};
 use zoo_training::doctor::{Diagnosis, Verdict, diagnose};
 use zoo_training::health::{Check, Finding, Kind, Level, Profile, Report, judge};
 use zoo_training::{Error, History, Task, Trainer};
 
 use crate::args::DoctorArgs;
+use crate::eval::Loaded;
 use crate::fetch;
 use crate::heat::HeatMap;
 use crate::output::{print, print_json, table};
-use crate::registry::{self, MODELS, configured, quoted, weights};
+use crate::registry::{self, MODELS, quoted, weights};
 
 /// The curves of a run and its configuration.
 pub(crate) fn read(run: &Path) -> anyhow::Result<(History, Value)> {
@@ -118,19 +120,28 @@ fn of_run(run: &Path, as_json: bool) -> anyhow::Result<()> {
         }));
         return Ok(());
     }
+    // What is wrong with the gradients explains the curves, not the other way round.
+    let ill = report.verdict >= Level::Alert;
+    if let (Some(last), true) = (checks.last(), ill) {
+        print(&format!("{}\n{}\n", described(last, &report, checks.len()), heat.text()));
+    }
     print(&format!("{}: {because}\n", name(*verdict)));
     if numbers.refused > 0 {
         print(&format!("{} steps were refused as not finite or as spikes\n", numbers.refused));
     }
-    if !advice.is_empty() {
+    if !advice.is_empty() && !ill {
         print(&format!(
             "to try, one at a time, in this order:\n{}",
             advice.iter().map(|a| format!("  {a}\n")).collect::<String>()
         ));
     }
     match checks.last() {
-        None => print("\ngradient health was not watched (train.health_every = 0)\n"),
-        Some(last) => print(&format!("\n{}\n{}", described(last, &report, checks.len()), heat.text())),
+        None if config["train"]["health_every"] == 0 => {
+            print("\ngradient health was not watched (train.health_every = 0)\n")
+        }
+        None => print("\nno look at gradient health is on record (health.jsonl)\n"),
+        Some(last) if !ill => print(&format!("\n{}\n{}", described(last, &report, checks.len()), heat.text())),
+        Some(_) => {}
     }
     Ok(())
 }
@@ -139,21 +150,30 @@ fn of_run(run: &Path, as_json: bool) -> anyhow::Result<()> {
 pub(crate) fn examine<T: Task>(args: &DoctorArgs) -> anyhow::Result<()> {
     let device = registry::device("cpu")?;
     let data = fetch::found::<T>(args.data.as_deref())?;
-    let mut set = args.set.clone();
+    let mut set = vec![];
+    let mut file = args
+        .config
+        .clone()
+        .map(|path| {
+            std::fs::read_to_string(&path)
+                .map(|text| (text, path.display().to_string()))
+                .with_context(|| path.display().to_string())
+        })
+        .transpose()?;
+    if let (Some(checkpoint), None, None) = (&args.checkpoint, &args.preset, &file) {
+        // Weights bring their own configuration, but not their data's place.
+        let loaded = Loaded::<T>::read(&weights(checkpoint), &device)?;
+        file = Some((to_toml(&loaded.config)?, checkpoint.display().to_string()));
+        set.push("data.path=".into());
+    }
+    set.extend(args.set.iter().cloned());
     set.extend(data.map(|d| format!("data.path={}", quoted(&d))));
     set.extend(args.checkpoint.as_ref().map(|c| format!("train.init_from={}", quoted(&weights(c)))));
-    let common =
-        crate::args::Common { model: T::NAME.into(), preset: args.preset.clone(), config: args.config.clone(), set };
-    let mut config = configured::<T>(&common, &[])?;
+    let file = file.as_ref().map(|(text, name)| (text.as_str(), name.as_str()));
+    let mut config = resolve::<T>(&Layers { preset: args.preset.as_deref(), file, set: &set })?;
     T::settle(&mut config)?;
     let task = T::open(&config.model, &config.data, config.train.seed, None, &device)?;
-    let (check, findings) = Trainer::new(&task, &config, &device)?.examine()?;
-    let tables = serde_json::to_value(&config)?;
-    let mut report = judge(std::slice::from_ref(&check), &T::health(), &tables);
-    let preflight: Vec<Finding> = findings.into_iter().filter(|f| f.kind == Kind::Setting).collect();
-    report.verdict = preflight.iter().map(|f| f.level).chain([report.verdict]).max().unwrap_or(report.verdict);
-    report.findings.extend(preflight);
-    report.findings.sort_by_key(|f| std::cmp::Reverse(f.level));
+    let (check, report) = Trainer::new(&task, &config, &device)?.examine()?;
     if args.json {
         print_json(&json!({ "model": T::NAME, "health": as_value(&check, &report, 1, None) }));
     } else {

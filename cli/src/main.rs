@@ -72,7 +72,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Predict(args) => registry::find(&args.model)?.predict(&args)?,
         Command::Generate(args) => return registry::find(&args.model)?.generate(&args),
         Command::Report(args) => report::run(&args)?,
-        Command::Reproduce(args) => reproduce::run(&args)?,
+        Command::Reproduce(args) => return reproduce::run(&args),
         Command::Doctor(args) => doctor::run(&args)?,
         Command::Convert(args) => return convert::run(&args),
         Command::Inspect(args) => inspect::inspect(&args)?,

@@ -1,5 +1,7 @@
 //! `zoo reproduce`: a founding document's experiment, its figures beside ours.
 
+use std::path::Path;
+use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 
 use plotters::coord::Shift;
@@ -15,16 +17,26 @@ use crate::train::stop_flag;
 
 /// Every reproduction there is.
 const NAMES: [&str; 1] = ["gradient-death"];
+/// Exit code of a run that a signal stopped for good.
+const STOPPED: u8 = 130;
 /// The first arms, which also learn to read.
 const READERS: usize = 3;
 
-pub(crate) fn run(args: &ReproduceArgs) -> anyhow::Result<()> {
+pub(crate) fn run(args: &ReproduceArgs) -> anyhow::Result<ExitCode> {
     if !NAMES.contains(&args.name.as_str()) {
         return Err(
             Error::Usage(format!("there is nothing to reproduce named {}: {}", args.name, NAMES.join(", "))).into()
         );
     }
-    args.plot.as_deref().map_or(Ok(()), check_name)?;
+    if let Some(plot) = &args.plot {
+        check_name(plot)?;
+        let folder = std::path::absolute(plot)?.parent().map(Path::to_path_buf).unwrap_or_default();
+        if !folder.is_dir() {
+            return Err(
+                Error::Usage(format!("--plot {}: there is no folder {}", plot.display(), folder.display())).into()
+            );
+        }
+    }
     let settings = Settings {
         steps: args.steps.unwrap_or(Settings::default().steps),
         seed: args.seed.unwrap_or(Settings::default().seed),
@@ -40,7 +52,7 @@ pub(crate) fn run(args: &ReproduceArgs) -> anyhow::Result<()> {
         let started = std::time::Instant::now();
         let course = run_arm(arm, settings, &mut |_| !stop.load(Ordering::Relaxed))?;
         if stop.load(Ordering::Relaxed) {
-            return Err(interrupted());
+            return Ok(interrupted());
         }
         note(&format!("{}: {} steps in {:.0} s", arm.name, settings.steps, started.elapsed().as_secs_f64()));
         courses.push(course);
@@ -49,7 +61,7 @@ pub(crate) fn run(args: &ReproduceArgs) -> anyhow::Result<()> {
     for arm in ARMS.into_iter().take(READERS) {
         reading.push(read(arm, settings, &mut || !stop.load(Ordering::Relaxed))?);
         if stop.load(Ordering::Relaxed) {
-            return Err(interrupted());
+            return Ok(interrupted());
         }
     }
     if let Some(path) = &args.plot {
@@ -60,11 +72,12 @@ pub(crate) fn run(args: &ReproduceArgs) -> anyhow::Result<()> {
     } else {
         print(&text(&courses, &reading, settings));
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
-fn interrupted() -> anyhow::Error {
-    Error::Run("interrupted: nothing was written".into()).into()
+fn interrupted() -> ExitCode {
+    note("interrupted: nothing was written");
+    ExitCode::from(STOPPED)
 }
 
 fn find<'a>(courses: &'a [Course], name: &str) -> &'a Course {
@@ -192,8 +205,8 @@ fn text(courses: &[Course], reading: &[[f64; 2]], settings: Settings) -> String 
 fn conclusions(courses: &[Course], reading: &[[f64; 2]]) -> Vec<String> {
     let of = |name: &str, f: &dyn Fn(&Look) -> f64| find(courses, name).end(f);
     let zeros = |name: &str| 100. * of(name, &|l| l.gradient_zeros);
-    let [none, layer] = ["none", "layer"].map(|name| zeros(name));
-    let [silent, healed] = ["silent, none", "silent, layer"].map(|name| zeros(name));
+    let [none, layer] = ["none", "layer"].map(zeros);
+    let [silent, healed] = ["silent, none", "silent, layer"].map(zeros);
     let explained = 100. * of("silent, none", &|l| l.zeros_of_zero_inputs);
     let failed: Vec<f64> = courses.iter().skip(READERS).take(4).map(|c| zeros(c.arm.name)).collect();
     let (least, most) = failed.iter().fold((f64::INFINITY, 0f64), |(a, b), v| (a.min(*v), b.max(*v)));
@@ -209,7 +222,10 @@ fn conclusions(courses: &[Course], reading: &[[f64; 2]]) -> Vec<String> {
              share, so their columns get gradients, but all the same one ({} of 20 differ)",
             find(courses, "layer").idle_columns
         ),
-        format!("the document's other attempts leave zeros where they were: {least:.2} to {most:.2} %"),
+        format!(
+            "the document's other attempts leave zeros where they were: {least:.2} to {most:.2} % (a constant factor on some columns' \
+             gradients is undone by Adam, but for the clipping)"
+        ),
         format!(
             "saturation: {:.1} % without a norm, {:.2} % with layer norm (the document has 2.3 to 4.7 % after the cure, and nothing \
              from before it)",
@@ -244,7 +260,7 @@ fn conclusions(courses: &[Course], reading: &[[f64; 2]]) -> Vec<String> {
     lines
 }
 
-fn picture(path: &std::path::Path, courses: &[Course]) -> anyhow::Result<()> {
+fn picture(path: &Path, courses: &[Course]) -> anyhow::Result<()> {
     const SIZE: (u32, u32) = (1100, 760);
     if path.extension().is_some_and(|e| e == "png") {
         return png(path, SIZE, |area| paint(area, courses));

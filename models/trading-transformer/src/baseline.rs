@@ -57,6 +57,13 @@ impl Logistic {
         let (train, valid) = (tensors((rows, labels))?, if valid.1.is_empty() { None } else { Some(tensors(valid)?) });
         let rule = Rule::AdamW(Moments::default());
         let mut optimizer = Optimizer::new(rule, &params, decay_matrices(0.))?;
+        // It begins with how often each came: to know nothing is to know that.
+        let shares = shares(labels).map(|s| s.max(1e-6).ln() as f32);
+        let start = params.all().into_iter().map(|p| {
+            let value = if p.var.rank() == 1 { Tensor::new(&shares, &Device::Cpu)? } else { p.var.zeros_like()? };
+            Ok((p.name, value))
+        });
+        params.set(&start.collect::<Result<_>>()?)?;
         let mut best: Option<(f32, BTreeMap<String, Tensor>)> = None;
         for step in 0..=STEPS {
             if let (Some(valid), true) = (&valid, step.is_multiple_of(EVERY)) {
@@ -106,7 +113,7 @@ mod tests {
         let best = |p: &[f32]| (0..3).max_by(|a, b| p[*a].total_cmp(&p[*b])).unwrap_or_default() as i64;
         let right = chances.iter().zip(&labels).filter(|(p, y)| best(p) == **y).count();
         assert!((0.85..0.98).contains(&(right as f64 / n as f64)), "{right} of {n}");
-        // A validation part that says the opposite leaves it at equal chances.
+        // A validation part that says the opposite leaves it at the shares of each, which are equal.
         let other: Vec<i64> = labels.iter().map(|y| 2 - y).collect();
         let stopped = Logistic::fit((&rows, &labels), (&rows, &other))?.chances(&rows)?;
         assert!(stopped.iter().flatten().all(|p| (p - 1. / 3.).abs() < 0.05));

@@ -86,6 +86,9 @@ impl Config {
         if !(0. ..1.).contains(&dropout) {
             return Some(format!("model.dropout is {dropout}, expected a share below 1"));
         }
+        if bars < 2 {
+            return Some("model.bars must be at least 2: attention over one bar has nothing to choose from".into());
+        }
         (!recency.is_finite()).then(|| format!("model.recency is {recency}, expected a number"))
     }
 }

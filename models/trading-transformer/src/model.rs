@@ -17,8 +17,8 @@ use crate::{Config, InputNorm};
 
 /// Added to the variance in the norms.
 const EPS: f64 = 1e-5;
-/// Added to the running variances: some indicators' are as small as 1e-14.
-const RUNNING_EPS: f64 = 1e-20;
+/// Added to the running variances: those of quiet markets' third moments are as small as 1e-24.
+const RUNNING_EPS: f64 = 1e-30;
 /// Gain of Glorot's initial values for linear maps.
 pub(crate) const LINEAR_GAIN: f64 = 0.6;
 /// The same for attention's maps.
@@ -218,6 +218,7 @@ impl TradingTransformer {
         let projected = self.project(&normalized)?;
         let encoded = self.encode(&self.place(&projected, Mode::Eval)?, Mode::Eval)?;
         let features = self.aggregate(&encoded)?;
+        let raw = observation.reshape(((), FEATURES))?;
         // Running statistics that have seen nothing say nothing about what the projection will see.
         let seen = match &self.input {
             Input::Running(norm) => norm.rows()? > 0.,
@@ -226,10 +227,7 @@ impl TradingTransformer {
         let kind = if seen { ProbeKind::Input } else { ProbeKind::Output };
         let judged = if seen { ProbeKind::Preactivation } else { ProbeKind::Output };
         Ok(vec![
-            Probe {
-                groups: groups(),
-                ..Probe::new("observation", ProbeKind::Output, &observation.reshape(((), FEATURES))?)
-            },
+            Probe { groups: groups(), ..Probe::new("observation", ProbeKind::Raw, &raw) },
             Probe { groups: groups(), ..Probe::new("temporal_projection.input", kind, &normalized) },
             Probe::new("temporal_projection", judged, &projected),
             Probe::new("encoder", ProbeKind::Output, &encoded),

@@ -29,6 +29,9 @@ pub(crate) fn predict(
             "--horizon {asked}: this model tells the direction of the next {told} bars, as it was trained (data.horizon)"
         )));
     }
+    if request.interval != 0.9 {
+        return Err(Error::Usage("--interval: this model tells chances of directions, which have no intervals".into()));
+    }
     let days = read_csv(request.input, &source.reading())?;
     if let Some(column) = days.missing.iter().find(|c| **c != "Adj Close") {
         return Err(Error::Data(format!("{input}: no column {column}, which the features of a bar need")));

@@ -32,7 +32,7 @@ pub struct Arm {
     pub dropout: f64,
     /// What the encoder's change of its input is multiplied by.
     pub residual: f64,
-    /// What the gradients of the position features' columns are multiplied by.
+    /// What the gradients of the position features' columns are multiplied by (Adam undoes a constant, but for clipping).
     pub position_gradient: f64,
     /// Features that are zero throughout, as of a feed that is not connected: every one of the first so many.
     pub silent: usize,
@@ -309,9 +309,7 @@ impl Trial {
     fn look(&self, step: Step) -> Result<Look> {
         let Step { number, input, loss, grads, norm } = step;
         let trainable = self.params.trainable();
-        let watched: Vec<Watched> = (trainable.iter().zip(grads.iter()))
-            .map(|(p, (name, gradient))| Watched { name, weight: p.var.as_tensor(), gradient, before: None })
-            .collect();
+        let watched = Watched::of(&trainable, grads, None);
         let probe = Probe::new("projection", ProbeKind::Preactivation, &self.model.project(input)?);
         let check = Check::new(number, &Profile::default(), &watched, &[probe])?;
         let rows = input.reshape(((), FEATURES))?;

@@ -11,7 +11,7 @@ use zoo_training::health::{Probe, Profile};
 use zoo_training::{Error, Evaluation, Loss, Metrics, Prediction, Preset, Request, Split, Task, TrainConfig};
 
 use crate::baseline::{Logistic, shares};
-use crate::features::{FEATURES, Trader, WARMUP, of_bars};
+use crate::features::{FEATURES, Trader, WARMUP, of_bars, windows};
 use crate::{Config, DIRECTIONS, Source, TradingTransformer};
 
 /// Samples of a batch when evaluating.
@@ -39,13 +39,8 @@ pub struct TradingTask {
 /// Where the close went `horizon` bars later: 0 down, 1 flat, 2 up, against `band` standard deviations of such moves.
 fn directions(days: &Days, horizon: usize, band: f64) -> Vec<i64> {
     let log: Vec<f64> = days.bars.iter().map(|b| b.close.ln()).collect();
-    let returns: Vec<f64> = std::iter::once(0.).chain(log.windows(2).map(|w| w[1] - w[0])).collect();
-    let sigma = |t: usize| {
-        let window = &returns[(t + 1).saturating_sub(50)..=t];
-        let mean = window.iter().sum::<f64>() / window.len() as f64;
-        (window.iter().map(|r| (r - mean).powi(2)).sum::<f64>() / window.len() as f64).sqrt()
-    };
-    let of = |t: usize| match (log[t + horizon] - log[t]) / (sigma(t) * (horizon as f64).sqrt()).max(1e-12) {
+    let sigma = windows::rolling(&windows::changes(&log), 50, windows::deviation);
+    let of = |t: usize| match (log[t + horizon] - log[t]) / (sigma[t] * (horizon as f64).sqrt()).max(1e-12) {
         z if z > band => 2,
         z if z < -band => 0,
         _ => 1,
@@ -94,7 +89,9 @@ impl TradingTask {
         let labels = &self.labels[self.range(split)];
         for (p, label) in chances.iter().zip(labels) {
             let y = *label as usize;
-            loss -= f64::from(p[y]).max(1e-12).ln();
+            // Not max(), which would take a NaN for 1e-12.
+            let chance = f64::from(p[y]);
+            loss -= if chance < 1e-12 { 1e-12f64 } else { chance }.ln();
             let best = (0..p.len()).max_by(|a, b| p[*a].total_cmp(&p[*b]).then(b.cmp(a)));
             right += f64::from(u8::from(best == Some(y)));
             brier += self.score(p, y);
@@ -107,9 +104,9 @@ impl TradingTask {
         p.iter().enumerate().map(|(i, p)| (f64::from(*p) - f64::from(u8::from(i == y))).powi(2)).sum()
     }
 
-    /// By how many standard errors the mean Brier score of `a` is below that of `b`. Samples overlap: the error counts
-    /// covariances up to the horizon (Newey and West 1987).
-    fn advantage(&self, split: Split, a: &[Vec<f32>], b: &[Vec<f32>]) -> f64 {
+    /// By how many standard errors the mean Brier score of `a` is below that of `b`, if that can be told. Samples overlap: the
+    /// error counts covariances up to twice the horizon (Newey and West 1987).
+    fn advantage(&self, split: Split, a: &[Vec<f32>], b: &[Vec<f32>]) -> Option<f64> {
         let labels = &self.labels[self.range(split)];
         let gain =
             |((a, b), y): ((&Vec<f32>, &Vec<f32>), &i64)| self.score(b, *y as usize) - self.score(a, *y as usize);
@@ -119,9 +116,11 @@ impl TradingTask {
         let covariance = |lag: usize| {
             gains.iter().zip(&gains[lag.min(n)..]).map(|(x, y)| (x - mean) * (y - mean)).sum::<f64>() / n.max(1) as f64
         };
-        let weight = |lag: usize| 1. - lag as f64 / self.horizon as f64;
-        let variance = covariance(0) + 2. * (1..self.horizon).map(|lag| weight(lag) * covariance(lag)).sum::<f64>();
-        if variance > 0. { mean / (variance / n as f64).sqrt() } else { 0. }
+        let lags = 2 * self.horizon;
+        let weight = |lag: usize| 1. - lag as f64 / lags as f64;
+        let variance = covariance(0) + 2. * (1..lags).map(|lag| weight(lag) * covariance(lag)).sum::<f64>();
+        let told = n >= 2 * lags && variance > 1e-9 * mean * mean;
+        told.then(|| mean / (variance / n as f64).sqrt())
     }
 
     fn rows_of(&self, split: Split) -> &[f32] {
@@ -239,12 +238,15 @@ impl Task for TradingTask {
         let count = |share: f64| (samples as f64 * share).round() as usize;
         let (n_valid, n_test) = (count(valid), count(test));
         let n_train = samples.saturating_sub(n_valid + n_test);
+        // Half a sample or more of the smallest part rounds to one.
+        let smallest = [valid, test].into_iter().filter(|s| *s > 0.).fold(1. - valid - test, f64::min);
+        let least = (0.5 / smallest).ceil() as usize;
         if n_train == 0 || (valid > 0. && n_valid == 0) || (test > 0. && n_test == 0) {
             return Err(Error::Data(format!(
                 "{origin}: {} days, at least {} are needed: {WARMUP} of history, {} an observation, {horizon} ahead, and as much \
                  between two parts (bring more data)",
                 days.bars.len(),
-                first + horizon + 2 * gap + 10,
+                first + horizon + 2 * gap + least,
                 config.bars
             )));
         }
@@ -287,7 +289,8 @@ impl Task for TradingTask {
 
     fn fitted(&self) -> Value {
         // Simulated days share no more than dates with real ones.
-        let last = self.range(Split::Valid).end.max(self.range(Split::Train).end) + self.horizon - 1;
+        let parts = [Split::Train, Split::Valid].map(|s| self.range(s)).into_iter().filter(|r| !r.is_empty());
+        let last = parts.map(|r| r.end).max().unwrap_or_default() + self.horizon - 1;
         match self.simulated {
             true => json!({}),
             false => json!({ UNTIL: self.days.dates[last].to_string() }),
@@ -296,8 +299,11 @@ impl Task for TradingTask {
 
     fn warnings(&self) -> Vec<String> {
         let mut warnings = self.days.warnings.clone();
-        let first = self.days.dates[self.range(Split::Test).start].to_string();
-        if let Some(seen) = self.seen.as_ref().filter(|seen| first <= **seen) {
+        let test = self.range(Split::Test);
+        let first = if test.is_empty() { None } else { Some(self.days.dates[test.start].to_string()) };
+        if let (Some(first), Some(seen)) = (first, self.seen.as_ref())
+            && first <= *seen
+        {
             warnings.push(format!(
                 "the test days begin on {first}, but the weights saw days until {seen} in training: they may know the outcome"
             ));
@@ -337,9 +343,9 @@ impl Task for TradingTask {
 
     fn health() -> Profile {
         Profile {
-            rate: Some(1e-5..9e-4),
-            clip: Some(5. ..10.),
-            gain: Some(0.6..0.8),
+            rate: Some(2e-5..=9e-4),
+            clip: Some(5. ..=10.),
+            gain: Some(0.6..=0.8),
             normalize: Some("model.input_norm=running"),
             ..Profile::default()
         }
@@ -371,15 +377,15 @@ impl Task for TradingTask {
         for ((name, of), others) in baselines.iter().zip([&prior, &logistic]) {
             let errors = self.advantage(split, &chances, others);
             let verdict = match errors {
-                e if e > 2. => "beats",
-                e if e >= -2. => "is no better than",
-                _ => "is worse than",
+                Some(e) if e > 2. => "beats",
+                Some(e) if e < -2. => "is worse than",
+                _ => "is no better than",
             };
+            let errors = errors.map_or("too few different samples to tell by".into(), |e| {
+                format!("{e:+.1} standard errors, counting that samples overlap")
+            });
             let (mine, theirs, name) = (brier(&metrics), brier(of), name.replace('_', " "));
-            remarks.push(format!(
-                "The model {verdict} {name} (Brier score {mine:.4} against {theirs:.4}, {errors:+.1} standard errors, counting \
-                 that samples overlap)."
-            ));
+            remarks.push(format!("The model {verdict} {name} (Brier score {mine:.4} against {theirs:.4}, {errors})."));
         }
         let happened = shares(labels(split)).map(|s| format!("{:.1}", 100. * s));
         remarks.push(format!("Of the directions {} % were down, flat and up.", happened.join(", ")));
@@ -451,10 +457,13 @@ mod tests {
         let third = vec![vec![1f32 / 3.; 3]; labels.len()];
         let of_third = task.judge(Split::Test, &third);
         assert!((of_third[0].1 - 3f64.ln()).abs() < 1e-6 && (of_third[2].1 - 2. / 3.).abs() < 1e-6);
-        assert_eq!(task.advantage(Split::Test, &third, &third), 0.);
+        assert_eq!(task.advantage(Split::Test, &third, &third), None);
         let half: Vec<Vec<f32>> =
             perfect.iter().zip(&wrong).enumerate().map(|(i, (p, w))| if i % 9 == 0 { w } else { p }.clone()).collect();
-        assert!(task.advantage(Split::Test, &half, &third) > 2. && task.advantage(Split::Test, &third, &half) < -2.);
+        assert!(
+            task.advantage(Split::Test, &half, &third) > Some(2.)
+                && task.advantage(Split::Test, &third, &half) < Some(-2.)
+        );
         Ok(())
     }
 
@@ -462,8 +471,9 @@ mod tests {
     fn what_cannot_work_is_refused_with_the_way_out() {
         let message = |source: &Source| open(source).map(|_| ()).unwrap_err().to_string();
         let short = message(&Source { simulated_days: 250, ..Source::default() });
-        assert!(short.contains("250 days, at least 282 are needed"), "{short}");
-        assert!(open(&Source { simulated_days: 282, ..Source::default() }).is_ok());
+        assert!(short.contains("250 days, at least 276 are needed"), "{short}");
+        assert!(open(&Source { simulated_days: 276, ..Source::default() }).is_ok());
+        assert!(open(&Source { simulated_days: 275, ..Source::default() }).is_err());
         assert!(message(&Source { horizon: 0, ..Source::default() }).contains("data.horizon"));
         assert!(message(&Source { valid: 0.6, test: 0.4, ..Source::default() }).contains("training part"));
         assert!(message(&Source { column: "x".into(), ..Source::default() }).contains("--data"));

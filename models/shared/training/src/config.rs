@@ -152,13 +152,14 @@ pub struct TrainConfig {
     pub on_critical: OnCritical,
     /// Adds noise to attention's projections whose gradient is dead.
     pub revive_attention: bool,
-    /// Pulls poolings towards the last places, at every look at gradient health.
+    /// Pulls all poolings towards the last places, at every look at gradient health.
     pub pooling_nudge: bool,
     /// Trains on the first batch again and again: a model that cannot learn it by heart is broken.
     pub overfit_batch: bool,
     /// Weights to begin with instead of random ones; a file of the same model.
     pub init_from: String,
-    /// Regular expression: parameters in whose names it is found stay as they are.
+    /// Regular expression: parameters in whose names it is found stay as they are. (Statistics that a layer keeps itself
+    /// follow the data all the same.)
     pub freeze: String,
 }
 

@@ -34,7 +34,10 @@ pub enum Error {
     )]
     NoGradient(Vec<String>),
     /// Gradient health is critical, and that was to stop the run.
-    #[error("{what} is critical since step {since}: {because}; stopped at step {step} as train.on_critical has it")]
+    #[error(
+        "{what} is critical since step {since}: {because}; stopped at step {step} by train.on_critical; zoo doctor says what to try, and --resume \
+         --allow-change KEY goes on with it"
+    )]
     Critical {
         /// The tensor, or all parameters.
         what: String,

@@ -258,7 +258,15 @@ fn a_step_that_is_not_finite_can_be_left_out_or_gone_back_from() -> Result<()> {
 fn critical_health_is_told_stops_halves_the_rate_or_goes_back() -> Result<()> {
     let temporary = tempfile::tempdir().map_err(Error::io(Path::new("temporary")))?;
     let task = Line { fault: "fading".into() };
-    let set = ["model.fault=fading", "train.health_every=2", "train.log_every=1", "train.clip_norm=0"];
+    // Checkpoints lie between the beginning of the fault and the look that finds it.
+    let set = [
+        "model.fault=fading",
+        "train.health_every=2",
+        "train.log_every=1",
+        "train.clip_norm=0",
+        "train.checkpoint_every=2",
+        "train.keep=100",
+    ];
     let train = |what: &str, stop_at: u64| -> Result<(RunDirectory, Result<zoo_training::Outcome>, Warned)> {
         let config = config(&[&set[..], &[&format!("train.on_critical={what}")]].concat())?;
         let path = temporary.path().join(format!("{what} {stop_at}"));
@@ -284,6 +292,11 @@ fn critical_health_is_told_stops_halves_the_rate_or_goes_back() -> Result<()> {
     assert!(told.0.iter().any(|w| w == critical), "{:?}", told.0);
     let looks: Vec<u64> = zoo_training::health::Check::read(run.path())?.iter().map(|c| c.step).collect();
     assert_eq!(looks, [1, 2, 4, 6, 8, 10, 12]);
+    // A rollback that has nothing left to go back to says so.
+    let config = config(&[&set[..], &["train.on_critical=rollback", "train.keep=1"]].concat())?;
+    let run = RunDirectory::create(&temporary.path().join("nothing left"), "")?;
+    let error = kept(&task, &config, &run)?.train(&mut Silent, &|| false).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("no checkpoint from before it is left (train.keep"), "{error}");
     let (run, outcome, _) = train("stop", 0)?;
     let error = outcome.map(|_| ()).unwrap_err();
     assert!(matches!(&error, Error::Critical { step, .. } if (6..=8).contains(step)), "{error}");
@@ -299,7 +312,7 @@ fn critical_health_is_told_stops_halves_the_rate_or_goes_back() -> Result<()> {
             .collect();
         assert_eq!((rates.len(), rates[0], rates[11]), (12, 0.05, 0.025), "{what}: {rates:?}");
         // An interruption changes nothing, wherever it comes.
-        for stop_at in [3, 6, 7, 9] {
+        for stop_at in [3, 6, 7, 9, 10, 11] {
             let (again, outcome, _) = train(what, stop_at)?;
             assert!(outcome.is_ok(), "{what} {stop_at}: {outcome:?}");
             for file in ["last.safetensors", "health.jsonl", "checkpoints/step-00000012/state.json"] {

@@ -83,7 +83,7 @@ fn oscillators(columns: &mut Columns, s: &Series) {
         let values = zip(&wilder(&up, k), &wilder(&down, k), |u, d| 2. * ratio(u - d, u + d));
         columns.push(
             &format!("rsi_{k}"),
-            &format!("(relative strength index of {k} - 50) / 25, Wilder's averages"),
+            &format!("(relative strength index of {k} log returns - 50) / 25, Wilder's averages"),
             values,
         );
     }

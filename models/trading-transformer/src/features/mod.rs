@@ -5,7 +5,7 @@
 mod indicators;
 mod market;
 mod position;
-mod windows;
+pub(crate) mod windows;
 
 use std::ops::Range;
 
@@ -16,7 +16,8 @@ pub use position::{Position, Trader};
 
 /// Features of a bar.
 pub const FEATURES: usize = 129;
-/// Bars before the first whose features have all the history that they look at.
+/// Bars before the first whose features have the history that they look at (exponential means have nearly all of theirs: the
+/// first bar still weighs 2 % in those of 100).
 pub const WARMUP: usize = 200;
 
 /// A group of features: what it is called, and where it stands among the 129.

@@ -10,7 +10,8 @@ const MEMORY: f64 = 1e6;
 const LIMIT: f64 = 10.;
 
 /// Standardises each feature by statistics of all rows that training has shown: (x - mean) / √(variance + eps), cut at
-/// ±10, in both modes. Buffers: `running_mean` (c), `running_var` (c) and `running_count` (1), the rows seen.
+/// ±10, in both modes. Buffers: `running_mean` (c), `running_var` (c) and `running_count` (1), the
+/// rows seen, or a million and the last batch's.
 ///
 /// Unlike batch norm it never looks at the batch at hand alone, and unlike layer norm a large feature takes nothing from
 /// the others. It is what reinforcement learning calls observation normalisation.
@@ -47,7 +48,7 @@ impl RunningNorm {
         x.broadcast_sub(&mean)?.broadcast_mul(&scale)?.clamp(-LIMIT, LIMIT)
     }
 
-    /// Rows that training has shown.
+    /// Rows that training has shown, at most a million and a batch.
     ///
     /// # Errors
     /// candle's.

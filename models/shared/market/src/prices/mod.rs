@@ -141,6 +141,9 @@ fn one_series(headers: &[&str], records: &[&csv::StringRecord]) -> std::result::
     }
 }
 
+/// How far, relatively, open and close may lie outside low and high.
+const ROUNDING: f64 = 0.01;
+
 /// The day and bar of a row.
 fn row(
     record: &csv::StringRecord,
@@ -178,11 +181,22 @@ fn row(
     if !bars {
         return Ok((day, Bar::closing(close)));
     }
-    let factor = close / price(columns.close)?;
+    let (last, open) = (price(columns.close)?, or_close(columns.open)?);
+    let (mut high, mut low) = (or_close(columns.high)?, or_close(columns.low)?);
+    // Vendors round: open and close may lie a little outside.
+    let (top, bottom) = (open.max(last), open.min(last));
+    if let (Some(at), true) = (columns.high, columns.low.is_some() && (high < low || high < top * (1. - ROUNDING))) {
+        return Err(format!("{} is {}, below another price of its day", headers[at], shown(field(at)?)));
+    }
+    if let (Some(at), true) = (columns.low, columns.high.is_some() && low > bottom * (1. + ROUNDING)) {
+        return Err(format!("{} is {}, above another price of its day", headers[at], shown(field(at)?)));
+    }
+    (high, low) = (high.max(top), low.min(bottom));
+    let factor = close / last;
     let bar = Bar {
-        open: or_close(columns.open)? * factor,
-        high: or_close(columns.high)? * factor,
-        low: or_close(columns.low)? * factor,
+        open: open * factor,
+        high: high * factor,
+        low: low * factor,
         close,
         volume: columns.volume.map_or(Ok(0.), |v| number(v, 0.))?,
     };

@@ -1,11 +1,11 @@
 //! What is wrong, since when, why, and what to do: the rules.
 
-use serde::Serialize;
 use serde_json::Value;
 
-use super::{Check, ParameterHealth, ProbeHealth, ProbeKind, Profile, Role};
+use super::finding::remedies;
+use super::{Check, Finding, Kind, Level, ParameterHealth, ProbeHealth, ProbeKind, Profile, Report, Role};
 
-/// Checks whose mean decides: one look may be chance.
+/// Checks whose median decides: one look may be chance.
 const RECENT: usize = 3;
 /// Shares of dead elements over the whole model above which it is worth an alert, or critical.
 const OVERALL: [f64; 2] = [0.05, 0.10];
@@ -17,98 +17,19 @@ const SATURATION: f64 = 0.10;
 const SPREAD: f64 = 1e3;
 /// Share of an activation's features that may be zero throughout.
 const DEAD_UNITS: f64 = 0.15;
-/// Change of the median tensor in one step, relative to its norm, that is too much.
+/// Change of all weights in one step, relative to their norm, that is too much.
 const UPDATE: f64 = 0.3;
 /// The same in a single step.
 const WILD: f64 = 1.;
+/// Checks for which such a step is spoken of.
+const LATELY: usize = 10;
+/// Share of dead elements past which they do not heal by themselves, and the one of the documents' plateau.
+const LOST: f64 = 0.4;
+const PLATEAU: f64 = 0.6;
+/// Relative change below which a weight does not move.
+const UNMOVED: f64 = 1e-9;
 /// Fewest checks that show a course.
 const COURSE: usize = 8;
-
-/// How bad it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Level {
-    /// Nothing is wrong.
-    Healthy,
-    /// So it must be by mathematics, or was asked for.
-    Expected,
-    /// Worth knowing.
-    Note,
-    /// Something is wrong.
-    Alert,
-    /// Training does not work like this.
-    Critical,
-}
-
-/// What was found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Kind {
-    /// Values that are not finite.
-    NotFinite,
-    /// A parameter that backward does not reach.
-    Detached,
-    /// Gradient elements that are zero while others are not.
-    Dead,
-    /// A gradient that is small everywhere.
-    Vanishing,
-    /// A gradient that is too large.
-    Exploding,
-    /// Steps that change the weights too much.
-    Rate,
-    /// Preactivations beyond ±3.
-    Saturated,
-    /// Inputs beyond ±3, or of scales that differ too much.
-    Scale,
-    /// Inputs that are always zero.
-    StillInputs,
-    /// Units that are always zero.
-    DeadUnits,
-    /// A pooling that does not learn.
-    FrozenPooling,
-    /// A pooling whose weights are still uniform.
-    UniformPooling,
-    /// Dying by and by.
-    Progressive,
-    /// A clipping limit, gain or rate other than those that serve.
-    Setting,
-    /// A key bias.
-    KeyBias,
-    /// Rows of a table that were not looked up.
-    AbsentRows,
-    /// A frozen parameter.
-    Frozen,
-}
-
-/// One thing that was found.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Finding {
-    /// How bad it is.
-    pub level: Level,
-    /// What it is.
-    pub kind: Kind,
-    /// The tensor, probe or setting.
-    pub what: String,
-    /// The step since which it has been so.
-    pub since: u64,
-    /// In a sentence, with the numbers and the likely cause.
-    pub because: String,
-    /// What to do, in the order in which it is worth trying.
-    pub remedies: Vec<String>,
-}
-
-/// What several checks say together.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Report {
-    /// The worst level of all findings that are not expected, or healthy.
-    pub verdict: Level,
-    /// Share of dead elements, the mean of the last checks.
-    pub dead: f64,
-    /// Global gradient norm, the mean of the last checks.
-    pub norm: f64,
-    /// Worst first.
-    pub findings: Vec<Finding>,
-}
 
 /// Judges checks in the order of their steps. `config` (the tables `model` and `train`, or null) makes advice concrete.
 pub fn judge(checks: &[Check], profile: &Profile, config: &Value) -> Report {
@@ -145,10 +66,10 @@ struct Court<'a> {
 }
 
 impl Court<'_> {
-    /// The mean over the last checks up to `i` of what they have.
+    /// The median over the last checks up to `i` of what they have: one look decides nothing.
     fn recent(&self, i: usize, f: impl Fn(&Check) -> Option<f64>) -> f64 {
-        let values: Vec<f64> = self.checks[(i + 1).saturating_sub(RECENT)..=i].iter().filter_map(f).collect();
-        values.iter().sum::<f64>() / values.len().max(1) as f64
+        let values = self.checks[(i + 1).saturating_sub(RECENT)..=i].iter().filter_map(f).collect();
+        lower_median(values).unwrap_or(0.)
     }
 
     /// The step since which something has held without a break, if it holds now.
@@ -172,7 +93,7 @@ impl Court<'_> {
     fn parameter(&self, p: &ParameterHealth) -> Option<Finding> {
         let of = self.of(&p.name);
         let found = |level, kind, since, because: String| {
-            let remedies = self.remedies(kind, p.role, since);
+            let remedies = remedies(kind, p.role, since, self.profile, self.config);
             Some(Finding { level, kind, what: p.name.clone(), since, because, remedies })
         };
         if let Some(since) = self.since(|i| of(&self.checks[i]).is_some_and(|p| p.missing)) {
@@ -205,7 +126,7 @@ impl Court<'_> {
                 format!("{} of its gradient is dead (limit {}){}", percent(now), percent(limit), self.cause(p));
             return found(level, kind, since, because);
         }
-        let still = |i: usize| of(&self.checks[i]).is_some_and(|p| p.update.is_some_and(|u| u < 1e-9));
+        let still = |i: usize| of(&self.checks[i]).is_some_and(|p| p.update.is_some_and(|u| u < UNMOVED));
         if p.role == Role::Pooling
             && self.checks.len() >= RECENT
             && let Some(since) = self.since(still)
@@ -222,7 +143,7 @@ impl Court<'_> {
                 p.norm,
                 percent(p.zeros)
             );
-            return found(Level::Alert, Kind::Vanishing, since, because);
+            return found(Level::Note, Kind::Vanishing, since, because);
         }
         let pooling = p.pooling.as_ref().filter(|pooling| pooling.uniform)?;
         let since = self
@@ -274,7 +195,7 @@ impl Court<'_> {
             c.probes.iter().find(|q| q.name == name)
         }
         let mut found = |level, kind, since, because: String| {
-            let remedies = self.remedies(kind, Role::InputProjection, since);
+            let remedies = remedies(kind, Role::InputProjection, since, self.profile, self.config);
             findings.push(Finding { level, kind, what: q.name.clone(), since, because, remedies });
         };
         let now = |since: Option<u64>| since.unwrap_or(self.last.step);
@@ -306,15 +227,17 @@ impl Court<'_> {
             let because = format!("its features differ in scale by a factor of {:.0}{}", q.spread, scales(q));
             found(Level::Alert, Kind::Scale, now(since), because);
         }
-        // A feature that moved in any check is no dead one.
-        let never = |i: &&usize| self.checks.iter().all(|c| of(&q.name, c).is_none_or(|q| q.still.contains(i)));
+        // Inputs may rest for long; a unit that did not move of late is dead.
+        let (all, n) = (self.checks.len(), if q.kind == ProbeKind::Activation { RECENT } else { usize::MAX });
+        let rests = |i: usize, feature: &usize| of(&q.name, &self.checks[i]).is_none_or(|q| q.still.contains(feature));
+        let never = |feature: &&usize| (all.saturating_sub(n)..all).all(|i| rests(i, feature));
         let still: Vec<usize> = q.still.iter().filter(never).copied().collect();
-        let first = self.checks.iter().find(|c| of(&q.name, c).is_some()).map_or(self.last.step, |c| c.step);
+        let first = self.since(|i| still.iter().all(|feature| rests(i, feature))).unwrap_or(self.last.step);
         let places = || {
             let shown: Vec<String> = still.iter().take(8).map(usize::to_string).collect();
             format!("{}{}", shown.join(", "), if still.len() > 8 { ", …" } else { "" })
         };
-        if q.kind == ProbeKind::Input && !still.is_empty() {
+        if matches!(q.kind, ProbeKind::Raw | ProbeKind::Input) && !still.is_empty() {
             let because = format!(
                 "{} of {} features were zero in every check (places {}): nothing can be learned from them, and their columns of \
                  the next map get no gradient",
@@ -328,7 +251,7 @@ impl Court<'_> {
             let share = still.len() as f64 / q.features as f64;
             let level = if share > HALF { Level::Critical } else { Level::Alert };
             let because = format!(
-                "{} of {} units were zero in every check (places {}; limit {}): they are dead",
+                "{} of {} units were zero in the last checks (places {}; limit {}): they are dead",
                 still.len(),
                 q.features,
                 places(),
@@ -342,7 +265,7 @@ impl Court<'_> {
     fn whole(&self, findings: &mut Vec<Finding>) {
         let n = self.checks.len() - 1;
         let mut found = |level, kind, since, because: String| {
-            let remedies = self.remedies(kind, Role::Other, since);
+            let remedies = remedies(kind, Role::Other, since, self.profile, self.config);
             findings.push(Finding { level, kind, what: "all parameters".into(), since, because, remedies });
         };
         let dead = self.recent(n, |c| Some(c.dead));
@@ -363,17 +286,23 @@ impl Court<'_> {
             let because = format!("the gradient norm before clipping is {:.3} (limit {})", norm, self.profile.norm.end);
             found(level, Kind::Exploding, since, because);
         }
-        let of = |c: &Check| median(c.parameters.iter().filter_map(|p| p.update).collect());
-        let update = |i: usize| self.recent(i, of);
-        // One step that replaces the weights does its harm for good.
-        let wild = self.checks.iter().find_map(|c| of(c).filter(|u| *u > WILD).map(|u| (c.step, u)));
-        let lasting = self.since(|i| i + 1 >= RECENT && update(i) > UPDATE).map(|since| (since, update(n)));
+        if let Some(since) = self.since(|i| self.recent(i, |c| Some(c.norm)) < self.profile.norm.start) {
+            let because = format!("the gradient norm is {norm:.1e}: nothing is learned any more");
+            found(Level::Alert, Kind::Vanishing, since, because);
+        }
+        let update = |c: &Check| c.update;
+        // What died of such a step stays dead.
+        let span = if dead > alert { self.checks.len() } else { LATELY };
+        let lately = &self.checks[self.checks.len().saturating_sub(span)..];
+        let wild = lately.iter().find_map(|c| c.update.filter(|u| *u > WILD).map(|u| (c.step, u)));
+        let lasting =
+            self.above(UPDATE, update).filter(|_| n + 1 >= RECENT).map(|since| (since, self.recent(n, update)));
         if let Some((since, update)) = wild.or(lasting) {
-            let because = format!("a step changes the median tensor by {} of its norm", percent(update));
+            let because = format!("a step changes the weights by {} of their norm", percent(update));
             found(Level::Alert, Kind::Rate, since, because);
         }
         if let Some((since, because)) = self.course() {
-            let level = if dead > 0.4 { Level::Critical } else { Level::Alert };
+            let level = if dead > LOST { Level::Critical } else { Level::Alert };
             found(level, Kind::Progressive, since, because);
         }
     }
@@ -394,10 +323,10 @@ impl Court<'_> {
             return None;
         }
         let began = self.checks.iter().find(|c| c.dead > OVERALL[0]).unwrap_or(self.last);
-        let plateau = parts[7] >= 0.6 && (parts[7] - parts[6]).abs() < 0.05;
+        let plateau = parts[7] >= PLATEAU && (parts[7] - parts[6]).abs() < 0.05;
         let stage = match parts[7] {
             _ if plateau => "it has reached a plateau",
-            share if share >= 0.4 => "it is past the point where it heals by itself",
+            share if share >= LOST => "it is past the point where it heals by itself",
             _ => "it is still going up",
         };
         let because = format!(
@@ -430,57 +359,6 @@ impl Court<'_> {
             found(Level::Expected, Kind::Frozen, name.clone(), "frozen, as asked for");
         }
     }
-
-    /// The documents' remedies that fit, in their order.
-    fn remedies(&self, kind: Kind, role: Role, since: u64) -> Vec<String> {
-        let number = |key: &str| self.config.pointer(key).and_then(Value::as_f64);
-        let normalize = match self.profile.normalize {
-            Some(setting) => {
-                format!("normalise what it sees, a layer norm or statistics of each feature (--set {setting})")
-            }
-            None => "normalise what it sees: a layer norm, or statistics of each feature, before the first map".into(),
-        };
-        let rate = match number("/train/lr") {
-            Some(lr) => format!("halve the rate (--set train.lr={})", lr / 2.),
-            None => "halve the rate".into(),
-        };
-        let clip = match (&self.profile.clip, number("/train/clip_norm")) {
-            (Some(range), Some(now)) if !(range.start..=range.end).contains(&now) => Some(format!(
-                "clip the gradient norm at {} to {} (--set train.clip_norm={})",
-                range.start, range.end, range.end
-            )),
-            (None, None) => Some("for a transformer, clip the gradient norm at 5 to 10, not at 1".into()),
-            _ => None,
-        };
-        let gain =
-            "begin with Xavier's values of gain 0.6 to 0.8 (0.6 linear, 0.8 attention) and zero biases".to_string();
-        let again = (since > 1).then(|| format!("begin again from a checkpoint before step {since}"));
-        let one = |text: &str| vec![text.to_string()];
-        match kind {
-            Kind::Dead if role == Role::InputProjection => {
-                [Some(normalize), Some(rate), clip, Some(gain), again].into_iter().flatten().collect()
-            }
-            Kind::Dead | Kind::Progressive => [Some(rate), clip, Some(gain), again].into_iter().flatten().collect(),
-            Kind::Scale | Kind::Saturated => vec![normalize, gain],
-            Kind::DeadUnits => [Some(rate), Some("use GELU or a leaky unit instead of ReLU".into()), again]
-                .into_iter()
-                .flatten()
-                .collect(),
-            Kind::Exploding | Kind::Rate => [Some(rate), clip, again].into_iter().flatten().collect(),
-            Kind::NotFinite => [Some("look at the input that the probes name".into()), Some(rate), again]
-                .into_iter()
-                .flatten()
-                .collect(),
-            Kind::Detached => one("use differentiable operations on the way to the loss, or freeze it"),
-            Kind::StillInputs => one("connect them, or leave them out"),
-            Kind::FrozenPooling => vec![
-                "look whether its result reaches the loss".into(),
-                "give it a pull (--set train.pooling_nudge=true)".into(),
-            ],
-            Kind::Vanishing => vec![normalize, gain],
-            _ => vec![],
-        }
-    }
 }
 
 /// The scales of a probe's groups, in words.
@@ -493,7 +371,8 @@ fn scales(q: &ProbeHealth) -> String {
     format!(" (root mean squares: {})", shown.join(", "))
 }
 
-fn median(mut values: Vec<f64>) -> Option<f64> {
+/// Of an even number the lower one in the middle.
+fn lower_median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied()
+    values.get(values.len().saturating_sub(1) / 2).copied()
 }

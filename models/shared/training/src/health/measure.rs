@@ -5,6 +5,7 @@ use std::path::Path;
 
 use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, bail};
 use serde::{Deserialize, Deserializer, Serialize};
+use zoo_layers::{Gradients, Param};
 
 use super::{DEAD, Probe, ProbeKind, Profile, RELATIVE_ZERO, Role, SATURATED, STILL, ZERO};
 use crate::Error;
@@ -30,6 +31,9 @@ pub struct Check {
     /// Global gradient norm before clipping.
     #[serde(deserialize_with = "or_nan")]
     pub norm: f64,
+    /// Norm of the step's change over that of all weights, if it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update: Option<f64>,
     /// Share of dead elements over all that could be alive and that backward reaches.
     pub dead: f64,
     /// Every parameter that is trained.
@@ -79,10 +83,13 @@ pub struct ParameterHealth {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PoolingHealth {
     /// Greatest weight.
+    #[serde(deserialize_with = "or_nan")]
     pub max: f64,
     /// Least weight.
+    #[serde(deserialize_with = "or_nan")]
     pub min: f64,
     /// Their standard deviation.
+    #[serde(deserialize_with = "or_nan")]
     pub std: f64,
     /// The three greatest: place and weight.
     pub top: Vec<(usize, f64)>,
@@ -201,13 +208,18 @@ fn count(parts: &[&[f32]], f: impl Fn(f32) -> bool + Copy) -> usize {
 /// The elements of a gradient that may be other than zero; `dims` are the tensor's.
 fn alive<'a>(name: &str, role: Role, dims: &[usize], g: &'a [f32]) -> Vec<&'a [f32]> {
     let last = name.rsplit('.').next().unwrap_or_default();
+    // With rotary positions, say, a key's bias has a gradient all the same.
+    let square = |part: &[f32]| part.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
     let packed = last == "in_proj_bias" || name.ends_with("c_attn.bias") || name.ends_with("qkv.bias");
     if packed && dims.len() == 1 && g.len().is_multiple_of(3) {
         // Queries, keys, values.
         let c = g.len() / 3;
-        return vec![&g[..c], &g[2 * c..]];
+        let keys = square(&g[c..2 * c]);
+        if keys <= 1e-6 * (square(g) - keys) {
+            return vec![&g[..c], &g[2 * c..]];
+        }
     }
-    if ["k_proj.bias", "key.bias"].iter().any(|n| name.ends_with(n)) {
+    if ["k_proj.bias", "key.bias"].iter().any(|n| name.ends_with(n)) && square(g) < 1e-10 * g.len() as f64 {
         return vec![];
     }
     if let (Role::Table, &[rows, width]) = (role, dims)
@@ -223,8 +235,13 @@ fn alive<'a>(name: &str, role: Role, dims: &[usize], g: &'a [f32]) -> Vec<&'a [f
 pub(super) fn parameter(profile: &Profile, watched: &Watched) -> Result<ParameterHealth> {
     let &Watched { name, weight, gradient, before } = watched;
     let (role, elements) = (profile.role(name), weight.elem_count());
-    let update = before.map(|before| ratio_of_change(weight, before)).transpose()?.flatten();
-    let pooling = if role == Role::Pooling { Some(pooling(weight)?) } else { None };
+    // Where the first change of zeros was there is nothing to say.
+    let update = match before.map(|before| change(weight, before)).transpose()? {
+        Some((0., _)) => Some(0.),
+        Some((change, norm)) if norm > 0. => Some((change / norm).sqrt()),
+        _ => None,
+    };
+    let pooling = if role == Role::Pooling && weight.rank() == 1 { Some(pooling(weight)?) } else { None };
     let base = ParameterHealth {
         name: name.into(),
         role,
@@ -259,20 +276,18 @@ pub(super) fn parameter(profile: &Profile, watched: &Watched) -> Result<Paramete
             zeros: share(zeros, n),
             relative_zeros: share(relative_zeros, n),
             dead: share(dead, n),
-            not_finite: count(&parts, |v| !v.is_finite()),
+            not_finite: count(&[g], |v| !v.is_finite()),
             ..base
         }
     })
 }
 
-/// ‖after - before‖ / ‖before‖; 0 where nothing changed, nothing to say where the first change of zeros was.
-fn ratio_of_change(after: &Tensor, before: &Tensor) -> Result<Option<f64>> {
+/// ‖after - before‖² and ‖before‖².
+fn change(after: &Tensor, before: &Tensor) -> Result<(f64, f64)> {
     with_values(after, |after| {
         with_values(before, |before| {
             let square = |v: f32| f64::from(v) * f64::from(v);
-            let change: f64 = after.iter().zip(before).map(|(a, b)| square(a - b)).sum();
-            let norm = total(&[before], square);
-            if change == 0. { Some(0.) } else { (norm > 0.).then(|| (change / norm).sqrt()) }
+            (after.iter().zip(before).map(|(a, b)| square(a - b)).sum(), total(&[before], square))
         })
     })?
 }
@@ -288,6 +303,7 @@ fn pooling(logits: &Tensor) -> Result<PoolingHealth> {
         top.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         let (max, min) = (top.first().map_or(0., |t| t.1), top.last().map_or(0., |t| t.1));
         let std = (weights.iter().map(|w| (w - 1. / n).powi(2)).sum::<f64>() / n).sqrt();
+        top.retain(|t| t.1.is_finite());
         top.truncate(3);
         let top = top.into_iter().map(|(i, w)| (i, short(w))).collect();
         PoolingHealth { max: short(max), min: short(min), std: short(std), top, uniform: (max - min) * n < 0.02 }
@@ -301,18 +317,22 @@ pub(super) fn probe(probe: &Probe) -> Result<ProbeHealth> {
         let parts = [x];
         let mean = total(&parts, f64::from) / n.max(1) as f64;
         let variance = total(&parts, |v| (f64::from(v) - mean).powi(2)) / n.max(1) as f64;
-        let (mut greatest, mut sums, mut squares) = (vec![0f32; features], vec![0f64; features], vec![0f64; features]);
+        let (mut greatest, mut means, mut squares) = (vec![0f32; features], vec![0f64; features], vec![0f64; features]);
+        let rows = (n / features).max(1) as f64;
         for row in x.chunks(features) {
             for (i, v) in row.iter().enumerate() {
                 greatest[i] = if v.is_nan() { f32::NAN } else { greatest[i].max(v.abs()) };
-                sums[i] += f64::from(*v);
-                squares[i] += f64::from(*v) * f64::from(*v);
+                means[i] += f64::from(*v) / rows;
             }
         }
-        let rows = (n / features).max(1) as f64;
+        for row in x.chunks(features) {
+            for (i, v) in row.iter().enumerate() {
+                squares[i] += (f64::from(*v) - means[i]).powi(2);
+            }
+        }
         let still: Vec<usize> = (0..features).filter(|i| greatest[*i] < STILL as f32).collect();
-        let deviation = |i: usize| (squares[i] / rows - (sums[i] / rows).powi(2)).max(0.).sqrt();
-        let mut scales: Vec<f64> = (0..features).map(deviation).filter(|d| *d > 0.).collect();
+        let deviation = |i: usize| Some((squares[i] / rows).sqrt()).filter(|d| *d > 1e-6 * f64::from(greatest[i]));
+        let mut scales: Vec<f64> = (0..features).filter_map(deviation).collect();
         scales.sort_by(f64::total_cmp);
         let middle = scales.get(scales.len() / 2).copied().unwrap_or(1.);
         let group = |(name, range): &(&'static str, Range<usize>)| {
@@ -343,6 +363,21 @@ pub(super) fn probe(probe: &Probe) -> Result<ProbeHealth> {
     })
 }
 
+impl<'a> Watched<'a> {
+    /// Parameters with their gradients, in their common order; `before` are the values before the step.
+    pub fn of(params: &'a [Param], grads: &'a Gradients, before: Option<&'a [Tensor]>) -> Vec<Self> {
+        let pairs = params.iter().zip(grads.iter()).enumerate();
+        pairs
+            .map(|(i, (p, (name, gradient)))| Self {
+                name,
+                weight: p.var.as_tensor(),
+                gradient,
+                before: before.and_then(|b| b.get(i)),
+            })
+            .collect()
+    }
+}
+
 impl Check {
     /// Those of a run directory, oldest first; none where health was not watched.
     ///
@@ -354,12 +389,12 @@ impl Check {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(vec![]),
             text => text.map_err(Error::io(&path))?,
         };
-        let lines = text.lines().count();
+        let (lines, cut) = (text.lines().count(), !text.ends_with('\n'));
         let mut checks = vec![];
         for (i, line) in text.lines().enumerate() {
             match serde_json::from_str(line) {
                 Ok(check) => checks.push(check),
-                Err(_) if i + 1 == lines => {}
+                Err(_) if cut && i + 1 == lines => {}
                 Err(e) => return Err(Error::Run(format!("{}: line {}: {e}", path.display(), i + 1))),
             }
         }
@@ -376,8 +411,12 @@ impl Check {
         let reached = || parameters.iter().filter(|p| !p.missing);
         let alive: usize = reached().map(|p| p.elements - p.expected).sum();
         let dead: f64 = reached().map(|p| p.dead * (p.elements - p.expected) as f64).sum();
+        let changes = watched.iter().filter_map(|w| w.before.map(|before| change(w.weight, before)));
+        let changes = changes.collect::<Result<Vec<_>>>()?;
+        let (moved, norm) = changes.iter().fold((0., 0.), |(a, b), (change, norm)| (a + change, b + norm));
         Ok(Self {
             step,
+            update: (norm > 0.).then(|| short((moved / norm).sqrt())),
             norm: short(parameters.iter().map(|p| p.norm * p.norm).sum::<f64>().sqrt()),
             dead: short(dead / alive.max(1) as f64),
             parameters,

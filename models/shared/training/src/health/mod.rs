@@ -17,18 +17,20 @@
 //!   gradient. A table without any other row is dead all the same.
 //! - Parameters that are frozen.
 
+mod finding;
 mod judge;
 mod measure;
 mod monitor;
 mod preflight;
 mod repair;
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-pub use judge::{Finding, Kind, Level, Report, judge};
+pub use finding::{Finding, Kind, Level, Report};
+pub use judge::judge;
 pub use measure::{Check, GroupHealth, ParameterHealth, PoolingHealth, ProbeHealth, Watched};
 pub use monitor::Monitor;
 pub use preflight::preflight;
@@ -64,18 +66,36 @@ pub enum Role {
 }
 
 impl Role {
-    /// By the names that PyTorch, GPT-2 and this zoo give.
+    /// By the names that PyTorch, GPT-2, Hugging Face and this zoo give; norms are [`Role::Other`].
     pub fn of(name: &str) -> Self {
+        if name.contains("norm") || name.contains("ln_") {
+            return Self::Other;
+        }
         const NAMES: [(Role, &[&str]); 5] = [
+            (Role::Table, &["token_embedding", "position_embedding", "word_embedding", "wte.", "wpe.", "embed_tokens"]),
             (
-                Role::Table,
-                &["embedding.weight", "embeddings.weight", "wte.", "wpe.", "tok_emb", "pos_emb", "embed_tokens"],
+                Role::Attention,
+                &[
+                    "in_proj",
+                    "q_proj",
+                    "k_proj",
+                    "v_proj",
+                    "c_attn",
+                    "qkv",
+                    "attention.self.query",
+                    "attention.self.key",
+                    "attention.self.value",
+                ],
             ),
-            (Role::Attention, &["in_proj", "q_proj", "k_proj", "v_proj", "c_attn", "qkv", "query", "key.", "value."]),
             (Role::Mlp, &["linear1", "linear2", "mlp", "c_fc", "fc1", "fc2"]),
             (Role::Pooling, &["pooling"]),
             (Role::InputProjection, &["temporal_projection", "input_projection", "input_proj"]),
         ];
+        // A table on its own, in whatever module.
+        let mut parts = name.rsplit('.');
+        if parts.next() == Some("weight") && matches!(parts.next(), Some("embedding" | "embeddings")) {
+            return Self::Table;
+        }
         NAMES
             .into_iter()
             .find(|(_, names)| names.iter().any(|n| name.contains(n)))
@@ -86,14 +106,14 @@ impl Role {
 /// What is usual of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Profile {
-    /// Global gradient norm before clipping below which it vanishes, and above which it explodes.
+    /// Global gradient norm before clipping above which it explodes, and norm of any gradient below which it vanishes.
     pub norm: Range<f64>,
     /// Rates that serve, if that is known.
-    pub rate: Option<Range<f64>>,
+    pub rate: Option<RangeInclusive<f64>>,
     /// Limits of the gradient norm that serve, if that is known.
-    pub clip: Option<Range<f64>>,
+    pub clip: Option<RangeInclusive<f64>>,
     /// Gains of Glorot's initial values that serve, if that is known.
-    pub gain: Option<Range<f64>>,
+    pub gain: Option<RangeInclusive<f64>>,
     /// Roles of parameters by a part of their name, before [`Role::of`] is asked.
     pub roles: Vec<(&'static str, Role)>,
     /// A setting that normalises the inputs, such as `model.input_norm=running`, if the model has one.
@@ -117,7 +137,9 @@ impl Profile {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ProbeKind {
-    /// What a first map sees: its range and scales are judged.
+    /// What comes into the model: features that never move are judged.
+    Raw,
+    /// What a first map sees: its range and scales are judged, and features that never move.
     Input,
     /// What comes before a nonlinearity or norm: its saturation is judged.
     Preactivation,

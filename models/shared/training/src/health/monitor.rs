@@ -20,7 +20,11 @@ pub struct Monitor {
 impl Monitor {
     /// `config` (the tables `model` and `train`, or null) makes advice concrete; `checks` are those of an earlier life.
     pub fn new(profile: Profile, config: Value, checks: Vec<Check>) -> Self {
-        Self { profile, config, checks, raised: HashMap::new() }
+        let mut monitor = Self { profile, config, checks: vec![], raised: HashMap::new() };
+        for check in checks {
+            monitor.add(check);
+        }
+        monitor
     }
 
     /// What is usual of the model.
@@ -39,22 +43,21 @@ impl Monitor {
 
     /// Takes up a check.
     pub fn add(&mut self, check: Check) -> &Check {
-        if self.checks.len() >= KEPT {
-            let half = self.checks.len() / 2;
+        self.checks.push(check);
+        // Every second one of the older half goes, always the same ones: a record read again thins out alike.
+        if self.checks.len() == KEPT {
             let mut i = 0;
             self.checks.retain(|_| {
                 i += 1;
-                i > half || i % 2 == 1
+                i > KEPT / 2 || i % 2 == 1
             });
         }
-        self.checks.push(check);
         &self.checks[self.checks.len() - 1]
     }
 
-    /// Forgets checks after `step`, to which the run went back.
-    pub fn cut(&mut self, step: u64) {
-        self.checks.retain(|c| c.step <= step);
-        self.raised.clear();
+    /// Counts findings as raised.
+    pub(crate) fn know(&mut self, findings: &[Finding]) {
+        self.raised.extend(findings.iter().map(|f| ((f.kind, f.what.clone()), f.level)));
     }
 
     /// Checks so far, oldest first.
@@ -67,9 +70,12 @@ impl Monitor {
         judge(&self.checks, &self.profile, &self.config)
     }
 
-    /// Alerts that were not there before, or have become worse; what has passed may be raised again.
+    /// Alerts that were not there before, or have become worse; what has passed may be raised again. What initial values may
+    /// bring about is held back until the third look.
     pub fn news(&mut self) -> Vec<Finding> {
-        let found: Vec<Finding> = self.report().findings.into_iter().filter(|f| f.level >= Level::Alert).collect();
+        let early = self.checks.len() < 3;
+        let alert = |f: &Finding| f.level >= Level::Alert && !(early && f.kind.may_pass());
+        let found: Vec<Finding> = self.report().findings.into_iter().filter(alert).collect();
         let now: HashMap<(Kind, String), Level> = found.iter().map(|f| ((f.kind, f.what.clone()), f.level)).collect();
         let before = std::mem::replace(&mut self.raised, now);
         found

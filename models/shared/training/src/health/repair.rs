@@ -29,7 +29,7 @@ pub fn revive_attention(params: &Params, check: &Check, profile: &Profile, seed:
         if !dead {
             continue;
         }
-        if param.var.rank() == 1 {
+        if param.name.ends_with("bias") {
             param.var.set(&param.var.zeros_like()?)?;
         } else {
             let mut stream = Stream::new(seed, Purpose::Repair, layer_id(&param.name), check.step);
@@ -49,7 +49,8 @@ pub fn revive_attention(params: &Params, check: &Check, profile: &Profile, seed:
 /// # Errors
 /// candle's.
 pub fn pooling_nudge(params: &Params, grads: &mut Gradients, profile: &Profile) -> Result<()> {
-    for param in params.trainable().into_iter().filter(|p| profile.role(&p.name) == Role::Pooling) {
+    for param in params.trainable().into_iter().filter(|p| profile.role(&p.name) == Role::Pooling && p.var.rank() == 1)
+    {
         let n = param.var.elem_count();
         let last = LAST.min(n);
         let sum = WEIGHT * last as f64 + if n > last { OTHERS } else { 0. };

@@ -236,11 +236,7 @@ impl RunDirectory {
         let (leaving, kept): (Vec<_>, Vec<_>) =
             all.into_iter().enumerate().partition(|(i, (step, _))| *i < old && Some(*step) != regular);
         for (_, (_, old)) in leaving {
-            // Under another name first: half of a checkpoint must not look like a damaged one.
-            let mut leaving = old.clone().into_os_string();
-            leaving.push(TEMPORARY);
-            fs::rename(&old, &leaving).map_err(Error::io(&old))?;
-            remove(Path::new(&leaving))?;
+            discard(&old)?;
         }
         let named: BTreeSet<String> = kept
             .iter()
@@ -290,7 +286,7 @@ impl RunDirectory {
         if let Some((_, e)) = found.damaged.first() {
             return Err(Error::Run(format!("{path} has no valid checkpoint to resume from ({e})")));
         }
-        if self.best().exists() || self.last().exists() {
+        if self.numbered()?.is_empty() && (self.best().exists() || self.last().exists()) {
             return Err(Error::Run(format!(
                 "{path} has weights but no checkpoint to resume from: begin a new run with them by --init-from {path}"
             )));
@@ -299,7 +295,8 @@ impl RunDirectory {
     }
 
     /// Makes the directory what it was at the checkpoint found: damaged ones after it are moved aside, so that they
-    /// neither count nor stand in the way of new ones; later metrics are dropped, and `best.safetensors` is what it was.
+    /// neither count nor stand in the way of new ones; later checkpoints and metrics are dropped, and `best.safetensors` is
+    /// what it was.
     pub(crate) fn return_to(&self, found: &Found) -> Result<()> {
         for (path, _) in &found.damaged {
             let mut aside = path.clone().into_os_string();
@@ -310,6 +307,9 @@ impl RunDirectory {
             fs::rename(path, &aside).map_err(Error::io(path))?;
         }
         let state = found.saved.as_ref().map(|s| s.state.clone()).unwrap_or_default();
+        for (_, later) in self.numbered()?.into_iter().filter(|(step, _)| *step > state.step) {
+            discard(&later)?;
+        }
         self.metrics.cut(state.step)?;
         self.health.cut(state.step)?;
         match state.best.first() {
@@ -359,6 +359,14 @@ fn best_name(step: u64) -> String {
 fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
     let read = || -> std::io::Result<Vec<PathBuf>> { fs::read_dir(directory)?.map(|e| e.map(|e| e.path())).collect() };
     read().map_err(Error::io(directory))
+}
+
+/// Removes a checkpoint, under another name first: half of one must not look like a damaged one.
+fn discard(checkpoint: &Path) -> Result<()> {
+    let mut leaving = checkpoint.to_path_buf().into_os_string();
+    leaving.push(TEMPORARY);
+    fs::rename(checkpoint, &leaving).map_err(Error::io(checkpoint))?;
+    remove(Path::new(&leaving))
 }
 
 fn remove(path: &Path) -> Result<()> {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::thread::scope;
 use std::time::Instant;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, Var};
 use regex::Regex;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -87,6 +87,8 @@ pub struct Trainer<'a, T: Task> {
     metrics: Metrics,
     gradients: GradientReport,
     watch: Watch<T>,
+    /// Statistics that layers keep: a refused step must not change them either.
+    buffers: Vec<Var>,
 }
 
 /// A step's mean loss, its parts and the gradients.
@@ -149,7 +151,8 @@ impl<'a, T: Task> Trainer<'a, T> {
         let batches = Batches::new(samples, train.batch_size, train.seed);
         let state = State::default();
         let (run, metrics, gradients) = (None, vec![], GradientReport::default());
-        let watch = Watch::new(task, config, &params)?;
+        let watch = Watch::new(config, &params)?;
+        let buffers = params.all().into_iter().filter(|p| p.buffer).map(|p| p.var).collect();
         Ok(Self {
             task,
             config,
@@ -164,6 +167,7 @@ impl<'a, T: Task> Trainer<'a, T> {
             metrics,
             gradients,
             watch,
+            buffers,
         })
     }
 
@@ -227,7 +231,7 @@ impl<'a, T: Task> Trainer<'a, T> {
         match found.saved {
             Some(saved) => {
                 self.restore(saved)?;
-                self.recall_health()?;
+                self.recall_health(observer)?;
             }
             None => {
                 observer.observe(&Event::Warning("no checkpoint was written yet: starting at the beginning"));
@@ -251,7 +255,6 @@ impl<'a, T: Task> Trainer<'a, T> {
         }
         self.optimizer.load(&saved.optimizer, saved.state.updates)?;
         self.state = saved.state;
-        self.watch.cut(self.state.step);
         Ok(())
     }
 
@@ -373,8 +376,12 @@ impl<'a, T: Task> Trainer<'a, T> {
         while self.state.step < total && end == End::Finished {
             let halved = 0.5f64.powi(self.state.halvings as i32);
             let lr = rate(train, self.state.step, total, &self.state.plateau) * halved;
+            let statistics = self.buffers.iter().map(|b| b.copy()).collect::<candle_core::Result<Vec<_>>>()?;
             let mut step = self.micro_steps(lr, batch)?;
             let mut refusal = self.refusal(&step)?;
+            if refusal.is_some() {
+                self.buffers.iter().zip(&statistics).try_for_each(|(b, before)| b.set(before))?;
+            }
             if let Some(Refusal::NotFinite(error)) = &mut refusal {
                 self.trace(&step.batch, error);
                 self.state.guard.not_finite += 1;
@@ -390,7 +397,7 @@ impl<'a, T: Task> Trainer<'a, T> {
                 }
             }
             let look = self.watch.is_due(self.state.step + 1) && refusal.is_none();
-            let before = if look { Some(self.before_look(&mut step)?) } else { None };
+            let seen = if look { Some(self.before_look(&mut step)?) } else { None };
             if refusal.is_none() {
                 self.optimizer.step(&step.grads, lr, self.clip(step.norm))?;
                 self.state.updates += 1;
@@ -412,8 +419,8 @@ impl<'a, T: Task> Trainer<'a, T> {
                 observer.observe(&Event::Warning(&format!("step {number}: {refusal}; its update was left out")));
             }
             observer.observe(&Event::Step { step: number, loss, parts: &step.parts, lr, grad_norm: step.norm });
-            if let Some(before) = before
-                && self.look(&step, &before, saver, observer)?
+            if let Some(seen) = seen
+                && self.look(&seen, saver, observer)?
             {
                 continue;
             }
@@ -550,10 +557,11 @@ impl<'a, T: Task> Trainer<'a, T> {
         found.warnings.iter().for_each(|w| observer.observe(&Event::Warning(w)));
         let Some(saved) = found.saved else { return Ok(false) };
         self.restore(saved)?;
+        self.recall_health(observer)?;
         self.state.micro_batch = failed.micro_batch + passed;
         self.state.guard.not_finite = failed.guard.not_finite;
-        (self.state.halvings, self.state.halved_at) = (failed.halvings, failed.halved_at);
         let step = self.state.step;
+        (self.state.halvings, self.state.halved_at) = (failed.halvings, failed.halved_at.min(step));
         observer.observe(&Event::Warning(&format!("{cause}; back to step {step}, past the batches in between")));
         observer.observe(&Event::RolledBack { step });
         Ok(true)
@@ -665,7 +673,7 @@ fn check_frozen(params: &Params, frozen: Option<Regex>) -> Result<()> {
     if params.trainable().is_empty() {
         return Err(Error::Usage(format!("train.freeze = {pattern:?} leaves no parameter to train")));
     }
-    if !all.iter().any(|p| frozen.is_match(&p.name)) {
+    if !all.iter().any(|p| !p.buffer && frozen.is_match(&p.name)) {
         let names: Vec<_> = all.iter().map(|p| p.name.as_str()).collect();
         return Err(Error::Usage(format!("train.freeze = {pattern:?} names no parameter of {}", names.join(", "))));
     }

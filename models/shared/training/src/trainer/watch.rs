@@ -1,12 +1,19 @@
 //! What the trainer does about gradient health.
 
+use std::marker::PhantomData;
+
 use candle_core::Tensor;
-use serde_json::json;
-use zoo_layers::{Mode, Params};
+use serde_json::Value;
+use zoo_layers::optim::global_norm;
+use zoo_layers::random::{Purpose, Stream};
+use zoo_layers::{Gradients, Mode, Param, Params};
 
 use super::{NonFinite, Step, Trainer};
 use crate::config::ConfigOf;
-use crate::health::{Check, Finding, Level, Monitor, Profile, Watched, pooling_nudge, preflight, revive_attention};
+use crate::health::{
+    Check, Finding, Level, Monitor, Probe, ProbeKind, Profile, Report, Watched, pooling_nudge, preflight,
+    revive_attention,
+};
 use crate::saver::Saver;
 use crate::{Error, Event, Observer, OnCritical, Result, Split, Task};
 
@@ -15,27 +22,34 @@ const SAMPLES: usize = 16;
 /// Looks between two times that the rate is halved: what was done needs time to show.
 const PATIENCE: u64 = 5;
 
-/// The monitor, and samples evenly spread over the training part to see activations of.
+/// Fewest of them.
+const FEWEST: usize = 4;
+/// Findings that are said at once.
+const SHOWN: usize = 5;
+
+/// The monitor, and what it takes to look.
 pub(super) struct Watch<T: Task> {
     monitor: Monitor,
-    batch: T::Batch,
     frozen: Vec<String>,
     every: u64,
+    task: PhantomData<fn() -> T>,
+}
+
+/// What a look judges: gradients as backward gave them, and the weights before the step.
+pub(super) struct Seen {
+    grads: Gradients,
+    before: Vec<Tensor>,
 }
 
 impl<T: Task> Watch<T> {
-    pub(super) fn new(task: &T, config: &ConfigOf<T>, params: &Params) -> Result<Self> {
-        let (all, train) = (task.samples(Split::Train), &config.train);
-        let n = (train.batch_size / 4).clamp(1, SAMPLES).min(all);
-        let spread: Vec<usize> = (0..n).map(|i| i * all / n).collect();
-        let frozen = train.frozen()?;
-        let frozen = |name: &String| frozen.as_ref().is_some_and(|f| f.is_match(name));
-        let tables = json!({ "model": config.model, "train": train });
+    pub(super) fn new(config: &ConfigOf<T>, params: &Params) -> Result<Self> {
+        let frozen = config.train.frozen()?;
+        let frozen = |p: &Param| !p.buffer && frozen.as_ref().is_some_and(|f| f.is_match(&p.name));
         Ok(Self {
-            monitor: Monitor::new(T::health(), tables, vec![]),
-            batch: task.batch(Split::Train, &spread)?,
-            frozen: params.all().into_iter().map(|p| p.name).filter(frozen).collect(),
-            every: train.health_every,
+            monitor: Monitor::new(T::health(), tables::<T>(config)?, vec![]),
+            frozen: params.all().into_iter().filter(frozen).map(|p| p.name).collect(),
+            every: config.train.health_every,
+            task: PhantomData,
         })
     }
 
@@ -44,52 +58,84 @@ impl<T: Task> Watch<T> {
         self.every > 0 && (number == 1 || number.is_multiple_of(self.every))
     }
 
-    pub(super) fn cut(&mut self, step: u64) {
-        self.monitor.cut(step);
-    }
-
     pub(super) fn profile(&self) -> &Profile {
         self.monitor.profile()
     }
 }
 
+/// The tables that advice is made concrete by.
+fn tables<T: Task>(config: &ConfigOf<T>) -> Result<Value> {
+    serde_json::to_value(config).map_err(|e| Error::Run(format!("the configuration: {e}")))
+}
+
 impl<T: Task> Trainer<'_, T> {
-    /// Takes up the checks of the run's earlier life.
-    pub(super) fn recall_health(&mut self) -> Result<()> {
-        let Some(run) = self.run else { return Ok(()) };
-        for check in Check::read(run.path())? {
-            self.watch.monitor.add(check);
-        }
+    /// Takes up the checks of the run's life so far.
+    pub(super) fn recall_health(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        let read = match self.run {
+            Some(run) => Check::read(run.path()),
+            None => Ok(vec![]),
+        };
+        let checks = match read {
+            // Where nothing depends on it, a broken record is no reason not to go on.
+            Err(e) if !self.config.train.acts_on_health() => {
+                observer.observe(&Event::Warning(&format!("{e}; gradient health begins anew")));
+                vec![]
+            }
+            read => read?,
+        };
+        self.watch.monitor = Monitor::new(T::health(), tables::<T>(self.config)?, checks);
         // What was raised then is not news.
         self.watch.monitor.news();
         Ok(())
     }
 
-    /// A forward and a backward pass of `samples` as they are, without dropout: nothing of the run changes.
+    /// `n` samples spread over the training part, others at every step.
+    fn spread(&self, n: usize) -> candle_core::Result<T::Batch> {
+        let all = self.task.samples(Split::Train);
+        let n = n.clamp(1, all);
+        let first = Stream::new(self.config.train.seed, Purpose::Shuffle, 1, self.state.step).uniform();
+        let spread: Vec<usize> =
+            (0..n).map(|i| (((i as f64 + first) * all as f64 / n as f64) as usize).min(all - 1)).collect();
+        self.task.batch(Split::Train, &spread)
+    }
+
+    /// Activations of a few samples.
+    fn activations(&self) -> candle_core::Result<Vec<Probe>> {
+        let n = (self.config.train.batch_size / 4).clamp(FEWEST, SAMPLES);
+        self.task.probes(&self.model, &self.spread(n)?)
+    }
+
+    /// A forward and a backward pass over a batch without dropout, and what is wrong by it: nothing of the run changes.
     ///
     /// # Errors
     /// candle's.
-    pub fn examine(&self) -> Result<(Check, Vec<Finding>)> {
-        let batch = &self.watch.batch;
-        let loss = self.task.loss(&self.model, batch, Mode::Eval)?.total;
+    pub fn examine(&self) -> Result<(Check, Report)> {
+        let batch = self.spread(self.config.train.batch_size)?;
+        let loss = self.task.loss(&self.model, &batch, Mode::Eval)?.total;
         let grads = self.params.gradients(&loss.backward()?);
         let trainable = self.params.trainable();
-        let watched: Vec<Watched> = (trainable.iter().zip(grads.iter()))
-            .map(|(p, (name, gradient))| Watched { name, weight: p.var.as_tensor(), gradient, before: None })
-            .collect();
-        let probes = self.task.probes(&self.model, batch)?;
+        let probes = self.task.probes(&self.model, &batch)?;
+        let watched = Watched::of(&trainable, &grads, None);
         let mut check = Check::new(self.state.step, self.watch.profile(), &watched, &probes)?;
         check.frozen = self.watch.frozen.clone();
-        let config = json!({ "model": self.config.model, "train": self.config.train });
-        let findings = preflight(&check, &self.params, self.watch.profile(), &config)?;
-        Ok((check, findings))
+        // Gains are those of initial values.
+        let fresh = self.state.step == 0;
+        let profile =
+            Profile { gain: self.watch.profile().gain.clone().filter(|_| fresh), ..self.watch.profile().clone() };
+        let report = preflight(&check, &self.params, &profile, &tables::<T>(self.config)?)?;
+        Ok((check, report))
     }
 
     /// Says what to know before the first step.
-    pub(super) fn preflight(&self, observer: &mut dyn Observer) -> Result<()> {
-        if self.watch.every > 0 {
-            self.examine()?.1.iter().for_each(|finding| observer.observe(&Event::Health(finding)));
+    pub(super) fn preflight(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        if self.watch.every == 0 {
+            return Ok(());
         }
+        // What initial values make of gradients passes; what is wrong with inputs and settings does not.
+        let lasting = |f: &&Finding| f.level >= Level::Alert && !f.kind.may_pass();
+        let findings: Vec<Finding> = self.examine()?.1.findings.iter().filter(lasting).cloned().collect();
+        findings.iter().for_each(|finding| observer.observe(&Event::Health(finding)));
+        self.watch.monitor.know(&findings);
         Ok(())
     }
 
@@ -99,41 +145,37 @@ impl<T: Task> Trainer<'_, T> {
         let check = self.task.probes(&self.model, batch).ok();
         let check = check.and_then(|probes| Check::new(0, self.watch.profile(), &[], &probes).ok());
         if let Some(first) = check.iter().flat_map(|c| &c.probes).find(|p| p.not_finite > 0) {
-            problem.what +=
-                &format!(" ({}, the first activation that shows it, has {} such values)", first.name, first.not_finite);
+            problem.what += &match first.kind {
+                ProbeKind::Raw | ProbeKind::Input => {
+                    format!(" ({} itself has {} such values: look at the data)", first.name, first.not_finite)
+                }
+                _ => format!(
+                    " ({}, the first activation that shows it, has {} such values)",
+                    first.name, first.not_finite
+                ),
+            };
         }
     }
 
-    /// The weights before a step that is looked at.
-    pub(super) fn before_look(&mut self, step: &mut Step<T::Batch>) -> Result<Vec<Tensor>> {
+    /// What is looked at later, and the pull of the poolings, if it is asked for.
+    pub(super) fn before_look(&self, step: &mut Step<T::Batch>) -> Result<Seen> {
+        let grads = step.grads.clone();
         if self.config.train.pooling_nudge {
-            pooling_nudge(&self.params, &mut step.grads, self.watch.monitor.profile())?;
+            pooling_nudge(&self.params, &mut step.grads, self.watch.profile())?;
+            step.norm = global_norm(&step.grads)?;
         }
-        Ok(self.params.trainable().iter().map(|p| p.var.copy()).collect::<candle_core::Result<_>>()?)
+        let before = self.params.trainable().iter().map(|p| p.var.copy()).collect::<candle_core::Result<_>>()?;
+        Ok(Seen { grads, before })
     }
 
     /// Looks at the step just done; whether the run went back to a checkpoint.
     ///
     /// # Errors
     /// Health is critical and stops the run, or cannot be written.
-    pub(super) fn look(
-        &mut self,
-        step: &Step<T::Batch>,
-        before: &[Tensor],
-        saver: Option<&Saver>,
-        observer: &mut dyn Observer,
-    ) -> Result<bool> {
+    pub(super) fn look(&mut self, seen: &Seen, saver: Option<&Saver>, observer: &mut dyn Observer) -> Result<bool> {
         let trainable = self.params.trainable();
-        let watched: Vec<Watched> = (trainable.iter().zip(step.grads.iter()).zip(before))
-            .map(|((p, (name, gradient)), before)| Watched {
-                name,
-                weight: p.var.as_tensor(),
-                gradient,
-                before: Some(before),
-            })
-            .collect();
-        let probes = self.task.probes(&self.model, &self.watch.batch)?;
-        let mut check = Check::new(self.state.step, self.watch.profile(), &watched, &probes)?;
+        let watched = Watched::of(&trainable, &seen.grads, Some(&seen.before));
+        let mut check = Check::new(self.state.step, self.watch.profile(), &watched, &self.activations()?)?;
         check.frozen = self.watch.frozen.clone();
         if let Some(run) = self.run {
             run.health().append(&serde_json::to_value(&check).map_err(|e| Error::Run(format!("health: {e}")))?)?;
@@ -144,7 +186,12 @@ impl<T: Task> Trainer<'_, T> {
             }
         }
         self.watch.monitor.add(check);
-        self.watch.monitor.news().iter().for_each(|finding| observer.observe(&Event::Health(finding)));
+        let news = self.watch.monitor.news();
+        news.iter().take(SHOWN).for_each(|finding| observer.observe(&Event::Health(finding)));
+        if news.len() > SHOWN {
+            let more = news.len() - SHOWN;
+            observer.observe(&Event::Warning(&format!("and {more} more about gradient health: zoo doctor shows them")));
+        }
         self.act(saver, observer)
     }
 
@@ -155,10 +202,13 @@ impl<T: Task> Trainer<'_, T> {
             return Ok(false);
         }
         let report = self.watch.monitor.report();
-        let Some(worst) = report.findings.into_iter().find(|f| f.level == Level::Critical) else { return Ok(false) };
+        let curable = |f: &Finding| how == OnCritical::Stop || f.kind.is_cured_by_rate();
+        let worst = report.findings.into_iter().find(|f| f.level == Level::Critical && curable(f));
+        // Two looks may be the beginning: initial values pass.
+        let Some(worst) = worst.filter(|_| self.watch.monitor.checks().len() >= 3) else { return Ok(false) };
         let Finding { what, since, because, .. } = worst;
         let step = self.state.step;
-        let stop = Error::Critical { what: what.clone(), since, because, step };
+        let stop = Error::Critical { what: what.clone(), since, because: because.clone(), step };
         let waiting = self.state.halvings > 0 && step < self.state.halved_at + PATIENCE * self.watch.every;
         match how {
             OnCritical::Tell => Ok(false),
@@ -176,7 +226,11 @@ impl<T: Task> Trainer<'_, T> {
                 let cause = format!("step {step}: {what} is critical since step {since}; the rate is halved");
                 match self.roll_back(cause, |at| at < since, 0, saver, observer)? {
                     true => Ok(true),
-                    false => Err(stop),
+                    false => {
+                        let because =
+                            format!("{because}; no checkpoint from before it is left (train.keep says how many are)");
+                        Err(Error::Critical { what, since, because, step })
+                    }
                 }
             }
         }

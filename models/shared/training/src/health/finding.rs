@@ -1,0 +1,167 @@
+//! What can be found, and what to do about it.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{Profile, Role};
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Level {
+    /// Nothing is wrong.
+    Healthy,
+    /// So it must be by mathematics, or was asked for.
+    Expected,
+    /// Worth knowing.
+    Note,
+    /// Something is wrong.
+    Alert,
+    /// Training does not work like this.
+    Critical,
+}
+
+/// What was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// Values that are not finite.
+    NotFinite,
+    /// A parameter that backward does not reach.
+    Detached,
+    /// Gradient elements that are zero while others are not.
+    Dead,
+    /// A gradient that is small everywhere.
+    Vanishing,
+    /// A gradient that is too large.
+    Exploding,
+    /// Steps that change the weights too much.
+    Rate,
+    /// Preactivations beyond ±3.
+    Saturated,
+    /// Inputs beyond ±3, or of scales that differ too much.
+    Scale,
+    /// Inputs that are always zero.
+    StillInputs,
+    /// Units that are always zero.
+    DeadUnits,
+    /// A pooling that does not learn.
+    FrozenPooling,
+    /// A pooling whose weights are still uniform.
+    UniformPooling,
+    /// Dying by and by.
+    Progressive,
+    /// A clipping limit, gain or rate other than those that serve.
+    Setting,
+    /// A key bias.
+    KeyBias,
+    /// Rows of a table that were not looked up.
+    AbsentRows,
+    /// A frozen parameter.
+    Frozen,
+}
+
+impl Kind {
+    /// Whether the first looks may show it without anything being wrong: initial values pass, and few samples say little.
+    pub(crate) fn may_pass(self) -> bool {
+        use Kind::*;
+        matches!(self, Dead | Vanishing | FrozenPooling | DeadUnits | StillInputs | Exploding | Progressive)
+    }
+
+    /// Whether a lower rate may help.
+    pub(crate) fn is_cured_by_rate(self) -> bool {
+        matches!(self, Self::Dead | Self::Exploding | Self::Progressive | Self::Rate | Self::DeadUnits)
+    }
+}
+
+/// One thing that was found.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Finding {
+    /// How bad it is.
+    pub level: Level,
+    /// What it is.
+    pub kind: Kind,
+    /// The tensor, probe or setting.
+    pub what: String,
+    /// The step since which it has been so.
+    pub since: u64,
+    /// In a sentence, with the numbers and the likely cause.
+    pub because: String,
+    /// What to do, in the order in which it is worth trying.
+    pub remedies: Vec<String>,
+}
+
+/// What several checks say together.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Report {
+    /// The worst level of all findings that are not expected, or healthy.
+    pub verdict: Level,
+    /// Share of dead elements, the mean of the last checks.
+    pub dead: f64,
+    /// Global gradient norm, the mean of the last checks.
+    pub norm: f64,
+    /// Worst first.
+    pub findings: Vec<Finding>,
+}
+
+/// The documents' remedies that fit, in their order.
+pub(super) fn remedies(kind: Kind, role: Role, since: u64, profile: &Profile, config: &Value) -> Vec<String> {
+    let number = |key: &str| config.pointer(key).and_then(Value::as_f64);
+    let normalize = match profile.normalize.and_then(|setting| setting.split_once('=')) {
+        // It is set already.
+        Some((key, value)) if config.pointer(&format!("/{}", key.replace('.', "/"))).is_some_and(|v| v == value) => {
+            None
+        }
+        Some((key, value)) => {
+            Some(format!("normalise what it sees, a layer norm or statistics of each feature (--set {key}={value})"))
+        }
+        None => {
+            Some("normalise what it sees: a layer norm, or statistics of each feature, before the first map".into())
+        }
+    };
+    let rate = match number("/train/lr") {
+        // Far too high a rate is worth more than half.
+        Some(lr) => match profile.rate.as_ref().map(|r| *r.end()).filter(|most| *most < lr / 2.) {
+            Some(most) => format!("lower the rate (--set train.lr={most})"),
+            None => format!("halve the rate (--set train.lr={})", lr / 2.),
+        },
+        None => "halve the rate".into(),
+    };
+    let clip = match (&profile.clip, number("/train/clip_norm")) {
+        (Some(range), Some(now)) if !range.contains(&now) => Some(format!(
+            "clip the gradient norm at {} to {} (--set train.clip_norm={})",
+            range.start(),
+            range.end(),
+            range.end()
+        )),
+        (None, None) => Some("for a transformer, clip the gradient norm at 5 to 10, not at 1".into()),
+        _ => None,
+    };
+    let gain = "begin with Xavier's values of gain 0.6 to 0.8 (0.6 linear, 0.8 attention) and zero biases".to_string();
+    let again = (since > 1).then(|| format!("begin again from a checkpoint before step {since}"));
+    let one = |text: &str| vec![text.to_string()];
+    match kind {
+        Kind::Dead if role == Role::InputProjection => {
+            [normalize, Some(rate), clip, Some(gain), again].into_iter().flatten().collect()
+        }
+        Kind::Dead | Kind::Progressive => [Some(rate), clip, Some(gain), again].into_iter().flatten().collect(),
+        Kind::Scale | Kind::Saturated | Kind::Vanishing => [normalize, Some(gain)].into_iter().flatten().collect(),
+        Kind::DeadUnits => {
+            [Some(rate), Some("use GELU or a leaky unit instead of ReLU".into()), again].into_iter().flatten().collect()
+        }
+        Kind::Exploding | Kind::Rate => [Some(rate), clip, again].into_iter().flatten().collect(),
+        Kind::NotFinite => {
+            [Some("look at the input that the probes name".into()), Some(rate), again].into_iter().flatten().collect()
+        }
+        Kind::Detached => one("use differentiable operations on the way to the loss, or freeze it"),
+        Kind::StillInputs => one("connect them, or leave them out"),
+        Kind::FrozenPooling => vec![
+            "look whether its result reaches the loss".into(),
+            match config.is_null() {
+                true => "give it a pull (see pooling_nudge)".into(),
+                false => "give it a pull (--set train.pooling_nudge=true)".into(),
+            },
+        ],
+        _ => vec![],
+    }
+}
