@@ -243,7 +243,7 @@ fn the_documents_thresholds_decide() -> Result<()> {
     // The norm, by what is usual of the model.
     let loud = check(1, &[("a", filled(100, 0, 1.1)?)])?;
     assert_eq!(
-        found(&judge(&[loud.clone()], &Profile::default(), &Value::Null), Kind::Exploding).map(|f| f.level),
+        found(&judge(std::slice::from_ref(&loud), &Profile::default(), &Value::Null), Kind::Exploding).map(|f| f.level),
         Some(Level::Alert)
     );
     let other = Profile { norm: 1e-6..20., ..Profile::default() };

@@ -160,6 +160,9 @@ impl Court<'_> {
 
     /// The likely cause of dead elements, read from the probes.
     fn cause(&self, p: &ParameterHealth) -> String {
+        if let Some((step, update)) = self.wild(self.checks.len()) {
+            return format!("; the step at {step} changed the weights by {} of their norm", percent(update));
+        }
         let probe = |kind: ProbeKind| self.last.probes.iter().filter(move |q| q.kind == kind);
         if p.role == Role::InputProjection {
             for q in probe(ProbeKind::Input) {
@@ -261,6 +264,12 @@ impl Court<'_> {
         }
     }
 
+    /// The first of the last `span` checks whose step replaced the weights, more or less.
+    fn wild(&self, span: usize) -> Option<(u64, f64)> {
+        let lately = &self.checks[self.checks.len().saturating_sub(span)..];
+        lately.iter().find_map(|c| c.update.filter(|u| *u > WILD).map(|u| (c.step, u)))
+    }
+
     /// What concerns the whole model.
     fn whole(&self, findings: &mut Vec<Finding>) {
         let n = self.checks.len() - 1;
@@ -293,8 +302,7 @@ impl Court<'_> {
         let update = |c: &Check| c.update;
         // What died of such a step stays dead.
         let span = if dead > alert { self.checks.len() } else { LATELY };
-        let lately = &self.checks[self.checks.len().saturating_sub(span)..];
-        let wild = lately.iter().find_map(|c| c.update.filter(|u| *u > WILD).map(|u| (c.step, u)));
+        let wild = self.wild(span);
         let lasting =
             self.above(UPDATE, update).filter(|_| n + 1 >= RECENT).map(|since| (since, self.recent(n, update)));
         if let Some((since, update)) = wild.or(lasting) {
