@@ -308,6 +308,15 @@ impl Task for TradingTask {
                 "the test days begin on {first}, but the weights saw days until {seen} in training: they may know the outcome"
             ));
         }
+        let most =
+            shares(&self.labels[self.range(Split::Train)]).into_iter().enumerate().max_by(|a, b| a.1.total_cmp(&b.1));
+        if let Some((direction, share)) = most.filter(|(_, share)| *share > 0.9) {
+            warnings.push(format!(
+                "{:.0} % of the training part's directions are {}: there is hardly anything to tell apart (data.band, data.horizon)",
+                100. * share,
+                DIRECTIONS[direction]
+            ));
+        }
         if self.days.missing.contains(&"Adj Close") {
             warnings.push("the file has no column Adj Close: splits and dividends look like price moves".into());
         }
@@ -474,6 +483,9 @@ mod tests {
         assert!(short.contains("250 days, at least 276 are needed"), "{short}");
         assert!(open(&Source { simulated_days: 276, ..Source::default() }).is_ok());
         assert!(open(&Source { simulated_days: 275, ..Source::default() }).is_err());
+        assert!(
+            open(&Source { band: 100., ..Source::default() }).is_ok_and(|t| t.warnings()[0].contains("100 % of the"))
+        );
         assert!(message(&Source { horizon: 0, ..Source::default() }).contains("data.horizon"));
         assert!(message(&Source { valid: 0.6, test: 0.4, ..Source::default() }).contains("training part"));
         assert!(message(&Source { column: "x".into(), ..Source::default() }).contains("--data"));

@@ -42,6 +42,7 @@ pub fn judge(checks: &[Check], profile: &Profile, config: &Value) -> Report {
     last.probes.iter().for_each(|p| court.probe(p, &mut findings));
     court.whole(&mut findings);
     court.expected(&mut findings);
+    court.settings(&mut findings);
     findings.sort_by_key(|f| std::cmp::Reverse(f.level));
     let worst = findings.iter().map(|f| f.level).filter(|l| *l >= Level::Alert).max();
     let n = checks.len() - 1;
@@ -343,6 +344,24 @@ impl Court<'_> {
             percent(parts[7])
         );
         Some((began.step, because))
+    }
+
+    /// Settings outside those that serve the model.
+    fn settings(&self, findings: &mut Vec<Finding>) {
+        for (level, key, range, why) in [
+            (Level::Alert, "lr", &self.profile.rate, "where such models learn"),
+            (Level::Note, "clip_norm", &self.profile.clip, "the limits that serve such models"),
+        ] {
+            let now = self.config.pointer(&format!("/train/{key}")).and_then(Value::as_f64);
+            if let (Some(range), Some(now)) = (range, now)
+                && !range.contains(&now)
+            {
+                let (least, most, what) = (*range.start(), *range.end(), format!("train.{key}"));
+                let because = format!("{now} is not within {least} to {most}, {why}");
+                let remedies = vec![format!("--set {what}={}", now.clamp(least, most))];
+                findings.push(Finding { level, kind: Kind::Setting, what, since: 0, because, remedies });
+            }
+        }
     }
 
     /// What is as it must be.

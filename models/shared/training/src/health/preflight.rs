@@ -15,25 +15,6 @@ const ERRORS: f64 = 4.;
 /// candle's.
 pub fn preflight(check: &Check, params: &Params, profile: &Profile, config: &Value) -> Result<Report> {
     let mut report = judge(std::slice::from_ref(check), profile, config);
-    let mut found = |level, what: &str, because: String, remedy: String| {
-        let kind = Kind::Setting;
-        report.findings.push(Finding { level, kind, what: what.into(), since: 0, because, remedies: vec![remedy] });
-    };
-    let number = |key: &str| config.pointer(key).and_then(Value::as_f64);
-    if let (Some(range), Some(lr)) = (&profile.rate, number("/train/lr"))
-        && !range.contains(&lr)
-    {
-        let (least, most) = (*range.start(), *range.end());
-        let because = format!("{lr} is not within {least} to {most}, where such models learn");
-        found(Level::Alert, "train.lr", because, format!("--set train.lr={}", lr.clamp(least, most)));
-    }
-    if let (Some(range), Some(clip)) = (&profile.clip, number("/train/clip_norm"))
-        && !range.contains(&clip)
-    {
-        let (least, most) = (range.start(), range.end());
-        let because = format!("{clip} is not within {least} to {most}, the limits that serve such models");
-        found(Level::Note, "train.clip_norm", because, format!("--set train.clip_norm={most}"));
-    }
     if let (Some(range), true) = (&profile.gain, config.pointer("/train/init_from").is_none_or(|v| v == "")) {
         for param in params.trainable() {
             let &[to, from] = param.var.dims() else { continue };
@@ -44,12 +25,9 @@ pub fn preflight(check: &Check, params: &Params, profile: &Profile, config: &Val
             if gain < range.start() * (1. - tolerance) || gain > range.end() * (1. + tolerance) {
                 let (least, most) = (range.start(), range.end());
                 let because = format!("its initial values have a gain of {gain:.2}, not {least} to {most}");
-                found(
-                    Level::Alert,
-                    &param.name,
-                    because,
-                    "Xavier's values: 0.6 for linear maps, 0.8 for attention".into(),
-                );
+                let remedies = vec!["Xavier's values: 0.6 for linear maps, 0.8 for attention".into()];
+                let (level, kind, what) = (Level::Alert, Kind::Setting, param.name);
+                report.findings.push(Finding { level, kind, what, since: 0, because, remedies });
             }
         }
     }
