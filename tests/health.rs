@@ -49,6 +49,22 @@ fn healthy_runs_of_all_models_raise_nothing() -> Result<()> {
 }
 
 #[test]
+fn to_look_changes_nothing() -> Result<()> {
+    let weights = |set: &[&str]| -> Result<Vec<Vec<f32>>> {
+        let set: Vec<String> = set.iter().map(|s| s.to_string()).collect();
+        let config = resolve::<TradingTask>(&Layers { preset: Some("tiny"), file: None, set: &set })?;
+        let task = TradingTask::open(&config.model, &config.data, config.train.seed, None, &Device::Cpu)?;
+        let mut trainer = Trainer::new(&task, &config, &Device::Cpu)?;
+        trainer.train(&mut Raised::default(), &|| false)?;
+        trainer.params().tensors().iter().map(|(_, t)| Ok(t.flatten_all()?.to_vec1()?)).collect()
+    };
+    for norm in ["model.input_norm=layer", "model.input_norm=running"] {
+        assert!(weights(&["train.health_every=0", norm])? == weights(&["train.health_every=1", norm])?, "{norm}");
+    }
+    Ok(())
+}
+
+#[test]
 fn features_as_they_are_are_found_out_before_the_first_step() -> Result<()> {
     for seed in ["train.seed=1", "train.seed=2", "train.seed=3"] {
         let found = raised::<TradingTask>("tiny", &["model.input_norm=none", "train.steps=1", seed])?;
