@@ -96,9 +96,9 @@ pub struct Finding {
 pub struct Report {
     /// The worst level of all findings that are not expected, or healthy.
     pub verdict: Level,
-    /// Share of dead elements, the mean of the last checks.
+    /// Share of dead elements, the median of the last checks.
     pub dead: f64,
-    /// Global gradient norm, the mean of the last checks.
+    /// Global gradient norm, the median of the last checks.
     pub norm: f64,
     /// Worst first.
     pub findings: Vec<Finding>,

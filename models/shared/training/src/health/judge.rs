@@ -79,7 +79,7 @@ impl Court<'_> {
         unbroken.map(|i| self.checks[i].step)
     }
 
-    /// The step since which a value has been above a limit, if its recent mean is now: from where the value itself first was.
+    /// The step since which a value has been above a limit, if its recent median is now: from where the value itself first was.
     fn above(&self, limit: f64, f: impl Fn(&Check) -> Option<f64>) -> Option<u64> {
         let first = (0..self.checks.len()).rev().take_while(|i| self.recent(*i, &f) > limit).last()?;
         let before = (0..=first).rev().take_while(|i| f(&self.checks[*i]).is_some_and(|v| v > limit)).last();

@@ -86,7 +86,7 @@ pub struct Trainer<'a, T: Task> {
     run: Option<&'a RunDirectory>,
     metrics: Metrics,
     gradients: GradientReport,
-    watch: Watch<T>,
+    watch: Watch,
     /// Statistics that layers keep: a refused step must not change them either.
     buffers: Vec<Var>,
 }
@@ -151,7 +151,7 @@ impl<'a, T: Task> Trainer<'a, T> {
         let batches = Batches::new(samples, train.batch_size, train.seed);
         let state = State::default();
         let (run, metrics, gradients) = (None, vec![], GradientReport::default());
-        let watch = Watch::new(config, &params)?;
+        let watch = Watch::new::<T>(config, &params)?;
         let buffers = params.all().into_iter().filter(|p| p.buffer).map(|p| p.var).collect();
         Ok(Self {
             task,

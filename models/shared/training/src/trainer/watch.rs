@@ -1,7 +1,5 @@
 //! What the trainer does about gradient health.
 
-use std::marker::PhantomData;
-
 use candle_core::Tensor;
 use serde_json::Value;
 use zoo_layers::optim::global_norm;
@@ -19,20 +17,22 @@ use crate::{Error, Event, Observer, OnCritical, Result, Split, Task};
 
 /// Most samples of the batch whose activations are watched: a look must cost next to nothing.
 const SAMPLES: usize = 16;
-/// Looks between two times that the rate is halved: what was done needs time to show.
-const PATIENCE: u64 = 5;
-
 /// Fewest of them.
 const FEWEST: usize = 4;
+/// Looks between two times that the rate is halved: what was done needs time to show.
+const PATIENCE: u64 = 5;
+/// Halvings after which there is no rate left to speak of.
+const HALVINGS: u32 = 10;
+/// Looks before anything is done: initial values pass.
+const PATIENT: usize = 3;
 /// Findings that are said at once.
 const SHOWN: usize = 5;
 
 /// The monitor, and what it takes to look.
-pub(super) struct Watch<T: Task> {
+pub(super) struct Watch {
     monitor: Monitor,
     frozen: Vec<String>,
     every: u64,
-    task: PhantomData<fn() -> T>,
 }
 
 /// What a look judges: gradients as backward gave them, and the weights before the step.
@@ -41,15 +41,14 @@ pub(super) struct Seen {
     before: Vec<Tensor>,
 }
 
-impl<T: Task> Watch<T> {
-    pub(super) fn new(config: &ConfigOf<T>, params: &Params) -> Result<Self> {
+impl Watch {
+    pub(super) fn new<T: Task>(config: &ConfigOf<T>, params: &Params) -> Result<Self> {
         let frozen = config.train.frozen()?;
         let frozen = |p: &Param| !p.buffer && frozen.as_ref().is_some_and(|f| f.is_match(&p.name));
         Ok(Self {
             monitor: Monitor::new(T::health(), tables::<T>(config)?, vec![]),
             frozen: params.all().into_iter().filter(frozen).map(|p| p.name).collect(),
             every: config.train.health_every,
-            task: PhantomData,
         })
     }
 
@@ -204,8 +203,7 @@ impl<T: Task> Trainer<'_, T> {
         let report = self.watch.monitor.report();
         let curable = |f: &Finding| how == OnCritical::Stop || f.kind.is_cured_by_rate();
         let worst = report.findings.into_iter().find(|f| f.level == Level::Critical && curable(f));
-        // Two looks may be the beginning: initial values pass.
-        let Some(worst) = worst.filter(|_| self.watch.monitor.checks().len() >= 3) else { return Ok(false) };
+        let Some(worst) = worst.filter(|_| self.watch.monitor.checks().len() >= PATIENT) else { return Ok(false) };
         let Finding { what, since, because, .. } = worst;
         let step = self.state.step;
         let stop = Error::Critical { what: what.clone(), since, because: because.clone(), step };
@@ -214,8 +212,7 @@ impl<T: Task> Trainer<'_, T> {
             OnCritical::Tell => Ok(false),
             OnCritical::Stop => Err(stop),
             _ if waiting => Ok(false),
-            // A rate that has been halved ten times is no rate any more.
-            _ if self.state.halvings >= 10 => Err(stop),
+            _ if self.state.halvings >= HALVINGS => Err(stop),
             OnCritical::HalveLr => {
                 self.halve(step);
                 observer.observe(&Event::Warning(&format!("step {step}: {what} is critical; the rate is halved")));
