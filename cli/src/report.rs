@@ -164,8 +164,8 @@ fn judgement(run: &Run) -> Markup {
             @let findings: Vec<_> = run.health.findings.iter().filter(|f| f.level >= Level::Alert).collect();
             @if !run.checks.is_empty() {
                 p {
-                    "gradient health: " (run.checks.len()) " looks, " (format!("{:.1}", 100. * run.health.dead)) " % of the elements dead, "
-                    @if findings.is_empty() { "nothing to raise" }
+                    "gradient health: " (run.checks.len()) " looks, " (format!("{:.1}", 100. * run.health.dead)) " % of the elements dead"
+                    @if findings.is_empty() { ", nothing to raise" }
                 }
             }
             @if !findings.is_empty() { ul { @for finding in findings { li { (doctor::line(finding)) } } } }
