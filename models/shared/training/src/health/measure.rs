@@ -232,11 +232,12 @@ fn alive<'a>(name: &str, role: Role, dims: &[usize], g: &'a [f32]) -> Vec<&'a [f
     vec![g]
 }
 
-pub(super) fn parameter(profile: &Profile, watched: &Watched) -> Result<ParameterHealth> {
-    let &Watched { name, weight, gradient, before } = watched;
+/// Of a parameter whose step changed it by so much; see [`change`].
+fn parameter(profile: &Profile, watched: &Watched, changed: Option<(f64, f64)>) -> Result<ParameterHealth> {
+    let &Watched { name, weight, gradient, .. } = watched;
     let (role, elements) = (profile.role(name), weight.elem_count());
     // Where the first change of zeros was there is nothing to say.
-    let update = match before.map(|before| change(weight, before)).transpose()? {
+    let update = match changed {
         Some((0., _)) => Some(0.),
         Some((change, norm)) if norm > 0. => Some((change / norm).sqrt()),
         _ => None,
@@ -310,7 +311,7 @@ fn pooling(logits: &Tensor) -> Result<PoolingHealth> {
     })
 }
 
-pub(super) fn probe(probe: &Probe) -> Result<ProbeHealth> {
+fn probe(probe: &Probe) -> Result<ProbeHealth> {
     let features = probe.values.dims().last().copied().unwrap_or(1).max(1);
     with_values(&probe.values, |x| {
         let n = x.len();
@@ -406,14 +407,15 @@ impl Check {
     /// # Errors
     /// Gradients that do not fit their weights; candle's.
     pub fn new(step: u64, profile: &Profile, watched: &[Watched], probes: &[Probe]) -> Result<Self> {
-        let parameters = watched.iter().map(|w| parameter(profile, w)).collect::<Result<Vec<_>>>()?;
+        let changes = watched.iter().map(|w| w.before.map(|before| change(w.weight, before)).transpose());
+        let changes = changes.collect::<Result<Vec<_>>>()?;
+        let pairs = watched.iter().zip(&changes);
+        let parameters = pairs.map(|(w, changed)| parameter(profile, w, *changed)).collect::<Result<Vec<_>>>()?;
         // What backward does not reach is said of each by itself.
         let reached = || parameters.iter().filter(|p| !p.missing);
         let alive: usize = reached().map(|p| p.elements - p.expected).sum();
         let dead: f64 = reached().map(|p| p.dead * (p.elements - p.expected) as f64).sum();
-        let changes = watched.iter().filter_map(|w| w.before.map(|before| change(w.weight, before)));
-        let changes = changes.collect::<Result<Vec<_>>>()?;
-        let (moved, norm) = changes.iter().fold((0., 0.), |(a, b), (change, norm)| (a + change, b + norm));
+        let (moved, norm) = changes.iter().flatten().fold((0., 0.), |(a, b), (change, norm)| (a + change, b + norm));
         Ok(Self {
             step,
             update: (norm > 0.).then(|| short((moved / norm).sqrt())),

@@ -47,6 +47,9 @@ pub const DEAD: f64 = 1e-6;
 /// |x| below which, over all it was seen with, a feature never moves.
 pub const STILL: f64 = 1e-8;
 
+/// Looks after which initial values have passed.
+pub(crate) const SETTLED: usize = 3;
+
 /// What a parameter is there for, which decides how much of its gradient may be zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -3,7 +3,7 @@ use std::collections::HashMap;
 use candle_core::Result;
 use serde_json::Value;
 
-use super::{Check, Finding, Kind, Level, Probe, Profile, Report, Watched, judge};
+use super::{Check, Finding, Kind, Level, Probe, Profile, Report, SETTLED, Watched, judge};
 
 /// Checks that are kept in memory; of more, older ones are thinned out.
 const KEPT: usize = 2000;
@@ -73,7 +73,7 @@ impl Monitor {
     /// Alerts that were not there before, or have become worse; what has passed may be raised again. What initial values may
     /// bring about is held back until the third look.
     pub fn news(&mut self) -> Vec<Finding> {
-        let early = self.checks.len() < 3;
+        let early = self.checks.len() < SETTLED;
         let alert = |f: &Finding| f.level >= Level::Alert && !(early && f.kind.may_pass());
         let found: Vec<Finding> = self.report().findings.into_iter().filter(alert).collect();
         let now: HashMap<(Kind, String), Level> = found.iter().map(|f| ((f.kind, f.what.clone()), f.level)).collect();

@@ -9,7 +9,7 @@ use zoo_layers::{Gradients, Mode, Param, Params};
 use super::{NonFinite, Step, Trainer};
 use crate::config::ConfigOf;
 use crate::health::{
-    Check, Finding, Level, Monitor, Probe, ProbeKind, Profile, Report, Watched, pooling_nudge, preflight,
+    Check, Finding, Level, Monitor, Probe, ProbeKind, Profile, Report, SETTLED, Watched, pooling_nudge, preflight,
     revive_attention,
 };
 use crate::saver::Saver;
@@ -23,8 +23,6 @@ const FEWEST: usize = 4;
 const PATIENCE: u64 = 5;
 /// Halvings after which there is no rate left to speak of.
 const HALVINGS: u32 = 10;
-/// Looks before anything is done: initial values pass.
-const PATIENT: usize = 3;
 /// Findings that are said at once.
 const SHOWN: usize = 5;
 
@@ -203,7 +201,7 @@ impl<T: Task> Trainer<'_, T> {
         let report = self.watch.monitor.report();
         let curable = |f: &Finding| how == OnCritical::Stop || f.kind.is_cured_by_rate();
         let worst = report.findings.into_iter().find(|f| f.level == Level::Critical && curable(f));
-        let Some(worst) = worst.filter(|_| self.watch.monitor.checks().len() >= PATIENT) else { return Ok(false) };
+        let Some(worst) = worst.filter(|_| self.watch.monitor.checks().len() >= SETTLED) else { return Ok(false) };
         let Finding { what, since, because, .. } = worst;
         let step = self.state.step;
         let stop = Error::Critical { what: what.clone(), since, because: because.clone(), step };
