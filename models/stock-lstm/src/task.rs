@@ -334,18 +334,8 @@ impl Task for StockTask {
     }
 
     fn warnings(&self) -> Vec<String> {
-        let mut warnings = self.days.warnings.clone();
-        let first = self.days.dates.get(self.target_day(self.splits[1])).map(|d| d.to_string());
-        if let (Some(first), Some(seen)) = (first, self.seen.as_ref())
-            && first <= *seen
-        {
-            warnings.push(format!(
-                "the test days begin on {first}, but the weights saw days until {seen} in training: they may know the outcome"
-            ));
-        }
-        if self.days.missing.contains(&"Adj Close") {
-            warnings.push("the file has no column Adj Close: splits and dividends look like price moves".into());
-        }
+        let first = Some(self.target_day(self.splits[1])).filter(|day| *day < self.days.dates.len());
+        let mut warnings = self.days.caveats(first, self.seen.as_deref());
         if self.target == Target::Close {
             let k = close_index(self.scaler.features);
             let (least, most) = (self.scaler.shift[k], self.scaler.shift[k] + self.scaler.scale[k]);

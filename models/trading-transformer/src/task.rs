@@ -298,16 +298,9 @@ impl Task for TradingTask {
     }
 
     fn warnings(&self) -> Vec<String> {
-        let mut warnings = self.days.warnings.clone();
         let test = self.range(Split::Test);
-        let first = if test.is_empty() { None } else { Some(self.days.dates[test.start].to_string()) };
-        if let (Some(first), Some(seen)) = (first, self.seen.as_ref())
-            && first <= *seen
-        {
-            warnings.push(format!(
-                "the test days begin on {first}, but the weights saw days until {seen} in training: they may know the outcome"
-            ));
-        }
+        let first = if test.is_empty() { None } else { Some(test.start) };
+        let mut warnings = self.days.caveats(first, self.seen.as_deref());
         let most =
             shares(&self.labels[self.range(Split::Train)]).into_iter().enumerate().max_by(|a, b| a.1.total_cmp(&b.1));
         if let Some((direction, share)) = most.filter(|(_, share)| *share > 0.9) {
@@ -316,9 +309,6 @@ impl Task for TradingTask {
                 100. * share,
                 DIRECTIONS[direction]
             ));
-        }
-        if self.days.missing.contains(&"Adj Close") {
-            warnings.push("the file has no column Adj Close: splits and dividends look like price moves".into());
         }
         warnings
     }

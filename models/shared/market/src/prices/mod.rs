@@ -37,6 +37,26 @@ pub struct Reading {
     pub bars: bool,
 }
 
+impl Days {
+    /// What one should know before judging a model by these days: what looks wrong with them; whether the weights may know the
+    /// outcome, `judged` being the first day that judges and `seen` the last that they were fitted to; missing adjustment.
+    pub fn caveats(&self, judged: Option<usize>, seen: Option<&str>) -> Vec<String> {
+        let mut caveats = self.warnings.clone();
+        let first = judged.and_then(|day| self.dates.get(day)).map(|d| d.to_string());
+        if let (Some(first), Some(seen)) = (first, seen)
+            && *first <= *seen
+        {
+            caveats.push(format!(
+                "the test days begin on {first}, but the weights saw days until {seen} in training: they may know the outcome"
+            ));
+        }
+        if self.missing.contains(&"Adj Close") {
+            caveats.push("the file has no column Adj Close: splits and dividends look like price moves".into());
+        }
+        caveats
+    }
+}
+
 struct Row {
     day: Date,
     line: u64,
