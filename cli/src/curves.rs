@@ -96,10 +96,12 @@ pub(crate) fn panels(history: &History) -> [(&'static str, Vec<String>); 4] {
     let names = || history.curves.iter().map(|c| c.name.clone());
     let is_loss = |n: &String| n == "loss" || n.ends_with(" loss");
     let other = |n: &String| n == "lr" || n == "grad_norm";
+    // Of many units: they are in metrics.jsonl, the table and TensorBoard.
+    let acted = |n: &String| n.starts_with("experience ");
     [
         // Parts of the loss stand with it.
         ("loss", names().filter(|n| is_loss(n) || !n.contains(' ') && !other(n)).collect()),
-        ("validation metrics", names().filter(|n| n.contains(' ') && !is_loss(n)).collect()),
+        ("validation metrics", names().filter(|n| n.contains(' ') && !is_loss(n) && !acted(n)).collect()),
         ("gradient norm before clipping", names().filter(|n| n == "grad_norm").collect()),
         ("learning rate", names().filter(|n| n == "lr").collect()),
     ]
@@ -128,6 +130,9 @@ impl Observer for Curves {
                 parts.iter().for_each(|(name, value)| self.add(name, *step, *value));
                 self.add("lr", *step, *lr);
                 self.add("grad_norm", *step, *grad_norm);
+            }
+            Event::Collected { step, metrics } => {
+                metrics.iter().for_each(|(name, value)| self.add(&format!("experience {name}"), step + 1, *value));
             }
             Event::Evaluated { step, metrics, .. } => {
                 metrics.iter().for_each(|(name, value)| self.add(&format!("valid {name}"), *step, *value));

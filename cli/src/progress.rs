@@ -65,7 +65,7 @@ impl Observer for Progress {
                     bar.set_position(*step);
                 }
             }
-            Event::Saved { .. } => {}
+            Event::Saved { .. } | Event::Collected { .. } => {}
             Event::Health(finding) => self.say(&format!("zoo: {}", doctor::line(finding))),
             Event::Warning(message) => self.say(&format!("zoo: warning: {message}")),
         }

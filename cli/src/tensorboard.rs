@@ -77,6 +77,10 @@ impl Observer for TensorBoard {
                 values.extend(parts.iter().map(|(name, v)| (format!("parts/{name}"), *v)));
                 self.scalars(*step, &values);
             }
+            Event::Collected { step, metrics } => {
+                let values: Vec<_> = metrics.iter().map(|(name, v)| (format!("experience/{name}"), *v)).collect();
+                self.scalars(step + 1, &values);
+            }
             Event::Evaluated { step, metrics, .. } => {
                 let tag = |name: &str| if name == "loss" { "loss/valid".into() } else { format!("valid/{name}") };
                 let values: Vec<_> = metrics.iter().map(|(name, v)| (tag(name), *v)).collect();

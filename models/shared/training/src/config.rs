@@ -7,7 +7,7 @@ use toml::{Table, Value};
 use zoo_layers::optim::{Group, Moments, Rule, decay_matrices, muon_groups};
 use zoo_layers::{Param, nearest};
 
-use crate::{Error, Result, Task};
+use crate::{Error, Result, Task, ppo};
 
 /// Everything that decides a run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -161,6 +161,9 @@ pub struct TrainConfig {
     /// Regular expression: parameters in whose names it is found stay as they are. (Statistics that a layer keeps itself
     /// follow the data all the same.)
     pub freeze: String,
+    /// How a policy is trained, for tasks that can.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ppo: Option<ppo::Settings>,
 }
 
 impl Default for TrainConfig {
@@ -204,6 +207,7 @@ impl Default for TrainConfig {
             overfit_batch: false,
             init_from: String::new(),
             freeze: String::new(),
+            ppo: None,
         }
     }
 }
@@ -283,7 +287,7 @@ impl TrainConfig {
         ];
         match checks.into_iter().find(|(ok, _)| !ok) {
             Some((_, message)) => Err(Error::Usage(message.into())),
-            None => Ok(()),
+            None => self.ppo.as_ref().map_or(Ok(()), ppo::Settings::validate),
         }
     }
 }

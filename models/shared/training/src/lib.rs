@@ -6,10 +6,12 @@
 pub mod config;
 pub mod doctor;
 mod error;
+mod experience;
 pub mod health;
 mod history;
 mod loader;
 mod observer;
+pub mod ppo;
 mod run;
 mod saver;
 mod schedule;
@@ -19,6 +21,7 @@ mod trainer;
 
 pub use config::{Config, OnCritical, OnNonFinite, OptimizerKind, ScheduleKind, TrainConfig};
 pub use error::{Error, Result};
+pub use experience::Experience;
 pub use history::{Curve, History};
 pub use loader::Batches;
 pub use observer::{Event, Observer, Silent};

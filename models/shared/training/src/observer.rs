@@ -24,6 +24,13 @@ pub enum Event<'a> {
         /// Global gradient norm before clipping.
         grad_norm: f64,
     },
+    /// The model acted; what came of it is what the next steps train on.
+    Collected {
+        /// Steps done before.
+        step: u64,
+        /// How it went.
+        metrics: &'a Metrics,
+    },
     /// The validation split was evaluated.
     Evaluated {
         /// After this step.

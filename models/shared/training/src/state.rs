@@ -15,6 +15,9 @@ pub struct State {
     pub updates: u64,
     /// The number of the next micro-batch; rollbacks pass over some.
     pub micro_batch: u64,
+    /// The round whose samples are at hand, where the model makes them itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub round: Option<u64>,
     /// The best evaluations, best first: validation loss and step.
     pub best: Vec<(f64, u64)>,
     /// Evaluations since the best.

@@ -9,7 +9,7 @@ use zoo_layers::{Mode, Sampling};
 
 use crate::config::ConfigOf;
 use crate::health::{Probe, Profile};
-use crate::{Error, Result, TrainConfig};
+use crate::{Error, Experience, Result, TrainConfig};
 
 /// A named set of settings over a task's defaults.
 #[derive(Clone, Copy, Debug)]
@@ -254,6 +254,15 @@ pub trait Task: Sized + Sync + 'static {
 
     /// The loss of a batch; each task says how it is reduced.
     fn loss(&self, model: &Self::Model, batch: &Self::Batch, mode: Mode) -> candle_core::Result<Loss>;
+
+    /// Where training samples come from if the model makes them itself, by acting; none by default.
+    ///
+    /// # Errors
+    /// Settings that cannot work.
+    fn experience(&self, config: &ConfigOf<Self>) -> Result<Option<Box<dyn Experience<Self> + '_>>> {
+        let _ = config;
+        Ok(None)
+    }
 
     /// What is usual of the model's gradients.
     fn health() -> Profile {

@@ -39,6 +39,7 @@ const MODEL: &str = "model.safetensors";
 const AVERAGE: &str = "average.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
+const EXPERIENCE: &str = "experience.safetensors";
 const MANIFEST: &str = "manifest.json";
 
 /// What a checkpoint holds, copied at the end of a step: it is written while training goes on.
@@ -48,6 +49,8 @@ pub(crate) struct Snapshot {
     pub(crate) optimizer: Vec<(String, Tensor)>,
     /// Moving average of the weights, if the run has one.
     pub(crate) average: Option<Vec<(String, Tensor)>>,
+    /// The samples at hand, if the model made them itself.
+    pub(crate) experience: Option<Vec<(String, Tensor)>>,
     pub(crate) state: State,
 }
 
@@ -56,6 +59,7 @@ pub(crate) struct Saved {
     pub(crate) model: BTreeMap<String, Tensor>,
     pub(crate) optimizer: BTreeMap<String, Tensor>,
     pub(crate) average: Option<BTreeMap<String, Tensor>>,
+    pub(crate) experience: Option<BTreeMap<String, Tensor>>,
     pub(crate) state: State,
     /// Best weights that are missing or damaged, by name.
     pub(crate) lost: Vec<(String, FileRecord)>,
@@ -63,13 +67,17 @@ pub(crate) struct Saved {
 
 /// Writes all files of a checkpoint to `directory`, the manifest last; `best` are files beside it.
 pub(super) fn fill(directory: &Path, snapshot: &Snapshot, best: &[String]) -> Result<()> {
-    let Snapshot { weights, metadata, optimizer, average, state } = snapshot;
+    let Snapshot { weights, metadata, optimizer, average, experience, state } = snapshot;
     zoo_checkpoint::create_weights(&directory.join(MODEL), weights, metadata)?;
     zoo_checkpoint::create_weights(&directory.join(OPTIMIZER), optimizer, &BTreeMap::new())?;
     let mut names = vec![MODEL, OPTIMIZER, STATE];
     if let Some(average) = average {
         zoo_checkpoint::create_weights(&directory.join(AVERAGE), average, metadata)?;
         names.push(AVERAGE);
+    }
+    if let Some(experience) = experience {
+        zoo_checkpoint::create_weights(&directory.join(EXPERIENCE), experience, &BTreeMap::new())?;
+        names.push(EXPERIENCE);
     }
     let json = |name: &str, text: serde_json::Result<String>| -> Result<()> {
         let path = directory.join(name);
@@ -110,6 +118,10 @@ pub(super) fn read(directory: &Path, device: &Device) -> Result<Saved> {
         model: tensors(MODEL)?,
         optimizer: tensors(OPTIMIZER)?,
         average: if manifest.files.contains_key(AVERAGE) { Some(tensors(AVERAGE)?) } else { None },
+        experience: match manifest.files.contains_key(EXPERIENCE) {
+            true => Some(zoo_checkpoint::read(&directory.join(EXPERIENCE), &Device::Cpu)?.tensors),
+            false => None,
+        },
         state: state(directory)?,
         lost,
     })

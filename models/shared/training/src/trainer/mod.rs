@@ -19,8 +19,8 @@ use crate::run::{Saved, Snapshot};
 use crate::saver::Saver;
 use crate::schedule::rate;
 use crate::{
-    Batches, Error, Event, Metrics, Observer, OnCritical, OnNonFinite, Result, RunDirectory, Split, State, Task,
-    TrainConfig,
+    Batches, Error, Event, Experience, Metrics, Observer, OnCritical, OnNonFinite, Result, RunDirectory, Split, State,
+    Task, TrainConfig,
 };
 
 use watch::Watch;
@@ -82,6 +82,8 @@ pub struct Trainer<'a, T: Task> {
     frozen: T::Model,
     optimizer: Optimizer,
     batches: Batches,
+    /// What makes the samples, if the model does.
+    experience: Option<Box<dyn Experience<T> + 'a>>,
     state: State,
     run: Option<&'a RunDirectory>,
     metrics: Metrics,
@@ -135,7 +137,15 @@ impl<'a, T: Task> Trainer<'a, T> {
 
     fn untrained(task: &'a T, config: &'a ConfigOf<T>, device: &Device) -> Result<Self> {
         let train = &config.train;
-        let samples = task.samples(Split::Train);
+        let experience = task.experience(config)?;
+        if experience.is_some() && (train.overfit_batch || train.accumulate != 1) {
+            return Err(Error::Usage(
+                "train.overfit_batch and train.accumulate are of no use where the model makes its samples itself, by acting: \
+                 every round has others (train.batch_size makes larger steps)"
+                    .into(),
+            ));
+        }
+        let samples = experience.as_ref().map_or_else(|| task.samples(Split::Train), |e| e.samples());
         if samples == 0 {
             return Err(Error::Data("the training split has no samples".into()));
         }
@@ -162,6 +172,7 @@ impl<'a, T: Task> Trainer<'a, T> {
             frozen,
             optimizer,
             batches,
+            experience,
             state,
             run,
             metrics,
@@ -255,6 +266,35 @@ impl<'a, T: Task> Trainer<'a, T> {
         }
         self.optimizer.load(&saved.optimizer, saved.state.updates)?;
         self.state = saved.state;
+        match (&mut self.experience, &saved.experience) {
+            (Some(experience), Some(saved)) => experience.restore(saved)?,
+            _ => self.state.round = None,
+        }
+        Ok(())
+    }
+
+    /// Micro-steps that the samples of a round serve at most.
+    fn per_round(&self, experience: &dyn Experience<T>) -> u64 {
+        self.batches.per_epoch().saturating_mul(experience.passes())
+    }
+
+    /// Has the model act, if the next step needs new samples.
+    fn gather(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        let Some(mut experience) = self.experience.take() else { return Ok(()) };
+        let round = self.state.micro_batch / self.per_round(&*experience);
+        let collected = match self.state.round == Some(round) {
+            true => Ok(None),
+            false => experience.collect(&self.model, round).map(Some),
+        };
+        self.experience = Some(experience);
+        let Some(metrics) = collected? else { return Ok(()) };
+        self.state.round = Some(round);
+        let step = self.state.step;
+        if let Some(run) = self.run {
+            // With the step that it is for: a run that goes back to the one before collects again.
+            run.metrics().append(&json!({ "step": step + 1, "experience": object(&metrics) }))?;
+        }
+        observer.observe(&Event::Collected { step, metrics: &metrics });
         Ok(())
     }
 
@@ -374,6 +414,7 @@ impl<'a, T: Task> Trainer<'a, T> {
         let stale = |state: &State| train.early_stopping > 0 && state.stale >= train.early_stopping;
         let (mut end, mut loss) = (if stale(&self.state) { End::Early } else { End::Finished }, f64::NAN);
         while self.state.step < total && end == End::Finished {
+            self.gather(observer)?;
             let halved = 0.5f64.powi(self.state.halvings as i32);
             let lr = rate(train, self.state.step, total, &self.state.plateau) * halved;
             let statistics = self.buffers.iter().map(|b| b.copy()).collect::<candle_core::Result<Vec<_>>>()?;
@@ -409,6 +450,9 @@ impl<'a, T: Task> Trainer<'a, T> {
             }
             self.state.step += 1;
             self.state.micro_batch += train.accumulate;
+            if let Some(experience) = self.experience.as_deref().filter(|e| e.is_spent(&step.parts)) {
+                self.state.micro_batch = self.state.micro_batch.next_multiple_of(self.per_round(experience));
+            }
             let number = self.state.step;
             loss = step.loss;
             self.gradients = GradientReport {
@@ -469,7 +513,10 @@ impl<'a, T: Task> Trainer<'a, T> {
         let mut shown = None;
         for micro in 0..count {
             let number = self.state.micro_batch + micro;
-            let samples = batch(number)?;
+            let samples = match &self.experience {
+                Some(experience) => experience.batch(self.batches.at(number))?,
+                None => batch(number)?,
+            };
             let result = self.task.loss(&self.model, &samples, Mode::Train { seed, step: number })?;
             let of_micro = self.params.gradients(&result.total.backward()?);
             if loss.is_finite() {
@@ -611,8 +658,7 @@ impl<'a, T: Task> Trainer<'a, T> {
         let (best, kept) = self.state.evaluated(loss, train.keep_best);
         self.state.plateau.observe(loss, train);
         if let Some(run) = self.run {
-            let values: Map<String, Value> = metrics.iter().map(|(k, v)| (k.to_string(), (*v).into())).collect();
-            run.metrics().append(&json!({ "step": step, split.name(): values }))?;
+            run.metrics().append(&json!({ "step": step, split.name(): object(&metrics) }))?;
         }
         if let (Some(saver), true) = (saver, kept) {
             saver.best(step, copies(self.evaluated().tensors())?, self.description()?.metadata(), best)?;
@@ -629,6 +675,7 @@ impl<'a, T: Task> Trainer<'a, T> {
             metadata: self.description()?.metadata(),
             optimizer: copies(self.optimizer.state())?,
             average: self.average.as_ref().map(|a| copies(a.tensors())).transpose()?,
+            experience: self.experience.as_ref().map(|e| e.state()).transpose()?,
             state: self.state.clone(),
         })
     }
@@ -653,6 +700,10 @@ impl<'a, T: Task> Trainer<'a, T> {
         }
         Ok(Description { model: T::NAME.into(), config, fitted: self.task.fitted() })
     }
+}
+
+fn object(metrics: &Metrics) -> Map<String, Value> {
+    metrics.iter().map(|(name, value)| (name.to_string(), (*value).into())).collect()
 }
 
 /// Keys that change how a run is kept, not what it computes; the file's place is no change either (its contents are).

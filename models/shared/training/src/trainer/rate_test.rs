@@ -1,7 +1,7 @@
 use serde::Serialize;
 
 use super::Trainer;
-use crate::{Error, Result, Split, Task};
+use crate::{Error, Result, Silent, Split, Task};
 
 /// How the loss goes while the learning rate rises.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -36,6 +36,7 @@ impl<T: Task> Trainer<'_, T> {
         let (mut mean, mut least) = (0., f64::INFINITY);
         let (task, mut batches) = (self.task, self.batches.clone());
         for i in 0..steps {
+            self.gather(&mut Silent)?;
             let lr = from * (to / from).powf(i as f64 / (steps - 1) as f64);
             let step = self.micro_steps(lr, &mut |number| task.batch(Split::Train, batches.at(number)))?;
             if !(step.loss.is_finite() && step.norm.is_finite()) {

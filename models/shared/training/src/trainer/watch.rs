@@ -13,7 +13,7 @@ use crate::health::{
     revive_attention,
 };
 use crate::saver::Saver;
-use crate::{Error, Event, Observer, OnCritical, Result, Split, Task};
+use crate::{Error, Event, Observer, OnCritical, Result, Silent, Split, Task};
 
 /// Most samples of the batch whose activations are watched: a look must cost next to nothing.
 const SAMPLES: usize = 16;
@@ -88,12 +88,15 @@ impl<T: Task> Trainer<'_, T> {
 
     /// `n` samples spread over the training part, others at every step.
     fn spread(&self, n: usize) -> candle_core::Result<T::Batch> {
-        let all = self.task.samples(Split::Train);
+        let all = self.experience.as_ref().map_or_else(|| self.task.samples(Split::Train), |e| e.samples());
         let n = n.clamp(1, all);
         let first = Stream::new(self.config.train.seed, Purpose::Shuffle, 1, self.state.step).uniform();
         let spread: Vec<usize> =
             (0..n).map(|i| (((i as f64 + first) * all as f64 / n as f64) as usize).min(all - 1)).collect();
-        self.task.batch(Split::Train, &spread)
+        match &self.experience {
+            Some(experience) => experience.batch(&spread),
+            None => self.task.batch(Split::Train, &spread),
+        }
     }
 
     /// Activations of a few samples.
@@ -102,11 +105,13 @@ impl<T: Task> Trainer<'_, T> {
         self.task.probes(&self.model, &self.spread(n)?)
     }
 
-    /// A forward and a backward pass over a batch without dropout, and what is wrong by it: nothing of the run changes.
+    /// A forward and a backward pass over a batch without dropout, and what is wrong by it: nothing of the run changes, but that
+    /// a model that makes its samples itself acts, if there are none yet.
     ///
     /// # Errors
     /// candle's.
-    pub fn examine(&self) -> Result<(Check, Report)> {
+    pub fn examine(&mut self) -> Result<(Check, Report)> {
+        self.gather(&mut Silent)?;
         let batch = self.spread(self.config.train.batch_size)?;
         let loss = self.task.loss(&self.model, &batch, Mode::Eval)?.total;
         let grads = self.params.gradients(&loss.backward()?);
@@ -130,6 +135,7 @@ impl<T: Task> Trainer<'_, T> {
         }
         // What initial values make of gradients passes; what is wrong with inputs and settings does not.
         let lasting = |f: &&Finding| f.level >= Level::Alert && !f.kind.may_pass();
+        self.gather(observer)?;
         let findings: Vec<Finding> = self.examine()?.1.findings.iter().filter(lasting).cloned().collect();
         findings.iter().for_each(|finding| observer.observe(&Event::Health(finding)));
         self.watch.monitor.know(&findings);

@@ -1,0 +1,316 @@
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, Result as Computed, Tensor};
+use zoo_layers::Mode;
+use zoo_layers::random::{Purpose, Stream};
+
+use super::scale::RewardScale;
+use super::{Batch, KL, Settings, act, advantages};
+use crate::{Error, Experience, Metrics, Result, Task};
+
+/// Observations at once, where the model only looks at them.
+const BATCH: usize = 256;
+/// Stream of actions drawn before the first round.
+const BEFORE: u64 = u64::MAX;
+
+/// What PPO trains.
+pub trait ActorCritic {
+    /// Logits of the choices (b, a) and values (b) of observations (b, o).
+    ///
+    /// # Errors
+    /// candle's.
+    fn act(&self, observation: &Tensor, mode: Mode) -> Computed<(Tensor, Tensor)>;
+
+    /// Takes observations (b, o) into the statistics that it normalises them by, if it does: nothing, by default. Statistics
+    /// stay as they are while a round is collected and trained on; those of the first round come from chance actions.
+    ///
+    /// # Errors
+    /// candle's.
+    fn observed(&self, observation: &Tensor) -> Computed<()> {
+        let _ = observation;
+        Ok(())
+    }
+}
+
+/// Environments of one kind that advance together.
+pub trait Environment {
+    /// Choices that there are at each step.
+    fn actions(&self) -> usize;
+
+    /// Numbers that a view has.
+    fn view_width(&self) -> usize;
+
+    /// Appends a view of each environment as it is: what its observation is made of, in few numbers.
+    fn view(&self, views: &mut Vec<f32>);
+
+    /// Views, one after the other, to observations (b, o).
+    ///
+    /// # Errors
+    /// candle's.
+    fn observe(&self, views: &[f32]) -> Computed<Tensor>;
+
+    /// Each takes its action. Those whose episode is over begin another.
+    fn step(&mut self, actions: &[u32]) -> Vec<Step>;
+
+    /// How it went since the last call.
+    fn metrics(&mut self) -> Metrics;
+
+    /// Everything that the future depends on.
+    fn state(&self) -> Vec<f64>;
+
+    /// Takes up such a state; whether it is one of theirs.
+    fn restore(&mut self, state: &[f64]) -> bool;
+}
+
+/// What a step brought.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// The reward.
+    pub reward: f64,
+    /// Whether the episode is over.
+    pub end: End,
+}
+
+/// How an episode stands after a step.
+#[derive(Clone, Debug, PartialEq)]
+pub enum End {
+    /// It goes on.
+    Open,
+    /// It is over, and nothing comes after it.
+    Terminal,
+    /// It was cut off in this view; more would have come.
+    Truncated(Vec<f32>),
+}
+
+/// Acts in environments and keeps what PPO learns from.
+pub struct Collector<E> {
+    environment: E,
+    count: usize,
+    settings: Settings,
+    seed: u64,
+    scale: RewardScale,
+    device: Device,
+    /// (t, n, width)
+    views: Vec<f32>,
+    /// (t, n), as all that follow.
+    actions: Vec<u32>,
+    log_probs: Vec<f32>,
+    values: Vec<f32>,
+    advantages: Vec<f32>,
+}
+
+impl<E: Environment> Collector<E> {
+    /// A collector over `settings.environments` environments; `seed` decides the actions.
+    ///
+    /// # Errors
+    /// Settings that cannot work.
+    pub fn new(environment: E, settings: &Settings, seed: u64, device: &Device) -> Result<Self> {
+        settings.validate()?;
+        let count = settings.environments;
+        Ok(Self {
+            environment,
+            count,
+            settings: settings.clone(),
+            seed,
+            scale: RewardScale::new(count),
+            device: device.clone(),
+            views: vec![],
+            actions: vec![],
+            log_probs: vec![],
+            values: vec![],
+            advantages: vec![],
+        })
+    }
+
+    fn observe(&self, views: &[f32]) -> Computed<Tensor> {
+        self.environment.observe(views)?.to_device(&self.device)
+    }
+
+    /// A rollout; without a model all actions have the same chance, and only the views are of use.
+    fn roll_out<M: ActorCritic>(&mut self, model: Option<&M>, round: u64) -> Result<()> {
+        let Settings { rollout, gamma, lambda, normalize_reward, .. } = self.settings;
+        let (n, choices) = (self.count, self.environment.actions());
+        let (mut rewards, mut ended) = (Vec::with_capacity(n * rollout), Vec::with_capacity(n * rollout));
+        for kept in [&mut self.log_probs, &mut self.values, &mut self.views] {
+            kept.clear();
+        }
+        self.actions.clear();
+        let say = |this: &Self, views: &[f32]| match model {
+            Some(model) => act(model, &this.observe(views)?),
+            None => Ok((vec![vec![-(choices as f32).ln(); choices]; n], vec![0.; n])),
+        };
+        let mut views = vec![];
+        for t in 0..rollout {
+            views.clear();
+            self.environment.view(&mut views);
+            let (log_probs, values) = say(self, &views)?;
+            let mut chance = Stream::new(self.seed, Purpose::Sampling, round, t as u64);
+            let actions: Vec<u32> = log_probs.iter().map(|p| draw(p, chance.uniform())).collect();
+            let steps = self.environment.step(&actions);
+            let over: Vec<bool> = steps.iter().map(|s| s.end != End::Open).collect();
+            let raw: Vec<f64> = steps.iter().map(|s| s.reward).collect();
+            let mut scaled = match normalize_reward {
+                true => self.scale.scale(&raw, &over, gamma),
+                false => raw,
+            };
+            // What was only cut off is worth what the critic expects of it.
+            let cut = |s: &Step| if let End::Truncated(view) = &s.end { Some(view.clone()) } else { None };
+            let (places, last): (Vec<usize>, Vec<Vec<f32>>) =
+                steps.iter().enumerate().filter_map(|(i, s)| Some((i, cut(s)?))).unzip();
+            if let (Some(model), false) = (model, places.is_empty()) {
+                let (_, worth) = act(model, &self.observe(&last.concat())?)?;
+                places.iter().zip(worth).for_each(|(i, v)| scaled[*i] += gamma * f64::from(v));
+            }
+            self.log_probs.extend(log_probs.iter().zip(&actions).map(|(p, a)| p[*a as usize]));
+            self.values.extend(values);
+            self.actions.extend(actions);
+            self.views.extend_from_slice(&views);
+            rewards.extend(scaled.iter().map(|r| *r as f32));
+            ended.extend(over);
+        }
+        views.clear();
+        self.environment.view(&mut views);
+        let (_, last) = say(self, &views)?;
+        self.advantages = advantages(&rewards, &self.values, &ended, &last, gamma, lambda);
+        Ok(())
+    }
+
+    /// Shows the model what was seen of late.
+    fn show<M: ActorCritic>(&self, model: &M) -> Computed<()> {
+        let width = self.environment.view_width();
+        self.views.chunks(BATCH * width).try_for_each(|views| model.observed(&self.observe(views)?))
+    }
+
+    /// Share of the variance of returns that the critic foretold; 1 is all, 0 no more than their mean does.
+    fn explained(&self) -> f64 {
+        let of = |f: &dyn Fn(usize) -> f64| {
+            let n = self.values.len().max(1) as f64;
+            let mean = (0..self.values.len()).map(f).sum::<f64>() / n;
+            (0..self.values.len()).map(|i| (f(i) - mean).powi(2)).sum::<f64>() / n
+        };
+        let total = of(&|i| f64::from(self.values[i] + self.advantages[i]));
+        if total > 0. { 1. - of(&|i| f64::from(self.advantages[i])) / total } else { 0. }
+    }
+}
+
+/// The choice at `u` of [0, 1) by these logarithms of chances.
+fn draw(log_probs: &[f32], u: f64) -> u32 {
+    let mut left = u;
+    for (i, p) in log_probs.iter().enumerate() {
+        left -= f64::from(*p).exp();
+        if left < 0. {
+            return i as u32;
+        }
+    }
+    // Rounding may leave a rest.
+    log_probs.len().saturating_sub(1) as u32
+}
+
+impl<T, E> Experience<T> for Collector<E>
+where
+    T: Task,
+    T::Model: ActorCritic,
+    T::Batch: From<Batch>,
+    E: Environment,
+{
+    fn samples(&self) -> usize {
+        self.count * self.settings.rollout
+    }
+
+    fn passes(&self) -> u64 {
+        self.settings.passes
+    }
+
+    fn collect(&mut self, model: &T::Model, round: u64) -> Result<Metrics> {
+        if self.views.is_empty() {
+            self.roll_out::<T::Model>(None, BEFORE)?;
+            self.environment.metrics();
+        }
+        self.show(model)?;
+        self.roll_out(Some(model), round)?;
+        let mut metrics = self.environment.metrics();
+        metrics.push(("explained_variance", self.explained()));
+        Ok(metrics)
+    }
+
+    fn batch(&self, indices: &[usize]) -> Computed<T::Batch> {
+        let width = self.environment.view_width();
+        let views: Vec<f32> =
+            indices.iter().flat_map(|i| self.views[i * width..(i + 1) * width].iter().copied()).collect();
+        let of = |all: &[f32]| Tensor::from_vec(indices.iter().map(|i| all[*i]).collect(), indices.len(), &self.device);
+        let action: Vec<u32> = indices.iter().map(|i| self.actions[*i]).collect();
+        let (value, advantage) = (of(&self.values)?, of(&self.advantages)?);
+        let batch = Batch {
+            observation: self.observe(&views)?,
+            action: Tensor::from_vec(action, indices.len(), &self.device)?,
+            log_prob: of(&self.log_probs)?,
+            target: (&value + &advantage)?,
+            value,
+            advantage,
+            settings: self.settings.clone(),
+        };
+        Ok(batch.into())
+    }
+
+    fn is_spent(&self, parts: &Metrics) -> bool {
+        let target = self.settings.target_kl;
+        target > 0. && parts.iter().any(|(name, value)| *name == KL && *value > 1.5 * target)
+    }
+
+    fn state(&self) -> Result<Vec<(String, Tensor)>> {
+        let cpu = &Device::Cpu;
+        let tensors = [
+            ("views", Tensor::new(self.views.as_slice(), cpu)),
+            ("actions", Tensor::new(self.actions.as_slice(), cpu)),
+            ("log_probs", Tensor::new(self.log_probs.as_slice(), cpu)),
+            ("values", Tensor::new(self.values.as_slice(), cpu)),
+            ("advantages", Tensor::new(self.advantages.as_slice(), cpu)),
+            ("reward_scale", Tensor::new(self.scale.state().as_slice(), cpu)),
+            ("environments", Tensor::new(self.environment.state().as_slice(), cpu)),
+        ];
+        tensors.into_iter().map(|(name, t)| Ok((name.to_string(), t?))).collect()
+    }
+
+    fn restore(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
+        let other = |name: &str| {
+            Error::Run(format!("the checkpoint's experience does not fit: {name} is of other environments"))
+        };
+        let find = |name: &str, dtype| match state.get(name) {
+            Some(t) if t.dtype() == dtype => Ok(t.to_device(&Device::Cpu)?),
+            _ => Err(other(name)),
+        };
+        let (n, width) = (self.count * self.settings.rollout, self.environment.view_width());
+        let floats = |name: &str, n: usize| match find(name, DType::F32)?.to_vec1::<f32>()? {
+            v if v.len() == n => Ok(v),
+            _ => Err(other(name)),
+        };
+        let choices = self.environment.actions() as u32;
+        let actions = find("actions", DType::U32)?.to_vec1::<u32>()?;
+        if actions.len() != n || actions.iter().any(|a| *a >= choices) {
+            return Err(other("actions"));
+        }
+        let scale = RewardScale::of(&find("reward_scale", DType::F64)?.to_vec1::<f64>()?, self.count);
+        let (views, log_probs) = (floats("views", n * width)?, floats("log_probs", n)?);
+        let (values, advantages) = (floats("values", n)?, floats("advantages", n)?);
+        let scale = scale.ok_or_else(|| other("reward_scale"))?;
+        if !self.environment.restore(&find("environments", DType::F64)?.to_vec1::<f64>()?) {
+            return Err(other("environments"));
+        }
+        (self.views, self.actions, self.log_probs, self.values) = (views, actions, log_probs, values);
+        (self.advantages, self.scale) = (advantages, scale);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn choices_are_drawn_by_their_chances() {
+        let log_probs = [0.2f32, 0.5, 0.3].map(f32::ln);
+        let drawn = |u| draw(&log_probs, u);
+        assert_eq!([0., 0.199, 0.201, 0.699, 0.701, 0.9999999].map(drawn), [0, 0, 1, 1, 2, 2]);
+        assert_eq!(draw(&[-0.1, f32::NEG_INFINITY], 0.99), 1);
+    }
+}

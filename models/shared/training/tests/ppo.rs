@@ -1,0 +1,129 @@
+//! PPO through the trainer, on a cart and a pole.
+
+#[path = "../examples/cartpole.rs"]
+#[allow(dead_code)]
+mod cartpole;
+
+use candle_core::Device;
+use zoo_training::config::{Layers, resolve, to_toml};
+use zoo_training::{End, Event, Observer, Result, RunDirectory, Silent, Trainer};
+
+use cartpole::{Balance, SOLVED, train};
+
+const SMALL: [&str; 6] = [
+    "train.steps=70",
+    "train.ppo.environments=4",
+    "train.ppo.rollout=16",
+    "train.ppo.passes=3",
+    "train.batch_size=16",
+    "train.eval_every=35",
+];
+
+fn config(more: &[&str]) -> Result<zoo_training::config::ConfigOf<Balance>> {
+    let set: Vec<String> = SMALL.iter().chain(more).map(|s| s.to_string()).collect();
+    resolve::<Balance>(&Layers { set: &set, ..Default::default() })
+}
+
+#[test]
+fn the_pole_is_balanced() -> Result<()> {
+    let last = train(5, &mut Silent)?;
+    assert!(last >= SOLVED, "{last}");
+    Ok(())
+}
+
+/// Counts rounds and steps, and keeps the last estimate of the divergence.
+#[derive(Default)]
+struct Count {
+    rounds: u64,
+    steps: u64,
+    most: f64,
+}
+
+impl Observer for Count {
+    fn observe(&mut self, event: &Event) {
+        match event {
+            Event::Collected { .. } => self.rounds += 1,
+            Event::Step { parts, .. } => {
+                self.steps += 1;
+                self.most = parts.iter().filter(|p| p.0 == "kl").fold(self.most, |a, p| a.max(p.1));
+            }
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn a_round_serves_its_passes_or_ends_once_the_policy_has_moved() -> Result<()> {
+    let count = |more: &[&str]| -> Result<Count> {
+        let mut count = Count::default();
+        Trainer::new(&Balance, &config(more)?, &Device::Cpu)?.train(&mut count, &|| false)?;
+        Ok(count)
+    };
+    // 64 samples in batches of 16, three times.
+    let whole = count(&[])?;
+    assert_eq!((whole.steps, whole.rounds), (70, 6));
+    let strict = count(&["train.ppo.target_kl=1e-6"])?;
+    assert_eq!(strict.steps, 70);
+    assert!(strict.rounds > 20, "{} rounds", strict.rounds);
+    assert!(strict.most < whole.most);
+    Ok(())
+}
+
+#[test]
+fn a_run_interrupted_within_a_round_goes_on_to_the_same_bytes() -> Result<()> {
+    let dir = tempfile::tempdir().map_err(|e| zoo_training::Error::Run(e.to_string()))?;
+    let config = config(&["train.checkpoint_every=7", "train.ppo.target_kl=0.02"])?;
+    let text = to_toml(&config)?;
+    let [whole, parts] = ["whole", "parts"].map(|name| dir.path().join(name));
+    {
+        let run = RunDirectory::create(&whole, &text)?;
+        let mut trainer = Trainer::new(&Balance, &config, &Device::Cpu)?;
+        trainer.keep_in(&run);
+        trainer.train(&mut Silent, &|| false)?;
+    }
+    {
+        let run = RunDirectory::create(&parts, &text)?;
+        let mut trainer = Trainer::new(&Balance, &config, &Device::Cpu)?;
+        trainer.keep_in(&run);
+        let steps = std::cell::Cell::new(0);
+        let stop = || {
+            steps.set(steps.get() + 1);
+            steps.get() == 17
+        };
+        assert_eq!(trainer.train(&mut Silent, &stop)?.end, End::Interrupted);
+    }
+    {
+        let run = RunDirectory::open(&parts)?;
+        let mut trainer = Trainer::resume(&Balance, &config, &Device::Cpu, &run, &[], &mut Silent)?;
+        let outcome = trainer.train(&mut Silent, &|| false)?;
+        assert_eq!((outcome.end, outcome.steps), (End::Finished, 70));
+    }
+    for file in ["last.safetensors", "best.safetensors", "checkpoints/step-00000070/experience.safetensors"] {
+        let read = |run: &std::path::Path| std::fs::read(run.join(file)).unwrap_or_default();
+        assert!(!read(&whole).is_empty() && read(&whole) == read(&parts), "{file}");
+    }
+    let lines = |run: &std::path::Path| -> Vec<serde_json::Value> {
+        let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap_or_default();
+        let value = |line: &str| serde_json::from_str(line).unwrap_or_default();
+        let mut lines: Vec<serde_json::Value> = text.lines().map(value).collect();
+        lines.iter_mut().for_each(|l| l["seconds"] = 0.into());
+        lines
+    };
+    assert_eq!(lines(&whole), lines(&parts));
+    // The experience of another number of environments is refused in words.
+    let other = self::config(&["train.checkpoint_every=7", "train.ppo.target_kl=0.02", "train.ppo.environments=5"])?;
+    let run = RunDirectory::open(&parts)?;
+    let refused = Trainer::resume(&Balance, &other, &Device::Cpu, &run, &["train.ppo".into()], &mut Silent);
+    let message = refused.err().map(|e| e.to_string()).unwrap_or_default();
+    assert!(message.contains("environments"), "{message}");
+    Ok(())
+}
+
+#[test]
+fn settings_that_make_no_sense_for_a_policy_are_refused() -> Result<()> {
+    let refused = Trainer::new(&Balance, &config(&["train.overfit_batch=true"])?, &Device::Cpu).map(|_| ());
+    assert!(refused.unwrap_err().to_string().contains("train.overfit_batch"));
+    let unknown = config(&["train.ppo.gama=0.9"]).map(|_| ()).unwrap_err().to_string();
+    assert!(unknown.contains("did you mean train.ppo.gamma?"), "{unknown}");
+    Ok(())
+}
