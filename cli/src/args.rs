@@ -138,13 +138,13 @@ pub(crate) struct DoctorArgs {
 
 #[derive(Args)]
 pub(crate) struct ReproduceArgs {
-    /// What: gradient-death
+    /// What: gradient-death or planted-signal
     #[arg(value_name = "NAME")]
     pub(crate) name: String,
-    /// Steps of each arm (2000; at least 25)
+    /// Steps of each arm or policy
     #[arg(long, value_name = "N")]
     pub(crate) steps: Option<u64>,
-    /// Seed of data, weights, order and dropout (42)
+    /// Seed of data, weights, order and chance; of planted-signal's first policy
     #[arg(long, value_name = "SEED")]
     pub(crate) seed: Option<u64>,
     /// A picture to draw (.svg or .png)
@@ -514,14 +514,17 @@ pub(crate) struct TuneArgs {
 pub(crate) struct EvalArgs {
     /// The model (zoo list shows them)
     pub(crate) model: String,
-    /// Weights, or a run directory (its best weights)
-    #[arg(long, value_name = "FILE|RUN")]
-    pub(crate) checkpoint: PathBuf,
+    /// Weights, or a run directory (its best weights); several, as of several seeds, are judged together
+    #[arg(long, value_name = "FILE|RUN", required = true, num_args = 1..)]
+    pub(crate) checkpoint: Vec<PathBuf>,
     /// The data; by default what the model was trained on
     #[arg(long, value_name = "PATH")]
     pub(crate) data: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) how: DataArgs,
+    /// A folder for what lies behind the metrics, such as trades and equity, as tables and a picture
+    #[arg(long, value_name = "DIR")]
+    pub(crate) output: Option<PathBuf>,
     /// Where to compute: cpu, cuda, cuda:N or metal
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub(crate) device: String,

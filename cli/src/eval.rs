@@ -1,6 +1,6 @@
 //! `zoo eval`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use candle_core::Device;
@@ -8,12 +8,15 @@ use serde_json::{Map, Value, json};
 use zoo_checkpoint::{Description, Source};
 use zoo_layers::Params;
 use zoo_training::config::ConfigOf;
-use zoo_training::{Config, Evaluation, Metrics, Task};
+use zoo_training::{Config, Error, Evaluation, Metrics, Task};
 
 use crate::args::EvalArgs;
 use crate::fetch;
 use crate::output::{note, print, print_json, table};
+use crate::plot::draw_picture;
+use crate::predict::csv_text;
 use crate::registry::{changed_source, device, quoted, run_config, weights};
+use crate::spread;
 
 /// Weights with what they say about themselves.
 pub(crate) struct Loaded<T: Task> {
@@ -48,16 +51,24 @@ pub(crate) fn object(metrics: &Metrics) -> Value {
     Value::Object(metrics.iter().map(|(name, value)| (name.to_string(), (*value).into())).collect())
 }
 
-pub(crate) fn run<T: Task>(args: &EvalArgs) -> anyhow::Result<()> {
+/// Weights on their data.
+struct Judged {
+    path: PathBuf,
+    data: String,
+    split: &'static str,
+    evaluation: Evaluation,
+}
+
+fn judge<T: Task>(args: &EvalArgs, checkpoint: &Path) -> anyhow::Result<Judged> {
     let device = device(&args.device)?;
-    let path = weights(&args.checkpoint);
+    let path = weights(checkpoint);
     let Loaded { model, config, fitted, .. } = Loaded::<T>::read(&path, &device)?;
     let mut set = args.how.settings();
     let data = fetch::found::<T>(args.data.as_deref())?;
     set.extend(data.as_ref().map(|d| format!("data.path={}", quoted(d))));
     let source = match data {
         // Weights know the file's name alone, a run directory where it lies.
-        None if args.checkpoint.is_dir() => run_config::<T>(&args.checkpoint, &set)?.data,
+        None if checkpoint.is_dir() => run_config::<T>(checkpoint, &set)?.data,
         named => {
             let source = changed_source::<T>(&config, &set)?;
             let trained_on = serde_json::to_value(&source)?["path"].as_str().unwrap_or_default().to_string();
@@ -76,28 +87,126 @@ pub(crate) fn run<T: Task>(args: &EvalArgs) -> anyhow::Result<()> {
     if task.samples(split) == 0 {
         bail!("the {0} split has no samples (data.{0} is 0 in these weights)", split.name())
     }
-    let Evaluation { samples, metrics, baselines, remarks } = task.evaluate(&model, split)?;
-    if args.json {
-        let baselines: Map<String, Value> = baselines.iter().map(|(name, m)| (name.to_string(), object(m))).collect();
-        print_json(&json!({
-            "model": T::NAME, "checkpoint": path.display().to_string(), "split": split.name(), "samples": samples,
-            "data": task.describe_data(), "metrics": object(&metrics), "baselines": baselines, "remarks": remarks,
-        }));
-        return Ok(());
+    let evaluation = task.evaluate(&model, split)?;
+    Ok(Judged { path, data: task.describe_data(), split: split.name(), evaluation })
+}
+
+pub(crate) fn run<T: Task>(args: &EvalArgs) -> anyhow::Result<()> {
+    let several = args.checkpoint.len() > 1;
+    let mut all = vec![];
+    for (i, checkpoint) in args.checkpoint.iter().enumerate() {
+        let judged = judge::<T>(args, checkpoint)?;
+        if let Some(output) = &args.output {
+            let folder = if several { output.join((i + 1).to_string()) } else { output.clone() };
+            keep(&folder, &judged.evaluation)?;
+        }
+        all.push(judged);
     }
-    let mut rows =
-        vec![std::iter::once(String::new()).chain(metrics.iter().map(|(name, _)| name.replace('_', " "))).collect()];
-    let row = |name: &str, m: &Metrics| {
-        std::iter::once(name.replace('_', " ")).chain(m.iter().map(|(_, v)| format!("{v:.4}"))).collect()
-    };
-    rows.push(row(T::NAME, &metrics));
-    rows.extend(baselines.iter().map(|(name, m)| row(name, m)));
-    print(&format!(
-        "{}\n{} split, {samples} samples\n\n{}\n{}\n",
-        task.describe_data(),
-        split.name(),
-        table(&rows),
-        remarks.join("\n")
-    ));
+    match all.as_slice() {
+        [one] => report_one::<T>(args, one),
+        all => report_several::<T>(args, all),
+    }
     Ok(())
+}
+
+/// Writes what lies behind the metrics.
+fn keep(folder: &Path, evaluation: &Evaluation) -> anyhow::Result<()> {
+    if evaluation.tables.is_empty() && evaluation.picture.lines.is_empty() {
+        return Err(Error::Usage("--output: there is nothing behind this model's metrics to keep".into()).into());
+    }
+    std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    for table in &evaluation.tables {
+        let text = csv_text(&table.header, &table.rows)?;
+        zoo_checkpoint::replace(&folder.join(format!("{}.csv", table.name)), |f| f.write_all(text.as_bytes()))?;
+    }
+    if !evaluation.picture.lines.is_empty() {
+        draw_picture(&folder.join("picture.svg"), &evaluation.picture)?;
+    }
+    Ok(())
+}
+
+fn baselines(all: &[(&'static str, Metrics)]) -> Map<String, Value> {
+    all.iter().map(|(name, m)| (name.to_string(), object(m))).collect()
+}
+
+fn header(metrics: &Metrics) -> Vec<String> {
+    std::iter::once(String::new()).chain(metrics.iter().map(|(name, _)| name.replace('_', " "))).collect()
+}
+
+fn row(name: &str, metrics: &Metrics) -> Vec<String> {
+    std::iter::once(name.to_string()).chain(metrics.iter().map(|(_, v)| format!("{v:.4}"))).collect()
+}
+
+fn report_one<T: Task>(args: &EvalArgs, judged: &Judged) {
+    let Judged { path, data, split, evaluation } = judged;
+    let Evaluation { samples, metrics, baselines: others, remarks, .. } = evaluation;
+    if args.json {
+        return print_json(&json!({
+            "model": T::NAME, "checkpoint": path.display().to_string(), "split": split, "samples": samples,
+            "data": data, "metrics": object(metrics), "baselines": baselines(others), "remarks": remarks,
+        }));
+    }
+    let mut rows = vec![header(metrics), row(T::NAME, metrics)];
+    rows.extend(others.iter().map(|(name, m)| row(&name.replace('_', " "), m)));
+    print(&format!("{data}\n{split} split, {samples} samples\n\n{}\n{}\n", table(&rows), remarks.join("\n")));
+}
+
+/// Each metric over the evaluations, by `of`.
+fn over(all: &[&Metrics], of: fn(&[f64]) -> f64) -> Metrics {
+    let value = |i: usize| all.iter().filter_map(|m| m.get(i)).map(|m| m.1).collect::<Vec<_>>();
+    all.first().into_iter().flat_map(|m| m.iter().enumerate()).map(|(i, (name, _))| (*name, of(&value(i)))).collect()
+}
+
+fn report_several<T: Task>(args: &EvalArgs, all: &[Judged]) {
+    let own: Vec<&Metrics> = all.iter().map(|j| &j.evaluation.metrics).collect();
+    let (means, deviations) = (over(&own, spread::mean), over(&own, spread::deviation));
+    let mut others = vec![];
+    let mut remarks = vec![];
+    for (i, (name, _)) in all[0].evaluation.baselines.iter().enumerate() {
+        let of: Vec<&Metrics> = all.iter().filter_map(|j| j.evaluation.baselines.get(i)).map(|b| &b.1).collect();
+        remarks.extend(compare(&own, &of, &name.replace('_', " ")));
+        others.push((*name, over(&of, spread::mean)));
+    }
+    let samples: usize = all.iter().map(|j| j.evaluation.samples).sum();
+    let shown = |j: &Judged| j.path.display().to_string();
+    if args.json {
+        let each = all.iter().map(|j| {
+            json!({
+                "checkpoint": shown(j), "data": j.data, "samples": j.evaluation.samples,
+                "metrics": object(&j.evaluation.metrics), "baselines": baselines(&j.evaluation.baselines),
+                "remarks": j.evaluation.remarks,
+            })
+        });
+        return print_json(&json!({
+            "model": T::NAME, "checkpoints": each.collect::<Vec<_>>(), "split": all[0].split, "samples": samples,
+            "metrics": object(&means), "deviations": object(&deviations), "baselines": baselines(&others),
+            "remarks": remarks,
+        }));
+    }
+    let mut rows = vec![header(&means)];
+    rows.extend(all.iter().map(|j| row(&shown(j), &j.evaluation.metrics)));
+    rows.push(row("mean", &means));
+    rows.push(row("standard deviation", &deviations));
+    rows.extend(others.iter().map(|(name, m)| row(&name.replace('_', " "), m)));
+    let mut data: Vec<&str> = all.iter().map(|j| j.data.as_str()).collect();
+    data.dedup();
+    print(&format!("{}\n{} split\n\n{}\n{}\n", data.join("\n"), all[0].split, table(&rows), remarks.join("\n")));
+}
+
+/// The first metric over the evaluations beside a baseline's.
+fn compare(own: &[&Metrics], others: &[&Metrics], name: &str) -> Option<String> {
+    let (metric, _) = own.first()?.first()?;
+    let differences: Vec<f64> = own.iter().zip(others).filter_map(|(a, b)| Some(a.first()?.1 - b.first()?.1)).collect();
+    let [low, high] = spread::interval(&differences);
+    let verdict = match () {
+        () if low > 0. => "above it",
+        () if high < 0. => "below it",
+        () => "no clear difference",
+    };
+    let above = differences.iter().filter(|d| **d > 0.).count();
+    Some(format!(
+        "{}: {above} of {} above {name}; the mean difference lies between {low:.4} and {high:.4} (95 %): {verdict}.",
+        metric.replace('_', " "),
+        differences.len()
+    ))
 }

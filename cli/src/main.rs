@@ -22,6 +22,7 @@ mod progress;
 mod registry;
 mod report;
 mod reproduce;
+mod spread;
 mod tensorboard;
 mod train;
 mod tune;

@@ -438,7 +438,7 @@ impl Task for CharTask {
                 100. * of_text
             ),
         ];
-        Ok(Evaluation { samples: characters, metrics, baselines, remarks })
+        Ok(Evaluation { samples: characters, metrics, baselines, remarks, ..Evaluation::default() })
     }
 
     fn generate(

@@ -435,7 +435,7 @@ impl Task for StockTask {
         remarks.push(format!(
             "Its directional accuracy of {accuracy:.1} % {verb} always saying {side}, the training part's trend ({majority:.1} %)."
         ));
-        Ok(Evaluation { samples: self.samples(split), metrics, baselines, remarks })
+        Ok(Evaluation { samples: self.samples(split), metrics, baselines, remarks, ..Evaluation::default() })
     }
 
     fn predict(

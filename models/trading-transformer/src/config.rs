@@ -15,6 +15,17 @@ pub enum InputNorm {
     Running,
 }
 
+/// What stands on the extracted features.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Head {
+    /// One linear map to down, flat and up.
+    #[default]
+    Directions,
+    /// An actor that chooses an exposure, and a critic that tells what it is worth.
+    Policy,
+}
+
 /// The table `[model]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -37,6 +48,10 @@ pub struct Config {
     pub dropout: f64,
     /// How much the pooling prefers the last bar over the first at the start, as a difference of logits.
     pub recency: f64,
+    /// What stands on the features.
+    pub head: Head,
+    /// Exposures that a policy chooses from, short, flat and long; the data decide it (`data.sizes`).
+    pub actions: usize,
 }
 
 impl Default for Config {
@@ -51,6 +66,8 @@ impl Default for Config {
             features_dim: 64,
             dropout: 0.1,
             recency: 0.,
+            head: Head::Directions,
+            actions: 3,
         }
     }
 }
@@ -89,15 +106,33 @@ impl Config {
         if bars < 2 {
             return Some("model.bars must be at least 2: attention over one bar has nothing to choose from".into());
         }
+        if !(3..=1001).contains(&self.actions) || self.actions.is_multiple_of(2) {
+            return Some(format!(
+                "model.actions = {}: short, flat and long make 3, and each further size 2 more",
+                self.actions
+            ));
+        }
         (!recency.is_finite()).then(|| format!("model.recency is {recency}, expected a number"))
     }
+}
+
+/// What a simulated market is like.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SimulatedMarket {
+    /// Volatility that clusters, in two regimes; it cannot be forecast.
+    #[default]
+    Garch,
+    /// Each return is `coefficient` times the one before, plus noise; a random walk at 0.
+    Autoregressive,
 }
 
 /// The table `[data]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Source {
-    /// A daily price file with open, high, low, close and volume; a simulated market if empty.
+    /// A daily price file with open, high, low, close and volume; a simulated market if empty. For a policy also a folder of such
+    /// files, one a symbol.
     pub path: String,
     /// The file's column of closes; found by its name if empty.
     pub column: String,
@@ -117,6 +152,26 @@ pub struct Source {
     pub test: f64,
     /// Days to simulate where no file is given.
     pub simulated_days: usize,
+    /// What is simulated for a policy.
+    pub simulated_market: SimulatedMarket,
+    /// How many symbols are.
+    pub simulated_symbols: usize,
+    /// What an autoregressive market's returns keep of the return before.
+    pub coefficient: f64,
+    /// Sizes of positions that a policy chooses from, long or short, as shares of the equity.
+    pub sizes: Vec<f64>,
+    /// Commission, as a share of the value traded.
+    pub cost: f64,
+    /// How much worse than the price a fill is, as a share of it.
+    pub slippage: f64,
+    /// Average true ranges from entry to stop.
+    pub stop: f64,
+    /// The same to the target.
+    pub target: f64,
+    /// Bars of an episode in training.
+    pub episode: usize,
+    /// For a policy: leaves out so many test periods at the end, so that a run each for 4, 3, 2, 1 and 0 walks forward.
+    pub walk_forward: usize,
 }
 
 impl Default for Source {
@@ -132,6 +187,16 @@ impl Default for Source {
             valid: 0.15,
             test: 0.15,
             simulated_days: 6000,
+            simulated_market: SimulatedMarket::Garch,
+            simulated_symbols: 1,
+            coefficient: 0.,
+            sizes: vec![1.],
+            cost: 0.0005,
+            slippage: 0.0005,
+            stop: 3.,
+            target: 6.,
+            episode: 250,
+            walk_forward: 0,
         }
     }
 }
@@ -146,5 +211,42 @@ impl Source {
             skip_bad_rows: self.skip_bad_rows,
             bars: true,
         }
+    }
+
+    /// What trading costs, and when a position is given up.
+    pub(crate) fn rules(&self) -> crate::trading::Rules {
+        crate::trading::Rules { friction: self.cost + self.slippage, stop: self.stop, target: self.target }
+    }
+
+    /// Exposures to choose from, from the shortest to the longest.
+    pub(crate) fn levels(&self) -> Vec<f64> {
+        let sizes = self.sizes.iter().copied();
+        let mut levels: Vec<f64> = sizes.clone().map(|s| -s).chain([0.]).chain(sizes).collect();
+        levels.sort_by(f64::total_cmp);
+        levels
+    }
+
+    /// What cannot work, if anything.
+    pub(crate) fn problem(&self) -> Option<String> {
+        let rising = self.sizes.windows(2).all(|w| w[0] < w[1]);
+        let positive = |v: f64| v.is_finite() && v > 0.;
+        let checks = [
+            (
+                (0. ..1.).contains(&self.valid) && (0. ..1.).contains(&self.test) && self.valid + self.test < 1.,
+                "valid and data.test must be shares that leave a training part",
+            ),
+            (
+                (1..=500).contains(&self.sizes.len()) && rising && self.sizes.iter().all(|s| positive(*s) && *s <= 10.),
+                "sizes must be rising positive shares of the equity, at most 10",
+            ),
+            ((0. ..0.1).contains(&self.cost), "cost must be a share of the value traded below 0.1"),
+            ((0. ..0.1).contains(&self.slippage), "slippage must be a share of the price below 0.1"),
+            (positive(self.stop), "stop must be positive (a large number is none)"),
+            (positive(self.target), "target must be positive (a large number is none)"),
+            (self.episode >= 2, "episode must have at least 2 bars"),
+            (self.coefficient.abs() < 1., "coefficient must lie between -1 and 1"),
+            ((1..=10_000).contains(&self.simulated_symbols), "simulated_symbols must be 1 to 10,000"),
+        ];
+        checks.into_iter().find(|(ok, _)| !ok).map(|(_, what)| format!("data.{what}"))
     }
 }

@@ -22,6 +22,8 @@
 #[cfg(feature = "train")]
 mod baseline;
 mod config;
+#[cfg(feature = "train")]
+mod directions;
 pub mod features;
 mod model;
 #[cfg(feature = "train")]
@@ -29,10 +31,14 @@ mod predict;
 #[cfg(feature = "train")]
 pub mod reproduction;
 #[cfg(feature = "train")]
+mod statistics;
+#[cfg(feature = "train")]
 mod task;
+#[cfg(feature = "train")]
+pub mod trading;
 
-pub use config::{Config, InputNorm, Source};
+pub use config::{Config, Head, InputNorm, SimulatedMarket, Source};
 pub use model::{DIRECTIONS, TradingTransformer};
 #[cfg(feature = "train")]
-pub use task::TradingTask;
+pub use task::{Batch, TradingTask};
 pub use zoo_market::Bar;

@@ -13,7 +13,7 @@ use zoo_layers::{
 };
 
 use crate::features::FEATURES;
-use crate::{Config, InputNorm};
+use crate::{Config, Head, InputNorm};
 
 /// Added to the variance in the norms.
 const EPS: f64 = 1e-5;
@@ -23,6 +23,10 @@ const RUNNING_EPS: f64 = 1e-30;
 pub(crate) const LINEAR_GAIN: f64 = 0.6;
 /// The same for attention's maps.
 pub(crate) const ATTENTION_GAIN: f64 = 0.8;
+/// Gain of the actor's last map: all choices are about as likely at the start (Huang et al. 2022, detail 2).
+const ACTOR_GAIN: f64 = 0.01;
+/// Features within actor and critic.
+pub(crate) const POLICY_WIDTH: usize = 64;
 /// Directions: down, flat, up.
 pub const DIRECTIONS: [&str; 3] = ["down", "flat", "up"];
 
@@ -33,9 +37,37 @@ enum Input {
     Running(RunningNorm),
 }
 
+/// A linear map, tanh, a linear map; the names are those of PyTorch's `Sequential`.
+#[derive(Clone, Debug)]
+struct Tower {
+    first: Linear,
+    last: Linear,
+}
+
+impl Tower {
+    fn new(from: usize, to: usize, gain: f64, vb: VarBuilder) -> Result<Self> {
+        let map = |from, to, gain, name: &str| {
+            Linear::with_biases(from, to, Some(init::ZEROS), init::xavier_uniform(from, to, gain), vb.pp(name))
+        };
+        // 5/3 is tanh's gain in PyTorch.
+        Ok(Self { first: map(from, POLICY_WIDTH, 5. / 3., "0")?, last: map(POLICY_WIDTH, to, gain, "2")? })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.last.forward(&self.first.forward(x)?.tanh()?)
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Top {
+    Directions(Linear),
+    Policy { actor: Tower, critic: Tower },
+}
+
 /// What becomes of an observation (b, s·f): input norm, `temporal_projection` to the width, dropout, sinusoidal positions,
 /// `norm`, pre-norm `encoder` layers, `output_norm`, a mean over the bars weighted by the softmax of `pooling`, `aggregator`.
-/// On top of it `head` tells the direction. Parameters have PyTorch's names for such modules.
+/// On top of it either `head` tells the direction, or `actor` and `critic` make a policy. Parameters have PyTorch's names for such
+/// modules.
 #[derive(Clone, Debug)]
 pub struct TradingTransformer {
     bars: usize,
@@ -52,7 +84,7 @@ pub struct TradingTransformer {
     /// Added to the pooling's logits (s), if any.
     recency: Option<Tensor>,
     aggregator: Linear,
-    head: Linear,
+    top: Top,
 }
 
 impl TradingTransformer {
@@ -61,7 +93,8 @@ impl TradingTransformer {
     /// # Errors
     /// Sizes of zero, or heads that do not divide the width.
     pub fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
-        let &Config { bars, input_norm, width, heads, layers, hidden, features_dim, dropout, recency } = config;
+        let &Config { bars, input_norm, width, heads, layers, hidden, features_dim, dropout, recency, head, actions } =
+            config;
         if let Some(problem) = config.problem() {
             bail!("{problem}")
         }
@@ -113,7 +146,13 @@ impl TradingTransformer {
             pooling: vb.get_with_hints(bars, "pooling", init::ZEROS)?,
             recency: if recency == 0. { None } else { Some(Tensor::from_vec(ramp, bars, vb.device())?) },
             aggregator: linear(width, features_dim, "aggregator")?,
-            head: linear(features_dim, DIRECTIONS.len(), "head")?,
+            top: match head {
+                Head::Directions => Top::Directions(linear(features_dim, DIRECTIONS.len(), "head")?),
+                Head::Policy => Top::Policy {
+                    actor: Tower::new(features_dim, actions, ACTOR_GAIN, vb.pp("actor"))?,
+                    critic: Tower::new(features_dim, 1, 1., vb.pp("critic"))?,
+                },
+            },
         })
     }
 
@@ -165,14 +204,45 @@ impl TradingTransformer {
 
     /// The logits (b, 3) of features (b, o).
     pub(crate) fn logits(&self, features: &Tensor) -> Result<Tensor> {
-        self.head.forward(&ops::gelu(features)?)
+        match &self.top {
+            Top::Directions(head) => head.forward(&ops::gelu(features)?),
+            Top::Policy { .. } => bail!("trading-transformer: these weights are a policy: it tells no directions"),
+        }
     }
 
-    /// Observations (b, s·f) to features (b, o).
+    /// The logits of each exposure (b, a) and the values (b) of observations (b, s·f). Running statistics stay as they are in both
+    /// modes: a policy must not change while it is trained on what it did.
     ///
     /// # Errors
-    /// Observations of another length.
-    pub fn extract(&self, observation: &Tensor, mode: Mode) -> Result<Tensor> {
+    /// Observations of another length, or weights that tell directions.
+    pub(crate) fn actor_critic(&self, observation: &Tensor, mode: Mode) -> Result<(Tensor, Tensor)> {
+        let Top::Policy { actor, critic } = &self.top else {
+            bail!("trading-transformer: these weights tell directions and are no policy (train one with --preset ppo)")
+        };
+        let x = self.project(&self.normalize(self.checked(observation)?, Mode::Eval)?)?;
+        let features = ops::gelu(&self.aggregate(&self.encode(&self.place(&x, mode)?, mode)?)?)?;
+        Ok((actor.forward(&features)?, critic.forward(&features)?.squeeze(1)?))
+    }
+
+    /// The chance (b, a) that the policy gives each exposure after observations (b, s·f), from the shortest to the longest.
+    ///
+    /// # Errors
+    /// Observations of another length, or weights that tell directions.
+    pub fn policy(&self, observation: &Tensor) -> Result<Tensor> {
+        ops::softmax(&self.actor_critic(observation, Mode::Eval)?.0)
+    }
+
+    /// Counts observations (b, s·f) in the running statistics, if there are any.
+    #[cfg(feature = "train")]
+    pub(crate) fn count(&self, observation: &Tensor) -> Result<()> {
+        if let Input::Running(_) = &self.input {
+            self.normalize(observation, Mode::Train { seed: 0, step: 0 })?;
+        }
+        Ok(())
+    }
+
+    /// An observation of the right length.
+    fn checked<'a>(&self, observation: &'a Tensor) -> Result<&'a Tensor> {
         let (b, n) = observation.dims2()?;
         if b == 0 || n != self.bars * FEATURES {
             bail!(
@@ -181,7 +251,15 @@ impl TradingTransformer {
                 observation.dims()
             )
         }
-        let x = self.project(&self.normalize(observation, mode)?)?; // (b, s, d)
+        Ok(observation)
+    }
+
+    /// Observations (b, s·f) to features (b, o).
+    ///
+    /// # Errors
+    /// Observations of another length.
+    pub fn extract(&self, observation: &Tensor, mode: Mode) -> Result<Tensor> {
+        let x = self.project(&self.normalize(self.checked(observation)?, mode)?)?; // (b, s, d)
         self.aggregate(&self.encode(&self.place(&x, mode)?, mode)?)
     }
 

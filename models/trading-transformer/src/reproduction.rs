@@ -8,11 +8,12 @@ use serde::Serialize;
 use zoo_layers::optim::{Moments, Optimizer, Rule, clip_factor, decay_matrices, global_norm};
 use zoo_layers::random::{Purpose, Stream};
 use zoo_layers::{Gradients, Mode, Params, ops};
+use zoo_training::Split;
 use zoo_training::health::{Check, PoolingHealth, Probe, ProbeKind, Profile, Watched, ZERO};
-use zoo_training::{Split, Task};
 
+use crate::directions::Directions;
 use crate::features::{FEATURES, groups};
-use crate::{Config, InputNorm, Source, TradingTask, TradingTransformer};
+use crate::{Config, InputNorm, Source, TradingTransformer};
 
 /// The map that died.
 const PROJECTION: &str = "temporal_projection.weight";
@@ -201,8 +202,8 @@ pub fn read(arm: Arm, settings: Settings, heard: &mut dyn FnMut() -> bool) -> zo
     }))
 }
 
-fn market(settings: Settings) -> zoo_training::Result<TradingTask> {
-    TradingTask::open(&Config::default(), &Source::default(), settings.seed, None, &Device::Cpu)
+fn market(settings: Settings) -> zoo_training::Result<Directions> {
+    Directions::open(&Config::default(), &Source::default(), settings.seed, None, &Device::Cpu)
 }
 
 fn factor(feature: usize, of_position: f64) -> f32 {
@@ -246,7 +247,7 @@ impl Trial {
     /// Trains; `look` sees every step before its update and says whether to go on.
     fn fit(
         &self,
-        task: &TradingTask,
+        task: &Directions,
         settings: Settings,
         look: &mut dyn FnMut(Step) -> Result<bool>,
     ) -> zoo_training::Result<()> {
@@ -296,7 +297,7 @@ impl Trial {
     }
 
     /// Inputs of the projection over bars of the training part (n, f), and whether a position was held.
-    fn bars(&self, task: &TradingTask) -> Result<(Vec<Vec<f32>>, Vec<bool>)> {
+    fn bars(&self, task: &Directions) -> Result<(Vec<Vec<f32>>, Vec<bool>)> {
         let n = task.samples(Split::Train);
         let spread: Vec<usize> = (0..256).map(|i| i * n / 256).collect();
         let (x, _) = task.batch(Split::Train, &spread)?;
@@ -340,7 +341,7 @@ impl Trial {
         })
     }
 
-    fn input_std(&self, task: &TradingTask) -> Result<[[f64; 3]; 2]> {
+    fn input_std(&self, task: &Directions) -> Result<[[f64; 3]; 2]> {
         let (rows, held) = self.bars(task)?;
         Ok([true, false].map(|with| {
             groups().map(|g| {
@@ -358,7 +359,7 @@ impl Trial {
     }
 
     /// Different gradients among the columns of the position features, for observations without any position.
-    fn idle_columns(&self, task: &TradingTask) -> Result<usize> {
+    fn idle_columns(&self, task: &Directions) -> Result<usize> {
         let direction = groups()[2].range.start;
         let mut idle = vec![];
         for i in 0..task.samples(Split::Train) {

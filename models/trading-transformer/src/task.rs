@@ -1,133 +1,89 @@
-//! What the trainer needs: observations, directions, loss, metrics and baselines.
+//! What the trainer needs, for either head: which way the close goes, or a policy.
 
-use std::path::Path;
-
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor, bail};
 use candle_nn::VarBuilder;
-use serde_json::{Value, json};
+use serde_json::Value;
 use zoo_layers::{Mode, ops};
-use zoo_market::{Days, read_csv, simulate};
+use zoo_training::config::ConfigOf;
 use zoo_training::health::{Probe, Profile};
-use zoo_training::{Error, Evaluation, Loss, Metrics, Prediction, Preset, Request, Split, Task, TrainConfig};
+use zoo_training::ppo::{self, ActorCritic};
+use zoo_training::{Evaluation, Experience, Loss, Metrics, Prediction, Preset, Request, Split, Task, TrainConfig};
 
-use crate::baseline::{Logistic, shares};
-use crate::features::{FEATURES, Trader, WARMUP, of_bars, windows};
-use crate::{Config, DIRECTIONS, Source, TradingTransformer};
+use crate::directions::Directions;
+use crate::features::FEATURES;
+use crate::model::POLICY_WIDTH;
+use crate::trading::{self, Policy};
+use crate::{Config, DIRECTIONS, Head, Source, TradingTransformer, predict};
 
-/// Samples of a batch when evaluating.
-const BATCH: usize = 256;
-/// Key of the last day that decided the weights.
-const UNTIL: &str = "until";
+/// The data of a head.
+pub struct TradingTask(Data);
 
-/// Bars with their features, and where the close went afterwards.
-pub struct TradingTask {
-    days: Days,
-    simulated: bool,
-    /// 129 features a bar.
-    rows: Vec<f32>,
-    /// Direction after each bar that has as many bars behind it as the horizon.
-    labels: Vec<i64>,
-    bars: usize,
-    horizon: usize,
-    /// The last bars of the samples of each part.
-    splits: [std::ops::Range<usize>; 3],
-    /// The last day that the weights were fitted to, if they are loaded ones.
-    seen: Option<String>,
-    device: Device,
-}
-
-/// Where the close went `horizon` bars later: 0 down, 1 flat, 2 up, against `band` standard deviations of such moves.
-fn directions(days: &Days, horizon: usize, band: f64) -> Vec<i64> {
-    let log: Vec<f64> = days.bars.iter().map(|b| b.close.ln()).collect();
-    let sigma = windows::rolling(&windows::changes(&log), 50, windows::deviation);
-    let of = |t: usize| match (log[t + horizon] - log[t]) / (sigma[t] * (horizon as f64).sqrt()).max(1e-12) {
-        z if z > band => 2,
-        z if z < -band => 0,
-        _ => 1,
-    };
-    (0..log.len().saturating_sub(horizon)).map(of).collect()
+enum Data {
+    Directions(Box<Directions>),
+    Policy(Box<Policy>),
 }
 
 impl TradingTask {
-    fn range(&self, split: Split) -> std::ops::Range<usize> {
-        let [train, valid, test] = &self.splits;
-        match split {
-            Split::Train => train,
-            Split::Valid => valid,
-            Split::Test => test,
+    /// The market, if it is a policy's.
+    pub(crate) fn policy(&self) -> Option<&Policy> {
+        match &self.0 {
+            Data::Directions(_) => None,
+            Data::Policy(data) => Some(data),
         }
-        .clone()
-    }
-
-    /// Asks where the close came from instead of where it goes: what the observations say.
-    pub(crate) fn look_back(&mut self) {
-        // The first bars are history and no samples.
-        self.labels.rotate_right(self.horizon);
-    }
-
-    /// The chances that the logits (b, 3) of observations (b, s·f) give each direction, over a split.
-    fn chances(&self, split: Split, logits: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Vec<Vec<f32>>> {
-        let n = self.samples(split);
-        let mut all = Vec::with_capacity(n);
-        for first in (0..n).step_by(BATCH) {
-            let indices: Vec<usize> = (first..n.min(first + BATCH)).collect();
-            let logits = logits(&self.batch(split, &indices)?.0)?;
-            all.extend(ops::softmax(&logits.to_device(&Device::Cpu)?)?.to_vec2::<f32>()?);
-        }
-        Ok(all)
-    }
-
-    /// Metrics of logits (b, 3) for observations (b, s·f), over a split.
-    pub(crate) fn judge_by(&self, split: Split, logits: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Metrics> {
-        Ok(self.judge(split, &self.chances(split, logits)?))
-    }
-
-    /// Metrics of chances: mean -ln of what happened, the share told right, and the Brier score, the sum over directions of
-    /// (chance - outcome)², from 0 to 2.
-    fn judge(&self, split: Split, chances: &[Vec<f32>]) -> Metrics {
-        let (mut loss, mut right, mut brier) = (0., 0., 0.);
-        let labels = &self.labels[self.range(split)];
-        for (p, label) in chances.iter().zip(labels) {
-            let y = *label as usize;
-            // Not max(), which would take a NaN for 1e-12.
-            let chance = f64::from(p[y]);
-            loss -= if chance < 1e-12 { 1e-12f64 } else { chance }.ln();
-            let best = (0..p.len()).max_by(|a, b| p[*a].total_cmp(&p[*b]).then(b.cmp(a)));
-            right += f64::from(u8::from(best == Some(y)));
-            brier += self.score(p, y);
-        }
-        let n = labels.len().max(1) as f64;
-        vec![("loss", loss / n), ("accuracy", 100. * right / n), ("brier", brier / n)]
-    }
-
-    fn score(&self, p: &[f32], y: usize) -> f64 {
-        p.iter().enumerate().map(|(i, p)| (f64::from(*p) - f64::from(u8::from(i == y))).powi(2)).sum()
-    }
-
-    /// By how many standard errors the mean Brier score of `a` is below that of `b`, if that can be told. Samples overlap: the
-    /// error counts covariances up to twice the horizon (Newey and West 1987).
-    fn advantage(&self, split: Split, a: &[Vec<f32>], b: &[Vec<f32>]) -> Option<f64> {
-        let labels = &self.labels[self.range(split)];
-        let gain =
-            |((a, b), y): ((&Vec<f32>, &Vec<f32>), &i64)| self.score(b, *y as usize) - self.score(a, *y as usize);
-        let gains: Vec<f64> = a.iter().zip(b).zip(labels).map(gain).collect();
-        let n = gains.len();
-        let mean = gains.iter().sum::<f64>() / n.max(1) as f64;
-        let covariance = |lag: usize| {
-            gains.iter().zip(&gains[lag.min(n)..]).map(|(x, y)| (x - mean) * (y - mean)).sum::<f64>() / n.max(1) as f64
-        };
-        let lags = 2 * self.horizon;
-        let weight = |lag: usize| 1. - lag as f64 / lags as f64;
-        let variance = covariance(0) + 2. * (1..lags).map(|lag| weight(lag) * covariance(lag)).sum::<f64>();
-        let told = n >= 2 * lags && variance > 1e-9 * mean * mean;
-        told.then(|| mean / (variance / n as f64).sqrt())
-    }
-
-    fn rows_of(&self, split: Split) -> &[f32] {
-        let range = self.range(split);
-        &self.rows[range.start * FEATURES..range.end * FEATURES]
     }
 }
+
+/// Observations (b, s·f), and what is to be learned of them.
+#[derive(Clone)]
+pub enum Batch {
+    /// Directions (b).
+    Directions(Tensor, Tensor),
+    /// What a policy did.
+    Acted(ppo::Batch),
+    /// Nothing.
+    Seen(Tensor),
+}
+
+impl From<ppo::Batch> for Batch {
+    fn from(batch: ppo::Batch) -> Self {
+        Self::Acted(batch)
+    }
+}
+
+impl Batch {
+    fn observation(&self) -> &Tensor {
+        match self {
+            Self::Directions(x, _) | Self::Seen(x) => x,
+            Self::Acted(batch) => &batch.observation,
+        }
+    }
+}
+
+/// One expression for either kind of data.
+macro_rules! either {
+    ($task:expr, $data:ident => $value:expr) => {
+        match &$task.0 {
+            Data::Directions($data) => $value,
+            Data::Policy($data) => $value,
+        }
+    };
+}
+
+/// Without dropout: a policy is to be the same when it acts and when it is trained.
+const PPO: &str = "[model]
+head = \"policy\"
+input_norm = \"running\"
+dropout = 0.0
+[train]
+steps = 6400
+batch_size = 256
+lr = 3e-4
+eps = 1e-5
+weight_decay = 0.0
+schedule = \"linear\"
+eval_every = 320
+early_stopping = 0
+";
 
 impl Task for TradingTask {
     const NAME: &'static str = "trading-transformer";
@@ -144,6 +100,14 @@ impl Task for TradingTask {
             summary: "features as they are: the failure that zoo reproduce gradient-death shows",
             toml: "[model]\ninput_norm = \"none\"\n",
         },
+        Preset { name: "ppo", summary: "a policy that trades, trained by PPO", toml: PPO },
+        Preset {
+            name: "ppo-tiny",
+            summary: "the same for tests",
+            toml: "[model]\nhead = \"policy\"\ninput_norm = \"running\"\nbars = 4\nwidth = 16\nheads = 2\nhidden = 32\nfeatures_dim = 8\n\
+                   dropout = 0.0\n[data]\nsimulated_days = 500\nepisode = 40\n[train]\nsteps = 40\nbatch_size = 32\neval_every = 20\n\
+                   [train.ppo]\nenvironments = 4\nrollout = 16\n",
+        },
         Preset {
             name: "tiny",
             summary: "for tests",
@@ -151,13 +115,19 @@ impl Task for TradingTask {
                    [data]\nsimulated_days = 500\n[train]\nsteps = 40\nbatch_size = 8\neval_every = 20\n",
         },
     ];
-    const DATA: &'static str =
-        "a daily price file (CSV with Date, Open, High, Low, Close, Volume); a simulated market without one";
+    const DATA: &'static str = "a daily price file (CSV with Date, Open, High, Low, Close, Volume), for a policy also a folder of them; a simulated market \
+         without one";
     type Architecture = Config;
     type Source = Source;
     type Model = TradingTransformer;
-    /// Observations (b, s·f) and directions (b).
-    type Batch = (Tensor, Tensor);
+    type Batch = Batch;
+
+    fn settle(config: &mut ConfigOf<Self>) -> zoo_training::Result<()> {
+        if config.model.head == Head::Policy {
+            config.model.actions = config.data.levels().len();
+        }
+        Ok(())
+    }
 
     fn training() -> TrainConfig {
         TrainConfig {
@@ -166,6 +136,7 @@ impl Task for TradingTask {
             lr: 1e-4,
             clip_norm: 10.,
             early_stopping: 5,
+            ppo: Some(ppo::Settings { gamma: 0.9, ..ppo::Settings::default() }),
             ..TrainConfig::default()
         }
     }
@@ -176,26 +147,40 @@ impl Task for TradingTask {
 
     fn explain(config: &Config) -> String {
         let &Config { bars, width: d, hidden, layers, features_dim, .. } = config;
-        let attention = 4 * (d * d + d);
+        let (attention, w) = (4 * (d * d + d), POLICY_WIDTH);
         let mlp = 2 * d * hidden + hidden + d;
-        let classes = DIRECTIONS.len();
+        let top = match config.head {
+            Head::Directions => {
+                let classes = DIRECTIONS.len();
+                format!("head: {features_dim} x {classes} + {classes} = {}", features_dim * classes + classes)
+            }
+            Head::Policy => format!(
+                "actor and critic: 2 x ({features_dim} x {w} + {w}) + {w} x {} + {} + {w} + 1 = {}",
+                config.actions,
+                config.actions,
+                2 * (features_dim * w + w) + (w + 1) * (config.actions + 1)
+            ),
+        };
         format!(
             "temporal projection: {FEATURES} x {d} + {d} = {}\nencoder layer: attention 4 x ({d} x {d} + {d}) = {attention}, MLP 2 x {d} x \
              {hidden} + {hidden} + {d} = {mlp}, two norms {}; {layers} times = {}\nnorms before and behind: {}\npooling: {bars}\n\
-             aggregator: {d} x {features_dim} + {features_dim} = {}\nhead: {features_dim} x {classes} + {classes} = {}",
+             aggregator: {d} x {features_dim} + {features_dim} = {}\n{top}",
             FEATURES * d + d,
             4 * d,
             layers * (attention + mlp + 4 * d),
             4 * d,
-            d * features_dim + features_dim,
-            features_dim * classes + classes
+            d * features_dim + features_dim
         )
     }
 
     fn flops(config: &Config) -> f64 {
         let &Config { bars, width: d, hidden, layers, features_dim, .. } = config;
         let a_bar = FEATURES * d + layers * (4 * d * d + 2 * d * hidden + 2 * bars * d) + d;
-        2. * (bars * a_bar + d * features_dim + features_dim * DIRECTIONS.len()) as f64
+        let top = match config.head {
+            Head::Directions => features_dim * DIRECTIONS.len(),
+            Head::Policy => POLICY_WIDTH * (2 * features_dim + config.actions + 1),
+        };
+        2. * (bars * a_bar + d * features_dim + top) as f64
     }
 
     fn open(
@@ -205,139 +190,66 @@ impl Task for TradingTask {
         fitted: Option<&Value>,
         device: &Device,
     ) -> zoo_training::Result<Self> {
-        if let Some(problem) = config.problem() {
-            return Err(Error::Usage(problem));
-        }
-        let &Source { ref path, horizon, band, positions, valid, test, simulated_days, .. } = source;
-        if !(0. ..1.).contains(&valid) || !(0. ..1.).contains(&test) || valid + test >= 1. {
-            return Err(Error::Usage("data.valid and data.test must be shares that leave a training part".into()));
-        }
-        if !((1..=10_000).contains(&horizon) && band.is_finite() && band >= 0.) {
-            return Err(Error::Usage(
-                "data.horizon must be 1 to 10,000 bars and data.band must not be negative".into(),
-            ));
-        }
-        let path = Some(Path::new(path)).filter(|p| !p.as_os_str().is_empty());
-        if path.is_none() && (source.skip_bad_rows || !source.column.is_empty() || !source.date_column.is_empty()) {
-            return Err(Error::Usage(
-                "data.column, date_column and skip_bad_rows are about a file: give one by --data".into(),
-            ));
-        }
-        let days = match path {
-            Some(path) => read_csv(path, &source.reading())?,
-            None => simulate(simulated_days, seed),
-        };
-        let origin = path.map_or("the simulation".to_string(), |p| p.display().to_string());
-        if let Some(column) = days.missing.iter().find(|c| **c != "Adj Close") {
-            return Err(Error::Data(format!("{origin}: no column {column}, which the features of a bar need")));
-        }
-        // Between two parts, neither the bars of an observation nor those that its direction is told from overlap.
-        let (first, gap) = (WARMUP + config.bars - 1, config.bars + horizon - 1);
-        let all = days.bars.len().saturating_sub(first + horizon);
-        let samples = all.saturating_sub(2 * gap);
-        let count = |share: f64| (samples as f64 * share).round() as usize;
-        let (n_valid, n_test) = (count(valid), count(test));
-        let n_train = samples.saturating_sub(n_valid + n_test);
-        // Half a sample or more of the smallest part rounds to one.
-        let smallest = [valid, test].into_iter().filter(|s| *s > 0.).fold(1. - valid - test, f64::min);
-        let least = (0.5 / smallest).ceil() as usize;
-        if n_train == 0 || (valid > 0. && n_valid == 0) || (test > 0. && n_test == 0) {
-            return Err(Error::Data(format!(
-                "{origin}: {} days, at least {} are needed: {WARMUP} of history, {} an observation, {horizon} ahead, and as much \
-                 between two parts (bring more data)",
-                days.bars.len(),
-                first + horizon + 2 * gap + least,
-                config.bars
-            )));
-        }
-        let held = if positions { Trader::default().positions(&days.bars, seed) } else { vec![] };
-        let from = |start: usize, n: usize| start..start + n;
-        let train = from(first, n_train);
-        let valid = from(train.end + gap, n_valid);
-        let test = from(valid.end + gap, n_test);
-        Ok(Self {
-            rows: of_bars(&days.bars, &held),
-            labels: directions(&days, horizon, band),
-            simulated: path.is_none(),
-            days,
-            bars: config.bars,
-            horizon,
-            splits: [train, valid, test],
-            seen: fitted.and_then(|f| f[UNTIL].as_str()).map(String::from),
-            device: device.clone(),
-        })
+        Ok(Self(match config.head {
+            Head::Directions => Data::Directions(Box::new(Directions::open(config, source, seed, fitted, device)?)),
+            Head::Policy => Data::Policy(Box::new(Policy::open(config, source, seed, fitted, device)?)),
+        }))
     }
 
     fn describe_data(&self) -> String {
-        let origin = if self.simulated { "a simulated market" } else { "prices" };
-        let (dates, n) = (&self.days.dates, self.days.dates.len());
-        let [train, valid, test] = [Split::Train, Split::Valid, Split::Test].map(|s| self.samples(s));
-        format!(
-            "{origin}, {n} days {} to {}; samples: {train} train, {valid} valid, {test} test, {} bars between the parts",
-            dates[0],
-            dates[n - 1],
-            self.bars + self.horizon - 1
-        )
+        either!(self, data => data.describe_data())
     }
 
     fn fingerprint(&self) -> String {
-        let splits = self.splits.iter().flat_map(|s| [s.start as i64, s.end as i64]);
-        let numbers = self.labels.iter().copied().chain(splits).flat_map(i64::to_le_bytes);
-        let bytes: Vec<u8> = self.rows.iter().flat_map(|v| v.to_le_bytes()).chain(numbers).collect();
-        zoo_checkpoint::sha256_of(&bytes)
+        either!(self, data => data.fingerprint())
     }
 
     fn fitted(&self) -> Value {
-        // Simulated days share no more than dates with real ones.
-        let parts = [Split::Train, Split::Valid].map(|s| self.range(s)).into_iter().filter(|r| !r.is_empty());
-        let last = parts.map(|r| r.end).max().unwrap_or_default() + self.horizon - 1;
-        match self.simulated {
-            true => json!({}),
-            false => json!({ UNTIL: self.days.dates[last].to_string() }),
-        }
+        either!(self, data => data.fitted())
     }
 
     fn warnings(&self) -> Vec<String> {
-        let test = self.range(Split::Test);
-        let first = if test.is_empty() { None } else { Some(test.start) };
-        let mut warnings = self.days.caveats(first, self.seen.as_deref());
-        let most =
-            shares(&self.labels[self.range(Split::Train)]).into_iter().enumerate().max_by(|a, b| a.1.total_cmp(&b.1));
-        if let Some((direction, share)) = most.filter(|(_, share)| *share > 0.9) {
-            warnings.push(format!(
-                "{:.0} % of the training part's directions are {}: there is hardly anything to tell apart (data.band, data.horizon)",
-                100. * share,
-                DIRECTIONS[direction]
-            ));
-        }
-        warnings
+        either!(self, data => data.warnings())
     }
 
     fn samples(&self, split: Split) -> usize {
-        self.range(split).len()
+        either!(self, data => data.samples(split))
     }
 
-    fn batch(&self, split: Split, indices: &[usize]) -> Result<(Tensor, Tensor)> {
-        let (start, width) = (self.range(split).start, self.bars * FEATURES);
-        let mut x = Vec::with_capacity(indices.len() * width);
-        let mut y = Vec::with_capacity(indices.len());
-        for i in indices {
-            let t = start + i;
-            x.extend_from_slice(&self.rows[(t + 1 - self.bars) * FEATURES..(t + 1) * FEATURES]);
-            y.push(self.labels[t]);
+    fn batch(&self, split: Split, indices: &[usize]) -> Result<Batch> {
+        match &self.0 {
+            Data::Directions(data) => data.batch(split, indices).map(|(x, y)| Batch::Directions(x, y)),
+            Data::Policy(data) => data.batch(split, indices),
         }
-        let n = indices.len();
-        Ok((Tensor::from_vec(x, (n, width), &self.device)?, Tensor::from_vec(y, n, &self.device)?))
     }
 
-    fn forward(&self, model: &TradingTransformer, (x, _): &(Tensor, Tensor), mode: Mode) -> Result<Tensor> {
-        model.forward(x, mode)
+    fn experience(&self, config: &ConfigOf<Self>) -> zoo_training::Result<Option<Box<dyn Experience<Self> + '_>>> {
+        self.policy().map(|data| data.experience(config)).transpose()
     }
 
-    /// Cross-entropy of the direction in nats, averaged over the batch.
-    fn loss(&self, model: &TradingTransformer, batch: &(Tensor, Tensor), mode: Mode) -> Result<Loss> {
-        let logits = self.forward(model, batch, mode)?;
-        Ok(Loss { total: ops::cross_entropy(&logits, &batch.1, Default::default())?, parts: vec![] })
+    /// Logits of directions or exposures (b, 3 or a).
+    fn forward(&self, model: &TradingTransformer, batch: &Batch, mode: Mode) -> Result<Tensor> {
+        match &self.0 {
+            Data::Directions(_) => model.forward(batch.observation(), mode),
+            Data::Policy(_) => Ok(model.act(batch.observation(), mode)?.0),
+        }
+    }
+
+    /// Cross-entropy of the direction in nats, averaged over the batch; or [`ppo::loss`].
+    fn loss(&self, model: &TradingTransformer, batch: &Batch, mode: Mode) -> Result<Loss> {
+        match batch {
+            Batch::Directions(x, y) => {
+                let total = ops::cross_entropy(&model.forward(x, mode)?, y, Default::default())?;
+                Ok(Loss { total, parts: vec![] })
+            }
+            Batch::Acted(batch) => {
+                let (logits, value) = model.act(&batch.observation, mode)?;
+                ppo::loss(&logits, &value, batch)
+            }
+            Batch::Seen(_) => {
+                bail!("trading-transformer: a policy learns from what it did, not from observations alone")
+            }
+        }
     }
 
     fn health() -> Profile {
@@ -350,45 +262,16 @@ impl Task for TradingTask {
         }
     }
 
-    fn probes(&self, model: &TradingTransformer, (x, _): &(Tensor, Tensor)) -> Result<Vec<Probe>> {
-        model.probes(x)
+    fn probes(&self, model: &TradingTransformer, batch: &Batch) -> Result<Vec<Probe>> {
+        model.probes(batch.observation())
     }
 
     fn validate(&self, model: &TradingTransformer, split: Split) -> Result<Metrics> {
-        self.judge_by(split, |x| model.forward(x, Mode::Eval))
+        either!(self, data => data.validate(model, split))
     }
 
     fn evaluate(&self, model: &TradingTransformer, split: Split) -> Result<Evaluation> {
-        let chances = self.chances(split, |x| model.forward(x, Mode::Eval))?;
-        let n = self.samples(split);
-        let labels = |split: Split| &self.labels[self.range(split)];
-        let prior = vec![shares(labels(Split::Train)).map(|s| s as f32).to_vec(); n];
-        let part = |split: Split| (self.rows_of(split), labels(split));
-        let logistic = Logistic::fit(part(Split::Train), part(Split::Valid))?.chances(self.rows_of(split))?;
-        let metrics = self.judge(split, &chances);
-        let baselines =
-            vec![("majority_class", self.judge(split, &prior)), ("logistic_regression", self.judge(split, &logistic))];
-        let mut remarks = vec![];
-        if self.simulated {
-            remarks.push("This is a simulated market: the figures say nothing about any other.".to_string());
-        }
-        let brier = |m: &Metrics| m.iter().find(|(name, _)| *name == "brier").map_or(f64::NAN, |m| m.1);
-        for ((name, of), others) in baselines.iter().zip([&prior, &logistic]) {
-            let errors = self.advantage(split, &chances, others);
-            let verdict = match errors {
-                Some(e) if e > 2. => "beats",
-                Some(e) if e < -2. => "is worse than",
-                _ => "is no better than",
-            };
-            let errors = errors.map_or("too few different samples to tell by".into(), |e| {
-                format!("{e:+.1} standard errors, counting that samples overlap")
-            });
-            let (mine, theirs, name) = (brier(&metrics), brier(of), name.replace('_', " "));
-            remarks.push(format!("The model {verdict} {name} (Brier score {mine:.4} against {theirs:.4}, {errors})."));
-        }
-        let happened = shares(labels(split)).map(|s| format!("{:.1}", 100. * s));
-        remarks.push(format!("Of the directions {} % were down, flat and up.", happened.join(", ")));
-        Ok(Evaluation { samples: n, metrics, baselines, remarks })
+        either!(self, data => data.evaluate(model, split))
     }
 
     fn predict(
@@ -399,85 +282,9 @@ impl Task for TradingTask {
         request: &Request,
         device: &Device,
     ) -> zoo_training::Result<Prediction> {
-        crate::predict::predict(&model, config, source, request, device)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn open(source: &Source) -> zoo_training::Result<TradingTask> {
-        TradingTask::open(&Config::default(), source, 3, None, &Device::Cpu)
-    }
-
-    #[test]
-    fn parts_are_in_time_order_and_share_no_bar() -> zoo_training::Result<()> {
-        let task = open(&Source { simulated_days: 800, ..Source::default() })?;
-        let [train, valid, test] = &task.splits;
-        assert_eq!(train.start, WARMUP + 19);
-        for (before, after) in [(train, valid), (valid, test)] {
-            let last_used = before.end - 1 + task.horizon;
-            let first_used = after.start + 1 - task.bars;
-            assert_eq!(first_used, last_used + 1);
+        match config.head {
+            Head::Directions => predict::predict(&model, config, source, request, device),
+            Head::Policy => trading::predict(&model, config, source, request, device),
         }
-        assert_eq!(test.end - 1 + task.horizon, 799);
-        let (x, y) = task.batch(Split::Valid, &[0, 7])?;
-        assert_eq!((x.dims(), y.dims()), (&[2, 2580][..], &[2][..]));
-        let last: Vec<f32> = x.get(1)?.narrow(0, 19 * FEATURES, FEATURES)?.to_vec1()?;
-        assert_eq!(last, task.rows[(valid.start + 7) * FEATURES..(valid.start + 8) * FEATURES]);
-        Ok(())
-    }
-
-    #[test]
-    fn directions_are_where_the_close_went() {
-        let mut days = simulate(400, 1);
-        for (t, bar) in days.bars.iter_mut().enumerate() {
-            bar.close = 100. * (1. + 0.001 * (t % 7) as f64);
-        }
-        days.bars[304].close = 120.;
-        days.bars[311].close = 80.;
-        days.bars[312].close = days.bars[307].close;
-        let labels = directions(&days, 5, 0.43);
-        assert_eq!((labels.len(), labels[299], labels[306], labels[307]), (395, 2, 0, 1));
-    }
-
-    #[test]
-    fn metrics_of_known_chances_are_known() -> zoo_training::Result<()> {
-        let task = open(&Source { simulated_days: 900, ..Source::default() })?;
-        let labels = &task.labels[task.range(Split::Test)];
-        let sure = |f: &dyn Fn(i64) -> i64| -> Vec<Vec<f32>> {
-            let one = |y: i64| (0..3).map(|i| if i == f(y) { 1. } else { 0. }).collect();
-            labels.iter().map(|y| one(*y)).collect()
-        };
-        let (perfect, wrong) = (sure(&|y| y), sure(&|y| (y + 1) % 3));
-        assert_eq!(task.judge(Split::Test, &perfect), [("loss", 0.), ("accuracy", 100.), ("brier", 0.)]);
-        assert_eq!(task.judge(Split::Test, &wrong)[1..], [("accuracy", 0.), ("brier", 2.)]);
-        let third = vec![vec![1f32 / 3.; 3]; labels.len()];
-        let of_third = task.judge(Split::Test, &third);
-        assert!((of_third[0].1 - 3f64.ln()).abs() < 1e-6 && (of_third[2].1 - 2. / 3.).abs() < 1e-6);
-        assert_eq!(task.advantage(Split::Test, &third, &third), None);
-        let half: Vec<Vec<f32>> =
-            perfect.iter().zip(&wrong).enumerate().map(|(i, (p, w))| if i % 9 == 0 { w } else { p }.clone()).collect();
-        assert!(
-            task.advantage(Split::Test, &half, &third) > Some(2.)
-                && task.advantage(Split::Test, &third, &half) < Some(-2.)
-        );
-        Ok(())
-    }
-
-    #[test]
-    fn what_cannot_work_is_refused_with_the_way_out() {
-        let message = |source: &Source| open(source).map(|_| ()).unwrap_err().to_string();
-        let short = message(&Source { simulated_days: 250, ..Source::default() });
-        assert!(short.contains("250 days, at least 276 are needed"), "{short}");
-        assert!(open(&Source { simulated_days: 276, ..Source::default() }).is_ok());
-        assert!(open(&Source { simulated_days: 275, ..Source::default() }).is_err());
-        assert!(
-            open(&Source { band: 100., ..Source::default() }).is_ok_and(|t| t.warnings()[0].contains("100 % of the"))
-        );
-        assert!(message(&Source { horizon: 0, ..Source::default() }).contains("data.horizon"));
-        assert!(message(&Source { valid: 0.6, test: 0.4, ..Source::default() }).contains("training part"));
-        assert!(message(&Source { column: "x".into(), ..Source::default() }).contains("--data"));
     }
 }

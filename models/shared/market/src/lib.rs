@@ -10,6 +10,8 @@ mod simulation;
 
 pub use bar::Bar;
 #[cfg(feature = "data")]
+pub use jiff::civil::Date;
+#[cfg(feature = "data")]
 pub use prices::{Days, Reading, read_csv};
 #[cfg(feature = "data")]
-pub use simulation::simulate;
+pub use simulation::{autoregressive, simulate};

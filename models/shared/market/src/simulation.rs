@@ -31,15 +31,43 @@ pub fn simulate(days: usize, seed: u64) -> Days {
         let volume = (1e6 * (0.3 * s.normal() + 20. * shock.abs()).exp()).round();
         result.dates.push(date);
         result.bars.push(Bar { open, high, low, close, volume });
-        loop {
-            // The calendar ends in 9999; simulations are far shorter.
-            date = date.tomorrow().unwrap_or(date);
-            if !matches!(date.weekday(), Weekday::Saturday | Weekday::Sunday) {
-                break;
-            }
-        }
+        date = next_weekday(date);
     }
     result
+}
+
+/// Simulated daily bars whose log returns are an autoregressive process: each is `coefficient` times the one before, plus normal
+/// noise, with a deviation of 1 % a day in all, and no drift. At 0 they are a random walk. What a bar says of the next is said by
+/// its own return; opens, highs, lows and volumes say nothing.
+pub fn autoregressive(days: usize, coefficient: f64, seed: u64) -> Days {
+    const DEVIATION: f64 = 0.01;
+    let noise = DEVIATION * (1. - coefficient * coefficient).max(0.).sqrt();
+    let mut s = Stream::new(seed, Purpose::Simulation, 2, 0);
+    let mut result = Days::default();
+    let mut date = Date::constant(2000, 1, 3);
+    let (mut close, mut change) = (100f64, 0.);
+    for _ in 0..days {
+        let open = close * (0.1 * DEVIATION * s.normal()).exp();
+        change = coefficient * change + noise * s.normal();
+        close *= change.exp();
+        let mut reach = || (0.5 * DEVIATION * s.normal().abs()).exp();
+        let (high, low) = (open.max(close) * reach(), open.min(close) / reach());
+        result.dates.push(date);
+        result.bars.push(Bar { open, high, low, close, volume: (1e6 * (0.3 * s.normal()).exp()).round() });
+        date = next_weekday(date);
+    }
+    result
+}
+
+fn next_weekday(date: Date) -> Date {
+    let mut date = date;
+    loop {
+        // The calendar ends in 9999; simulations are far shorter.
+        date = date.tomorrow().unwrap_or(date);
+        if !matches!(date.weekday(), Weekday::Saturday | Weekday::Sunday) {
+            return date;
+        }
+    }
 }
 
 /// Student's t with five degrees of freedom, scaled to unit variance.
@@ -51,6 +79,20 @@ fn student_t5(s: &mut Stream) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_autoregressive_markets_returns_keep_a_share_of_the_one_before_and_no_more() {
+        for coefficient in [0.3, 0., -0.5] {
+            let days = autoregressive(20_000, coefficient, 7);
+            let r: Vec<f64> = days.bars.windows(2).map(|w| (w[1].close / w[0].close).ln()).collect();
+            let product = |lag: usize| r.windows(lag + 1).map(|w| w[0] * w[lag]).sum::<f64>();
+            let correlation = |lag: usize| product(lag) / product(0);
+            assert!((correlation(1) - coefficient).abs() < 0.03, "{coefficient}: {}", correlation(1));
+            assert!((correlation(2) - coefficient.powi(2)).abs() < 0.03);
+            assert!(((product(0) / r.len() as f64).sqrt() / 0.01 - 1.).abs() < 0.05);
+            assert!(days.bars.iter().all(|b| b.low <= b.open.min(b.close) && b.high >= b.open.max(b.close)));
+        }
+    }
 
     #[test]
     fn simulated_returns_have_heavy_tails_and_clustered_volatility() {

@@ -304,7 +304,7 @@ impl Task for Balance {
 
     fn evaluate(&self, model: &Model, split: Split) -> candle_core::Result<Evaluation> {
         let metrics = self.validate(model, split)?;
-        Ok(Evaluation { samples: 100, metrics, baselines: vec![], remarks: vec![] })
+        Ok(Evaluation { samples: 100, metrics, ..Evaluation::default() })
     }
 }
 

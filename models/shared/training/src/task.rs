@@ -97,7 +97,7 @@ pub struct Loss {
 }
 
 /// How a model does on a split, beside baselines.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Evaluation {
     /// Samples of the split.
     pub samples: usize,
@@ -107,6 +107,21 @@ pub struct Evaluation {
     pub baselines: Vec<(&'static str, Metrics)>,
     /// What one should conclude, in words.
     pub remarks: Vec<String>,
+    /// What lies behind the metrics, to be kept as files.
+    pub tables: Vec<Table>,
+    /// A picture of it; empty if it has no lines.
+    pub picture: Picture,
+}
+
+/// Rows under a header.
+#[derive(Clone, Debug, Default)]
+pub struct Table {
+    /// What it is called.
+    pub name: &'static str,
+    /// Names of the columns.
+    pub header: Vec<String>,
+    /// The rows.
+    pub rows: Vec<Vec<String>>,
 }
 
 /// What `zoo predict` asks for.

@@ -124,7 +124,7 @@ impl Task for Line {
     }
 
     fn evaluate(&self, model: &Model, split: Split) -> candle_core::Result<Evaluation> {
-        Ok(Evaluation { samples: 5, metrics: self.validate(model, split)?, baselines: vec![], remarks: vec![] })
+        Ok(Evaluation { samples: 5, metrics: self.validate(model, split)?, ..Evaluation::default() })
     }
 }
 

@@ -14,6 +14,9 @@ use zoo_market::Bar;
 
 pub use position::{Position, Trader};
 
+/// Features of the position, the last of a bar.
+pub(crate) const POSITION: usize = position::COUNT;
+
 /// Features of a bar.
 pub const FEATURES: usize = 129;
 /// Bars before the first whose features have the history that they look at (exponential means have nearly all of theirs: the

@@ -1,4 +1,4 @@
-//! `zoo reproduce`: a founding document's experiment, its figures beside ours.
+//! The gradient death of the trading transformer's first map.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -10,24 +10,16 @@ use serde_json::{Value, json};
 use zoo_trading_transformer::reproduction::{ARMS, Course, Look, Settings, read, run as run_arm};
 use zoo_training::Error;
 
+use super::interrupted;
 use crate::args::ReproduceArgs;
 use crate::output::{note, print, print_json, table};
 use crate::plot::{COLORS, Line, check_name, failed, panel, png, svg};
 use crate::train::stop_flag;
 
-/// Every reproduction there is.
-const NAMES: [&str; 1] = ["gradient-death"];
-/// Exit code of a run that a signal stopped for good.
-const STOPPED: u8 = 130;
 /// The first arms, which also learn to read.
 const READERS: usize = 3;
 
-pub(crate) fn run(args: &ReproduceArgs) -> anyhow::Result<ExitCode> {
-    if !NAMES.contains(&args.name.as_str()) {
-        return Err(
-            Error::Usage(format!("there is nothing to reproduce named {}: {}", args.name, NAMES.join(", "))).into()
-        );
-    }
+pub(super) fn run(args: &ReproduceArgs) -> anyhow::Result<ExitCode> {
     if let Some(plot) = &args.plot {
         check_name(plot)?;
         let folder = std::path::absolute(plot)?.parent().map(Path::to_path_buf).unwrap_or_default();
@@ -73,11 +65,6 @@ pub(crate) fn run(args: &ReproduceArgs) -> anyhow::Result<ExitCode> {
         print(&text(&courses, &reading, settings));
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn interrupted() -> ExitCode {
-    note("interrupted: nothing was written");
-    ExitCode::from(STOPPED)
 }
 
 fn find<'a>(courses: &'a [Course], name: &str) -> &'a Course {

@@ -1,0 +1,328 @@
+//! A market's data, the experience that a policy is trained on, and how good it is.
+
+use candle_core::{Device, Result, Tensor};
+use serde_json::{Value, json};
+use zoo_layers::Mode;
+use zoo_layers::random::{Purpose, Stream};
+use zoo_training::config::ConfigOf;
+use zoo_training::ppo::{ActorCritic, Collector};
+use zoo_training::{Error, Evaluation, Experience, Metrics, Picture, Split, Table};
+
+use super::account::Rules;
+use super::backtest::{Course, Record, replay, run};
+use super::environment::{Trading, Walk};
+use super::market::Market;
+use crate::statistics::standard_errors;
+use crate::task::{Batch, TradingTask};
+use crate::{Config, Source, TradingTransformer};
+
+/// Key of the last day that decided the weights.
+const UNTIL: &str = "until";
+/// Shifts of the positions in time that timing is compared with.
+const SHIFTS: usize = 100;
+/// Days over which daily returns may depend on each other.
+const LAGS: usize = 10;
+
+/// A market to trade in.
+pub(crate) struct Policy {
+    pub(super) market: Market,
+    seed: u64,
+    episode: usize,
+    /// The last day that the weights were fitted to, if they are loaded ones.
+    seen: Option<String>,
+    device: Device,
+}
+
+impl ActorCritic for TradingTransformer {
+    fn act(&self, observation: &Tensor, mode: Mode) -> Result<(Tensor, Tensor)> {
+        self.actor_critic(observation, mode)
+    }
+
+    fn observed(&self, observation: &Tensor) -> Result<()> {
+        self.count(observation)
+    }
+}
+
+/// The exposures that the policy likes best.
+pub(super) fn choose(
+    model: &TradingTransformer,
+    market: &Market,
+    walks: &[&Walk],
+    device: &Device,
+) -> Result<Vec<f64>> {
+    let chances = chances(model, market, walks, device)?;
+    let best = |p: &Vec<f32>| (0..p.len()).max_by(|a, b| p[*a].total_cmp(&p[*b])).unwrap_or_default();
+    Ok(chances.iter().map(|p| market.levels[best(p)]).collect())
+}
+
+/// The chance that the policy gives each exposure.
+pub(super) fn chances(
+    model: &TradingTransformer,
+    market: &Market,
+    walks: &[&Walk],
+    device: &Device,
+) -> Result<Vec<Vec<f32>>> {
+    let mut views = vec![];
+    walks.iter().for_each(|w| w.view(&mut views));
+    model.policy(&market.observe(&views)?.to_device(device)?)?.to_device(&Device::Cpu)?.to_vec2()
+}
+
+impl Policy {
+    pub(crate) fn open(
+        config: &Config,
+        source: &Source,
+        seed: u64,
+        fitted: Option<&Value>,
+        device: &Device,
+    ) -> zoo_training::Result<Self> {
+        if let Some(problem) = config.problem().or_else(|| source.problem()) {
+            return Err(Error::Usage(problem));
+        }
+        if source.levels().len() != config.actions {
+            return Err(Error::Usage(format!(
+                "data.sizes make {} exposures to choose from, and the model has {} (model.actions)",
+                source.levels().len(),
+                config.actions
+            )));
+        }
+        Ok(Self {
+            market: Market::open(config, source, seed)?,
+            seed,
+            episode: source.episode,
+            seen: fitted.and_then(|f| f[UNTIL].as_str()).map(String::from),
+            device: device.clone(),
+        })
+    }
+
+    pub(crate) fn describe_data(&self) -> String {
+        let names: Vec<&str> = self.market.symbols.iter().map(|s| s.name.as_str()).collect();
+        let names = match names.as_slice() {
+            [first, .., last] if names.len() > 3 => format!("{} symbols, {first} to {last}", names.len()),
+            names => names.join(", "),
+        };
+        let period = |split: Split| match self.market.span(split) {
+            Some([first, last]) => {
+                format!("{} {} decisions, {first} to {last}", split.name(), self.market.decisions(split))
+            }
+            None => format!("{} none", split.name()),
+        };
+        let periods = [Split::Train, Split::Valid, Split::Test].map(period).join("; ");
+        format!("{names}: {periods}; {} bars between the periods", self.market.bars)
+    }
+
+    pub(crate) fn fingerprint(&self) -> String {
+        let mut bytes = vec![];
+        for symbol in &self.market.symbols {
+            let of = |b: &crate::Bar| [b.open, b.high, b.low, b.close, b.volume];
+            bytes.extend(symbol.days.bars.iter().flat_map(of).flat_map(f64::to_le_bytes));
+            let periods = [Split::Train, Split::Valid, Split::Test].map(|s| symbol.period(s));
+            bytes.extend(periods.iter().flat_map(|p| [p.start, p.end]).flat_map(|n| (n as u64).to_le_bytes()));
+        }
+        zoo_checkpoint::sha256_of(&bytes)
+    }
+
+    pub(crate) fn fitted(&self) -> Value {
+        let spans = [Split::Train, Split::Valid].into_iter().filter_map(|s| self.market.span(s));
+        match spans.map(|[_, last]| last).max() {
+            // Simulated days share no more than dates with real ones.
+            Some(last) if !self.market.simulated => json!({ UNTIL: last }),
+            _ => json!({}),
+        }
+    }
+
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        let of = |symbol: &super::market::Symbol| {
+            let test = symbol.period(Split::Test);
+            let first = (!test.is_empty()).then_some(test.start);
+            let name = |warning: String| match self.market.symbols.len() {
+                1 => warning,
+                _ => format!("{}: {warning}", symbol.name),
+            };
+            symbol.days.caveats(first, self.seen.as_deref()).into_iter().map(name).collect::<Vec<_>>()
+        };
+        self.market.symbols.iter().flat_map(of).collect()
+    }
+
+    pub(crate) fn samples(&self, split: Split) -> usize {
+        self.market.decisions(split)
+    }
+
+    /// Observations without position; what is learned from comes from acting.
+    pub(crate) fn batch(&self, split: Split, indices: &[usize]) -> Result<Batch> {
+        let mut views = vec![];
+        for place in indices {
+            let mut left = *place;
+            for (i, symbol) in self.market.symbols.iter().enumerate() {
+                let period = symbol.period(split);
+                if left < period.len() {
+                    Walk::new(self.market.rules, self.market.bars, i, period.start + left).view(&mut views);
+                    break;
+                }
+                left -= period.len();
+            }
+        }
+        Ok(Batch::Seen(self.market.observe(&views)?.to_device(&self.device)?))
+    }
+
+    pub(crate) fn experience(
+        &self,
+        config: &ConfigOf<TradingTask>,
+    ) -> zoo_training::Result<Box<dyn Experience<TradingTask> + '_>> {
+        let settings = config.train.ppo.clone().unwrap_or_default();
+        settings.validate()?;
+        let trading = Trading::new(&self.market, settings.environments, self.episode, self.seed);
+        Ok(Box::new(Collector::new(trading, &settings, self.seed, &self.device)?))
+    }
+
+    fn courses(&self, model: &TradingTransformer, split: Split) -> Result<Vec<Course>> {
+        run(&self.market, self.market.rules, split, |walks| choose(model, &self.market, walks, &self.device))
+    }
+
+    /// The record of the exposures that the policy likes best.
+    pub(super) fn record(&self, model: &TradingTransformer, split: Split) -> Result<Record> {
+        Ok(Record::of(&self.market, split, &self.courses(model, split)?))
+    }
+
+    /// The loss is the Sharpe ratio turned round.
+    pub(crate) fn validate(&self, model: &TradingTransformer, split: Split) -> Result<Metrics> {
+        let record = self.record(model, split)?;
+        Ok([("loss", -record.metric("sharpe"))].into_iter().chain(record.metrics).collect())
+    }
+
+    pub(crate) fn evaluate(&self, model: &TradingTransformer, split: Split) -> Result<Evaluation> {
+        let market = &self.market;
+        let of = |courses: &[Course]| Record::of(market, split, courses);
+        let courses = self.courses(model, split)?;
+        let policy = of(&courses);
+        let endless = Rules { stop: 1e9, target: 1e9, ..market.rules };
+        let hold = of(&replay(market, endless, split, |_, _| 1.)?);
+        let flat = of(&replay(market, endless, split, |_, _| 0.)?);
+        let mut chance = Stream::new(self.seed, Purpose::Sampling, 1, 0);
+        let mut shifted = vec![];
+        for _ in 0..SHIFTS {
+            let u = chance.uniform();
+            let later = |i: usize, k: usize| {
+                let decided = &courses[i].decided;
+                // At least one bar later, and not once round.
+                let shift = 1 + (u * decided.len().saturating_sub(1) as f64) as usize;
+                decided[(k + shift) % decided.len()]
+            };
+            shifted.push(of(&replay(market, market.rules, split, later)?));
+        }
+        let mean = |(i, (name, _)): (usize, &(&'static str, f64))| {
+            (*name, shifted.iter().map(|r| r.metrics[i].1).sum::<f64>() / SHIFTS as f64)
+        };
+        let random: Metrics = policy.metrics.iter().enumerate().map(mean).collect();
+        let remarks = self.conclude(&policy, &hold, &shifted);
+        let (picture, equity) = curves(&policy, &hold);
+        Ok(Evaluation {
+            samples: market.decisions(split),
+            metrics: policy.metrics,
+            baselines: vec![
+                ("buy_and_hold", hold.metrics),
+                ("always_flat", flat.metrics),
+                ("random_same_turnover", random),
+            ],
+            remarks,
+            tables: vec![self.trades(&courses), equity],
+            picture,
+        })
+    }
+
+    /// What one should conclude, in words.
+    fn conclude(&self, policy: &Record, hold: &Record, shifted: &[Record]) -> Vec<String> {
+        let mut remarks = vec![];
+        if self.market.simulated {
+            remarks.push("This is a simulated market: the figures say nothing about any other.".to_string());
+        }
+        let daily = |r: &Record| r.returns.values().copied().collect::<Vec<f64>>();
+        let (own, held) = (daily(policy), daily(hold));
+        let told = |errors: Option<f64>| match errors {
+            Some(e) => format!("{e:+.1} standard errors of the daily difference"),
+            None => "too few different days to tell by".into(),
+        };
+        let gains: Vec<f64> = own.iter().zip(&held).map(|(a, b)| a - b).collect();
+        let errors = standard_errors(&gains, LAGS);
+        let verdict = |errors: Option<f64>, better: &'static str, worse: &'static str, same: &'static str| match errors
+        {
+            Some(e) if e > 2. => better,
+            Some(e) if e < -2. => worse,
+            _ => same,
+        };
+        remarks.push(format!(
+            "The policy {} buying and holding: Sharpe ratio {:.2} against {:.2}, return {:.1} % against {:.1} % ({}).",
+            verdict(errors, "beats", "is worse than", "does not beat"),
+            policy.metric("sharpe"),
+            hold.metric("sharpe"),
+            policy.metric("return"),
+            hold.metric("return"),
+            told(errors)
+        ));
+        let errors = standard_errors(&own, LAGS);
+        remarks.push(format!(
+            "It {} staying out of the market ({}).",
+            verdict(errors, "beats", "is worse than", "does not clearly beat"),
+            told(errors)
+        ));
+        let better = shifted.iter().filter(|r| r.metric("sharpe") >= policy.metric("sharpe")).count();
+        let spread = quantiles(shifted.iter().map(|r| r.metric("sharpe")).collect());
+        remarks.push(format!(
+            "Its own positions, shifted in time by chance, have Sharpe ratios from {:.2} to {:.2} (90 % of {SHIFTS} shifts); {better} are \
+             as good: its timing {}.",
+            spread[0],
+            spread[1],
+            if better * 20 <= SHIFTS { "is better than chance" } else { "is no better than chance" }
+        ));
+        remarks
+    }
+
+    fn trades(&self, courses: &[Course]) -> Table {
+        let header =
+            ["symbol", "side", "shares", "entry_date", "entry", "exit_date", "exit", "bars", "profit", "reason"];
+        let mut rows = vec![];
+        for (symbol, course) in self.market.symbols.iter().zip(courses) {
+            for t in &course.trades {
+                let date = |bar: usize| symbol.days.dates[bar].to_string();
+                rows.push(vec![
+                    symbol.name.clone(),
+                    if t.shares > 0. { "long" } else { "short" }.into(),
+                    format!("{:.4}", t.shares.abs()),
+                    date(t.opened),
+                    format!("{:.6}", t.entry),
+                    date(t.closed),
+                    format!("{:.6}", t.exit),
+                    (t.closed - t.opened).to_string(),
+                    format!("{:.2}", t.profit),
+                    t.reason.name().into(),
+                ]);
+            }
+        }
+        Table { name: "trades", header: header.map(String::from).to_vec(), rows }
+    }
+}
+
+/// The 5 % and 95 % quantiles.
+fn quantiles(mut values: Vec<f64>) -> [f64; 2] {
+    values.sort_by(f64::total_cmp);
+    [0.05, 0.95].map(|q| values.get((q * (values.len() - 1) as f64).round() as usize).copied().unwrap_or(f64::NAN))
+}
+
+/// Equity of the policy and of buying and holding, as multiples of the start.
+fn curves(policy: &Record, hold: &Record) -> (Picture, Table) {
+    let worth = |record: &Record| -> Vec<f64> {
+        let grow = |worth: &mut f64, r: &f64| {
+            *worth *= 1. + r;
+            Some(*worth)
+        };
+        record.returns.values().scan(1., grow).collect()
+    };
+    let [own, held] = [policy, hold].map(worth);
+    let labels: Vec<String> = policy.returns.keys().map(ToString::to_string).collect();
+    let rows = labels.iter().zip(own.iter().zip(&held));
+    let rows = rows.map(|(date, (a, b))| vec![date.clone(), format!("{a:.6}"), format!("{b:.6}")]).collect();
+    let header = ["date", "policy", "buy_and_hold"].map(String::from).to_vec();
+    let line = |name, values: &[f64]| (name, values.iter().enumerate().map(|(i, v)| (i as f64, *v)).collect());
+    let lines = vec![line("policy", &own), line("buy and hold", &held)];
+    let title = "equity as a multiple of the start".into();
+    (Picture { title, labels, lines, band: vec![] }, Table { name: "equity", header, rows })
+}
