@@ -249,6 +249,91 @@ fn a_trading_transformer_is_trained_watched_judged_and_applied() -> Outcome {
 }
 
 #[test]
+fn a_policy_is_trained_judged_over_seeds_and_applied() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let mut prices = String::from("Date,Open,High,Low,Close,Volume\n");
+    let days = zoo_market::simulate(700, 1);
+    for (date, bar) in days.dates.iter().zip(&days.bars) {
+        prices.push_str(&format!("{date},{},{},{},{},{}\n", bar.open, bar.high, bar.low, bar.close, bar.volume));
+    }
+    std::fs::write(dir.path().join("prices.csv"), &prices)?;
+    let tiny = ["trading-transformer", "--preset", "ppo-tiny", "--data", "prices.csv"];
+    let params = json(&zoo(dir.path(), &["params", "trading-transformer", "--preset", "ppo", "--json"]))?;
+    // The extractor, two maps of 64 x 64, three exposures and a value.
+    assert_eq!(params["trainable"], 223_895 - 195 + 2 * (64 * 64 + 64) + 65 * 4);
+    for seed in ["1", "2", "3"] {
+        let trained =
+            json(&zoo(dir.path(), &[&["train"], &tiny[..], &["--seed", seed, "--out", seed, "--json"]].concat()))?;
+        assert_eq!(trained["gradients"], serde_json::json!({ "tensors": 29, "with_gradient": 29 }));
+        assert!(trained["metrics"]["sharpe"].is_number());
+    }
+    let metrics = std::fs::read_to_string(dir.path().join("1/metrics.jsonl"))?;
+    let first: Value = serde_json::from_str(metrics.lines().next().unwrap_or_default())?;
+    for name in ["win_rate", "active_features", "turnover", "explained_variance", "steps"] {
+        assert!(first["experience"][name].is_number(), "{first}");
+    }
+    let eval = ["eval", "trading-transformer", "--checkpoint"];
+    let one = json(&zoo(dir.path(), &[&eval[..], &["1", "--output", "kept", "--json"]].concat()))?;
+    let names = ["sharpe", "return", "max_drawdown", "win_rate", "trades", "turnover", "exposure"];
+    for of in [&one["metrics"], &one["baselines"]["buy_and_hold"], &one["baselines"]["random_same_turnover"]] {
+        assert!(names.iter().all(|name| of[name].is_number()), "{one}");
+    }
+    assert!(names.iter().all(|name| one["baselines"]["always_flat"][name] == 0.));
+    let remarks = one["remarks"].to_string();
+    assert!(
+        ["buying and holding", "staying out of the market", "timing is"].iter().all(|w| remarks.contains(w)),
+        "{remarks}"
+    );
+    let kept = |name: &str| std::fs::read_to_string(dir.path().join("kept").join(name));
+    assert!(kept("equity.csv")?.starts_with("date,policy,buy_and_hold\n") && kept("picture.svg")?.contains("equity"));
+    let trades = kept("trades.csv")?;
+    assert_eq!(Some(trades.lines().count() as f64 - 1.), one["metrics"]["trades"].as_f64());
+    let all = json(&zoo(dir.path(), &[&eval[..], &["1", "2", "3", "--json"]].concat()))?;
+    let of = |value: &Value| value["metrics"]["sharpe"].as_f64().unwrap_or(f64::NAN);
+    let each: Vec<f64> = all["checkpoints"].as_array().into_iter().flatten().map(of).collect();
+    assert_eq!((each.len(), each[0]), (3, of(&one)));
+    assert!((of(&all) - each.iter().sum::<f64>() / 3.).abs() < 1e-9 && all["deviations"]["sharpe"].is_number());
+    assert!(all["remarks"][0].as_str().is_some_and(|r| r.contains("of 3 above buy and hold")), "{all}");
+    let predict = ["predict", "trading-transformer", "--checkpoint", "1", "--input", "prices.csv"];
+    let output = zoo(dir.path(), &predict);
+    let table = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(table.starts_with("date,close,chance_-1,chance_0,chance_1,position,equity\n"), "{table}");
+    assert_eq!(table.lines().count(), 1 + 700 - 203);
+    // What is chosen on a day does not depend on later days.
+    let earlier: String = prices.lines().take(501).flat_map(|l| [l, "\n"]).collect();
+    std::fs::write(dir.path().join("earlier.csv"), earlier)?;
+    let output = zoo(dir.path(), &["predict", "trading-transformer", "--checkpoint", "1", "--input", "earlier.csv"]);
+    assert!(table.starts_with(&*String::from_utf8_lossy(&output.stdout)) && output.status.success());
+    for (args, code, expected) in [
+        (&["train", "trading-transformer", "--preset", "ppo-tiny", "--overfit-batch"][..], 2, "by acting"),
+        (&["train", "trading-transformer", "--preset", "ppo-tiny", "--set", "data.sizes=[1.0, 0.5]"], 2, "data.sizes"),
+        (&["train", "trading-transformer", "--preset", "ppo-tiny", "--set", "data.stop=0"], 2, "data.stop"),
+        (&["train", "trading-transformer", "--preset", "ppo-tiny", "--set", "train.ppo.clip=0"], 2, "train.ppo.clip"),
+        (
+            &["train", "trading-transformer", "--preset", "ppo-tiny", "--set", "data.walk_forward=9"],
+            1,
+            "data.walk_forward",
+        ),
+        (&["eval", "stock-lstm", "--checkpoint", "1"], 1, "stock-lstm"),
+        (
+            &["eval", "trading-transformer", "--checkpoint", "1", "--set", "data.sizes=[0.5, 1.0]"],
+            2,
+            "unexpected argument",
+        ),
+        (
+            &["predict", "trading-transformer", "--checkpoint", "1", "--input", "prices.csv", "--horizon", "3"],
+            2,
+            "policy",
+        ),
+    ] {
+        let output = zoo(dir.path(), args);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(code) && said.contains(expected), "{args:?}: {said}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_documents_experiment_is_run_again() -> Outcome {
     let dir = tempfile::tempdir()?;
     let args = ["reproduce", "gradient-death", "--steps", "25", "--json", "--plot", "death.svg"];
@@ -261,6 +346,14 @@ fn a_documents_experiment_is_run_again() -> Outcome {
     }
     assert_eq!(found["arms"].as_array().map(Vec::len), Some(9));
     assert!(std::fs::read_to_string(dir.path().join("death.svg"))?.contains("temporal_projection"));
+    let planted = json(&zoo(dir.path(), &["reproduce", "planted-signal", "--steps", "10", "--json"]))?;
+    for part in ["planted", "random_walk"] {
+        assert_eq!(planted[part].as_array().map(Vec::len), Some(5), "{planted}");
+    }
+    // The oracle knows that there is nothing, and how much there is.
+    assert_eq!(planted["random_walk"][0]["oracle_sharpe"], 0.);
+    assert!(planted["planted"][0]["oracle_sharpe"].as_f64().is_some_and(|s| s > 4.), "{planted}");
+    assert!(planted["planted"][0]["monitored"]["active_features"].is_number());
     let wrong = zoo(dir.path(), &["reproduce", "cold-fusion"]);
     assert_eq!(wrong.status.code(), Some(2));
     Ok(())

@@ -13,26 +13,41 @@ use serde_json::Value;
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 type Files = BTreeMap<String, Vec<u8>>;
 
-/// Everything that has state: dropout, accumulation, a plateau schedule, an average of the weights, the best three.
-const RUN: &str = "data.simulated_days=300 model.hidden=8 model.window=10 train.epochs=120 train.batch_size=16 \
-                   train.accumulate=2 train.schedule=plateau train.plateau_patience=0 train.eval_every=3 train.log_every=3 \
-                   train.checkpoint_every=10 train.keep=3 train.keep_best=3 train.ema=0.9 train.spike_zscore=5 train.on_nonfinite=rollback";
+/// What is trained, and its settings.
+type Run = (&'static str, &'static str);
 
-fn zoo(dir: &Path, args: &[&str]) -> Command {
+/// Everything that has state: dropout, accumulation, a plateau schedule, an average of the weights, the best three.
+const RUN: Run = (
+    "stock-lstm",
+    "data.simulated_days=300 model.hidden=8 model.window=10 train.epochs=120 train.batch_size=16 \
+                   train.accumulate=2 train.schedule=plateau train.plateau_patience=0 train.eval_every=3 train.log_every=3 \
+                   train.checkpoint_every=10 train.keep=3 train.keep_best=3 train.ema=0.9 train.spike_zscore=5 train.on_nonfinite=rollback",
+);
+
+/// A policy that acts for most of the time, in a round of two passes that may end early.
+const POLICY: Run = (
+    "trading-transformer",
+    "model.head=policy model.input_norm=running model.dropout=0.0 model.bars=4 model.width=16 model.heads=2 model.hidden=32 \
+     model.features_dim=8 data.simulated_days=500 data.episode=30 train.ppo.environments=4 train.ppo.rollout=128 train.ppo.passes=2 \
+     train.ppo.target_kl=0.0005 train.batch_size=128 train.steps=150 train.eval_every=50 train.log_every=3 train.checkpoint_every=3 \
+     train.health_every=10 train.keep=3",
+);
+
+fn zoo(dir: &Path, run: Run, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_zoo"));
-    command.current_dir(dir).args(["train", "stock-lstm"]).args(args);
+    command.current_dir(dir).args(["train", run.0]).args(args);
     command.stdout(Stdio::null()).stderr(Stdio::null());
     command
 }
 
-fn begin() -> Vec<&'static str> {
-    let set = RUN.split_whitespace().flat_map(|setting| ["--set", setting]);
+fn begin(run: Run) -> Vec<&'static str> {
+    let set = run.1.split_whitespace().flat_map(|setting| ["--set", setting]);
     set.chain(["--out", "run", "--seed", "5"]).collect()
 }
 
 /// All files of a run that was left alone.
-fn undisturbed(dir: &Path) -> Result<Files, Box<dyn std::error::Error>> {
-    assert!(zoo(dir, &begin()).status()?.success());
+fn undisturbed(dir: &Path, run: Run) -> Result<Files, Box<dyn std::error::Error>> {
+    assert!(zoo(dir, run, &begin(run)).status()?.success());
     let files = contents(&dir.join("run"))?;
     std::fs::rename(dir.join("run"), dir.join("undisturbed"))?;
     Ok(files)
@@ -85,11 +100,11 @@ fn assert_same(found: Files, expected: &Files) -> Outcome {
 }
 
 /// Starts the run, or resumes it if it was begun, differently each time: threads and prefetching must not matter.
-fn life(dir: &Path, number: u64) -> std::io::Result<Child> {
+fn life(dir: &Path, run: Run, number: u64) -> std::io::Result<Child> {
     let prefetch = format!("train.prefetch={}", number % 3);
     let mut command = match dir.join("run/config.toml").exists() {
-        true => zoo(dir, &["--resume", "run", "--set", &prefetch]),
-        false => zoo(dir, &[&begin()[..], &["--set", &prefetch]].concat()),
+        true => zoo(dir, run, &["--resume", "run", "--set", &prefetch]),
+        false => zoo(dir, run, &[&begin(run)[..], &["--set", &prefetch]].concat()),
     };
     command.env("RAYON_NUM_THREADS", if number.is_multiple_of(2) { "1" } else { "2" }).spawn()
 }
@@ -100,12 +115,17 @@ fn moment(number: u64, most: u64) -> Duration {
 }
 
 /// Interrupts a run again and again, resuming it each time, and compares what comes out with an undisturbed one.
-fn interrupted(count: u64, of_interest: fn(Files) -> Files, interrupt: impl Fn(u64, &mut Child) -> Outcome) -> Outcome {
+fn interrupted(
+    run: Run,
+    count: u64,
+    of_interest: fn(Files) -> Files,
+    interrupt: impl Fn(u64, &mut Child) -> Outcome,
+) -> Outcome {
     let dir = tempfile::tempdir()?;
-    let expected = of_interest(undisturbed(dir.path())?);
+    let expected = of_interest(undisturbed(dir.path(), run)?);
     let mut finished = 0;
     for number in 0..count {
-        let mut child = life(dir.path(), number)?;
+        let mut child = life(dir.path(), run, number)?;
         interrupt(number, &mut child)?;
         if child.wait()?.success() {
             // So early an end would make the rest of the test idle.
@@ -116,13 +136,14 @@ fn interrupted(count: u64, of_interest: fn(Files) -> Files, interrupt: impl Fn(u
     }
     println!("{count} interruptions, of which {finished} came too late");
     assert!(finished < count / 2);
-    assert!(life(dir.path(), 1)?.wait()?.success());
+    assert!(life(dir.path(), run, 1)?.wait()?.success());
     assert_same(of_interest(contents(&dir.path().join("run"))?), &expected)
 }
 
 #[test]
 fn a_run_killed_at_a_hundred_moments_ends_in_the_same_bytes() -> Outcome {
     interrupted(
+        RUN,
         100,
         |files| files,
         |number, child| {
@@ -133,8 +154,21 @@ fn a_run_killed_at_a_hundred_moments_ends_in_the_same_bytes() -> Outcome {
 }
 
 #[test]
+fn a_policy_killed_while_it_acts_ends_in_the_same_bytes() -> Outcome {
+    interrupted(
+        POLICY,
+        40,
+        |files| files,
+        |number, child| {
+            sleep(moment(number, 500));
+            Ok(child.kill()?)
+        },
+    )
+}
+
+#[test]
 fn a_run_signalled_at_twenty_moments_ends_in_the_same_bytes() -> Outcome {
-    interrupted(20, at_the_end, |number, child| {
+    interrupted(RUN, 20, at_the_end, |number, child| {
         sleep(moment(number, 400));
         let signal = if number.is_multiple_of(2) { "-INT" } else { "-TERM" };
         Command::new("kill").args([signal, &child.id().to_string()]).stderr(Stdio::null()).status()?;
@@ -147,7 +181,7 @@ fn a_run_signalled_at_twenty_moments_ends_in_the_same_bytes() -> Outcome {
 
 /// A run killed half-way, with three checkpoints.
 fn stopped(dir: &Path) -> Result<Vec<PathBuf>, Box<dyn std::error::Error>> {
-    let mut child = zoo(dir, &begin()).spawn()?;
+    let mut child = zoo(dir, RUN, &begin(RUN)).spawn()?;
     while !dir.join("run/checkpoints/step-00000100").exists() && child.try_wait()?.is_none() {
         sleep(Duration::from_millis(2));
     }
@@ -163,13 +197,13 @@ fn stopped(dir: &Path) -> Result<Vec<PathBuf>, Box<dyn std::error::Error>> {
 }
 
 fn resume(dir: &Path, more: &[&str]) -> std::io::Result<Output> {
-    zoo(dir, &[&["--resume", "run"], more].concat()).stderr(Stdio::piped()).output()
+    zoo(dir, RUN, &[&["--resume", "run"], more].concat()).stderr(Stdio::piped()).output()
 }
 
 #[test]
 fn a_damaged_newest_checkpoint_is_named_and_the_one_before_used() -> Outcome {
     let dir = tempfile::tempdir()?;
-    let expected = at_the_end(undisturbed(dir.path())?);
+    let expected = at_the_end(undisturbed(dir.path(), RUN)?);
     type Damage = fn(&Path) -> std::io::Result<()>;
     let damages: [(&str, Damage); 4] = [
         ("optimizer.safetensors", |p| std::fs::OpenOptions::new().write(true).open(p)?.set_len(100)),
@@ -212,7 +246,7 @@ fn weights_without_checkpoints_are_not_thrown_away() -> Outcome {
     assert!(before == contents(&dir.path().join("run"))?);
     // Lost best weights are taken back from their other name.
     let dir = tempfile::tempdir()?;
-    let expected = at_the_end(undisturbed(dir.path())?);
+    let expected = at_the_end(undisturbed(dir.path(), RUN)?);
     stopped(dir.path())?;
     for entry in std::fs::read_dir(dir.path().join("run/checkpoints"))?.flatten() {
         if entry.file_name().to_string_lossy().starts_with("best-step-") {
@@ -253,7 +287,7 @@ fn starved(dir: &Path, before: &str, more: &str, cause: &str) -> Outcome {
 #[test]
 fn a_file_size_limit_is_an_error_and_earlier_checkpoints_stay() -> Outcome {
     let dir = tempfile::tempdir()?;
-    let expected = at_the_end(undisturbed(dir.path())?);
+    let expected = at_the_end(undisturbed(dir.path(), RUN)?);
     stopped(dir.path())?;
     // Of the checkpoint's files only the state fits into 2 KiB.
     starved(dir.path(), "ulimit -f 2", "", "File too large")?;
@@ -264,7 +298,7 @@ fn a_file_size_limit_is_an_error_and_earlier_checkpoints_stay() -> Outcome {
 #[test]
 fn a_full_disk_is_an_error_and_earlier_checkpoints_stay() -> Outcome {
     let dir = tempfile::tempdir()?;
-    let expected = at_the_end(undisturbed(dir.path())?);
+    let expected = at_the_end(undisturbed(dir.path(), RUN)?);
     stopped(dir.path())?;
     let small = dir.path().join("small");
     std::fs::create_dir(&small)?;
@@ -323,14 +357,14 @@ fn a_run_in_use_a_changed_configuration_and_other_data_are_refused() -> Outcome 
         &["--set", "train.lr=0.01", "--set", "train.ema=0.5"],
         "allow it with --allow-change train.lr --allow-change train.ema",
     )?;
-    let mut child = zoo(dir.path(), &["--resume", "run", "--epochs", "100000"]).spawn()?;
+    let mut child = zoo(dir.path(), RUN, &["--resume", "run", "--epochs", "100000"]).spawn()?;
     sleep(Duration::from_millis(500));
     let output = resume(dir.path(), &[])?;
     child.kill()?;
     child.wait()?;
     assert!(String::from_utf8_lossy(&output.stderr).contains("run is in use by another process"));
     // What was allowed once holds for later lives, also before the next checkpoint.
-    let mut child = zoo(dir.path(), &["--resume", "run"]).spawn()?;
+    let mut child = zoo(dir.path(), RUN, &["--resume", "run"]).spawn()?;
     sleep(Duration::from_millis(300));
     assert!(child.try_wait()?.is_none(), "a run that was made longer does not go on");
     child.kill()?;

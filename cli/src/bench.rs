@@ -25,6 +25,8 @@ pub(crate) struct Options {
 
 pub(crate) struct Case {
     row: Vec<String>,
+    /// What the columns have no place for.
+    more: Option<String>,
     json: Value,
 }
 
@@ -61,8 +63,9 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     }
     let mut rows =
         vec![["case", "train ms", "infer ms", "samples/s", "share of peak", "peak MB"].map(String::from).to_vec()];
+    let more: String = cases.iter().filter_map(|c| c.more.clone()).collect();
     rows.extend(cases.into_iter().map(|c| c.row));
-    print(&format!("{}\n{}", table(&rows), table(&[vec![format!("machine: {machine}")]])));
+    print(&format!("{}\n{more}{}", table(&rows), table(&[vec![format!("machine: {machine}")]])));
     Ok(())
 }
 
@@ -75,20 +78,17 @@ pub(crate) fn cases<T: Task>(options: &Options) -> anyhow::Result<Vec<Case>> {
 
 fn case<T: Task>(preset: &str, options: &Options) -> anyhow::Result<Case> {
     // No evaluation and no checkpoint in between; the run goes on until the time is up.
-    let set = [
-        "train.overfit_batch=true",
-        "train.steps=1000000000",
-        "train.eval_every=1000000000",
-        "train.checkpoint_every=1000000000",
-    ];
+    let set = ["train.steps=1000000000", "train.eval_every=1000000000", "train.checkpoint_every=1000000000"];
     let batch = options.batch.map(|n| format!("train.batch_size={n}"));
     let set: Vec<String> = set.into_iter().map(String::from).chain(batch).collect();
     let mut config = resolve::<T>(&Layers { preset: Some(preset), file: None, set: &set })?;
     T::settle(&mut config)?;
     let device = &options.device;
     let task = T::open(&config.model, &config.data, config.train.seed, None, device)?;
+    let acts = task.experience(&config)?.is_some();
+    config.train.overfit_batch = !acts;
     reset_peak_memory();
-    let train = train_seconds(&task, &config, options)?;
+    let Trained { step: train, round } = train_seconds(&task, &config, options)?;
     let infer = infer_seconds(&task, &config, options)?;
     let memory = peak_memory_mb();
     let batch = config.train.batch_size * config.train.accumulate as usize;
@@ -103,11 +103,41 @@ fn case<T: Task>(preset: &str, options: &Options) -> anyhow::Result<Case> {
         format!("{:.0} %", 100. * share),
         memory.map_or("-".into(), |m| format!("{m:.0}")),
     ];
-    let json = json!({
+    let acting = if acts { Some(steps_by_chance(&task, &config, options)?) } else { None };
+    let more = acting.zip(round).map(|(acting, round)| {
+        format!("{name}: the environment takes {acting:.0} steps a second, {round:.0} of them while a policy is trained on them\n")
+    });
+    let mut json = json!({
         "case": name, "model": T::NAME, "preset": preset, "batch": batch, "train_ms": train * 1e3, "infer_ms": infer * 1e3,
         "samples_per_second": batch as f64 / train, "share_of_peak": share, "peak_mb": memory,
     });
-    Ok(Case { row, json })
+    if let (Some(acting), Some(round)) = (acting, round) {
+        json["environment_steps_per_second"] = acting.into();
+        json["training_environment_steps_per_second"] = round.into();
+    }
+    Ok(Case { row, more, json })
+}
+
+/// Steps a second that an environment takes by chance, observations included.
+fn steps_by_chance<T: Task>(
+    task: &T,
+    config: &zoo_training::config::ConfigOf<T>,
+    options: &Options,
+) -> anyhow::Result<f64> {
+    let Some(mut experience) = task.experience(config)? else { return Ok(f64::NAN) };
+    let (started, mut rounds) = (Instant::now(), 0);
+    while started.elapsed().as_secs_f64() < options.seconds / 2. || rounds < 3 {
+        experience.act_by_chance()?;
+        rounds += 1;
+    }
+    Ok((rounds * experience.samples()) as f64 / started.elapsed().as_secs_f64())
+}
+
+struct Trained {
+    /// Median seconds of a step.
+    step: f64,
+    /// Samples a second of a policy's rounds, acting and training together.
+    round: Option<f64>,
 }
 
 /// Median seconds of a training step on one batch, as the trainer runs it: forward, backward, clipping, optimizer.
@@ -115,16 +145,22 @@ fn train_seconds<T: Task>(
     task: &T,
     config: &zoo_training::config::ConfigOf<T>,
     options: &Options,
-) -> anyhow::Result<f64> {
-    struct Steps(Vec<Instant>);
+) -> anyhow::Result<Trained> {
+    #[derive(Default)]
+    struct Steps {
+        steps: Vec<Instant>,
+        rounds: Vec<Instant>,
+    }
     impl Observer for Steps {
         fn observe(&mut self, event: &Event) {
-            if let Event::Step { .. } = event {
-                self.0.push(Instant::now());
+            match event {
+                Event::Step { .. } => self.steps.push(Instant::now()),
+                Event::Collected { .. } => self.rounds.push(Instant::now()),
+                _ => {}
             }
         }
     }
-    let mut steps = Steps(vec![]);
+    let mut seen = Steps::default();
     let started = Instant::now();
     let limit = Duration::from_secs_f64(options.seconds);
     let count = std::cell::Cell::new(0);
@@ -132,9 +168,12 @@ fn train_seconds<T: Task>(
         count.set(count.get() + 1);
         started.elapsed() > limit && count.get() > 5
     };
-    Trainer::new(task, config, &options.device)?.train(&mut steps, &done)?;
-    let warm = steps.0.len() / 10;
-    Ok(median(steps.0[warm..].windows(2).map(|w| (w[1] - w[0]).as_secs_f64()).collect()))
+    Trainer::new(task, config, &options.device)?.train(&mut seen, &done)?;
+    let Steps { steps, rounds } = seen;
+    let seconds = |times: &[Instant]| times.windows(2).map(|w| (w[1] - w[0]).as_secs_f64()).collect::<Vec<_>>();
+    let samples = task.experience(config)?.map(|e| e.samples() as f64);
+    let round = samples.filter(|_| rounds.len() > 2).map(|n| n / median(seconds(&rounds)));
+    Ok(Trained { step: median(seconds(&steps[steps.len() / 10..])), round })
 }
 
 /// Median seconds of a forward pass of one sample.

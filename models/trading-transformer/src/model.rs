@@ -49,8 +49,7 @@ impl Tower {
         let map = |from, to, gain, name: &str| {
             Linear::with_biases(from, to, Some(init::ZEROS), init::xavier_uniform(from, to, gain), vb.pp(name))
         };
-        // 5/3 is tanh's gain in PyTorch.
-        Ok(Self { first: map(from, POLICY_WIDTH, 5. / 3., "0")?, last: map(POLICY_WIDTH, to, gain, "2")? })
+        Ok(Self { first: map(from, POLICY_WIDTH, LINEAR_GAIN, "0")?, last: map(POLICY_WIDTH, to, gain, "2")? })
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
@@ -150,7 +149,7 @@ impl TradingTransformer {
                 Head::Directions => Top::Directions(linear(features_dim, DIRECTIONS.len(), "head")?),
                 Head::Policy => Top::Policy {
                     actor: Tower::new(features_dim, actions, ACTOR_GAIN, vb.pp("actor"))?,
-                    critic: Tower::new(features_dim, 1, 1., vb.pp("critic"))?,
+                    critic: Tower::new(features_dim, 1, LINEAR_GAIN, vb.pp("critic"))?,
                 },
             },
         })

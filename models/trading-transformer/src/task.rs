@@ -5,7 +5,7 @@ use candle_nn::VarBuilder;
 use serde_json::Value;
 use zoo_layers::{Mode, ops};
 use zoo_training::config::ConfigOf;
-use zoo_training::health::{Probe, Profile};
+use zoo_training::health::{Probe, Profile, Role};
 use zoo_training::ppo::{self, ActorCritic};
 use zoo_training::{Evaluation, Experience, Loss, Metrics, Prediction, Preset, Request, Split, Task, TrainConfig};
 
@@ -69,19 +69,21 @@ macro_rules! either {
     };
 }
 
-/// Without dropout: a policy is to be the same when it acts and when it is trained.
+/// Without dropout: a policy is to be the same when it acts and when it is trained. The pooling begins with the last bars, as the
+/// next bar depends on them first.
 const PPO: &str = "[model]
 head = \"policy\"
 input_norm = \"running\"
 dropout = 0.0
+recency = 8.0
 [train]
-steps = 6400
+steps = 2560
 batch_size = 256
 lr = 3e-4
 eps = 1e-5
 weight_decay = 0.0
 schedule = \"linear\"
-eval_every = 320
+eval_every = 160
 early_stopping = 0
 ";
 
@@ -258,6 +260,7 @@ impl Task for TradingTask {
             clip: Some(5. ..=10.),
             gain: Some(0.6..=0.8),
             normalize: Some("model.input_norm=running"),
+            roles: vec![("actor.2.", Role::Policy), ("actor.", Role::Mlp), ("critic.", Role::Mlp)],
             ..Profile::default()
         }
     }

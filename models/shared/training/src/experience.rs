@@ -20,6 +20,12 @@ pub trait Experience<T: Task> {
     /// candle's, or the environment's.
     fn collect(&mut self, model: &T::Model, round: u64) -> Result<Metrics>;
 
+    /// Takes as many steps as a round has, by chance and without a model, and makes their observations: what acting costs by itself.
+    ///
+    /// # Errors
+    /// The environment's.
+    fn act_by_chance(&mut self) -> Result<()>;
+
     /// The named samples of the round.
     ///
     /// # Errors

@@ -33,7 +33,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { steps: 3200, coefficient: 0.3, seeds: 5, first_seed: 1, symbols: 8, days: 3000 }
+        Self { steps: 1280, coefficient: 0.3, seeds: 5, first_seed: 1, symbols: 8, days: 3000 }
     }
 }
 

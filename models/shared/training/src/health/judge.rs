@@ -116,7 +116,7 @@ impl Court<'_> {
             Role::InputProjection => 0.30,
             Role::Attention => 0.20,
             Role::Mlp => 0.15,
-            Role::Pooling | Role::Table | Role::Other => HALF,
+            Role::Policy | Role::Pooling | Role::Table | Role::Other => HALF,
         };
         let now = self.recent(self.checks.len() - 1, dead);
         if let Some(since) = self.above(limit, dead) {

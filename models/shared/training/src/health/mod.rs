@@ -60,6 +60,8 @@ pub enum Role {
     Attention,
     /// Maps within an MLP.
     Mlp,
+    /// The last map of a policy, which begins small on purpose.
+    Policy,
     /// Logits of a weighted mean.
     Pooling,
     /// Rows that are looked up.

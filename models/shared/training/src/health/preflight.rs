@@ -2,7 +2,7 @@ use serde_json::Value;
 use zoo_layers::Params;
 use zoo_layers::optim::norm_squared;
 
-use super::{Check, Finding, Kind, Level, Profile, Report, judge};
+use super::{Check, Finding, Kind, Level, Profile, Report, Role, judge};
 use crate::Result;
 
 /// How far a measured gain may be from those that serve, and how many standard errors of it: values are drawn by chance.
@@ -16,7 +16,7 @@ const ERRORS: f64 = 4.;
 pub fn preflight(check: &Check, params: &Params, profile: &Profile, config: &Value) -> Result<Report> {
     let mut report = judge(std::slice::from_ref(check), profile, config);
     if let (Some(range), true) = (&profile.gain, config.pointer("/train/init_from").is_none_or(|v| v == "")) {
-        for param in params.trainable() {
+        for param in params.trainable().into_iter().filter(|p| profile.role(&p.name) != Role::Policy) {
             let &[to, from] = param.var.dims() else { continue };
             let rms = (norm_squared(&param.var)? / (to * from).max(1) as f64).sqrt();
             let gain = rms / (2. / (to + from) as f64).sqrt();

@@ -137,7 +137,7 @@ impl<E: Environment> Collector<E> {
         self.actions.clear();
         let say = |this: &Self, views: &[f32]| match model {
             Some(model) => act(model, &this.observe(views)?),
-            None => Ok((vec![vec![-(choices as f32).ln(); choices]; n], vec![0.; n])),
+            None => this.observe(views).map(|_| (vec![vec![-(choices as f32).ln(); choices]; n], vec![0.; n])),
         };
         let mut views = vec![];
         for t in 0..rollout {
@@ -223,14 +223,19 @@ where
 
     fn collect(&mut self, model: &T::Model, round: u64) -> Result<Metrics> {
         if self.views.is_empty() {
-            self.roll_out::<T::Model>(None, BEFORE)?;
-            self.environment.metrics();
+            Experience::<T>::act_by_chance(self)?;
         }
         self.show(model)?;
         self.roll_out(Some(model), round)?;
         let mut metrics = self.environment.metrics();
         metrics.push(("explained_variance", self.explained()));
         Ok(metrics)
+    }
+
+    fn act_by_chance(&mut self) -> Result<()> {
+        self.roll_out::<T::Model>(None, BEFORE)?;
+        self.environment.metrics();
+        Ok(())
     }
 
     fn batch(&self, indices: &[usize]) -> Computed<T::Batch> {

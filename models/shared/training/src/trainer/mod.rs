@@ -407,9 +407,9 @@ impl<'a, T: Task> Trainer<'a, T> {
         let checkpoint_every = self.checkpoint_every();
         observer.observe(&Event::Start { step: self.state.step, total });
         if self.state.step == 0 {
-            self.preflight(observer)?;
             // What a run began with, so that it can always go back to it.
             self.save(saver)?;
+            self.preflight(observer)?;
         }
         let stale = |state: &State| train.early_stopping > 0 && state.stale >= train.early_stopping;
         let (mut end, mut loss) = (if stale(&self.state) { End::Early } else { End::Finished }, f64::NAN);
@@ -675,7 +675,13 @@ impl<'a, T: Task> Trainer<'a, T> {
             metadata: self.description()?.metadata(),
             optimizer: copies(self.optimizer.state())?,
             average: self.average.as_ref().map(|a| copies(a.tensors())).transpose()?,
-            experience: self.experience.as_ref().map(|e| e.state()).transpose()?,
+            // Before the first round there is nothing to keep.
+            experience: self
+                .experience
+                .as_ref()
+                .filter(|_| self.state.round.is_some())
+                .map(|e| e.state())
+                .transpose()?,
             state: self.state.clone(),
         })
     }
