@@ -12,19 +12,21 @@ use zoo_layers::ops::glue::simd::{levels, with_level};
 use zoo_layers::optim::{Moments, Optimizer, Rule, clip_factor, decay_matrices, global_norm};
 use zoo_layers::{Mode, Params, ops};
 use zoo_stock_lstm::StockLstm;
-use zoo_trading_transformer::TradingTransformer;
 use zoo_trading_transformer::features::FEATURES;
+use zoo_trading_transformer::{Head, TradingTransformer};
+use zoo_training::ppo::{self, ActorCritic};
 
 type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
 const RELATIVE: f64 = 5e-6;
 const LOSSES: f64 = 1e-6;
 /// Fixtures by their script.
-const FIXTURES: [(&str, &str); 4] = [
+const FIXTURES: [(&str, &str); 5] = [
     ("stock_lstm", "stock_lstm.py"),
     ("char_gpt_seed", "char_gpt.py"),
     ("char_gpt_cpu", "char_gpt.py"),
     ("trading_transformer", "trading_transformer.py"),
+    ("trading_policy", "trading_policy.py"),
 ];
 
 fn fixture(name: &str) -> PathBuf {
@@ -67,11 +69,31 @@ fn model(name: &str, params: &Params) -> candle_core::Result<(Step, f64)> {
         };
         return Ok((Box::new(step), 0.999));
     }
+    let sizes =
+        zoo_trading_transformer::Config { bars: 6, width: 32, hidden: 64, features_dim: 16, ..Default::default() };
+    let sizes = zoo_trading_transformer::Config { dropout: 0., ..sizes };
+    if name == "trading_policy" {
+        let config = zoo_trading_transformer::Config { head: Head::Policy, ..sizes };
+        let model = TradingTransformer::new(&config, params.builder())?;
+        let of = |name: &str, scale| numbers(name, &[8], scale);
+        let batch = ppo::Batch {
+            observation: numbers("observation", &[8, 6 * FEATURES], 4.)?,
+            action: of("action", 6.)?.abs()?.floor()?.to_dtype(DType::U32)?,
+            log_prob: (of("log_prob", 0.8)? - 1.1)?,
+            value: of("value", 1.)?,
+            advantage: of("advantage", 2.)?,
+            target: of("target", 2.)?,
+            settings: ppo::Settings::default(),
+        };
+        let step = move |mode| {
+            let (logits, value) = model.act(&batch.observation, mode)?;
+            let loss = ppo::loss(&logits, &value, &batch)?.total;
+            Ok((logits, loss))
+        };
+        return Ok((Box::new(step), 0.999));
+    }
     if name == "trading_transformer" {
-        let sizes =
-            zoo_trading_transformer::Config { bars: 6, width: 32, hidden: 64, features_dim: 16, ..Default::default() };
-        let model =
-            TradingTransformer::new(&zoo_trading_transformer::Config { dropout: 0., ..sizes }, params.builder())?;
+        let model = TradingTransformer::new(&sizes, params.builder())?;
         let x = numbers("observation", &[5, 6 * FEATURES], 4.)?;
         let y = numbers("direction", &[5], 6.)?.abs()?.floor()?.to_dtype(DType::I64)?;
         let step = move |mode| {

@@ -15,6 +15,7 @@ use zoo_market::Bar;
 pub use position::{Position, Trader};
 
 /// Features of the position, the last of a bar.
+#[cfg(feature = "train")]
 pub(crate) const POSITION: usize = position::COUNT;
 
 /// Features of a bar.
