@@ -314,6 +314,7 @@ fn a_policy_is_trained_judged_over_seeds_and_applied() -> Outcome {
             1,
             "data.walk_forward",
         ),
+        (&["train", "trading-transformer", "--preset", "tiny", "--data", "."], 2, "is a folder"),
         (&["eval", "stock-lstm", "--checkpoint", "1"], 1, "stock-lstm"),
         (
             &["eval", "trading-transformer", "--checkpoint", "1", "--set", "data.sizes=[0.5, 1.0]"],

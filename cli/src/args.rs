@@ -514,9 +514,12 @@ pub(crate) struct TuneArgs {
 pub(crate) struct EvalArgs {
     /// The model (zoo list shows them)
     pub(crate) model: String,
-    /// Weights, or a run directory (its best weights); several, as of several seeds, are judged together
-    #[arg(long, value_name = "FILE|RUN", required = true, num_args = 1..)]
-    pub(crate) checkpoint: Vec<PathBuf>,
+    /// Weights, or a run directory (its best weights)
+    #[arg(long, value_name = "FILE|RUN")]
+    pub(crate) checkpoint: PathBuf,
+    /// More of them, such as those of other seeds, to be judged together
+    #[arg(value_name = "FILE|RUN")]
+    pub(crate) more: Vec<PathBuf>,
     /// The data; by default what the model was trained on
     #[arg(long, value_name = "PATH")]
     pub(crate) data: Option<PathBuf>,

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use zoo_training::config::{Layers, resolve, to_toml};
 use zoo_training::doctor::{Diagnosis, Verdict, diagnose};
 use zoo_training::health::{Check, Finding, Kind, Level, Profile, Report, judge};
-use zoo_training::{Error, History, Task, Trainer};
+use zoo_training::{Curve, Error, History, Task, Trainer};
 
 use crate::args::DoctorArgs;
 use crate::eval::Loaded;
@@ -43,6 +43,7 @@ pub(crate) fn name(verdict: Verdict) -> &'static str {
         Verdict::RateTooHigh => "learning rate too high",
         Verdict::Overfitting => "overfitting",
         Verdict::SlowConvergence => "slow convergence",
+        Verdict::Collapsed => "the policy has stopped trying",
         Verdict::Underfitting => "underfitting",
         Verdict::Healthy => "healthy",
     }
@@ -126,6 +127,9 @@ fn of_run(run: &Path, as_json: bool) -> anyhow::Result<()> {
         print(&format!("{}\n{}\n", described(last, &report, checks.len()), heat.text()));
     }
     print(&format!("{}: {because}\n", name(*verdict)));
+    if let Some(line) = acting(&history) {
+        print(&line);
+    }
     if numbers.refused > 0 {
         print(&format!("{} steps were refused as not finite or as spikes\n", numbers.refused));
     }
@@ -144,6 +148,17 @@ fn of_run(run: &Path, as_json: bool) -> anyhow::Result<()> {
         Some(_) => {}
     }
     Ok(())
+}
+
+/// What acting brought over the last tenth of the rounds, if the model acts.
+fn acting(history: &History) -> Option<String> {
+    let of = |curve: &Curve| {
+        let name = curve.name.strip_prefix("experience ")?.replace('_', " ");
+        let last = &curve.points[curve.points.len() - curve.points.len().div_ceil(10)..];
+        Some(format!("{name} {:.2}", last.iter().map(|p| p.1).sum::<f64>() / last.len() as f64))
+    };
+    let values: Vec<String> = history.curves.iter().filter_map(of).collect();
+    (!values.is_empty()).then(|| format!("while acting, in the last tenth: {}\n", values.join(", ")))
 }
 
 /// One forward and backward pass of a model: as it begins, or of a checkpoint.

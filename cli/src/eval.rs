@@ -92,9 +92,9 @@ fn judge<T: Task>(args: &EvalArgs, checkpoint: &Path) -> anyhow::Result<Judged> 
 }
 
 pub(crate) fn run<T: Task>(args: &EvalArgs) -> anyhow::Result<()> {
-    let several = args.checkpoint.len() > 1;
+    let several = !args.more.is_empty();
     let mut all = vec![];
-    for (i, checkpoint) in args.checkpoint.iter().enumerate() {
+    for (i, checkpoint) in std::iter::once(&args.checkpoint).chain(&args.more).enumerate() {
         let judged = judge::<T>(args, checkpoint)?;
         if let Some(output) = &args.output {
             let folder = if several { output.join((i + 1).to_string()) } else { output.clone() };

@@ -213,6 +213,18 @@ impl Source {
         }
     }
 
+    /// The whole bars of a price file.
+    pub(crate) fn read(&self, path: &std::path::Path) -> zoo_training::Result<zoo_market::Days> {
+        let days = zoo_market::read_csv(path, &self.reading())?;
+        match days.missing.iter().find(|c| **c != "Adj Close") {
+            Some(column) => {
+                let path = path.display();
+                Err(zoo_training::Error::Data(format!("{path}: no column {column}, which the features of a bar need")))
+            }
+            None => Ok(days),
+        }
+    }
+
     /// What trading costs, and when a position is given up.
     pub(crate) fn rules(&self) -> crate::trading::Rules {
         crate::trading::Rules { friction: self.cost + self.slippage, stop: self.stop, target: self.target }
@@ -234,6 +246,10 @@ impl Source {
             (
                 (0. ..1.).contains(&self.valid) && (0. ..1.).contains(&self.test) && self.valid + self.test < 1.,
                 "valid and data.test must be shares that leave a training part",
+            ),
+            (
+                !self.path.is_empty() || !self.skip_bad_rows && self.column.is_empty() && self.date_column.is_empty(),
+                "column, date_column and skip_bad_rows are about a file: give one by --data",
             ),
             (
                 (1..=500).contains(&self.sizes.len()) && rising && self.sizes.iter().all(|s| positive(*s) && *s <= 10.),

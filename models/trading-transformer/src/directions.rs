@@ -5,7 +5,7 @@ use std::path::Path;
 use candle_core::{Device, Result, Tensor};
 use serde_json::{Value, json};
 use zoo_layers::{Mode, ops};
-use zoo_market::{Days, read_csv, simulate};
+use zoo_market::{Days, simulate};
 use zoo_training::{Error, Evaluation, Metrics, Split};
 
 use crate::baseline::{Logistic, shares};
@@ -127,32 +127,27 @@ impl Directions {
         fitted: Option<&Value>,
         device: &Device,
     ) -> zoo_training::Result<Self> {
-        if let Some(problem) = config.problem() {
+        if let Some(problem) = config.problem().or_else(|| source.problem()) {
             return Err(Error::Usage(problem));
         }
         let &Source { ref path, horizon, band, positions, valid, test, simulated_days, .. } = source;
-        if !(0. ..1.).contains(&valid) || !(0. ..1.).contains(&test) || valid + test >= 1. {
-            return Err(Error::Usage("data.valid and data.test must be shares that leave a training part".into()));
-        }
         if !((1..=10_000).contains(&horizon) && band.is_finite() && band >= 0.) {
             return Err(Error::Usage(
                 "data.horizon must be 1 to 10,000 bars and data.band must not be negative".into(),
             ));
         }
         let path = Some(Path::new(path)).filter(|p| !p.as_os_str().is_empty());
-        if path.is_none() && (source.skip_bad_rows || !source.column.is_empty() || !source.date_column.is_empty()) {
-            return Err(Error::Usage(
-                "data.column, date_column and skip_bad_rows are about a file: give one by --data".into(),
-            ));
+        if path.is_some_and(Path::is_dir) {
+            return Err(Error::Usage(format!(
+                "{} is a folder: directions are learned from one file, a policy (--preset ppo) from one or many",
+                source.path
+            )));
         }
         let days = match path {
-            Some(path) => read_csv(path, &source.reading())?,
+            Some(path) => source.read(path)?,
             None => simulate(simulated_days, seed),
         };
         let origin = path.map_or("the simulation".to_string(), |p| p.display().to_string());
-        if let Some(column) = days.missing.iter().find(|c| **c != "Adj Close") {
-            return Err(Error::Data(format!("{origin}: no column {column}, which the features of a bar need")));
-        }
         // Between two parts, neither the bars of an observation nor those that its direction is told from overlap.
         let (first, gap) = (WARMUP + config.bars - 1, config.bars + horizon - 1);
         let all = days.bars.len().saturating_sub(first + horizon);

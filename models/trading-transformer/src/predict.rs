@@ -3,7 +3,6 @@
 use candle_core::{Device, Tensor};
 use serde_json::Map;
 use zoo_layers::{Mode, ops};
-use zoo_market::read_csv;
 use zoo_training::{Error, Picture, Prediction, Request, Result};
 
 use crate::features::{FEATURES, WARMUP, of_bars};
@@ -32,10 +31,7 @@ pub(crate) fn predict(
     if request.interval != 0.9 {
         return Err(Error::Usage("--interval: this model tells chances of directions, which have no intervals".into()));
     }
-    let days = read_csv(request.input, &source.reading())?;
-    if let Some(column) = days.missing.iter().find(|c| **c != "Adj Close") {
-        return Err(Error::Data(format!("{input}: no column {column}, which the features of a bar need")));
-    }
+    let days = source.read(request.input)?;
     let (bars, n) = (config.bars, days.bars.len());
     let first = WARMUP + bars - 1;
     if n <= first {

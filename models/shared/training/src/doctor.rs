@@ -17,6 +17,8 @@ pub enum Verdict {
     Overfitting,
     /// Both losses were still falling at the end.
     SlowConvergence,
+    /// A policy chooses nearly always the same, before its run is over.
+    Collapsed,
     /// Neither loss fell much.
     Underfitting,
     /// Both fell together and settled near each other.
@@ -35,6 +37,12 @@ pub const LATE: f64 = 0.05;
 pub const FALL: f64 = 0.1;
 /// Standard errors beyond which a change of the training loss is no chance.
 pub const CHANCE: f64 = 3.;
+/// Divergence of a policy from the one that acted, in nats, and share of clipped ratios: above either, the rate is too high.
+pub const DIVERGENCE: f64 = 0.05;
+/// See [`DIVERGENCE`].
+pub const CLIPPED: f64 = 0.5;
+/// Share of its first entropy below which a policy has stopped trying.
+pub const COLLAPSE: f64 = 0.02;
 /// Fewest evaluations to judge.
 pub const FEWEST: usize = 5;
 
@@ -148,6 +156,9 @@ fn measure(history: &History) -> Numbers {
 /// Judges a run. `config` (the tables `model` and `train`) makes the advice concrete.
 pub fn diagnose(history: &History, config: &Value) -> Diagnosis {
     let numbers = measure(history);
+    if let Some((verdict, because)) = of_policy(history) {
+        return Diagnosis { verdict, because, numbers, advice: policy_advice(verdict, config) };
+    }
     let Numbers { evaluations, train_start, train_end, valid_end, valid_best, valid_best_step, gap, .. } = numbers;
     let Numbers { valid_start, gap_start, swing, late, fall, .. } = numbers;
     let flat = (fall < FALL || numbers.rise > -CHANCE) && valid_start - valid_best < FALL * valid_start.abs();
@@ -198,6 +209,43 @@ pub fn diagnose(history: &History, config: &Value) -> Diagnosis {
     Diagnosis { verdict, because, numbers, advice: advice(verdict, config) }
 }
 
+/// Judges a policy, whose losses say little: by how far each step moves it, and whether it still tries things.
+fn of_policy(history: &History) -> Option<(Verdict, String)> {
+    let ends_of = |name: &str| ends(&history.curve(name).iter().map(|p| p.1).collect::<Vec<_>>());
+    if history.curve("experience explained_variance").is_empty() {
+        return None;
+    }
+    let ((entropy, entropy_end), kl, clipped) = (ends_of("entropy"), ends_of("kl").1, ends_of("clipped").1);
+    let explained = 100. * ends_of("experience explained_variance").1;
+    let moved = format!("divergence {kl:.4} nats a round and {:.0} % of ratios clipped", 100. * clipped);
+    let seen = format!(
+        "at the end {moved}; entropy {entropy:.3} to {entropy_end:.3}; the critic foretells {explained:.0} % of the returns' variance"
+    );
+    let verdict = match () {
+        () if history.curve("entropy").len() < FEWEST => Verdict::TooShort,
+        () if kl > DIVERGENCE || clipped > CLIPPED => Verdict::RateTooHigh,
+        () if entropy_end < COLLAPSE * entropy => Verdict::Collapsed,
+        () => Verdict::Healthy,
+    };
+    Some((verdict, seen))
+}
+
+fn policy_advice(verdict: Verdict, config: &Value) -> Vec<String> {
+    let number = |key: &str| config.pointer(key).and_then(Value::as_f64);
+    let lower = number("/train/lr").map(|lr| format!("--set train.lr={} (a lower rate)", (lr * 0.3e9).round() / 1e9));
+    let entropy = number("/train/ppo/entropy_weight").map(|w| (w * 5.).max(0.01));
+    let entropy = entropy.map(|w| format!("--set train.ppo.entropy_weight={w} (choices are tried for longer)"));
+    match verdict {
+        Verdict::RateTooHigh => lower
+            .into_iter()
+            .chain(["--set train.ppo.target_kl=0.02 (a round ends once the policy has moved enough)".into()])
+            .collect(),
+        Verdict::Collapsed => entropy.into_iter().chain(lower).collect(),
+        Verdict::TooShort => vec!["a longer run, or lines more often by train.log_every".into()],
+        _ => vec![],
+    }
+}
+
 /// What to change, in the order in which it is worth trying: learning rate, hidden size, layers, dropout, batch size.
 fn advice(verdict: Verdict, config: &Value) -> Vec<String> {
     let number = |key: &str| config.pointer(&format!("/{}", key.replace('.', "/"))).and_then(Value::as_f64);
@@ -245,7 +293,7 @@ fn advice(verdict: Verdict, config: &Value) -> Vec<String> {
             because(epochs(), "a longer run"),
             Some("zoo eval (where the baselines do as well, there may be nothing to learn)".into()),
         ],
-        Verdict::Healthy => vec![],
+        Verdict::Healthy | Verdict::Collapsed => vec![],
     };
     tried.into_iter().flatten().collect()
 }
@@ -297,6 +345,37 @@ mod tests {
             assert_eq!(diagnosis.verdict, expected, "{diagnosis:?}");
         }
         assert_eq!(verdict(&History::default()), Verdict::TooShort);
+    }
+
+    #[test]
+    fn a_policy_is_judged_by_how_far_it_moves_and_whether_it_tries() {
+        let config = serde_json::json!({ "train": { "lr": 3e-4, "ppo": { "entropy_weight": 0.01 } } });
+        let judge = |kl: f64, entropy: f64| {
+            let mut history = History::default();
+            for step in 1..=50 {
+                let at = f64::from(step as u32) / 50.;
+                for (name, value) in [
+                    ("loss", at),
+                    ("entropy", 1.1 + (entropy - 1.1) * (1.2 * at).min(1.)),
+                    ("kl", kl),
+                    ("clipped", 0.1),
+                    ("valid loss", -at),
+                ] {
+                    history.add(name, step, value);
+                }
+                history.add("experience explained_variance", step, 0.2);
+            }
+            diagnose(&history, &config)
+        };
+        assert_eq!(judge(0.01, 0.9).verdict, Verdict::Healthy);
+        let fast = judge(0.2, 0.9);
+        assert_eq!(
+            (fast.verdict, fast.advice[0].as_str()),
+            (Verdict::RateTooHigh, "--set train.lr=0.00009 (a lower rate)")
+        );
+        let stuck = judge(0.01, 0.);
+        assert_eq!(stuck.verdict, Verdict::Collapsed);
+        assert!(stuck.advice[0].starts_with("--set train.ppo.entropy_weight=0.05") && stuck.because.contains("20 %"));
     }
 
     #[test]

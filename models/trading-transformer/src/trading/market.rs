@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use zoo_market::{Days, autoregressive, read_csv, simulate};
+use zoo_market::{Days, autoregressive, simulate};
 use zoo_training::{Error, Result, Split};
 
 use super::account::Rules;
@@ -60,7 +60,9 @@ impl Market {
         let simulated = path.as_os_str().is_empty();
         let series = match simulated {
             true => simulations(source, seed),
-            false => files(path)?.into_iter().map(|file| read(&file, source)).collect::<Result<_>>()?,
+            false => {
+                files(path)?.into_iter().map(|file| Ok((name(&file), source.read(&file)?))).collect::<Result<_>>()?
+            }
         };
         let mut symbols: Vec<Symbol> =
             series.into_iter().map(|(name, days)| Symbol::new(name, days, config.bars)).collect();
@@ -85,14 +87,9 @@ impl Market {
     }
 }
 
-/// A price file with whole bars, under its own name.
-pub(crate) fn read(path: &Path, source: &Source) -> Result<(String, Days)> {
-    let days = read_csv(path, &source.reading())?;
-    if let Some(column) = days.missing.iter().find(|c| **c != "Adj Close") {
-        let path = path.display();
-        return Err(Error::Data(format!("{path}: no column {column}, which the features of a bar need")));
-    }
-    Ok((path.file_stem().unwrap_or_default().to_string_lossy().into_owned(), days))
+/// What a file's symbol is called.
+pub(crate) fn name(path: &Path) -> String {
+    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// The file, or the CSV files in a folder by name.

@@ -5,7 +5,7 @@ use serde_json::Map;
 use zoo_training::{Error, Picture, Prediction, Request, Result};
 
 use super::environment::Walk;
-use super::market::{Market, Symbol, read};
+use super::market::{Market, Symbol, name};
 use super::policy::chances;
 use crate::features::WARMUP;
 use crate::{Config, Source, TradingTransformer};
@@ -30,7 +30,7 @@ pub(crate) fn predict(
     if let Some(problem) = source.problem() {
         return Err(Error::Usage(problem));
     }
-    let (name, days) = read(request.input, source)?;
+    let days = source.read(request.input)?;
     let (first, n) = (WARMUP + config.bars - 1, days.bars.len());
     if n <= first {
         let input = request.input.display();
@@ -41,7 +41,7 @@ pub(crate) fn predict(
     }
     let mut remarks = days.warnings.clone();
     let market = Market {
-        symbols: vec![Symbol::new(name, days, config.bars)],
+        symbols: vec![Symbol::new(name(request.input), days, config.bars)],
         rules: source.rules(),
         levels: source.levels(),
         bars: config.bars,
