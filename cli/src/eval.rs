@@ -1,5 +1,6 @@
 //! `zoo eval`.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -55,6 +56,7 @@ pub(crate) fn object(metrics: &Metrics) -> Value {
 struct Judged {
     path: PathBuf,
     data: String,
+    warnings: Vec<String>,
     split: &'static str,
     evaluation: Evaluation,
 }
@@ -82,20 +84,21 @@ fn judge<T: Task>(args: &EvalArgs, checkpoint: &Path) -> anyhow::Result<Judged> 
         }
     };
     let task = T::open(&config.model, &source, config.train.seed, Some(&fitted), &device)?;
-    task.warnings().iter().for_each(|w| note(&format!("zoo: warning: {w}")));
     let split = T::JUDGED;
     if task.samples(split) == 0 {
         bail!("the {0} split has no samples (data.{0} is 0 in these weights)", split.name())
     }
     let evaluation = task.evaluate(&model, split)?;
-    Ok(Judged { path, data: task.describe_data(), split: split.name(), evaluation })
+    Ok(Judged { path, data: task.describe_data(), warnings: task.warnings(), split: split.name(), evaluation })
 }
 
 pub(crate) fn run<T: Task>(args: &EvalArgs) -> anyhow::Result<()> {
     let several = !args.more.is_empty();
-    let mut all = vec![];
+    // Seeds share their data, and so its flaws.
+    let (mut all, mut said) = (vec![], HashSet::new());
     for (i, checkpoint) in std::iter::once(&args.checkpoint).chain(&args.more).enumerate() {
         let judged = judge::<T>(args, checkpoint)?;
+        judged.warnings.iter().filter(|w| said.insert((*w).clone())).for_each(|w| note(&format!("zoo: warning: {w}")));
         if let Some(output) = &args.output {
             let folder = if several { output.join((i + 1).to_string()) } else { output.clone() };
             keep(&folder, &judged.evaluation)?;
@@ -138,7 +141,7 @@ fn row(name: &str, metrics: &Metrics) -> Vec<String> {
 }
 
 fn report_one<T: Task>(args: &EvalArgs, judged: &Judged) {
-    let Judged { path, data, split, evaluation } = judged;
+    let Judged { path, data, split, evaluation, .. } = judged;
     let Evaluation { samples, metrics, baselines: others, remarks, .. } = evaluation;
     if args.json {
         return print_json(&json!({

@@ -10,7 +10,8 @@
 //! ```
 //!
 //! A task whose model is an [`ActorCritic`] gives the trainer a [`Collector`] over its [`Environment`], and [`loss`] as its
-//! loss; `examples/cartpole.rs` is one. What acts is discrete: an action is the number of a choice.
+//! loss; `examples/cartpole.rs` is one. Actions are discrete: the number of a choice. A continuous one would be another distribution
+//! in [`loss`] and where the collector draws.
 
 mod collector;
 mod scale;
@@ -192,7 +193,7 @@ pub fn advantages(rewards: &[f32], values: &[f32], ended: &[bool], last: &[f32],
     advantages
 }
 
-/// An actor and a critic on the same observations.
+/// Logarithms of the chances and values of observations, on the CPU.
 pub(crate) fn act<M: ActorCritic>(model: &M, observation: &Tensor) -> Result<(Vec<Vec<f32>>, Vec<f32>)> {
     let (logits, value) = model.act(observation, Mode::Eval)?;
     let cpu = |t: &Tensor| t.to_device(&candle_core::Device::Cpu);
