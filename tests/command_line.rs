@@ -262,13 +262,21 @@ fn a_policy_is_trained_judged_over_seeds_and_applied() -> Outcome {
     // The extractor, two maps of 64 x 64, three exposures and a value.
     assert_eq!(params["trainable"], 223_895 - 195 + 2 * (64 * 64 + 64) + 65 * 4);
     for seed in ["1", "2", "3"] {
-        let trained =
-            json(&zoo(dir.path(), &[&["train"], &tiny[..], &["--seed", seed, "--out", seed, "--json"]].concat()))?;
+        let trained = json(&zoo(
+            dir.path(),
+            &[&["train"], &tiny[..], &["--seed", seed, "--out", seed, "--set", "train.log_every=1", "--json"]].concat(),
+        ))?;
         assert_eq!(trained["gradients"], serde_json::json!({ "tensors": 29, "with_gradient": 29 }));
         assert!(trained["metrics"]["sharpe"].is_number());
     }
     let metrics = std::fs::read_to_string(dir.path().join("1/metrics.jsonl"))?;
-    let first: Value = serde_json::from_str(metrics.lines().next().unwrap_or_default())?;
+    let lines: Vec<Value> = metrics.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    let first = &lines[0];
+    // While a round begins the policy is the one that acted: eight steps make a round.
+    let moved =
+        |step: u64| lines.iter().find(|l| l["step"] == step && l["kl"].is_number()).and_then(|l| l["kl"].as_f64());
+    assert!([1, 9, 17].iter().all(|s| moved(*s).is_some_and(|kl| kl.abs() < 1e-6)), "{lines:?}");
+    assert!(moved(8).is_some_and(|kl| kl > 1e-6));
     for name in ["win_rate", "active_features", "turnover", "explained_variance", "steps"] {
         assert!(first["experience"][name].is_number(), "{first}");
     }

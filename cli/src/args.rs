@@ -141,10 +141,10 @@ pub(crate) struct ReproduceArgs {
     /// What: gradient-death or planted-signal
     #[arg(value_name = "NAME")]
     pub(crate) name: String,
-    /// Steps of each arm or policy
+    /// Steps of each arm (2000, at least 25) or policy (1280, at least 10)
     #[arg(long, value_name = "N")]
     pub(crate) steps: Option<u64>,
-    /// Seed of data, weights, order and chance; of planted-signal's first policy
+    /// Seed of data, weights, order and chance (42); of planted-signal's first policy (1)
     #[arg(long, value_name = "SEED")]
     pub(crate) seed: Option<u64>,
     /// A picture to draw (.svg or .png)

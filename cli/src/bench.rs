@@ -140,7 +140,7 @@ struct Trained {
     round: Option<f64>,
 }
 
-/// Median seconds of a training step on one batch, as the trainer runs it: forward, backward, clipping, optimizer.
+/// Median seconds of a training step on one batch (those of its rounds, for a policy), as the trainer runs it: forward, backward, clipping, optimizer.
 fn train_seconds<T: Task>(
     task: &T,
     config: &zoo_training::config::ConfigOf<T>,

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use zoo_training::config::{Layers, resolve, to_toml};
 use zoo_training::doctor::{Diagnosis, Verdict, diagnose};
 use zoo_training::health::{Check, Finding, Kind, Level, Profile, Report, judge};
@@ -43,7 +43,7 @@ pub(crate) fn name(verdict: Verdict) -> &'static str {
         Verdict::RateTooHigh => "learning rate too high",
         Verdict::Overfitting => "overfitting",
         Verdict::SlowConvergence => "slow convergence",
-        Verdict::Collapsed => "the policy has stopped trying",
+        Verdict::Collapsed => "the policy may have stopped trying",
         Verdict::Underfitting => "underfitting",
         Verdict::Healthy => "healthy",
     }
@@ -113,11 +113,13 @@ fn of_run(run: &Path, as_json: bool) -> anyhow::Result<()> {
     let (checks, report) = health(run, &config)?;
     let Diagnosis { verdict, because, numbers, advice } = &diagnosis;
     let heat = HeatMap::of(&checks);
+    let acting = acting(&history);
     if as_json {
+        let acting: Map<String, Value> = acting.iter().map(|(name, v)| (name.to_string(), (*v).into())).collect();
         let health = checks.last().map(|last| as_value(last, &report, checks.len(), Some(&heat)));
         print_json(&json!({
             "run": run.display().to_string(), "verdict": verdict, "because": because, "numbers": numbers, "advice": advice,
-            "health": health,
+            "acting": acting, "health": health,
         }));
         return Ok(());
     }
@@ -127,8 +129,9 @@ fn of_run(run: &Path, as_json: bool) -> anyhow::Result<()> {
         print(&format!("{}\n{}\n", described(last, &report, checks.len()), heat.text()));
     }
     print(&format!("{}: {because}\n", name(*verdict)));
-    if let Some(line) = acting(&history) {
-        print(&line);
+    if !acting.is_empty() {
+        let shown: Vec<String> = acting.iter().map(|(name, v)| format!("{} {v:.2}", name.replace('_', " "))).collect();
+        print(&format!("while acting, in the last tenth: {}\n", shown.join(", ")));
     }
     if numbers.refused > 0 {
         print(&format!("{} steps were refused as not finite or as spikes\n", numbers.refused));
@@ -151,14 +154,14 @@ fn of_run(run: &Path, as_json: bool) -> anyhow::Result<()> {
 }
 
 /// What acting brought over the last tenth of the rounds, if the model acts.
-fn acting(history: &History) -> Option<String> {
-    let of = |curve: &Curve| {
-        let name = curve.name.strip_prefix("experience ")?.replace('_', " ");
+fn acting(history: &History) -> Vec<(&str, f64)> {
+    let of = |curve: &'_ Curve| {
         let last = &curve.points[curve.points.len() - curve.points.len().div_ceil(10)..];
-        Some(format!("{name} {:.2}", last.iter().map(|p| p.1).sum::<f64>() / last.len() as f64))
+        last.iter().map(|p| p.1).sum::<f64>() / last.len() as f64
     };
-    let values: Vec<String> = history.curves.iter().filter_map(of).collect();
-    (!values.is_empty()).then(|| format!("while acting, in the last tenth: {}\n", values.join(", ")))
+    // Steps are counted up, and are no measure of how it went.
+    let named = history.curves.iter().filter_map(|c| Some((c.name.strip_prefix("experience ")?, c)));
+    named.filter(|(name, _)| *name != "steps").map(|(name, c)| (name, of(c))).collect()
 }
 
 /// One forward and backward pass of a model: as it begins, or of a checkpoint.

@@ -103,6 +103,16 @@ pub(crate) fn run<T: Task>(args: &EvalArgs) -> anyhow::Result<()> {
             let folder = if several { output.join((i + 1).to_string()) } else { output.clone() };
             keep(&folder, &judged.evaluation)?;
         }
+        let names = |j: &Judged| -> Vec<&str> {
+            let Evaluation { metrics, baselines, .. } = &j.evaluation;
+            metrics.iter().map(|m| m.0).chain(baselines.iter().map(|b| b.0)).collect()
+        };
+        if let Some(first) = all.first().filter(|first| names(first) != names(&judged)) {
+            let (a, b) = (first.path.display(), judged.path.display());
+            return Err(
+                Error::Usage(format!("{a} and {b} are judged by different metrics: give them one by one")).into()
+            );
+        }
         all.push(judged);
     }
     match all.as_slice() {
@@ -201,14 +211,17 @@ fn compare(own: &[&Metrics], others: &[&Metrics], name: &str) -> Option<String> 
     let (metric, _) = own.first()?.first()?;
     let differences: Vec<f64> = own.iter().zip(others).filter_map(|(a, b)| Some(a.first()?.1 - b.first()?.1)).collect();
     let [low, high] = spread::interval(&differences);
+    let same = others.windows(2).all(|w| w[0].first() == w[1].first());
     let verdict = match () {
+        // What is the same for all seeds has met the same luck.
+        () if same => "which speaks of the spread over seeds, not of other data",
         () if low > 0. => "above it",
         () if high < 0. => "below it",
         () => "no clear difference",
     };
     let above = differences.iter().filter(|d| **d > 0.).count();
     Some(format!(
-        "{}: {above} of {} above {name}; the mean difference lies between {low:.4} and {high:.4} (95 %): {verdict}.",
+        "{}: {above} of {} above {name}; the mean difference lies between {low:.4} and {high:.4} (95 %), {verdict}.",
         metric.replace('_', " "),
         differences.len()
     ))

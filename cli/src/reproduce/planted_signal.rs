@@ -63,10 +63,10 @@ fn conclusions(planted: &[Outcome], [low, high]: [f64; 2]) -> Vec<String> {
     let shares: Vec<f64> = planted.iter().map(|o| o.sharpe / o.oracle_sharpe).collect();
     let least = shares.iter().copied().fold(f64::INFINITY, f64::min);
     let enough = shares.iter().filter(|s| **s >= 0.5).count();
-    let verdict = if low <= 0. {
-        "there is nothing to find, and it finds nothing"
-    } else {
-        "it claims to find what is not there"
+    let verdict = match () {
+        () if low > 0. => "it seems to find what is not there",
+        () if high < 0. => "there is nothing to find, and it pays for trading all the same",
+        () => "there is nothing to find, and it finds nothing",
     };
     vec![
         format!(

@@ -261,7 +261,10 @@ impl Source {
             (positive(self.target), "target must be positive (a large number is none)"),
             (self.episode >= 2, "episode must have at least 2 bars"),
             (self.coefficient.abs() < 1., "coefficient must lie between -1 and 1"),
-            ((1..=10_000).contains(&self.simulated_symbols), "simulated_symbols must be 1 to 10,000"),
+            (
+                self.simulated_symbols > 0 && self.simulated_days.saturating_mul(self.simulated_symbols) <= 10_000_000,
+                "simulated_symbols must be at least 1, and all of them have at most 10,000,000 days",
+            ),
         ];
         checks.into_iter().find(|(ok, _)| !ok).map(|(_, what)| format!("data.{what}"))
     }

@@ -16,7 +16,7 @@ use crate::{Config, DIRECTIONS, Source, TradingTransformer};
 /// Samples of a batch when evaluating.
 const BATCH: usize = 256;
 /// Key of the last day that decided the weights.
-const UNTIL: &str = "until";
+pub(crate) const UNTIL: &str = "until";
 
 /// Bars with their features, and where the close went afterwards.
 pub(crate) struct Directions {
@@ -127,7 +127,7 @@ impl Directions {
         fitted: Option<&Value>,
         device: &Device,
     ) -> zoo_training::Result<Self> {
-        if let Some(problem) = config.problem().or_else(|| source.problem()) {
+        if let Some(problem) = source.problem().or_else(|| config.problem()) {
             return Err(Error::Usage(problem));
         }
         let &Source { ref path, horizon, band, positions, valid, test, simulated_days, .. } = source;

@@ -218,8 +218,7 @@ impl TradingTransformer {
         let Top::Policy { actor, critic } = &self.top else {
             bail!("trading-transformer: these weights tell directions and are no policy (train one with --preset ppo)")
         };
-        let x = self.project(&self.normalize(self.checked(observation)?, Mode::Eval)?)?;
-        let features = ops::gelu(&self.aggregate(&self.encode(&self.place(&x, mode)?, mode)?)?)?;
+        let features = ops::gelu(&self.extract_as(observation, Mode::Eval, mode)?)?;
         Ok((actor.forward(&features)?, critic.forward(&features)?.squeeze(1)?))
     }
 
@@ -258,7 +257,12 @@ impl TradingTransformer {
     /// # Errors
     /// Observations of another length.
     pub fn extract(&self, observation: &Tensor, mode: Mode) -> Result<Tensor> {
-        let x = self.project(&self.normalize(self.checked(observation)?, mode)?)?; // (b, s, d)
+        self.extract_as(observation, mode, mode)
+    }
+
+    /// [`Self::extract`] with a mode of its own for the running statistics.
+    fn extract_as(&self, observation: &Tensor, statistics: Mode, mode: Mode) -> Result<Tensor> {
+        let x = self.project(&self.normalize(self.checked(observation)?, statistics)?)?; // (b, s, d)
         self.aggregate(&self.encode(&self.place(&x, mode)?, mode)?)
     }
 

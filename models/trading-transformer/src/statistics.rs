@@ -1,5 +1,5 @@
-/// By how many standard errors the mean of a series differs from zero, if that can be told. The error counts covariances up to
-/// `lags` values apart (Newey and West 1987).
+/// By how many standard errors the mean of a series differs from zero, if that can be told. The error counts covariances of
+/// values fewer than `lags` apart (Newey and West 1987).
 pub(crate) fn standard_errors(series: &[f64], lags: usize) -> Option<f64> {
     let n = series.len();
     let mean = series.iter().sum::<f64>() / n.max(1) as f64;

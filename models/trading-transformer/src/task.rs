@@ -281,13 +281,13 @@ impl Task for TradingTask {
         model: TradingTransformer,
         config: &Config,
         source: &Source,
-        _: &Value,
+        fitted: &Value,
         request: &Request,
         device: &Device,
     ) -> zoo_training::Result<Prediction> {
         match config.head {
             Head::Directions => predict::predict(&model, config, source, request, device),
-            Head::Policy => trading::predict(&model, config, source, request, device),
+            Head::Policy => trading::predict(&model, config, source, fitted, request, device),
         }
     }
 }

@@ -308,12 +308,13 @@ impl Task for Balance {
     }
 }
 
-/// The return of the final policy (not the best on the way), and when it was solved first.
-pub(crate) fn train(seed: u64, observer: &mut dyn Observer) -> Result<f64> {
+/// Mean returns of the final policy and of the best on the way.
+pub(crate) fn train(seed: u64, observer: &mut dyn Observer) -> Result<(f64, f64)> {
     let set = [format!("train.seed={seed}")];
     let config = resolve::<Balance>(&Layers { set: &set, ..Default::default() })?;
     let outcome = Trainer::new(&Balance, &config, &Device::Cpu)?.train(observer, &|| false)?;
-    Ok(outcome.metrics.iter().find(|m| m.0 == "return").map_or(f64::NAN, |m| m.1))
+    let last = outcome.metrics.iter().find(|m| m.0 == "return").map_or(f64::NAN, |m| m.1);
+    Ok((last, outcome.best.map_or(f64::NAN, |(loss, _)| f64::from(LONGEST) - loss)))
 }
 
 struct Print(f64);
@@ -331,7 +332,7 @@ impl Observer for Print {
 fn main() -> Result<()> {
     for seed in 1..=5 {
         println!("seed {seed}");
-        let last = train(seed, &mut Print(0.))?;
+        let (last, _) = train(seed, &mut Print(0.))?;
         println!("  {}", if last >= SOLVED { "solved" } else { "not solved" });
     }
     Ok(())

@@ -17,7 +17,7 @@ pub enum Verdict {
     Overfitting,
     /// Both losses were still falling at the end.
     SlowConvergence,
-    /// A policy chooses nearly always the same, before its run is over.
+    /// A policy chooses nearly always the same after three quarters of its run: it may have stopped trying too early.
     Collapsed,
     /// Neither loss fell much.
     Underfitting,
@@ -211,20 +211,31 @@ pub fn diagnose(history: &History, config: &Value) -> Diagnosis {
 
 /// Judges a policy, whose losses say little: by how far each step moves it, and whether it still tries things.
 fn of_policy(history: &History) -> Option<(Verdict, String)> {
-    let ends_of = |name: &str| ends(&history.curve(name).iter().map(|p| p.1).collect::<Vec<_>>());
+    let values = |name: &str| history.curve(name).iter().map(|p| p.1).collect::<Vec<_>>();
+    // A rate that falls to zero makes every end look calm.
+    let worst = |name: &str| {
+        let values = values(name);
+        values.chunks(values.len().div_ceil(10).max(1)).map(mean).fold(f64::NAN, f64::max)
+    };
     if history.curve("experience explained_variance").is_empty() {
         return None;
     }
-    let ((entropy, entropy_end), kl, clipped) = (ends_of("entropy"), ends_of("kl").1, ends_of("clipped").1);
-    let explained = 100. * ends_of("experience explained_variance").1;
-    let moved = format!("divergence {kl:.4} nats a round and {:.0} % of ratios clipped", 100. * clipped);
+    let (kl, clipped, entropies) = (worst("kl"), worst("clipped"), values("entropy"));
+    let (entropy, entropy_end) = ends(&entropies);
+    // Towards the end a policy may well be sure.
+    let late = ends(&entropies[..3 * entropies.len() / 4]).1;
+    let explained = 100. * ends(&values("experience explained_variance")).1;
+    let moved = format!(
+        "{kl:.4} nats from the policy that acted and {:.0} % of ratios clipped in the worst tenth",
+        100. * clipped
+    );
     let seen = format!(
-        "at the end {moved}; entropy {entropy:.3} to {entropy_end:.3}; the critic foretells {explained:.0} % of the returns' variance"
+        "{moved}; entropy {entropy:.3} to {entropy_end:.3}; in the end the critic foretells {explained:.0} % of the returns' variance"
     );
     let verdict = match () {
         () if history.curve("entropy").len() < FEWEST => Verdict::TooShort,
         () if kl > DIVERGENCE || clipped > CLIPPED => Verdict::RateTooHigh,
-        () if entropy_end < COLLAPSE * entropy => Verdict::Collapsed,
+        () if late < COLLAPSE * entropy => Verdict::Collapsed,
         () => Verdict::Healthy,
     };
     Some((verdict, seen))
@@ -356,8 +367,8 @@ mod tests {
                 let at = f64::from(step as u32) / 50.;
                 for (name, value) in [
                     ("loss", at),
-                    ("entropy", 1.1 + (entropy - 1.1) * (1.2 * at).min(1.)),
-                    ("kl", kl),
+                    ("entropy", 1.1 + (entropy - 1.1) * (1.6 * at).min(1.)),
+                    ("kl", 2. * kl * (1. - at)),
                     ("clipped", 0.1),
                     ("valid loss", -at),
                 ] {

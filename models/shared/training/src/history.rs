@@ -8,7 +8,7 @@ use crate::{Error, Result};
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct History {
     /// Curves by name, in the order in which they first appear: `loss`, parts of the loss, `lr`, `grad_norm`, and
-    /// `valid loss`, `valid rmse`, … of the evaluations.
+    /// `valid loss`, `valid rmse`, … of the evaluations, `experience …` of what a model that acts brought.
     pub curves: Vec<Curve>,
     /// Steps whose update was refused.
     pub refused: u64,

@@ -24,6 +24,8 @@ pub enum Reason {
     Stop,
     /// The target was reached.
     Target,
+    /// Next to nothing was left.
+    Ruin,
     /// The period was over.
     End,
 }
@@ -35,6 +37,7 @@ impl Reason {
             Self::Decision => "decision",
             Self::Stop => "stop",
             Self::Target => "target",
+            Self::Ruin => "ruin",
             Self::End => "end",
         }
     }
@@ -63,6 +66,8 @@ pub struct Trade {
 pub const START: f64 = 100_000.;
 /// Share of the start below which an account is ruined.
 const RUIN: f64 = 0.01;
+/// What a ruined account has at least, in currency: the growth has a logarithm.
+const LEFT: f64 = 1.;
 
 /// Money and at most one position.
 #[derive(Clone, Debug, PartialEq)]
@@ -118,9 +123,13 @@ impl Account {
 
     /// Goes on by bar number `t`, before which the exposure `level` (-1 to 1 of the equity, or more) was decided on and the
     /// average true range was `range`. A change is filled at the open. Then a stop or target within the bar is filled at its
-    /// price, or at the open if that lies beyond; of both in one bar, the stop counts. ln of the equity's growth.
+    /// price, or at the open if that lies beyond; of both in one bar, the stop counts. Who is ruined at the close leaves there,
+    /// owes nothing and trades no more. ln of the equity's growth.
     pub fn advance(&mut self, level: f64, t: usize, bar: &Bar, range: f64) -> f64 {
         let before = self.equity();
+        if self.is_ruined() {
+            return 0.;
+        }
         if level != self.level {
             self.change(level, t, bar.open, range);
         }
@@ -131,9 +140,11 @@ impl Account {
         if let Some(position) = &mut self.held {
             position.hold(bar.close);
         }
-        // An account cannot owe: what is left of a ruin is nothing.
-        let after = self.equity().max(1e-3 * RUIN * START);
-        (after / before.max(1e-3 * RUIN * START)).ln()
+        if self.is_ruined() {
+            self.leave(t, bar.close, 0., Reason::Ruin);
+            (self.level, self.cash) = (0., self.cash.max(LEFT));
+        }
+        (self.equity() / before).ln()
     }
 
     /// Leaves the position at the close of bar `t`.
@@ -183,8 +194,7 @@ impl Account {
     /// Everything that its future depends on.
     pub fn state(&self) -> Vec<f64> {
         let held = self.held.as_ref().map_or([0.; 12], |p| {
-            let counts = [f64::from(p.bars_held), f64::from(p.bars_since_best)];
-            let [held, best] = counts;
+            let (held, best) = (f64::from(p.bars_held), f64::from(p.bars_since_best));
             [
                 p.shares,
                 p.entry,
@@ -253,12 +263,15 @@ fn reached(p: &Position, bar: &Bar) -> Option<(f64, Reason)> {
     let long = p.shares > 0.;
     let (worst, best) = if long { (bar.low, bar.high) } else { (bar.high, bar.low) };
     let side = p.shares.signum();
-    // A price beyond the level by the open is filled there.
+    // A price beyond a level by the open is filled there, before anything else happens.
+    if side * (bar.open - p.target) >= 0. {
+        return Some((bar.open, Reason::Target));
+    }
     if side * (worst - p.stop) <= 0. {
         return Some((if long { p.stop.min(bar.open) } else { p.stop.max(bar.open) }, Reason::Stop));
     }
     if side * (best - p.target) >= 0. {
-        return Some((if long { p.target.max(bar.open) } else { p.target.min(bar.open) }, Reason::Target));
+        return Some((p.target, Reason::Target));
     }
     None
 }
@@ -334,7 +347,7 @@ mod tests {
         assert_eq!(out(1., bar(95., 96., 94., 95.)), (Some((95., Reason::Stop)), 0.));
         assert_eq!(out(1., bar(101., 106., 97., 99.)), (Some((98., Reason::Stop)), 0.), "both in one bar");
         assert_eq!(out(1., bar(101., 106., 99., 99.)), (Some((105., Reason::Target)), 0.));
-        assert_eq!(out(1., bar(107., 108., 99., 99.)), (Some((107., Reason::Target)), 0.));
+        assert_eq!(out(1., bar(107., 108., 97., 99.)), (Some((107., Reason::Target)), 0.));
         assert_eq!(out(-1., bar(101., 102., 99., 99.)), (Some((102., Reason::Stop)), 0.));
         assert_eq!(out(-1., bar(103., 104., 99., 99.)), (Some((103., Reason::Stop)), 0.));
         assert_eq!(out(-1., bar(99., 100., 94., 96.)), (Some((95., Reason::Target)), 0.));
@@ -356,6 +369,10 @@ mod tests {
         assert!(Account::of(RULES, &[0.; 3]).is_none());
         let growth = a.advance(-1., 5, &bar(400., 400., 400., 400.), 3.);
         assert!(a.is_ruined() && growth.is_finite() && growth < -5., "{growth}");
-        assert!(a.advance(1., 6, &bar(400., 500., 399., 500.), 3.).is_finite());
+        // Nothing comes back.
+        for close in [90., 500.] {
+            assert_eq!(a.advance(1., 6, &bar(close, close, close, close), 3.), 0.);
+        }
+        assert!(a.equity() == 1. && a.held().is_none());
     }
 }

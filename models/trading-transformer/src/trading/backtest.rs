@@ -6,12 +6,10 @@ use candle_core::Result;
 use zoo_market::Date;
 use zoo_training::{Metrics, Split};
 
+use super::YEAR;
 use super::account::{Rules, Trade};
 use super::environment::Walk;
 use super::market::Market;
-
-/// Bars of a year.
-const YEAR: f64 = 252.;
 
 /// A symbol's way through a period.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -54,7 +52,7 @@ pub(super) fn run(
             if walk.t == ends[i] {
                 // What it takes to get out belongs to the result.
                 walk.account.finish(walk.t, close);
-                growth += (walk.account.equity() / equity).max(1e-9).ln();
+                growth += (walk.account.equity() / equity).ln();
                 course.turnover = walk.account.turnover();
             }
             course.growth.push(growth);

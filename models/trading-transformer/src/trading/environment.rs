@@ -6,6 +6,7 @@ use zoo_market::Bar;
 use zoo_training::ppo::{End, Environment, Step};
 use zoo_training::{Metrics, Split};
 
+use super::YEAR;
 use super::account::{Account, Rules};
 use super::market::Market;
 use crate::features::{FEATURES, POSITION};
@@ -71,7 +72,7 @@ impl Walk {
         let ([symbol, t], rest) = state.split_first_chunk()?;
         let (account, history) = rest.split_at_checked(Account::STATE)?;
         let (symbol, t) = (*symbol as usize, *t as usize);
-        (t + 1 < market.symbols.get(symbol)?.days.bars.len()).then_some(())?;
+        market.symbols.get(symbol)?.period(Split::Train).contains(&t).then_some(())?;
         let account = Account::of(market.rules, account)?;
         Some(Self { symbol, t, account, history: history.iter().map(|v| *v as f32).collect() })
     }
@@ -203,16 +204,16 @@ impl Environment for Trading<'_> {
         steps
     }
 
-    /// Mean reward a year (250 bars) in percent of the equity's logarithm, closed trades and the share that won, the share of
+    /// Mean reward a year in percent of the equity's logarithm, closed trades and the share that won, the share of
     /// bars with a position, the share of the 20 position features that are not zero, value traded a year, and steps so far.
     fn metrics(&mut self) -> Metrics {
         let Tally { steps, growth, trades, wins, active, traded, invested } = std::mem::take(&mut self.tally);
         let a_step = |v: f64| v / steps.max(1) as f64;
         vec![
-            ("growth", 100. * 250. * a_step(growth)),
+            ("growth", 100. * YEAR * a_step(growth)),
             ("win_rate", 100. * wins as f64 / trades.max(1) as f64),
             ("trades", trades as f64),
-            ("turnover", 250. * a_step(traded)),
+            ("turnover", YEAR * a_step(traded)),
             ("invested", 100. * a_step(invested as f64)),
             ("active_features", 100. * a_step(active as f64) / POSITION as f64),
             ("steps", self.steps as f64),
@@ -231,7 +232,11 @@ impl Environment for Trading<'_> {
         let Some((left, walks)) = rest.split_at_checked(n) else { return false };
         let width = Walk::state_width(self.market);
         let walks: Option<Vec<Walk>> = walks.chunks(width).map(|w| Walk::of(self.market, w)).collect();
-        match walks.filter(|w| w.len() == n && rest.len() == n * (1 + width)) {
+        let within = |(w, left): (&Walk, &f64)| {
+            *left >= 1. && w.t as f64 + left <= self.market.symbols[w.symbol].period(Split::Train).end as f64
+        };
+        let whole = rest.len() == n * (1 + width);
+        match walks.filter(|w| whole && w.len() == n && w.iter().zip(left).all(within)) {
             Some(walks) => self.walks = walks,
             None => return false,
         }

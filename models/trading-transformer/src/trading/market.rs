@@ -24,9 +24,9 @@ pub(crate) struct Symbol {
 }
 
 impl Symbol {
-    /// A symbol all of whose bars with enough history, but for the last, are of every period.
+    /// A symbol all of whose bars with enough history, but for the last, are of every period; there is at least one.
     pub(crate) fn new(name: String, days: Days, bars: usize) -> Self {
-        let all = WARMUP + bars - 1..days.bars.len().saturating_sub(1).max(WARMUP + bars - 1);
+        let all = WARMUP + bars - 1..days.bars.len().saturating_sub(1);
         Self {
             name,
             rows: features::of_market(&days.bars),
@@ -64,6 +64,13 @@ impl Market {
                 files(path)?.into_iter().map(|file| Ok((name(&file), source.read(&file)?))).collect::<Result<_>>()?
             }
         };
+        let least = WARMUP + config.bars + 1;
+        if let Some((name, days)) = series.iter().find(|(_, days)| days.bars.len() < least) {
+            return Err(Error::Data(format!(
+                "{name}: {} days, a symbol needs at least {least} (bring more data, or leave it out)",
+                days.bars.len()
+            )));
+        }
         let mut symbols: Vec<Symbol> =
             series.into_iter().map(|(name, days)| Symbol::new(name, days, config.bars)).collect();
         let origin = if simulated { "the simulation".to_string() } else { path.display().to_string() };
@@ -125,7 +132,8 @@ fn simulations(source: &Source, seed: u64) -> Vec<(String, Days)> {
     (0..source.simulated_symbols).map(one).collect()
 }
 
-/// Divides time into periods, the same for all symbols, with as many days between two as an observation has bars.
+/// Divides time into periods, the same for all symbols, with as many days of all symbols' calendar between two as an
+/// observation has bars.
 fn divide(symbols: &mut [Symbol], source: &Source, bars: usize) -> std::result::Result<(), String> {
     let &Source { valid, test, walk_forward, .. } = source;
     let decided = symbols.iter().flat_map(|s| s.days.dates[s.period(Split::Train)].iter().copied());
@@ -161,7 +169,11 @@ fn divide(symbols: &mut [Symbol], source: &Source, bars: usize) -> std::result::
         let own = &symbol.days.dates[all];
         symbol.periods = ranges.clone().map(|r| {
             let place = |i: usize| dates.get(i).map_or(own.len(), |date| own.partition_point(|d| d < date));
-            first + place(r.start)..first + place(r.end)
+            // Where a symbol is traded seldom, the bar behind a decision must not lie in the next period.
+            let next = dates.get(r.end + bars);
+            let reaches = |k: &usize| next.is_none_or(|next| symbol.days.dates[first + k + 1] < *next);
+            let end = (place(r.start)..place(r.end)).rev().find(reaches).map_or(place(r.start), |k| k + 1);
+            first + place(r.start)..first + end
         });
     }
     Ok(())
@@ -216,6 +228,9 @@ mod tests {
             assert_eq!(long.end, short.end + 500, "{split:?}");
             assert_eq!(long.start.max(719), short.start + 500, "{split:?}");
         }
+        std::fs::write(dir.path().join("new.csv"), "Date,Open,High,Low,Close,Volume\n2000-01-03,1,1,1,1,1\n")?;
+        let message = self::market(&source).err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(message.starts_with("new: 1 days, a symbol needs at least 221"), "{message}");
         let empty = tempfile::tempdir()?;
         let source = Source { path: empty.path().display().to_string(), ..Source::default() };
         let message = self::market(&source).err().map(|e| e.to_string()).unwrap_or_default();

@@ -13,6 +13,9 @@ mod policy;
 mod positions;
 pub mod signal;
 
+/// Bars of a year.
+const YEAR: f64 = 252.;
+
 pub use account::{Account, Reason, Rules, START, Trade};
 pub(crate) use policy::Policy;
 pub(crate) use positions::predict;

@@ -1,4 +1,4 @@
-//! The best that can be done in an autoregressive market by one who knows its coefficient.
+//! What one does in an autoregressive market who knows its coefficient.
 
 /// Steps of the grid of returns, from -4 to 4 deviations.
 const GRID: usize = 161;
@@ -6,7 +6,8 @@ const REACH: f64 = 4.;
 /// Discount of later growth: far ahead, but not without end.
 const DISCOUNT: f64 = 0.99;
 
-/// The exposure that maximises the expected growth after costs, for every last return and every exposure held: the solution of
+/// The exposure that maximises the expected return after costs, for every last return and every exposure held, without regard to
+/// stops: the solution of
 /// Bellman's equation on a grid (Puterman, *Markov Decision Processes*, 1994, section 6.3).
 pub(super) struct Oracle {
     levels: Vec<f64>,
@@ -46,7 +47,10 @@ impl Oracle {
             for held in 0..n {
                 for i in 0..GRID {
                     let value = |a: usize| after[a][i] - friction * (levels[a] - levels[held]).abs();
-                    let choice = (0..n).max_by(|a, b| value(*a).total_cmp(&value(*b))).unwrap_or_default();
+                    // Where nothing is to be gained, nothing is changed.
+                    let order =
+                        |a: &usize, b: &usize| value(*a).total_cmp(&value(*b)).then((*a == held).cmp(&(*b == held)));
+                    let choice = (0..n).max_by(order).unwrap_or_default();
                     (best[held][i], next[held][i]) = (choice, value(choice));
                 }
             }
@@ -86,6 +90,7 @@ mod tests {
         // Nothing to know, nothing to gain.
         let none = Oracle::new(&levels, 0., 0.01, 0.001);
         assert!([-0.03, 0., 0.03].iter().all(|c| none.choose(*c, 0.) == 0.));
+        assert_eq!(Oracle::new(&levels, 0., 0.01, 0.).choose(0.01, 0.), 0.);
         // The least return that makes it enter earns its cost: more than one bar's is expected of it.
         let enters = (0..400).map(|i| f64::from(i) * 1e-4).find(|c| dear.choose(*c, 0.) == 1.).unwrap_or(f64::NAN);
         assert!((0.0015..0.0035).contains(&enters), "{enters}");

@@ -3,7 +3,7 @@
 use candle_core::{Device, Result, Tensor};
 use serde_json::{Value, json};
 use zoo_layers::Mode;
-use zoo_layers::random::{Purpose, Stream};
+use zoo_layers::random::{Purpose, Stream, layer_id};
 use zoo_training::config::ConfigOf;
 use zoo_training::ppo::{ActorCritic, Collector};
 use zoo_training::{Error, Evaluation, Experience, Metrics, Picture, Split, Table};
@@ -12,13 +12,12 @@ use super::account::Rules;
 use super::backtest::{Course, Record, replay, run};
 use super::environment::{Trading, Walk};
 use super::market::Market;
+use crate::directions::UNTIL;
 use crate::statistics::standard_errors;
 use crate::task::{Batch, TradingTask};
 use crate::{Config, Source, TradingTransformer};
 
-/// Key of the last day that decided the weights.
-const UNTIL: &str = "until";
-/// Shifts of the positions in time that timing is compared with.
+/// Shifts of the positions in time, at most, that timing is compared with.
 const SHIFTS: usize = 100;
 /// Days over which daily returns may depend on each other.
 const LAGS: usize = 10;
@@ -43,28 +42,22 @@ impl ActorCritic for TradingTransformer {
     }
 }
 
-/// The exposures that the policy likes best.
+/// The chance that the policy gives each exposure, and the likeliest of them.
 pub(super) fn choose(
     model: &TradingTransformer,
     market: &Market,
     walks: &[&Walk],
     device: &Device,
-) -> Result<Vec<f64>> {
-    let chances = chances(model, market, walks, device)?;
-    let best = |p: &Vec<f32>| (0..p.len()).max_by(|a, b| p[*a].total_cmp(&p[*b])).unwrap_or_default();
-    Ok(chances.iter().map(|p| market.levels[best(p)]).collect())
-}
-
-/// The chance that the policy gives each exposure.
-pub(super) fn chances(
-    model: &TradingTransformer,
-    market: &Market,
-    walks: &[&Walk],
-    device: &Device,
-) -> Result<Vec<Vec<f32>>> {
+) -> Result<Vec<(Vec<f32>, f64)>> {
     let mut views = vec![];
     walks.iter().for_each(|w| w.view(&mut views));
-    model.policy(&market.observe(&views)?.to_device(device)?)?.to_device(&Device::Cpu)?.to_vec2()
+    let chances = model.policy(&market.observe(&views)?.to_device(device)?)?.to_device(&Device::Cpu)?;
+    let likeliest = |p: &[f32]| (0..p.len()).max_by(|a, b| p[*a].total_cmp(&p[*b])).unwrap_or_default();
+    let chosen = |p: Vec<f32>| {
+        let best = likeliest(&p);
+        (p, market.levels[best])
+    };
+    Ok(chances.to_vec2::<f32>()?.into_iter().map(chosen).collect())
 }
 
 impl Policy {
@@ -75,7 +68,7 @@ impl Policy {
         fitted: Option<&Value>,
         device: &Device,
     ) -> zoo_training::Result<Self> {
-        if let Some(problem) = config.problem().or_else(|| source.problem()) {
+        if let Some(problem) = source.problem().or_else(|| config.problem()) {
             return Err(Error::Usage(problem));
         }
         if source.levels().len() != config.actions {
@@ -122,8 +115,12 @@ impl Policy {
     }
 
     pub(crate) fn fitted(&self) -> Value {
-        let spans = [Split::Train, Split::Valid].into_iter().filter_map(|s| self.market.span(s));
-        match spans.map(|[_, last]| last).max() {
+        // The bar after the last decision was seen too.
+        let last = |split: Split| {
+            let ends = self.market.symbols.iter().map(move |s| (s, s.period(split)));
+            ends.filter(|(_, p)| !p.is_empty()).map(|(s, p)| s.days.dates[p.end].to_string()).max()
+        };
+        match [Split::Train, Split::Valid].into_iter().filter_map(last).max() {
             // Simulated days share no more than dates with real ones.
             Some(last) if !self.market.simulated => json!({ UNTIL: last }),
             _ => json!({}),
@@ -169,13 +166,15 @@ impl Policy {
         config: &ConfigOf<TradingTask>,
     ) -> zoo_training::Result<Box<dyn Experience<TradingTask> + '_>> {
         let settings = config.train.ppo.clone().unwrap_or_default();
-        settings.validate()?;
         let trading = Trading::new(&self.market, settings.environments, self.episode, self.seed);
         Ok(Box::new(Collector::new(trading, &settings, self.seed, &self.device)?))
     }
 
     fn courses(&self, model: &TradingTransformer, split: Split) -> Result<Vec<Course>> {
-        run(&self.market, self.market.rules, split, |walks| choose(model, &self.market, walks, &self.device))
+        run(&self.market, self.market.rules, split, |walks| {
+            let chosen = choose(model, &self.market, walks, &self.device)?;
+            Ok(chosen.into_iter().map(|(_, level)| level).collect())
+        })
     }
 
     /// The record of the exposures that the policy likes best.
@@ -197,20 +196,17 @@ impl Policy {
         let endless = Rules { stop: 1e9, target: 1e9, ..market.rules };
         let hold = of(&replay(market, endless, split, |_, _| 1.)?);
         let flat = of(&replay(market, endless, split, |_, _| 0.)?);
-        let mut chance = Stream::new(self.seed, Purpose::Sampling, 1, 0);
+        let longest = courses.iter().map(|c| c.decided.len()).max().unwrap_or_default();
+        let mut shifts: Vec<usize> = (1..longest).collect();
+        Stream::new(self.seed, Purpose::Sampling, layer_id("shift"), 0).shuffle(&mut shifts);
+        shifts.truncate(SHIFTS);
         let mut shifted = vec![];
-        for _ in 0..SHIFTS {
-            let u = chance.uniform();
-            let later = |i: usize, k: usize| {
-                let decided = &courses[i].decided;
-                // At least one bar later, and not once round.
-                let shift = 1 + (u * decided.len().saturating_sub(1) as f64) as usize;
-                decided[(k + shift) % decided.len()]
-            };
+        for shift in shifts {
+            let later = |i: usize, k: usize| courses[i].decided[(k + shift) % courses[i].decided.len()];
             shifted.push(of(&replay(market, market.rules, split, later)?));
         }
         let mean = |(i, (name, _)): (usize, &(&'static str, f64))| {
-            (*name, shifted.iter().map(|r| r.metrics[i].1).sum::<f64>() / SHIFTS as f64)
+            (*name, shifted.iter().map(|r| r.metrics[i].1).sum::<f64>() / shifted.len().max(1) as f64)
         };
         let random: Metrics = policy.metrics.iter().enumerate().map(mean).collect();
         let remarks = self.conclude(&policy, &hold, &shifted);
@@ -266,12 +262,14 @@ impl Policy {
         ));
         let better = shifted.iter().filter(|r| r.metric("sharpe") >= policy.metric("sharpe")).count();
         let spread = quantiles(shifted.iter().map(|r| r.metric("sharpe")).collect());
+        // What is seen is one arrangement among those compared.
         remarks.push(format!(
-            "Its own positions, shifted in time by chance, have Sharpe ratios from {:.2} to {:.2} (90 % of {SHIFTS} shifts); {better} are \
+            "Its own positions, shifted in time by chance, have Sharpe ratios from {:.2} to {:.2} (90 % of {} shifts); {better} are \
              as good: its timing {}.",
             spread[0],
             spread[1],
-            if better * 20 <= SHIFTS { "is better than chance" } else { "is no better than chance" }
+            shifted.len(),
+            if (better + 1) * 20 <= shifted.len() + 1 { "is better than chance" } else { "is no better than chance" }
         ));
         remarks
     }

@@ -1,12 +1,13 @@
 //! `zoo predict trading-transformer` with a policy: the exposure that it chooses after each bar of a price file.
 
 use candle_core::Device;
-use serde_json::Map;
+use serde_json::{Map, Value};
 use zoo_training::{Error, Picture, Prediction, Request, Result};
 
 use super::environment::Walk;
 use super::market::{Market, Symbol, name};
-use super::policy::chances;
+use super::policy::choose;
+use crate::directions::UNTIL;
 use crate::features::WARMUP;
 use crate::{Config, Source, TradingTransformer};
 
@@ -19,6 +20,7 @@ pub(crate) fn predict(
     model: &TradingTransformer,
     config: &Config,
     source: &Source,
+    fitted: &Value,
     request: &Request,
     device: &Device,
 ) -> Result<Prediction> {
@@ -55,9 +57,8 @@ pub(crate) fn predict(
     let (mut rows, mut equity, mut price) = (Vec::with_capacity(n - first), vec![], vec![]);
     let mut chosen = 0.;
     for t in first..n {
-        let chances = chances(model, &market, &[&walk], device)?.remove(0);
-        let best = (0..chances.len()).max_by(|a, b| chances[*a].total_cmp(&chances[*b])).unwrap_or_default();
-        chosen = market.levels[best];
+        let (chances, level) = choose(model, &market, &[&walk], device)?.remove(0);
+        chosen = level;
         let worth = walk.account.equity() / super::START;
         let mut row = vec![days.dates[t].to_string(), days.bars[t].close.to_string()];
         row.extend(chances.iter().map(|p| format!("{p:.4}")));
@@ -80,6 +81,10 @@ pub(crate) fn predict(
          {}, says {chosen}.",
         days.dates[n - 1]
     ));
+    if let Some(until) = fitted[UNTIL].as_str() {
+        remarks
+            .push(format!("Days until {until} decided the weights: on those the equity says nothing of days to come."));
+    }
     Ok(Prediction {
         header,
         rows,

@@ -145,18 +145,17 @@ pub fn run(
 struct Heard {
     from: u64,
     norms: Vec<f64>,
-    active: Vec<f64>,
-    wins: Vec<f64>,
+    /// Step, share of active position features, share of trades that won.
+    rounds: Vec<(u64, f64, f64)>,
 }
 
 impl Observer for Heard {
     fn observe(&mut self, event: &Event) {
         match event {
             Event::Step { step, grad_norm, .. } if *step > self.from => self.norms.push(*grad_norm),
-            Event::Collected { step, metrics } if *step >= self.from => {
-                let of = |name: &str| metrics.iter().find(|m| m.0 == name).map_or(f64::NAN, |m| m.1);
-                self.active.push(of("active_features") / 100.);
-                self.wins.push(of("win_rate") / 100.);
+            Event::Collected { step, metrics } => {
+                let of = |name: &str| metrics.iter().find(|m| m.0 == name).map_or(f64::NAN, |m| m.1 / 100.);
+                self.rounds.push((*step, of("active_features"), of("win_rate")));
             }
             _ => {}
         }
@@ -169,7 +168,13 @@ fn mean(values: &[f64]) -> f64 {
 
 fn monitored(folder: &std::path::Path, heard: &Heard) -> zoo_training::Result<Monitored> {
     let checks = Check::read(folder)?;
-    let last: Vec<&Check> = checks.iter().filter(|c| c.step > heard.from).collect();
+    // In a short run the last look and the last round may lie before its last tenth.
+    let since = |last: Option<u64>| heard.from.min(last.unwrap_or_default());
+    let looked = since(checks.last().map(|c| c.step - 1));
+    let last: Vec<&Check> = checks.iter().filter(|c| c.step > looked).collect();
+    let acted = since(heard.rounds.last().map(|r| r.0));
+    let round =
+        |f: fn(&(u64, f64, f64)) -> f64| mean(&heard.rounds.iter().filter(|r| r.0 >= acted).map(f).collect::<Vec<_>>());
     let of = |f: &dyn Fn(&Check) -> Option<f64>| mean(&last.iter().filter_map(|c| f(c)).collect::<Vec<_>>());
     let zeros = |c: &Check| c.parameters.iter().find(|g| g.name == "temporal_projection.weight").map(|g| g.zeros);
     let saturated = |c: &Check| c.probes.iter().find(|p| p.name == "temporal_projection").map(|p| p.saturated);
@@ -179,7 +184,7 @@ fn monitored(folder: &std::path::Path, heard: &Heard) -> zoo_training::Result<Mo
         saturation: of(&saturated),
         gradient_norm: mean(&heard.norms),
         pooling: [pooling(|p| p.max), pooling(|p| p.min), pooling(|p| p.std)],
-        active_features: mean(&heard.active),
-        win_rate: mean(&heard.wins),
+        active_features: round(|r| r.1),
+        win_rate: round(|r| r.2),
     })
 }

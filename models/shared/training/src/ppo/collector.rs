@@ -103,10 +103,15 @@ impl<E: Environment> Collector<E> {
     /// A collector over `settings.environments` environments; `seed` decides the actions.
     ///
     /// # Errors
-    /// Settings that cannot work.
+    /// Settings that cannot work, or another number of environments.
     pub fn new(environment: E, settings: &Settings, seed: u64, device: &Device) -> Result<Self> {
         settings.validate()?;
-        let count = settings.environments;
+        let (count, mut views) = (settings.environments, vec![]);
+        environment.view(&mut views);
+        if views.len() != count * environment.view_width() {
+            let there = views.len() / environment.view_width().max(1);
+            return Err(Error::Usage(format!("train.ppo.environments = {count}, but there are {there}")));
+        }
         Ok(Self {
             environment,
             count,
@@ -310,6 +315,89 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Two counters; an episode is cut off after three steps, or over if the action is 1 on its last.
+    struct Counters([f32; 2]);
+
+    impl Environment for Counters {
+        fn actions(&self) -> usize {
+            2
+        }
+
+        fn view_width(&self) -> usize {
+            1
+        }
+
+        fn view(&self, views: &mut Vec<f32>) {
+            views.extend(self.0);
+        }
+
+        fn observe(&self, views: &[f32]) -> Computed<Tensor> {
+            Tensor::from_slice(views, (views.len(), 1), &Device::Cpu)
+        }
+
+        fn step(&mut self, actions: &[u32]) -> Vec<Step> {
+            let one = |(count, action): (&mut f32, &u32)| {
+                *count += 1.;
+                let over = *count == 3.;
+                let end = match (over, action) {
+                    (false, _) => End::Open,
+                    (true, 1) => End::Terminal,
+                    (true, _) => End::Truncated(vec![*count]),
+                };
+                *count = if over { 0. } else { *count };
+                Step { reward: 1., end }
+            };
+            self.0.iter_mut().zip(actions).map(one).collect()
+        }
+
+        fn metrics(&mut self) -> Metrics {
+            vec![]
+        }
+
+        fn state(&self) -> Vec<f64> {
+            self.0.map(f64::from).to_vec()
+        }
+
+        fn restore(&mut self, _: &[f64]) -> bool {
+            false
+        }
+    }
+
+    /// Values an observation at ten times itself; always takes `action`.
+    struct Sure(usize);
+
+    impl ActorCritic for Sure {
+        fn act(&self, observation: &Tensor, _: Mode) -> Computed<(Tensor, Tensor)> {
+            let row = if self.0 == 0 { [0f32, -100.] } else { [-100., 0.] };
+            let logits = Tensor::new(&[row], &Device::Cpu)?.broadcast_as((observation.dim(0)?, 2))?;
+            Ok((logits.contiguous()?, (observation.squeeze(1)? * 10.)?))
+        }
+    }
+
+    #[test]
+    fn an_episode_that_is_cut_off_is_worth_what_the_critic_expects_and_one_that_is_over_nothing() -> Result<()> {
+        let settings = Settings {
+            environments: 2,
+            rollout: 4,
+            gamma: 0.5,
+            lambda: 0.,
+            normalize_reward: false,
+            ..Settings::default()
+        };
+        for (action, last) in [(0, 1. + 0.5 * 30. - 20.), (1, 1. - 20.)] {
+            let mut collector = Collector::new(Counters([0., 0.]), &settings, 1, &Device::Cpu)?;
+            collector.roll_out(Some(&Sure(action)), 0)?;
+            // One step ahead: 1 + γ·10·(k + 1) - 10·k, the last of the episode as it ended, then the first again.
+            let expected = [1. + 5., 1. + 10. - 10., last, 1. + 5.].map(|a| [a as f32; 2]).concat();
+            assert_eq!(collector.advantages, expected);
+            assert!(collector.log_probs.iter().all(|p| p.abs() < 1e-6));
+        }
+        let settings = Settings { environments: 3, ..settings };
+        let refused = Collector::new(Counters([0.; 2]), &settings, 1, &Device::Cpu).err().map(|e| e.to_string());
+        assert!(refused.is_some_and(|e| e.contains("there are 2")));
+        Ok(())
+    }
 
     #[test]
     fn choices_are_drawn_by_their_chances() {

@@ -82,8 +82,11 @@ impl Settings {
     pub fn validate(&self) -> crate::Result<()> {
         let positive = |v: f64| v.is_finite() && v >= 0.;
         let checks = [
-            ((1..=65_536).contains(&self.environments), "environments must be 1 to 65,536"),
-            ((1..=1_000_000).contains(&self.rollout), "rollout must be 1 to 1,000,000"),
+            (self.environments > 0 && self.rollout > 0, "environments and rollout must be at least 1"),
+            (
+                self.environments.saturating_mul(self.rollout) <= 4_000_000,
+                "environments times rollout must be at most 4,000,000: all of a round is kept in memory",
+            ),
             (self.passes > 0, "passes must be at least 1"),
             ((0. ..=1.).contains(&self.gamma), "gamma must lie in [0, 1]"),
             ((0. ..=1.).contains(&self.lambda), "lambda must lie in [0, 1]"),

@@ -213,7 +213,7 @@ impl<'a, T: Task> Trainer<'a, T> {
         let found = run.latest(self.params.device(), |_| true)?;
         let now = self.on_record()?;
         let differs = run.accepted()?.map(|before| self.differences(&before, &now)).unwrap_or_default();
-        let refused: Vec<&Difference> = differs.iter().filter(|d| !changed.contains(&d.key)).collect();
+        let refused: Vec<&Difference> = differs.iter().filter(|d| !changed.iter().any(|key| d.is_named(key))).collect();
         if !refused.is_empty() {
             let shown: Vec<String> =
                 refused.iter().map(|d| format!("{}: {} then, {} now", d.key, d.was, d.now)).collect();
@@ -224,7 +224,7 @@ impl<'a, T: Task> Trainer<'a, T> {
                 shown.join("; ")
             )));
         }
-        let unknown = |key: &String| now["config"].pointer(&format!("/{}", key.replacen('.', "/", 1))).is_none();
+        let unknown = |key: &String| now["config"].pointer(&format!("/{}", key.replace('.', "/"))).is_none();
         if let Some(key) = changed.iter().find(|key| *key != "data" && unknown(key)) {
             return Err(Error::Usage(format!(
                 "--allow-change {key}: there is no such key (--print-config lists them)"
@@ -240,7 +240,11 @@ impl<'a, T: Task> Trainer<'a, T> {
         run.return_to(&found)?;
         found.warnings.iter().for_each(|w| observer.observe(&Event::Warning(w)));
         match found.saved {
-            Some(saved) => {
+            Some(mut saved) => {
+                // What was collected elsewhere, or in other rounds, is of no use.
+                if differs.iter().any(|d| d.key.starts_with("data") || d.key == PPO) {
+                    saved.experience = None;
+                }
                 self.restore(saved)?;
                 self.recall_health(observer)?;
             }
@@ -268,26 +272,27 @@ impl<'a, T: Task> Trainer<'a, T> {
         self.state = saved.state;
         match (&mut self.experience, &saved.experience) {
             (Some(experience), Some(saved)) => experience.restore(saved)?,
-            _ => self.state.round = None,
+            _ => {
+                self.experience = self.task.experience(self.config)?;
+                self.state.round = None;
+            }
         }
         Ok(())
     }
 
     /// Micro-steps that the samples of a round serve at most.
-    fn per_round(&self, experience: &dyn Experience<T>) -> u64 {
-        self.batches.per_epoch().saturating_mul(experience.passes())
+    fn per_round(&self) -> u64 {
+        let passes = self.experience.as_ref().map_or(1, |e| e.passes());
+        self.batches.per_epoch().saturating_mul(passes)
     }
 
     /// Has the model act, if the next step needs new samples.
     fn gather(&mut self, observer: &mut dyn Observer) -> Result<()> {
-        let Some(mut experience) = self.experience.take() else { return Ok(()) };
-        let round = self.state.micro_batch / self.per_round(&*experience);
-        let collected = match self.state.round == Some(round) {
-            true => Ok(None),
-            false => experience.collect(&self.model, round).map(Some),
+        let round = self.state.micro_batch / self.per_round();
+        let Some(experience) = self.experience.as_mut().filter(|_| self.state.round != Some(round)) else {
+            return Ok(());
         };
-        self.experience = Some(experience);
-        let Some(metrics) = collected? else { return Ok(()) };
+        let metrics = experience.collect(&self.model, round)?;
         self.state.round = Some(round);
         let step = self.state.step;
         if let Some(run) = self.run {
@@ -450,8 +455,8 @@ impl<'a, T: Task> Trainer<'a, T> {
             }
             self.state.step += 1;
             self.state.micro_batch += train.accumulate;
-            if let Some(experience) = self.experience.as_deref().filter(|e| e.is_spent(&step.parts)) {
-                self.state.micro_batch = self.state.micro_batch.next_multiple_of(self.per_round(experience));
+            if self.experience.as_ref().is_some_and(|e| e.is_spent(&step.parts)) {
+                self.state.micro_batch = self.state.micro_batch.next_multiple_of(self.per_round());
             }
             let number = self.state.step;
             loss = step.loss;
@@ -716,11 +721,21 @@ fn object(metrics: &Metrics) -> Map<String, Value> {
 const WITHOUT_EFFECT: [&str; 6] =
     ["data.path", "train.checkpoint_every", "train.health_every", "train.init_from", "train.keep", "train.log_every"];
 
+/// The table of a policy's training.
+const PPO: &str = "train.ppo";
+
 /// A key with another value than the run was begun with.
 struct Difference {
     key: String,
     was: String,
     now: String,
+}
+
+impl Difference {
+    /// Whether a key that may change is this one, or one within this table.
+    fn is_named(&self, key: &str) -> bool {
+        key.strip_prefix(self.key.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    }
 }
 
 /// Refuses a `train.freeze` that names no parameter, or all of them.

@@ -1,7 +1,7 @@
 use serde::Serialize;
 
 use super::Trainer;
-use crate::{Error, Result, Silent, Split, Task};
+use crate::{Error, Result, Split, Task};
 
 /// How the loss goes while the learning rate rises.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -32,11 +32,15 @@ impl<T: Task> Trainer<'_, T> {
                 "rates from {from} to {to} in {steps} steps: expected two rising positive rates and at least 10 steps"
             )));
         }
+        if self.experience.is_some() {
+            return Err(Error::Usage(
+                "the loss of a policy says nothing of its rate: compare runs by what the policies bring".into(),
+            ));
+        }
         let mut test = RateTest::default();
         let (mut mean, mut least) = (0., f64::INFINITY);
         let (task, mut batches) = (self.task, self.batches.clone());
         for i in 0..steps {
-            self.gather(&mut Silent)?;
             let lr = from * (to / from).powf(i as f64 / (steps - 1) as f64);
             let step = self.micro_steps(lr, &mut |number| task.batch(Split::Train, batches.at(number)))?;
             if !(step.loss.is_finite() && step.norm.is_finite()) {
