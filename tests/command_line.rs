@@ -257,7 +257,9 @@ fn a_policy_is_trained_judged_over_seeds_and_applied() -> Outcome {
         prices.push_str(&format!("{date},{},{},{},{},{}\n", bar.open, bar.high, bar.low, bar.close, bar.volume));
     }
     std::fs::write(dir.path().join("prices.csv"), &prices)?;
-    let tiny = ["trading-transformer", "--preset", "ppo-tiny", "--data", "prices.csv"];
+    // Where trading costs nothing, staying out is no better than anything else.
+    let free = ["--set", "data.cost=0", "--set", "data.slippage=0"];
+    let tiny = [&["trading-transformer", "--preset", "ppo-tiny", "--data", "prices.csv"], &free[..]].concat();
     let params = json(&zoo(dir.path(), &["params", "trading-transformer", "--preset", "ppo", "--json"]))?;
     // The extractor, two maps of 64 x 64, three exposures and a value.
     assert_eq!(params["trainable"], 223_895 - 195 + 2 * (64 * 64 + 64) + 65 * 4);
@@ -324,6 +326,14 @@ fn a_policy_is_trained_judged_over_seeds_and_applied() -> Outcome {
         ),
         (&["train", "trading-transformer", "--preset", "tiny", "--data", "."], 2, "is a folder"),
         (&["eval", "stock-lstm", "--checkpoint", "1"], 1, "stock-lstm"),
+        (&["train", "stock-lstm", "--resume", "1"], 2, "1 is a run of trading-transformer"),
+        (&["eval", "trading-transformer", "--checkpoint", "1", "1"], 2, "is named twice"),
+        (&["predict", "trading-transformer", "--checkpoint", "1", "--input", "."], 2, "a folder, expected a file"),
+        (
+            &["train", "trading-transformer", "--preset", "ppo-tiny", "--set", "data.simulated_days=10"],
+            1,
+            "10 days, a symbol needs",
+        ),
         (
             &["eval", "trading-transformer", "--checkpoint", "1", "--set", "data.sizes=[0.5, 1.0]"],
             2,

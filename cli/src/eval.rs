@@ -100,8 +100,11 @@ pub(crate) fn run<T: Task>(args: &EvalArgs) -> anyhow::Result<()> {
         let judged = judge::<T>(args, checkpoint)?;
         judged.warnings.iter().filter(|w| said.insert((*w).clone())).for_each(|w| note(&format!("zoo: warning: {w}")));
         if let Some(output) = &args.output {
-            let folder = if several { output.join((i + 1).to_string()) } else { output.clone() };
+            let folder = if several { output.join(format!("{}-{}", i + 1, name(checkpoint))) } else { output.clone() };
             keep(&folder, &judged.evaluation)?;
+        }
+        if all.iter().any(|j: &Judged| j.path == judged.path) {
+            return Err(Error::Usage(format!("{} is named twice", judged.path.display())).into());
         }
         let names = |j: &Judged| -> Vec<&str> {
             let Evaluation { metrics, baselines, .. } = &j.evaluation;
@@ -120,6 +123,11 @@ pub(crate) fn run<T: Task>(args: &EvalArgs) -> anyhow::Result<()> {
         all => report_several::<T>(args, all),
     }
     Ok(())
+}
+
+/// What a run or file is called.
+fn name(checkpoint: &Path) -> String {
+    checkpoint.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// Writes what lies behind the metrics.
@@ -173,11 +181,13 @@ fn over(all: &[&Metrics], of: fn(&[f64]) -> f64) -> Metrics {
 fn report_several<T: Task>(args: &EvalArgs, all: &[Judged]) {
     let own: Vec<&Metrics> = all.iter().map(|j| &j.evaluation.metrics).collect();
     let (means, deviations) = (over(&own, spread::mean), over(&own, spread::deviation));
+    // Seeds on the same days have met the same luck.
+    let same = all.iter().all(|j| j.data == all[0].data);
     let mut others = vec![];
     let mut remarks = vec![];
     for (i, (name, _)) in all[0].evaluation.baselines.iter().enumerate() {
         let of: Vec<&Metrics> = all.iter().filter_map(|j| j.evaluation.baselines.get(i)).map(|b| &b.1).collect();
-        remarks.extend(compare(&own, &of, &name.replace('_', " ")));
+        remarks.extend(compare(&own, &of, &name.replace('_', " "), same));
         others.push((*name, over(&of, spread::mean)));
     }
     let samples: usize = all.iter().map(|j| j.evaluation.samples).sum();
@@ -197,7 +207,12 @@ fn report_several<T: Task>(args: &EvalArgs, all: &[Judged]) {
         }));
     }
     let mut rows = vec![header(&means)];
-    rows.extend(all.iter().map(|j| row(&shown(j), &j.evaluation.metrics)));
+    for judged in all {
+        rows.push(row(&shown(judged), &judged.evaluation.metrics));
+        for (name, metrics) in judged.evaluation.baselines.iter().filter(|_| !same) {
+            rows.push(row(&format!("  {}", name.replace('_', " ")), metrics));
+        }
+    }
     rows.push(row("mean", &means));
     rows.push(row("standard deviation", &deviations));
     rows.extend(others.iter().map(|(name, m)| row(&name.replace('_', " "), m)));
@@ -207,13 +222,11 @@ fn report_several<T: Task>(args: &EvalArgs, all: &[Judged]) {
 }
 
 /// The first metric over the evaluations beside a baseline's.
-fn compare(own: &[&Metrics], others: &[&Metrics], name: &str) -> Option<String> {
+fn compare(own: &[&Metrics], others: &[&Metrics], name: &str, same: bool) -> Option<String> {
     let (metric, _) = own.first()?.first()?;
     let differences: Vec<f64> = own.iter().zip(others).filter_map(|(a, b)| Some(a.first()?.1 - b.first()?.1)).collect();
     let [low, high] = spread::interval(&differences);
-    let same = others.windows(2).all(|w| w[0].first() == w[1].first());
     let verdict = match () {
-        // What is the same for all seeds has met the same luck.
         () if same => "which speaks of the spread over seeds, not of other data",
         () if low > 0. => "above it",
         () if high < 0. => "below it",

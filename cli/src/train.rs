@@ -10,7 +10,7 @@ use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use zoo_training::config::to_toml;
-use zoo_training::{End, Error, Event, Observer, Outcome, RunDirectory, Task, Trainer};
+use zoo_training::{End, Error, Event, Observer, Outcome, RunDirectory, Task, Trainer, model_of};
 
 use crate::args::TrainArgs;
 use crate::curves::Curves;
@@ -31,6 +31,11 @@ pub(crate) fn run<T: Task>(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         Some(None) => Some(newest(T::NAME)?),
         None => None,
     };
+    if let Some((path, model)) = resumed.as_ref().and_then(|path| Some((path, model_of(path)?)))
+        && model != T::NAME
+    {
+        return Err(Error::Usage(format!("{} is a run of {model}, not of {}", path.display(), T::NAME)).into());
+    }
     let data = fetch::found::<T>(args.data.as_deref())?;
     let settings = settings(args, data.as_deref());
     let mut config = match &resumed {

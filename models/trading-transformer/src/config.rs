@@ -215,6 +215,9 @@ impl Source {
 
     /// The whole bars of a price file.
     pub(crate) fn read(&self, path: &std::path::Path) -> zoo_training::Result<zoo_market::Days> {
+        if path.is_dir() {
+            return Err(zoo_training::Error::Usage(format!("{}: a folder, expected a file", path.display())));
+        }
         let days = zoo_market::read_csv(path, &self.reading())?;
         match days.missing.iter().find(|c| **c != "Adj Close") {
             Some(column) => {
@@ -262,8 +265,8 @@ impl Source {
             (self.episode >= 2, "episode must have at least 2 bars"),
             (self.coefficient.abs() < 1., "coefficient must lie between -1 and 1"),
             (
-                self.simulated_symbols > 0 && self.simulated_days.saturating_mul(self.simulated_symbols) <= 10_000_000,
-                "simulated_symbols must be at least 1, and all of them have at most 10,000,000 days",
+                self.simulated_symbols > 0 && self.simulated_days.saturating_mul(self.simulated_symbols) <= 2_000_000,
+                "simulated_symbols must be at least 1, and all of them have at most 2,000,000 days",
             ),
         ];
         checks.into_iter().find(|(ok, _)| !ok).map(|(_, what)| format!("data.{what}"))

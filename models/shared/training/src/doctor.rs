@@ -43,6 +43,8 @@ pub const DIVERGENCE: f64 = 0.05;
 pub const CLIPPED: f64 = 0.5;
 /// Share of its first entropy below which a policy has stopped trying.
 pub const COLLAPSE: f64 = 0.02;
+/// Share of its first entropy above which a policy has hardly begun to prefer anything.
+pub const UNMOVED: f64 = 0.98;
 /// Fewest evaluations to judge.
 pub const FEWEST: usize = 5;
 
@@ -236,6 +238,7 @@ fn of_policy(history: &History) -> Option<(Verdict, String)> {
         () if history.curve("entropy").len() < FEWEST => Verdict::TooShort,
         () if kl > DIVERGENCE || clipped > CLIPPED => Verdict::RateTooHigh,
         () if late < COLLAPSE * entropy => Verdict::Collapsed,
+        () if entropy_end > UNMOVED * entropy => Verdict::Underfitting,
         () => Verdict::Healthy,
     };
     Some((verdict, seen))
@@ -252,6 +255,10 @@ fn policy_advice(verdict: Verdict, config: &Value) -> Vec<String> {
             .chain(["--set train.ppo.target_kl=0.02 (a round ends once the policy has moved enough)".into()])
             .collect(),
         Verdict::Collapsed => entropy.into_iter().chain(lower).collect(),
+        Verdict::Underfitting => {
+            let longer = number("/train/steps").map(|n| format!("--set train.steps={} (a longer run)", 2. * n));
+            longer.into_iter().chain(["there may be nothing to prefer: zoo eval says what it brings".into()]).collect()
+        }
         Verdict::TooShort => vec!["a longer run, or lines more often by train.log_every".into()],
         _ => vec![],
     }
@@ -379,6 +386,7 @@ mod tests {
             diagnose(&history, &config)
         };
         assert_eq!(judge(0.01, 0.9).verdict, Verdict::Healthy);
+        assert_eq!(judge(0.01, 1.09).verdict, Verdict::Underfitting);
         let fast = judge(0.2, 0.9);
         assert_eq!(
             (fast.verdict, fast.advice[0].as_str()),

@@ -169,6 +169,8 @@ impl Account {
         }
         let cost = self.pay(new.abs() - kept, price);
         let side = new.signum();
+        // Where prices stand still, a stop must not be where they stand.
+        let range = range.max(1e-4 * price);
         let (stop, target) = (self.rules.stop * range, self.rules.target * range);
         self.held = Some(Position::open(new, price, [price - side * stop, price + side * target], cost, self.cash));
         self.opened = t;

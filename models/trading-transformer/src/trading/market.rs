@@ -108,7 +108,7 @@ fn files(path: &Path) -> Result<Vec<PathBuf>> {
     let mut files = vec![];
     for entry in std::fs::read_dir(path).map_err(io)? {
         let file = entry.map_err(io)?.path();
-        if file.extension().is_some_and(|e| e.eq_ignore_ascii_case("csv")) {
+        if file.is_file() && file.extension().is_some_and(|e| e.eq_ignore_ascii_case("csv")) {
             files.push(file);
         }
     }
@@ -152,7 +152,7 @@ fn divide(symbols: &mut [Symbol], source: &Source, bars: usize) -> std::result::
             if walk_forward > 0 { format!(" before the last {later} (data.walk_forward)") } else { String::new() };
         return Err(format!(
             "{} days to decide on{earlier} do not make periods of at least two days for training, validation and test, {bars} days \
-             apart; the first {} are history (bring more data)",
+             apart; the first {} are history (bring more data, or change data.valid and data.test)",
             dates.len(),
             WARMUP + bars - 1
         ));

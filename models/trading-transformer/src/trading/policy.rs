@@ -29,6 +29,7 @@ pub(crate) struct Policy {
     episode: usize,
     /// The last day that the weights were fitted to, if they are loaded ones.
     seen: Option<String>,
+    dropout: f64,
     device: Device,
 }
 
@@ -83,6 +84,7 @@ impl Policy {
             seed,
             episode: source.episode,
             seen: fitted.and_then(|f| f[UNTIL].as_str()).map(String::from),
+            dropout: config.dropout,
             device: device.clone(),
         })
     }
@@ -137,7 +139,14 @@ impl Policy {
             };
             symbol.days.caveats(first, self.seen.as_deref()).into_iter().map(name).collect::<Vec<_>>()
         };
-        self.market.symbols.iter().flat_map(of).collect()
+        let mut warnings: Vec<String> = self.market.symbols.iter().flat_map(of).collect();
+        if self.dropout > 0. {
+            warnings.push(format!(
+                "model.dropout = {}: the policy that is trained is not the one that acts (0 is usual)",
+                self.dropout
+            ));
+        }
+        warnings
     }
 
     pub(crate) fn samples(&self, split: Split) -> usize {
@@ -185,7 +194,7 @@ impl Policy {
     /// The loss is the Sharpe ratio turned round.
     pub(crate) fn validate(&self, model: &TradingTransformer, split: Split) -> Result<Metrics> {
         let record = self.record(model, split)?;
-        Ok([("loss", -record.metric("sharpe"))].into_iter().chain(record.metrics).collect())
+        Ok([("loss", 0. - record.metric("sharpe"))].into_iter().chain(record.metrics).collect())
     }
 
     pub(crate) fn evaluate(&self, model: &TradingTransformer, split: Split) -> Result<Evaluation> {
@@ -231,6 +240,10 @@ impl Policy {
         if self.market.simulated {
             remarks.push("This is a simulated market: the figures say nothing about any other.".to_string());
         }
+        if policy.metric("trades") == 0. {
+            remarks.push("The policy never trades: it stays out of the market.".into());
+            return remarks;
+        }
         let daily = |r: &Record| r.returns.values().copied().collect::<Vec<f64>>();
         let (own, held) = (daily(policy), daily(hold));
         let told = |errors: Option<f64>| match errors {
@@ -247,7 +260,7 @@ impl Policy {
         };
         remarks.push(format!(
             "The policy {} buying and holding: Sharpe ratio {:.2} against {:.2}, return {:.1} % against {:.1} % ({}).",
-            verdict(errors, "beats", "is worse than", "does not beat"),
+            verdict(errors, "beats", "is worse than", "does not clearly beat"),
             policy.metric("sharpe"),
             hold.metric("sharpe"),
             policy.metric("return"),

@@ -74,13 +74,23 @@ pub(crate) fn predict(
     header.extend(market.levels.iter().map(|l| format!("chance_{l}")));
     header.extend(["position".to_string(), "equity".into()]);
     let from = equity.len().saturating_sub(SHOWN);
-    let line = |values: &[f64]| values[from..].iter().enumerate().map(|(i, v)| (i as f64, *v)).collect::<Vec<_>>();
+    let line = |values: &[f64]| {
+        values[from..].iter().enumerate().map(|(i, v)| (i as f64, v / values[from])).collect::<Vec<_>>()
+    };
     let labels = days.dates[first + from..].iter().map(ToString::to_string).collect();
     remarks.push(format!(
         "The first {first} days are history. A position is a share of the equity, to be filled at the next day's open; the last row, of \
          {}, says {chosen}.",
         days.dates[n - 1]
     ));
+    remarks.push(format!(
+        "The account begins without position on {}, and what is chosen depends on what is held: files that begin on other days may lead \
+         to other positions for a while.",
+        days.dates[first]
+    ));
+    if source.path.is_empty() {
+        remarks.push("The policy was trained in a simulated market, not on prices.".into());
+    }
     if let Some(until) = fitted[UNTIL].as_str() {
         remarks
             .push(format!("Days until {until} decided the weights: on those the equity says nothing of days to come."));
@@ -94,7 +104,7 @@ pub(crate) fn predict(
         ]),
         remarks,
         picture: Picture {
-            title: "equity and close, as multiples of the first".into(),
+            title: "equity and close, as multiples of the first shown".into(),
             labels,
             lines: vec![("equity", line(&equity)), ("close", line(&price))],
             band: vec![],

@@ -91,7 +91,10 @@ impl Settings {
             ((0. ..=1.).contains(&self.gamma), "gamma must lie in [0, 1]"),
             ((0. ..=1.).contains(&self.lambda), "lambda must lie in [0, 1]"),
             (self.clip.is_finite() && self.clip > 0., "clip must be positive"),
-            (positive(self.value_weight), "value_weight must not be negative"),
+            (
+                positive(self.value_weight) && self.value_weight > 0.,
+                "value_weight must be positive: the critic has to learn",
+            ),
             (positive(self.entropy_weight), "entropy_weight must not be negative"),
             (positive(self.target_kl), "target_kl must not be negative (0 turns it off)"),
         ];

@@ -242,7 +242,7 @@ impl<'a, T: Task> Trainer<'a, T> {
         match found.saved {
             Some(mut saved) => {
                 // What was collected elsewhere, or in other rounds, is of no use.
-                if differs.iter().any(|d| d.key.starts_with("data") || d.key == PPO) {
+                if differs.iter().any(|d| d.key.starts_with("data") || d.key.starts_with("train.ppo.")) {
                     saved.experience = None;
                 }
                 self.restore(saved)?;
@@ -311,22 +311,16 @@ impl<'a, T: Task> Trainer<'a, T> {
     /// What differs between two such records, but for what has no effect on the result.
     fn differences(&self, before: &Value, now: &Value) -> Vec<Difference> {
         let mut found = vec![];
-        for (table, values) in now["config"].as_object().into_iter().flatten() {
-            for (key, value) in values.as_object().into_iter().flatten() {
-                let (key, was) = (format!("{table}.{key}"), &before["config"][table][key]);
-                // A rollback goes back to a checkpoint: there it matters when they are written.
-                let TrainConfig { on_nonfinite, on_critical, .. } = self.config.train;
-                let rolls_back = on_nonfinite == OnNonFinite::Rollback || on_critical == OnCritical::Rollback;
-                let matters = match key.as_str() {
-                    "train.checkpoint_every" => rolls_back,
-                    "train.health_every" => self.config.train.acts_on_health(),
-                    _ => false,
-                };
-                if was != value && (matters || !WITHOUT_EFFECT.contains(&key.as_str())) {
-                    found.push(Difference { key, was: was.to_string(), now: value.to_string() });
-                }
-            }
-        }
+        differing("", &before["config"], &now["config"], &mut found);
+        // A rollback goes back to a checkpoint: there it matters when they are written.
+        let TrainConfig { on_nonfinite, on_critical, .. } = self.config.train;
+        let rolls_back = on_nonfinite == OnNonFinite::Rollback || on_critical == OnCritical::Rollback;
+        let matters = |key: &str| match key {
+            "train.checkpoint_every" => rolls_back,
+            "train.health_every" => self.config.train.acts_on_health(),
+            _ => false,
+        };
+        found.retain(|d| matters(&d.key) || !WITHOUT_EFFECT.contains(&d.key.as_str()));
         if before["data"] != now["data"] {
             let (was, now) = ("some samples".into(), "others".into());
             found.push(Difference { key: "data".into(), was, now });
@@ -721,9 +715,6 @@ fn object(metrics: &Metrics) -> Map<String, Value> {
 const WITHOUT_EFFECT: [&str; 6] =
     ["data.path", "train.checkpoint_every", "train.health_every", "train.init_from", "train.keep", "train.log_every"];
 
-/// The table of a policy's training.
-const PPO: &str = "train.ppo";
-
 /// A key with another value than the run was begun with.
 struct Difference {
     key: String,
@@ -732,9 +723,21 @@ struct Difference {
 }
 
 impl Difference {
-    /// Whether a key that may change is this one, or one within this table.
+    /// Whether a key that may change is this one, or the table that it is in.
     fn is_named(&self, key: &str) -> bool {
-        key.strip_prefix(self.key.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        self.key.strip_prefix(key).is_some_and(|rest| rest.is_empty() || rest.starts_with('.') && key.contains('.'))
+    }
+}
+
+/// The keys of `now`, by their path, that have other values in `before`.
+fn differing(path: &str, before: &Value, now: &Value, found: &mut Vec<Difference>) {
+    if let Value::Object(table) = now {
+        for (key, value) in table {
+            let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+            differing(&path, &before[key], value, found);
+        }
+    } else if before != now {
+        found.push(Difference { key: path.to_string(), was: before.to_string(), now: now.to_string() });
     }
 }
 
