@@ -17,7 +17,7 @@ pub struct State {
     pub micro_batch: u64,
     /// The round whose samples are at hand, where the model makes them itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub round: Option<u64>,
+    pub round: Option<Round>,
     /// The best evaluations, best first: validation loss and step.
     pub best: Vec<(f64, u64)>,
     /// Evaluations since the best.
@@ -32,6 +32,15 @@ pub struct State {
     /// The step at which that happened last.
     #[serde(default)]
     pub halved_at: u64,
+}
+
+/// Samples that a model made itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Round {
+    /// Its number, from 0.
+    pub number: u64,
+    /// Tells the data and settings apart that it was collected with.
+    pub origin: String,
 }
 
 impl State {

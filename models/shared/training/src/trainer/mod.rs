@@ -19,8 +19,8 @@ use crate::run::{Saved, Snapshot};
 use crate::saver::Saver;
 use crate::schedule::rate;
 use crate::{
-    Batches, Error, Event, Experience, Metrics, Observer, OnCritical, OnNonFinite, Result, RunDirectory, Split, State,
-    Task, TrainConfig,
+    Batches, Error, Event, Experience, Metrics, Observer, OnCritical, OnNonFinite, Result, Round, RunDirectory, Split,
+    State, Task, TrainConfig,
 };
 
 use watch::Watch;
@@ -84,6 +84,8 @@ pub struct Trainer<'a, T: Task> {
     batches: Batches,
     /// What makes the samples, if the model does.
     experience: Option<Box<dyn Experience<T> + 'a>>,
+    /// Tells apart what that comes from; empty where the model makes none.
+    origin: String,
     state: State,
     run: Option<&'a RunDirectory>,
     metrics: Metrics,
@@ -145,6 +147,7 @@ impl<'a, T: Task> Trainer<'a, T> {
                     .into(),
             ));
         }
+        let origin = if experience.is_some() { origin(task, config)? } else { String::new() };
         let samples = experience.as_ref().map_or_else(|| task.samples(Split::Train), |e| e.samples());
         if samples == 0 {
             return Err(Error::Data("the training split has no samples".into()));
@@ -173,6 +176,7 @@ impl<'a, T: Task> Trainer<'a, T> {
             optimizer,
             batches,
             experience,
+            origin,
             state,
             run,
             metrics,
@@ -240,11 +244,7 @@ impl<'a, T: Task> Trainer<'a, T> {
         run.return_to(&found)?;
         found.warnings.iter().for_each(|w| observer.observe(&Event::Warning(w)));
         match found.saved {
-            Some(mut saved) => {
-                // What was collected elsewhere, or in other rounds, is of no use.
-                if differs.iter().any(|d| d.key.starts_with("data") || d.key.starts_with("train.ppo.")) {
-                    saved.experience = None;
-                }
+            Some(saved) => {
                 self.restore(saved)?;
                 self.recall_health(observer)?;
             }
@@ -270,8 +270,10 @@ impl<'a, T: Task> Trainer<'a, T> {
         }
         self.optimizer.load(&saved.optimizer, saved.state.updates)?;
         self.state = saved.state;
+        // What was collected elsewhere, or in other rounds, is of no use.
+        let fits = self.state.round.as_ref().is_some_and(|r| r.origin == self.origin);
         match (&mut self.experience, &saved.experience) {
-            (Some(experience), Some(saved)) => experience.restore(saved)?,
+            (Some(experience), Some(saved)) if fits => experience.restore(saved)?,
             _ => {
                 self.experience = self.task.experience(self.config)?;
                 self.state.round = None;
@@ -289,11 +291,12 @@ impl<'a, T: Task> Trainer<'a, T> {
     /// Has the model act, if the next step needs new samples.
     fn gather(&mut self, observer: &mut dyn Observer) -> Result<()> {
         let round = self.state.micro_batch / self.per_round();
-        let Some(experience) = self.experience.as_mut().filter(|_| self.state.round != Some(round)) else {
+        let at_hand = self.state.round.as_ref().is_some_and(|r| r.number == round);
+        let Some(experience) = self.experience.as_mut().filter(|_| !at_hand) else {
             return Ok(());
         };
         let metrics = experience.collect(&self.model, round)?;
-        self.state.round = Some(round);
+        self.state.round = Some(Round { number: round, origin: self.origin.clone() });
         let step = self.state.step;
         if let Some(run) = self.run {
             // With the step that it is for: a run that goes back to the one before collects again.
@@ -714,6 +717,15 @@ fn object(metrics: &Metrics) -> Map<String, Value> {
 /// Keys that change how a run is kept, not what it computes; the file's place is no change either (its contents are).
 const WITHOUT_EFFECT: [&str; 6] =
     ["data.path", "train.checkpoint_every", "train.health_every", "train.init_from", "train.keep", "train.log_every"];
+
+/// Tells the data and settings apart that decide what a model collects; where a file lies does not.
+fn origin<T: Task>(task: &T, config: &ConfigOf<T>) -> Result<String> {
+    let value = |e: serde_json::Error| Error::Run(format!("the configuration: {e}"));
+    let mut data = serde_json::to_value(&config.data).map_err(value)?;
+    data["path"] = Value::Null;
+    let all = json!({ "data": data, "ppo": config.train.ppo, "samples": task.fingerprint() });
+    Ok(zoo_checkpoint::sha256_of(all.to_string().as_bytes()))
+}
 
 /// A key with another value than the run was begun with.
 struct Difference {
