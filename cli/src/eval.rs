@@ -56,6 +56,8 @@ pub(crate) fn object(metrics: &Metrics) -> Value {
 struct Judged {
     path: PathBuf,
     data: String,
+    /// Tells the data apart.
+    fingerprint: String,
     warnings: Vec<String>,
     split: &'static str,
     evaluation: Evaluation,
@@ -89,7 +91,14 @@ fn judge<T: Task>(args: &EvalArgs, checkpoint: &Path) -> anyhow::Result<Judged> 
         bail!("the {0} split has no samples (data.{0} is 0 in these weights)", split.name())
     }
     let evaluation = task.evaluate(&model, split)?;
-    Ok(Judged { path, data: task.describe_data(), warnings: task.warnings(), split: split.name(), evaluation })
+    Ok(Judged {
+        path,
+        data: task.describe_data(),
+        fingerprint: task.fingerprint(),
+        warnings: task.warnings(),
+        split: split.name(),
+        evaluation,
+    })
 }
 
 pub(crate) fn run<T: Task>(args: &EvalArgs) -> anyhow::Result<()> {
@@ -182,7 +191,7 @@ fn report_several<T: Task>(args: &EvalArgs, all: &[Judged]) {
     let own: Vec<&Metrics> = all.iter().map(|j| &j.evaluation.metrics).collect();
     let (means, deviations) = (over(&own, spread::mean), over(&own, spread::deviation));
     // Seeds on the same days have met the same luck.
-    let same = all.iter().all(|j| j.data == all[0].data);
+    let same = all.iter().all(|j| j.fingerprint == all[0].fingerprint);
     let mut others = vec![];
     let mut remarks = vec![];
     for (i, (name, _)) in all[0].evaluation.baselines.iter().enumerate() {

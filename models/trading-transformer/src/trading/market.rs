@@ -75,7 +75,11 @@ impl Market {
             series.into_iter().map(|(name, days)| Symbol::new(name, days, config.bars)).collect();
         let origin = if simulated { "the simulation".to_string() } else { path.display().to_string() };
         divide(&mut symbols, source, config.bars).map_err(|why| Error::Data(format!("{origin}: {why}")))?;
-        Ok(Self { symbols, rules: source.rules(), levels: source.levels(), bars: config.bars, simulated })
+        let market = Self { symbols, rules: source.rules(), levels: source.levels(), bars: config.bars, simulated };
+        if market.decisions(Split::Train) == 0 {
+            return Err(Error::Data(format!("{origin}: no symbol is traded often enough to learn from")));
+        }
+        Ok(market)
     }
 
     /// Decisions in a period, over all symbols.
