@@ -15,6 +15,7 @@ use crate::fetch;
 use crate::heat::HeatMap;
 use crate::output::{print, print_json, table};
 use crate::registry::{self, MODELS, quoted, weights};
+use crate::spread;
 
 /// The curves of a run and its configuration.
 pub(crate) fn read(run: &Path) -> anyhow::Result<(History, Value)> {
@@ -157,7 +158,7 @@ fn of_run(run: &Path, as_json: bool) -> anyhow::Result<()> {
 fn acting(history: &History) -> Vec<(&str, f64)> {
     let of = |curve: &'_ Curve| {
         let last = &curve.points[curve.points.len() - curve.points.len().div_ceil(10)..];
-        last.iter().map(|p| p.1).sum::<f64>() / last.len() as f64
+        spread::mean(&last.iter().map(|p| p.1).collect::<Vec<_>>())
     };
     // Steps are counted up, and are no measure of how it went.
     let named = history.curves.iter().filter_map(|c| Some((c.name.strip_prefix("experience ")?, c)));

@@ -10,7 +10,7 @@ use zoo_training::Error;
 use super::interrupted;
 use crate::args::ReproduceArgs;
 use crate::output::{note, print, print_json, table};
-use crate::spread::interval;
+use crate::spread::{interval, mean as mean_of};
 use crate::train::stop_flag;
 
 pub(super) fn run(args: &ReproduceArgs) -> anyhow::Result<ExitCode> {
@@ -111,9 +111,8 @@ fn text(settings: Settings, planted: &[Outcome], walk: &[Outcome], conclusions: 
         ["last tenth of training", "zeros %", "saturated %", "norm", "pooling max", "min", "active %", "win rate %"];
     let mut rows = vec![header.map(String::from).to_vec()];
     for (name, outcomes) in [("planted", planted), ("random walk", walk)] {
-        let mean = |f: &dyn Fn(&Monitored) -> f64| {
-            outcomes.iter().map(|o| f(&o.monitored)).sum::<f64>() / outcomes.len() as f64
-        };
+        let mean =
+            |f: &dyn Fn(&Monitored) -> f64| mean_of(&outcomes.iter().map(|o| f(&o.monitored)).collect::<Vec<_>>());
         let percent = |f: &dyn Fn(&Monitored) -> f64| format!("{:.2}", 100. * mean(f));
         rows.push(vec![
             name.into(),

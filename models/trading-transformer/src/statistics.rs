@@ -1,8 +1,10 @@
+use crate::features::windows;
+
 /// By how many standard errors the mean of a series differs from zero, if that can be told. The error counts covariances of
 /// values fewer than `lags` apart (Newey and West 1987).
 pub(crate) fn standard_errors(series: &[f64], lags: usize) -> Option<f64> {
     let n = series.len();
-    let mean = series.iter().sum::<f64>() / n.max(1) as f64;
+    let mean = windows::mean(series);
     let covariance = |lag: usize| {
         let later = &series[lag.min(n)..];
         series.iter().zip(later).map(|(x, y)| (x - mean) * (y - mean)).sum::<f64>() / n.max(1) as f64

@@ -242,18 +242,13 @@ impl Account {
             return None;
         };
         let position = Position {
-            shares,
-            entry,
-            stop,
-            target,
-            cost,
-            equity,
             bars_held: held as u32,
             bars_since_best: since as u32,
             profit,
             profit_before: before,
             best,
             worst,
+            ..Position::open(shares, entry, [stop, target], cost, equity)
         };
         let held = (shares != 0.).then_some(position);
         Some(Self { rules, cash, level, held, opened: opened as usize, turnover, trades: vec![] })

@@ -10,6 +10,7 @@ use super::YEAR;
 use super::account::{Rules, Trade};
 use super::environment::Walk;
 use super::market::Market;
+use crate::features::windows::{deviation, mean};
 
 /// A symbol's way through a period.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -89,11 +90,9 @@ impl Record {
             let dates = symbol.period(split).map(|t| symbol.days.dates[t + 1]);
             dates.zip(&course.growth).for_each(|(date, g)| by_date.entry(date).or_default().push(g.exp() - 1.));
         }
-        let mean = |v: &[f64]| v.iter().sum::<f64>() / v.len().max(1) as f64;
         let returns: BTreeMap<Date, f64> = by_date.into_iter().map(|(date, all)| (date, mean(&all))).collect();
         let daily: Vec<f64> = returns.values().copied().collect();
-        let average = mean(&daily);
-        let deviation = mean(&daily.iter().map(|r| (r - average).powi(2)).collect::<Vec<_>>()).sqrt();
+        let (average, deviation) = (mean(&daily), deviation(&daily));
         let (mut worth, mut peak, mut fall) = (1f64, 1f64, 0f64);
         for r in &daily {
             worth *= 1. + r;

@@ -9,6 +9,7 @@ use zoo_training::{Event, Observer, RunDirectory, Split, Task, Trainer};
 
 use super::backtest::{Record, run as backtest};
 use super::oracle::Oracle;
+use crate::features::windows::mean;
 use crate::{TradingTask, TradingTransformer};
 
 /// Deviation of the simulated returns a bar.
@@ -160,10 +161,6 @@ impl Observer for Heard {
             _ => {}
         }
     }
-}
-
-fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len().max(1) as f64
 }
 
 fn monitored(folder: &std::path::Path, heard: &Heard) -> zoo_training::Result<Monitored> {
