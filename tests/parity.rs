@@ -21,12 +21,15 @@ type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
 const RELATIVE: f64 = 5e-6;
 const LOSSES: f64 = 1e-6;
 /// Fixtures by their script.
-const FIXTURES: [(&str, &str); 5] = [
+const FIXTURES: [(&str, &str); 8] = [
     ("stock_lstm", "stock_lstm.py"),
     ("char_gpt_seed", "char_gpt.py"),
     ("char_gpt_cpu", "char_gpt.py"),
     ("trading_transformer", "trading_transformer.py"),
     ("trading_policy", "trading_policy.py"),
+    ("deepsif_transformer", "deepsif.py"),
+    ("deepsif_lstm", "deepsif.py"),
+    ("deepsif_post_ln", "deepsif.py"),
 ];
 
 fn fixture(name: &str) -> PathBuf {
@@ -68,6 +71,25 @@ fn model(name: &str, params: &Params) -> candle_core::Result<(Step, f64)> {
             Ok((output, loss))
         };
         return Ok((Box::new(step), 0.999));
+    }
+    if let Some(kind) = name.strip_prefix("deepsif_") {
+        let config = match kind {
+            "transformer" => zoo_deepsif::Config::default(),
+            "lstm" => {
+                zoo_deepsif::Config { activation: zoo_deepsif::FilterActivation::Elu, ..zoo_deepsif::Config::lstm() }
+            }
+            _ => zoo_deepsif::Config::post_ln(),
+        };
+        let config = zoo_deepsif::Config { sensors: 12, sources: 30, filter: 24, width: 16, ..config };
+        let config = zoo_deepsif::Config { heads: 2, layers: 2, hidden: 32, positions: 40, dropout: 0., ..config };
+        let model = zoo_deepsif::Network::new(&config, params.builder())?;
+        let (x, y) = (numbers("eeg", &[3, 20, 12], 2.)?, numbers("activity", &[3, 20, 30], 2.)?);
+        let step = move |mode| {
+            let output = model.forward(&x, mode)?;
+            let loss = zoo_deepsif::loss(&output, &y)?.total;
+            Ok((output, loss))
+        };
+        return Ok((Box::new(step), 0.95));
     }
     let sizes =
         zoo_trading_transformer::Config { bars: 6, width: 32, hidden: 64, features_dim: 16, ..Default::default() };

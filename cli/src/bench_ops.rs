@@ -48,6 +48,8 @@ fn cases() -> Result<Vec<Case>> {
     const X: &[usize] = &[2048, 384];
     const HIDDEN: &[usize] = &[2048, 1536];
     const HEADS: &[usize] = &[8, 6, 256, 64];
+    // What deepsif gives for 8 samples.
+    const ACTIVITY: &[usize] = &[8, 500, 994];
     let stream = || Stream::new(1, Purpose::Dropout, 1, 1);
     let numbers: Vec<i64> = (0..2048).map(|i| i * 7 % 65).collect();
     let ids = Tensor::from_vec(numbers, 2048, &Device::Cpu)?;
@@ -80,6 +82,7 @@ fn cases() -> Result<Vec<Case>> {
         })?,
         case("rope", &[HEADS], move |v| ops::rope(&v[0], &cos, &sin, RopePairs::Halves))?,
         case("mean squared error", &[X, X], |v| ops::mse(&v[0], &v[1]))?,
+        case("sequence loss", &[ACTIVITY; 2], |v| ops::sequence_loss(&v[0], &v[1]))?,
     ];
     let weight = init::normal(0., 0.02);
     let mode = Mode::Train { seed: 1, step: 1 };

@@ -4,12 +4,12 @@
 
 use std::path::Path;
 
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{Device, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use zoo_checkpoint::Description;
 use zoo_layers::{
     AttentionConfig, BlockConfig, Dropout, Linear, MlpConfig, Mode, Norm, NormPlace, Params, Qkv, RunningNorm,
-    TransformerBlock, init, ops,
+    TransformerBlock, init, ops, sinusoids,
 };
 
 use crate::features::FEATURES;
@@ -337,13 +337,6 @@ impl TradingTransformer {
             Err(e) => bail!("{}: {e}", path.display()),
         }
     }
-}
-
-/// Sines and cosines of each place (Vaswani et al. 2017), (s, d): feature 2i is sin(t / 10000^(2i/d)), 2i + 1 its cosine.
-fn sinusoids(s: usize, d: usize, device: &Device) -> Result<Tensor> {
-    let angle = |t: usize, i: usize| t as f64 / 10_000f64.powf(2. * i as f64 / d as f64);
-    let row = |t: usize| (0..d / 2).flat_map(move |i| [angle(t, i).sin() as f32, angle(t, i).cos() as f32]);
-    Tensor::from_vec((0..s).flat_map(row).collect::<Vec<_>>(), (s, d), device)?.to_dtype(DType::F32)
 }
 
 #[cfg(test)]

@@ -12,6 +12,8 @@ mod gguf;
 #[cfg(feature = "hub")]
 pub mod hub;
 mod input;
+#[cfg(feature = "matlab")]
+pub mod matlab;
 mod npz;
 mod open;
 mod safetensors;

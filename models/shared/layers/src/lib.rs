@@ -10,7 +10,7 @@ mod sampling;
 
 pub use layers::{
     AttentionConfig, BlockConfig, Dropout, Embedding, KvCache, Linear, Lstm, LstmConfig, LstmOutput, Mlp, MlpConfig,
-    Mode, MultiHeadAttention, Norm, NormPlace, Qkv, RunningNorm, TransformerBlock,
+    Mode, MultiHeadAttention, Norm, NormPlace, Qkv, RunningNorm, TransformerBlock, sinusoids,
 };
 pub use params::{Gradients, Param, Params, nearest};
 pub use sampling::{Sampler, Sampling};

@@ -6,6 +6,7 @@ mod embedding;
 mod linear;
 mod lstm;
 mod norm;
+mod positions;
 mod running_norm;
 mod transformer;
 
@@ -15,6 +16,7 @@ pub use embedding::Embedding;
 pub use linear::Linear;
 pub use lstm::{Lstm, LstmConfig, LstmOutput};
 pub use norm::Norm;
+pub use positions::sinusoids;
 pub use running_norm::RunningNorm;
 pub use transformer::{BlockConfig, Mlp, MlpConfig, NormPlace, TransformerBlock};
 

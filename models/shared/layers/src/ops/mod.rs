@@ -15,6 +15,7 @@ mod norm;
 mod regression_loss;
 mod residual;
 mod rope;
+mod sequence_loss;
 mod softmax;
 
 pub use activation::{Activation, elu, gelu, gelu_tanh, relu, silu};
@@ -28,4 +29,5 @@ pub use norm::{NormKind, layer_norm, rms_norm};
 pub use regression_loss::{huber, mae, mse};
 pub use residual::{Affine, AttentionBranch, MlpBranch, PreNorm, Projection, add_dropout};
 pub use rope::{RopePairs, rope, rope_angles};
+pub use sequence_loss::sequence_loss;
 pub use softmax::{log_softmax, softmax};

@@ -1,0 +1,133 @@
+use serde::{Deserialize, Serialize};
+
+/// Which network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// The pre-norm transformer.
+    #[default]
+    Transformer,
+    /// The published network: a stack of LSTMs behind the spatial filter.
+    Lstm,
+    /// A transformer as first published: norms behind the residual sums, fixed positions.
+    PostLn,
+}
+
+/// The activation of the spatial filter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FilterActivation {
+    /// x Φ(x).
+    #[default]
+    Gelu,
+    /// max(x, 0).
+    Relu,
+    /// x, or eˣ - 1 below zero.
+    Elu,
+}
+
+/// The table `[model]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Which network.
+    pub kind: Kind,
+    /// EEG channels.
+    pub sensors: usize,
+    /// Regions of the cortex.
+    pub sources: usize,
+    /// Features that the spatial filter makes of a time step.
+    pub filter: usize,
+    /// The activation of the spatial filter.
+    pub activation: FilterActivation,
+    /// Features of a time step within a transformer.
+    pub width: usize,
+    /// Attention heads of a transformer.
+    pub heads: usize,
+    /// Transformer or LSTM layers.
+    pub layers: usize,
+    /// Features within the MLPs of a transformer.
+    pub hidden: usize,
+    /// Time steps that a transformer takes at most: it has as many positions.
+    pub positions: usize,
+    /// Dropout within a transformer's layers; the pre-norm one has half of it behind the spatial filter and in the head.
+    pub dropout: f64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            kind: Kind::Transformer,
+            sensors: 75,
+            sources: 994,
+            filter: 500,
+            activation: FilterActivation::Gelu,
+            width: 256,
+            heads: 8,
+            layers: 4,
+            hidden: 512,
+            positions: 1000,
+            dropout: 0.15,
+        }
+    }
+}
+
+impl Config {
+    /// The published network.
+    pub fn lstm() -> Self {
+        Self { kind: Kind::Lstm, activation: FilterActivation::Relu, layers: 3, dropout: 0., ..Self::default() }
+    }
+
+    /// The post-norm transformer.
+    pub fn post_ln() -> Self {
+        Self {
+            kind: Kind::PostLn,
+            activation: FilterActivation::Relu,
+            width: 512,
+            hidden: 1024,
+            dropout: 0.1,
+            ..Self::default()
+        }
+    }
+
+    /// Small enough for tests.
+    pub fn tiny() -> Self {
+        Self {
+            sensors: 8,
+            sources: 20,
+            filter: 16,
+            width: 16,
+            heads: 2,
+            layers: 2,
+            hidden: 32,
+            positions: 60,
+            ..Self::default()
+        }
+    }
+
+    /// What cannot work about these numbers, naming the key.
+    pub(crate) fn problem(&self) -> Option<String> {
+        let &Self { kind, sensors, sources, filter, width, heads, layers, hidden, positions, dropout, .. } = self;
+        if [sensors, sources, filter, width, heads, layers, hidden, positions].contains(&0) {
+            return Some(
+                "model.sensors, sources, filter, width, heads, layers, hidden and positions must be at least 1".into(),
+            );
+        }
+        if layers > 1000 {
+            return Some(format!("model.layers is {layers}, expected at most 1000"));
+        }
+        if kind != Kind::Lstm && width % heads != 0 {
+            return Some(format!("model.width = {width} does not divide into model.heads = {heads}"));
+        }
+        if kind == Kind::Transformer && width < 2 {
+            return Some("model.width must be at least 2: the head has half of it".into());
+        }
+        if kind == Kind::PostLn && width % 2 != 0 {
+            return Some(format!("model.width = {width}: sines and cosines of positions need an even number"));
+        }
+        if !(0. ..1.).contains(&dropout) {
+            return Some(format!("model.dropout is {dropout}, expected a share from 0 to below 1"));
+        }
+        None
+    }
+}

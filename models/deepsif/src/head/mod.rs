@@ -1,0 +1,88 @@
+//! What is known of a head: electrodes, regions of the cortex, and the lead field between them.
+
+mod folder;
+mod spherical;
+mod surface;
+
+pub use spherical::{SHELLS, Shell, potential};
+pub use surface::Surface;
+
+use serde::{Deserialize, Serialize};
+use zoo_training::{Error, Result};
+
+/// A place in millimetres: right, front, up.
+pub type Place = [f64; 3];
+
+/// An electrode.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Electrode {
+    /// Its name.
+    pub label: String,
+    /// Where it is.
+    pub place: Place,
+}
+
+/// A head.
+#[derive(Clone, Debug)]
+pub struct Head {
+    /// Where it comes from.
+    pub origin: String,
+    /// In the order of the lead field's rows.
+    pub electrodes: Vec<Electrode>,
+    /// Centres of the regions, in the order of its columns.
+    pub regions: Vec<Place>,
+    /// The regions that border on each.
+    pub neighbours: Vec<Vec<usize>>,
+    /// The potential at each electrode for unit activity of each region, row after row (electrodes × regions).
+    pub lead_field: Vec<f64>,
+    /// The cortex, where it is known.
+    pub surface: Option<Surface>,
+    /// Recorded noise: stretches of time steps × electrodes.
+    pub noise: Vec<Vec<f32>>,
+}
+
+impl Head {
+    /// The head in a folder of MATLAB files, found by the variables in them: `fwd` (electrodes × regions) the lead field,
+    /// `pos` (mm, RAS) and `tri` (from 1) the cortex, `rm` the region of each vertex (from 0), and, where there are any,
+    /// `eloc75` the electrodes in EEGLAB's frame and `npower` beside `data` (stretches × time × electrodes) recorded noise.
+    ///
+    /// # Errors
+    /// A variable that is missing or does not fit the others; the message names file, variable and shape.
+    pub fn read(folder: &std::path::Path) -> Result<Self> {
+        folder::read(folder)
+    }
+
+    /// A head of four concentric shells, with electrodes over the upper two thirds of the scalp and regions over a sphere
+    /// within the brain, all by fixed rules.
+    ///
+    /// # Errors
+    /// No electrodes or no regions.
+    pub fn spherical(electrodes: usize, regions: usize) -> Result<Self> {
+        spherical::head(electrodes, regions)
+    }
+
+    /// The distance of two regions in millimetres, along a straight line between their centres.
+    pub fn distance(&self, a: usize, b: usize) -> f64 {
+        distance(&self.regions[a], &self.regions[b])
+    }
+
+    /// Refuses a head that does not fit a model.
+    ///
+    /// # Errors
+    /// Other numbers of electrodes or regions.
+    pub fn check(&self, sensors: usize, sources: usize) -> Result<()> {
+        let (n, m) = (self.electrodes.len(), self.regions.len());
+        match (n, m) == (sensors, sources) {
+            true => Ok(()),
+            false => Err(Error::Usage(format!(
+                "{}: {n} electrodes and {m} regions, but model.sensors = {sensors} and model.sources = {sources}",
+                self.origin
+            ))),
+        }
+    }
+}
+
+/// The distance of two places.
+pub(crate) fn distance(a: &Place, b: &Place) -> f64 {
+    a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt()
+}

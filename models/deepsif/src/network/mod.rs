@@ -1,0 +1,103 @@
+//! The networks.
+//!
+//! Letters: b batch, t time steps, n sensors, h features of the spatial filter, d width.
+
+mod filter;
+mod recurrent;
+mod transformer;
+
+use candle_core::{Result, Tensor, bail};
+use candle_nn::VarBuilder;
+use zoo_layers::Mode;
+
+use crate::{Config, Kind};
+use filter::SpatialFilter;
+use recurrent::Recurrent;
+use transformer::{PostLn, PreLn};
+
+/// EEG to the activity of the cortex's regions. Tensors: `spatial.fc11.weight` … `spatial.value.bias`; a transformer's
+/// `input_projection.weight`, `encoder.layers.0.self_attn.…` …, its `positions`, `norm` and `head.0`, `head.3` if it is the
+/// pre-norm one, or `head`; the LSTM's `temporal.rnns.0.weight_ih_l0` ….
+#[derive(Clone, Debug)]
+pub struct Network(Inner);
+
+#[derive(Clone, Debug)]
+enum Inner {
+    PreLn(Box<PreLn>),
+    PostLn(Box<PostLn>),
+    Recurrent(Box<Recurrent>),
+}
+
+impl Network {
+    /// Defines the parameters.
+    ///
+    /// # Errors
+    /// Sizes of zero, heads that do not divide the width, or a dropout that is no share.
+    pub fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
+        if let Some(problem) = config.problem() {
+            bail!("{problem}")
+        }
+        Ok(Self(match config.kind {
+            Kind::Transformer => Inner::PreLn(Box::new(PreLn::new(config, vb)?)),
+            Kind::PostLn => Inner::PostLn(Box::new(PostLn::new(config, vb)?)),
+            Kind::Lstm => Inner::Recurrent(Box::new(Recurrent::new(config, vb)?)),
+        }))
+    }
+
+    /// EEG (b, t, n), each sample without its means over time and over sensors and divided by its largest magnitude, to
+    /// activity (b, t, sources).
+    ///
+    /// # Errors
+    /// Other shapes, or more time steps than a transformer has positions.
+    pub fn forward(&self, eeg: &Tensor, mode: Mode) -> Result<Tensor> {
+        match &self.0 {
+            Inner::PreLn(network) => network.forward(eeg, mode),
+            Inner::PostLn(network) => network.forward(eeg, mode),
+            Inner::Recurrent(network) => network.forward(eeg, mode),
+        }
+    }
+
+    /// Activations by name when evaluating: what the spatial filter gives, what is within and behind each layer, the sources.
+    ///
+    /// # Errors
+    /// As [`Network::forward`].
+    pub fn activations(&self, eeg: &Tensor) -> Result<Vec<(String, Tensor)>> {
+        match &self.0 {
+            Inner::PreLn(network) => network.activations(eeg),
+            Inner::PostLn(network) => network.activations(eeg),
+            Inner::Recurrent(network) => network.activations(eeg),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+    use zoo_layers::Params;
+
+    use super::*;
+
+    fn count(config: &Config) -> Result<(usize, usize)> {
+        let params = Params::init(1, &Device::Cpu);
+        Network::new(config, params.builder())?;
+        let all = params.all();
+        Ok((all.len(), all.iter().map(|p| p.var.elem_count()).sum()))
+    }
+
+    #[test]
+    fn the_networks_have_the_published_numbers_of_parameters() -> Result<()> {
+        assert_eq!(count(&Config::default())?, (73, 3_244_218));
+        assert_eq!(count(&Config::lstm())?, (24, 22_360_976));
+        Ok(())
+    }
+
+    #[test]
+    fn too_many_time_steps_are_refused_in_words() -> Result<()> {
+        let params = Params::init(1, &Device::Cpu);
+        let network = Network::new(&Config::tiny(), params.builder())?;
+        let x = Tensor::zeros((1, 61, 8), candle_core::DType::F32, &Device::Cpu)?;
+        let said = network.forward(&x, Mode::Eval).unwrap_err().to_string();
+        assert!(said.contains("61 time steps") && said.contains("model.positions"), "{said}");
+        Ok(())
+    }
+}

@@ -1,0 +1,184 @@
+use candle_core::{Result, Tensor, bail};
+use candle_nn::VarBuilder;
+use zoo_layers::ops::{self, Activation};
+use zoo_layers::{
+    AttentionConfig, BlockConfig, Dropout, Linear, MlpConfig, Mode, Norm, NormPlace, Qkv, TransformerBlock, init,
+    sinusoids,
+};
+
+use super::SpatialFilter;
+use crate::Config;
+
+/// Added to the variance in the norms.
+const EPS: f64 = 1e-5;
+/// Standard deviation of the learned positions' initial values.
+const STDEV: f64 = 0.02;
+
+/// The pre-norm transformer: spatial filter, norm and dropout; `input_projection` to the width, norm and GELU; learned
+/// positions and dropout; encoder layers; final norm; a head of two maps.
+#[derive(Clone, Debug)]
+pub(crate) struct PreLn {
+    filter: SpatialFilter,
+    filter_norm: Norm,
+    filter_dropout: Dropout,
+    input_projection: Linear,
+    input_norm: Norm,
+    /// (positions, d)
+    positions: Tensor,
+    dropout: Dropout,
+    layers: Vec<TransformerBlock>,
+    norm: Norm,
+    head: [Linear; 2],
+    head_dropout: Dropout,
+}
+
+/// The layers of an encoder, named as those of `torch.nn.TransformerEncoder`.
+fn encoder(config: &Config, norm: NormPlace, vb: &VarBuilder) -> Result<Vec<TransformerBlock>> {
+    let &Config { width, heads, layers, hidden, dropout, .. } = config;
+    let (activation, maps) = match norm {
+        NormPlace::Pre => (Activation::Gelu, [init::xavier_uniform(width, hidden, 1.); 2]),
+        NormPlace::Post => (Activation::Relu, [init::linear(width), init::linear(hidden)]),
+    };
+    let block = BlockConfig {
+        attention: AttentionConfig {
+            width,
+            heads,
+            qkv: Qkv::Packed,
+            bias: true,
+            causal: false,
+            dropout,
+            init: [init::xavier_uniform(width, 3 * width, 1.), init::xavier_uniform(width, width, 1.)],
+        },
+        mlp: MlpConfig { width, hidden, bias: true, activation, dropout, init: maps },
+        norm,
+        norm_bias: true,
+        eps: EPS,
+        dropout,
+    };
+    (0..layers).map(|i| TransformerBlock::new(block, vb.pp("encoder.layers").pp(i))).collect()
+}
+
+/// The first `t` rows of positions, for `t` time steps.
+fn first(positions: &Tensor, t: usize) -> Result<Tensor> {
+    let all = positions.dim(0)?;
+    if t > all {
+        bail!("deepsif: {t} time steps, but the model has positions for {all} (model.positions)")
+    }
+    positions.narrow(0, 0, t)
+}
+
+impl PreLn {
+    pub(crate) fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
+        let &Config { sources, filter, width, positions, dropout, .. } = config;
+        let half = width / 2;
+        let linear = |from, to, name: &str| {
+            Linear::with_biases(from, to, Some(init::ZEROS), init::xavier_uniform(from, to, 1.), vb.pp(name))
+        };
+        let norm = |c, name: &str| Norm::layer(c, EPS, true, vb.pp(name));
+        Ok(Self {
+            filter: SpatialFilter::new(config, vb.pp("spatial"))?,
+            filter_norm: norm(filter, "spatial_norm")?,
+            filter_dropout: Dropout::new(dropout / 2., "spatial_dropout"),
+            input_projection: linear(filter, width, "input_projection")?,
+            input_norm: norm(width, "input_norm")?,
+            positions: vb.get_with_hints((positions, width), "positions", init::normal(0., STDEV))?,
+            dropout: Dropout::new(dropout, "dropout"),
+            layers: encoder(config, NormPlace::Pre, &vb)?,
+            norm: norm(width, "norm")?,
+            head: [linear(width, half, "head.0")?, linear(half, sources, "head.3")?],
+            head_dropout: Dropout::new(dropout / 2., "head_dropout"),
+        })
+    }
+
+    /// What the encoder sees, (b, t, n) to (b, t, d).
+    fn embed(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        let x = self.filter_norm.forward(&self.filter.forward(x)?)?;
+        let x = self.filter_dropout.forward(&x, mode)?; // (b, t, h)
+        let x = ops::gelu(&self.input_norm.forward(&self.input_projection.forward(&x)?)?)?; // (b, t, d)
+        let t = x.dim(1)?;
+        self.dropout.forward(&x.broadcast_add(&first(&self.positions, t)?)?, mode)
+    }
+
+    /// (b, t, d) to (b, t, sources).
+    fn read(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        let x = self.head[0].forward_activated(&self.norm.forward(x)?, Activation::Gelu)?;
+        self.head[1].forward(&self.head_dropout.forward(&x, mode)?)
+    }
+
+    pub(crate) fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        let mut x = self.embed(x, mode)?;
+        for layer in &self.layers {
+            x = layer.forward(&x, mode)?;
+        }
+        self.read(&x, mode)
+    }
+
+    pub(crate) fn activations(&self, x: &Tensor) -> Result<Vec<(String, Tensor)>> {
+        let filtered = self.filter.forward(x)?;
+        let x = self.embed(x, Mode::Eval)?;
+        let mut all = vec![("spatial".to_string(), filtered), ("embedding".to_string(), x.clone())];
+        let x = within(&self.layers, x, &mut all)?;
+        all.push(("sources".to_string(), self.read(&x, Mode::Eval)?));
+        Ok(all)
+    }
+}
+
+/// Adds what is within and behind each layer.
+fn within(layers: &[TransformerBlock], mut x: Tensor, all: &mut Vec<(String, Tensor)>) -> Result<Tensor> {
+    for (i, layer) in layers.iter().enumerate() {
+        all.push((format!("encoder.layers.{i}.hidden"), layer.hidden(&x)?));
+        x = layer.forward(&x, Mode::Eval)?;
+        all.push((format!("encoder.layers.{i}"), x.clone()));
+    }
+    Ok(x)
+}
+
+/// The post-norm transformer: spatial filter, `input_projection`, sines and cosines of positions, dropout, encoder layers,
+/// one map to the sources.
+#[derive(Clone, Debug)]
+pub(crate) struct PostLn {
+    filter: SpatialFilter,
+    input_projection: Linear,
+    /// (positions, d)
+    positions: Tensor,
+    dropout: Dropout,
+    layers: Vec<TransformerBlock>,
+    head: Linear,
+}
+
+impl PostLn {
+    pub(crate) fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
+        let &Config { sources, filter, width, positions, dropout, .. } = config;
+        Ok(Self {
+            filter: SpatialFilter::new(config, vb.pp("spatial"))?,
+            input_projection: Linear::new(filter, width, vb.pp("input_projection"))?,
+            positions: sinusoids(positions, width, vb.device())?,
+            dropout: Dropout::new(dropout, "dropout"),
+            layers: encoder(config, NormPlace::Post, &vb)?,
+            head: Linear::new(width, sources, vb.pp("head"))?,
+        })
+    }
+
+    fn embed(&self, filtered: &Tensor, mode: Mode) -> Result<Tensor> {
+        let x = self.input_projection.forward(filtered)?;
+        let t = x.dim(1)?;
+        self.dropout.forward(&x.broadcast_add(&first(&self.positions, t)?)?, mode)
+    }
+
+    pub(crate) fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        let mut x = self.embed(&self.filter.forward(x)?, mode)?;
+        for layer in &self.layers {
+            x = layer.forward(&x, mode)?;
+        }
+        self.head.forward(&x)
+    }
+
+    pub(crate) fn activations(&self, x: &Tensor) -> Result<Vec<(String, Tensor)>> {
+        let filtered = self.filter.forward(x)?;
+        let x = self.embed(&filtered, Mode::Eval)?;
+        let mut all = vec![("spatial".to_string(), filtered), ("embedding".to_string(), x.clone())];
+        let x = within(&self.layers, x, &mut all)?;
+        all.push(("sources".to_string(), self.head.forward(&x)?));
+        Ok(all)
+    }
+}

@@ -1,0 +1,78 @@
+//! The parts of a loss of sequences: how far they are off, how sparse and how smooth they are.
+//!
+//! With o (b, t, c) the prediction, y the target and N = b·t:
+//!
+//! ```text
+//! error       E = 1/N Σ (o - y)²                      dE/do = 2/N (o - y)
+//! sparsity    S = 1/N Σ |o|                           dS/do = 1/N sign(o), 0 at 0
+//! smoothness  M = 1/N Σ over t ≥ 1 of (o_t - o_t-1)²  dM/do = 2/N ((o_t - o_t-1) - (o_t+1 - o_t)), without what is not there
+//! ```
+//!
+//! A row's sums are f32 by lanes, those over rows f64 in order. Nothing is kept but the inputs.
+
+mod cpu;
+#[cfg(test)]
+mod tests;
+
+use candle_core::{Result, Shape, Tensor, bail};
+
+use super::glue::{Backward, Forward, Op, Output, View, apply_one};
+
+#[derive(Clone)]
+struct SequenceLoss;
+
+/// Squared error, magnitude and squared difference in time of a `prediction` (b, t, c), summed over features and averaged
+/// over samples and time steps, in this order (3); `target` has the same shape.
+///
+/// # Errors
+/// Other shapes, or no elements.
+pub fn sequence_loss(prediction: &Tensor, target: &Tensor) -> Result<Tensor> {
+    let (b, t, c) = prediction.dims3()?;
+    if target.dims() != prediction.dims() {
+        bail!("sequence loss: prediction {:?} and target {:?} differ in shape", prediction.dims(), target.dims())
+    }
+    if b * t * c == 0 {
+        bail!("sequence loss: no elements")
+    }
+    apply_one(SequenceLoss, &[prediction, target])
+}
+
+impl Op for SequenceLoss {
+    fn name(&self) -> &'static str {
+        "sequence loss"
+    }
+
+    fn reference(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        let (o, y) = (&inputs[0], &inputs[1]);
+        let (b, t, _) = o.dims3()?;
+        let error = (o - y)?.sqr()?.sum_all()?;
+        let sparsity = o.abs()?.sum_all()?;
+        let smoothness = match t {
+            1 => sparsity.zeros_like()?,
+            _ => (o.narrow(1, 1, t - 1)? - o.narrow(1, 0, t - 1)?)?.sqr()?.sum_all()?,
+        };
+        Ok(vec![(Tensor::stack(&[error, sparsity, smoothness], 0)? / (b * t) as f64)?])
+    }
+
+    fn cpu_forward(&self, inputs: &[View], _: bool) -> Result<Forward> {
+        let &[b, t, c] = inputs[0].dims() else { bail!("sequence loss: expected three dimensions") };
+        let data = cpu::forward([b, t, c], inputs[0].f32()?, inputs[1].f32()?)?;
+        Ok(Forward { outputs: vec![Output { data, shape: Shape::from(3) }], saved: vec![] })
+    }
+
+    fn cpu_backward(&self, pass: &Backward) -> Result<Vec<Option<Vec<f32>>>> {
+        let &[b, t, c] = pass.inputs[0].dims() else { bail!("sequence loss: expected three dimensions") };
+        let Some(grad) = &pass.grads[0] else { bail!("sequence loss: no gradient") };
+        let (o, y, grad) = (pass.inputs[0].f32()?, pass.inputs[1].f32()?, grad.f32()?);
+        let n = (b * t) as f32;
+        let of_target = |_| o.iter().zip(y).map(|(o, y)| 2. * grad[0] / n * (y - o)).collect();
+        Ok(vec![
+            if pass.needs[0] {
+                Some(cpu::backward([b, t, c], o, y, [grad[0] / n, grad[1] / n, grad[2] / n])?)
+            } else {
+                None
+            },
+            pass.needs[1].then_some(()).map(of_target),
+        ])
+    }
+}
