@@ -175,9 +175,16 @@ pub(crate) struct PredictArgs {
     /// The data to predict from
     #[arg(long, value_name = "PATH")]
     pub(crate) input: PathBuf,
-    /// The table to write; without it, it goes to stdout
+    /// The table to write; without it, it goes to stdout. For deepsif also a file of arrays (.npz or .mat)
     #[arg(long, value_name = "PATH")]
     pub(crate) output: Option<PathBuf>,
+    /// What the model was trained on, where the prediction can use it (deepsif: the head's folder, for its cortex and for
+    /// classical methods)
+    #[arg(long, value_name = "PATH")]
+    pub(crate) data: Option<PathBuf>,
+    /// What is known of the input, to hold the prediction against (deepsif: regions in a MATLAB file)
+    #[arg(long, value_name = "PATH")]
+    pub(crate) truth: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) how: DataArgs,
     /// Steps to predict beyond the end of the input

@@ -7,7 +7,7 @@ use anyhow::{Context, anyhow};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::{FontStyle, register_font};
-use zoo_training::Picture;
+use zoo_training::{Picture, Raster};
 
 use crate::output::first_line;
 
@@ -176,12 +176,53 @@ where
 
 /// Draws a model's picture to a file, whole or not at all.
 pub(crate) fn draw_picture(path: &Path, picture: &Picture) -> anyhow::Result<()> {
-    const SIZE: (u32, u32) = (1000, 500);
+    let height = if picture.maps.is_empty() { 500 } else { 420 + MAPS };
+    let size = (1000, height);
     if path.extension().is_some_and(|e| e == "png") {
-        return png(path, SIZE, |area| paint_picture(area, picture));
+        return png(path, size, |area| paint_picture(area, picture));
     }
-    let text = svg(SIZE, |area| paint_picture(area, picture))?;
+    let text = svg(size, |area| paint_picture(area, picture))?;
     Ok(zoo_checkpoint::replace(path, |f| f.write_all(text.as_bytes()))?)
+}
+
+/// Pixels from top to bottom that maps take.
+const MAPS: u32 = 260;
+
+/// Blue through light grey to red for -1 to 1, in the light at hand.
+fn colour(value: f32, light: f32) -> RGBColor {
+    let v = value.clamp(-1., 1.);
+    let ends: [f32; 3] = if v < 0. { [20., 60., 160.] } else { [190., 20., 20.] };
+    let mix = |to: f32| ((225. + (to - 225.) * v.abs()) * light) as u8;
+    RGBColor(mix(ends[0]), mix(ends[1]), mix(ends[2]))
+}
+
+fn paint_maps<B: DrawingBackend>(area: &DrawingArea<B, Shift>, maps: &[Raster]) -> anyhow::Result<()>
+where
+    B::ErrorType: 'static,
+{
+    const TITLE: i32 = 24;
+    for (map, part) in maps.iter().zip(area.split_evenly((1, maps.len()))) {
+        let (width, height) = part.dim_in_pixel();
+        let rows = map.cells.len().checked_div(map.width).unwrap_or(0).max(1);
+        let side = (f64::from(width) - 8.) / map.width.max(1) as f64;
+        let side = side.min((f64::from(height) - f64::from(TITLE)) / rows as f64);
+        let left = (f64::from(width) - side * map.width as f64) / 2.;
+        part.draw(&Text::new(map.title.clone(), (8, 6), ("sans-serif", 14).into_font())).map_err(failed)?;
+        for (y, row) in map.cells.chunks(map.width.max(1)).enumerate() {
+            let mut x = 0;
+            // Cells of one colour side by side are one rectangle.
+            for run in row.chunk_by(|a, b| a.map(|c| colour(c.0, c.1)) == b.map(|c| colour(c.0, c.1))) {
+                let edge = |x: usize| (left + side * x as f64).round() as i32;
+                let line = |y: usize| TITLE + (side * y as f64).round() as i32;
+                if let Some((value, light)) = run[0] {
+                    let corners = [(edge(x), line(y)), (edge(x + run.len()), line(y + 1))];
+                    part.draw(&Rectangle::new(corners, colour(value, light).filled())).map_err(failed)?;
+                }
+                x += run.len();
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Refuses a name of a picture that says neither SVG nor PNG.
@@ -199,8 +240,13 @@ fn paint_picture<B: DrawingBackend>(area: &DrawingArea<B, Shift>, picture: &Pict
 where
     B::ErrorType: 'static,
 {
-    let Picture { title, labels, lines, band } = picture;
+    let Picture { maps, title, labels, lines, band } = picture;
     area.fill(&WHITE).map_err(failed)?;
+    if !maps.is_empty() {
+        let (above, below) = area.split_vertically(MAPS);
+        paint_maps(&above, maps)?;
+        return paint_picture(&below, &Picture { maps: vec![], ..picture.clone() });
+    }
     let values = lines.iter().flat_map(|(_, points)| points.iter().map(|p| p.1));
     let values = values.chain(band.iter().flat_map(|b| [b.1, b.2])).filter(|v| v.is_finite());
     let (lo, hi) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(lo, hi), v| (lo.min(v), hi.max(v)));

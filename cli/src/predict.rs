@@ -10,7 +10,7 @@ use crate::args::PredictArgs;
 use crate::eval::Loaded;
 use crate::output::{note, print, print_json};
 use crate::plot::{check_name, draw_picture};
-use crate::registry::{changed_source, device, weights};
+use crate::registry::{changed_source, device, quoted, weights};
 
 pub(crate) fn run<T: Task>(args: &PredictArgs) -> anyhow::Result<()> {
     let (device, path) = (device(&args.device)?, weights(&args.checkpoint));
@@ -34,15 +34,36 @@ pub(crate) fn run<T: Task>(args: &PredictArgs) -> anyhow::Result<()> {
         }
     }
     let Loaded { model, config, fitted, .. } = Loaded::<T>::read(&path, &device)?;
-    let source = changed_source::<T>(&config, &args.how.settings())?;
-    let request = Request { input: &args.input, horizon: args.horizon, interval: args.interval / 100. };
-    let Prediction { header, rows, summary, remarks, picture } =
+    let mut set = args.how.settings();
+    // Without it nothing is looked for: what the weights were trained on may have moved.
+    set.push(format!("data.path={}", quoted(args.data.as_deref().unwrap_or(Path::new("")))));
+    let source = changed_source::<T>(&config, &set)?;
+    let truth = args.truth.as_deref();
+    let request = Request { input: &args.input, horizon: args.horizon, interval: args.interval / 100., truth };
+    let Prediction { header, rows, summary, remarks, arrays, picture } =
         T::predict(model, &config.model, &source, &fitted, &request, &device)?;
     let table = csv_text(&header, &rows)?;
     if let Some(plot) = &args.plot {
         draw_picture(plot, &picture)?;
     }
     match &args.output {
+        Some(output) if holds_arrays(output) => {
+            if arrays.is_empty() {
+                return Err(Error::Usage(format!(
+                    "--output {}: {} predicts a table (.csv)",
+                    output.display(),
+                    T::NAME
+                ))
+                .into());
+            }
+            match output.extension().is_some_and(|e| e == "mat") {
+                true => zoo_checkpoint::matlab::write(output, &arrays)?,
+                false => zoo_checkpoint::write_npz(output, &arrays)?,
+            }
+            if !args.json {
+                print(&table);
+            }
+        }
         Some(output) => {
             zoo_checkpoint::replace(output, |f| f.write_all(table.as_bytes()))?;
         }
@@ -60,6 +81,11 @@ pub(crate) fn run<T: Task>(args: &PredictArgs) -> anyhow::Result<()> {
         print_json(&document);
     }
     Ok(())
+}
+
+/// Whether a name is that of a file of arrays.
+fn holds_arrays(output: &Path) -> bool {
+    output.extension().is_some_and(|e| e == "npz" || e == "mat")
 }
 
 pub(crate) fn csv_text(header: &[impl AsRef<[u8]>], rows: &[Vec<String>]) -> anyhow::Result<String> {

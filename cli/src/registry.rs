@@ -8,6 +8,7 @@ use anyhow::Context;
 use candle_core::Device;
 use zoo_char_gpt::CharTask;
 use zoo_checkpoint::{Plan, Source};
+use zoo_deepsif::DeepSifTask;
 use zoo_layers::{Params, nearest};
 use zoo_stock_lstm::StockTask;
 use zoo_trading_transformer::TradingTask;
@@ -21,8 +22,12 @@ use crate::args::{
 use crate::{adapt, bench, doctor, eval, generate, list, params, predict, train, tune};
 
 /// Every model.
-pub(crate) const MODELS: &[&dyn Entry] =
-    &[&Of::<StockTask>(PhantomData), &Of::<CharTask>(PhantomData), &Of::<TradingTask>(PhantomData)];
+pub(crate) const MODELS: &[&dyn Entry] = &[
+    &Of::<StockTask>(PhantomData),
+    &Of::<CharTask>(PhantomData),
+    &Of::<TradingTask>(PhantomData),
+    &Of::<DeepSifTask>(PhantomData),
+];
 
 /// What the command line does with a model.
 pub(crate) trait Entry: Sync {

@@ -462,7 +462,7 @@ fn find_rate<T: Task>(args: &TuneArgs, config: &ConfigOf<T>, device: &Device) ->
         title: format!("loss while the learning rate rises; least at {}", number(*least_at)),
         labels: points.iter().map(|p| number(p.0)).collect(),
         lines: vec![("loss", line(|p| p.1)), ("smoothed", line(|p| p.2))],
-        band: vec![],
+        ..Picture::default()
     };
     draw_picture(&args.plot, &picture)?;
     if args.json {

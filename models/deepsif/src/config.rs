@@ -131,3 +131,50 @@ impl Config {
         None
     }
 }
+
+/// The table `[data]`.
+#[cfg(feature = "train")]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Source {
+    /// A folder with a head's MATLAB files (see [`Head::read`](crate::head::Head::read)); the built-in head if empty.
+    pub path: String,
+    /// Simulated samples of an epoch; the same ones every epoch, but for augmentation.
+    pub train: usize,
+    /// Samples that decide when to stop, and that classical methods are tuned on.
+    pub valid: usize,
+    /// Samples that judge.
+    pub test: usize,
+    /// Share of the training samples that are changed each time: shifted by up to 5 time steps, with noise of 0.01 added.
+    pub augment: f64,
+    /// What is simulated.
+    pub simulation: crate::simulation::Settings,
+}
+
+#[cfg(feature = "train")]
+impl Default for Source {
+    fn default() -> Self {
+        Self {
+            path: String::new(),
+            train: 16_384,
+            valid: 256,
+            test: 1000,
+            augment: 0.5,
+            simulation: crate::simulation::Settings::default(),
+        }
+    }
+}
+
+#[cfg(feature = "train")]
+impl Source {
+    /// What cannot work about these numbers, naming the key.
+    pub(crate) fn problem(&self) -> Option<String> {
+        if self.train == 0 {
+            return Some("data.train must be at least 1".into());
+        }
+        if !(0. ..=1.).contains(&self.augment) {
+            return Some("data.augment must be a share from 0 to 1".into());
+        }
+        self.simulation.problem()
+    }
+}

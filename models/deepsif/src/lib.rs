@@ -3,10 +3,32 @@
 
 mod config;
 #[cfg(feature = "train")]
+mod data;
+#[cfg(feature = "train")]
 pub mod head;
+mod image;
+#[cfg(feature = "train")]
+pub mod inverse;
+#[cfg(feature = "train")]
+mod judge;
 mod loss;
+#[cfg(feature = "train")]
+pub mod measure;
 mod network;
+#[cfg(feature = "train")]
+mod predict;
+#[cfg(feature = "train")]
+pub mod simulation;
+#[cfg(feature = "train")]
+mod task;
+#[cfg(feature = "train")]
+mod view;
 
+#[cfg(feature = "train")]
+pub use config::Source;
 pub use config::{Config, FilterActivation, Kind};
+pub use image::{DeepSif, Electrode, Image, Montage, Place, prepare};
 pub use loss::{Parts, loss};
 pub use network::Network;
+#[cfg(feature = "train")]
+pub use task::DeepSifTask;

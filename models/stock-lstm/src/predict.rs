@@ -22,7 +22,7 @@ pub(crate) fn predict(
     validation: &Value,
     request: &Request,
 ) -> Result<Prediction> {
-    let &Request { input, horizon, interval } = request;
+    let &Request { input, horizon, interval, .. } = request;
     let simple = forecaster.features() == FeatureSet::Close;
     if !simple && horizon > 1 {
         return Err(Error::Usage(format!(
@@ -170,9 +170,10 @@ pub(crate) fn predict(
             .filter(|f| f.0 >= new.start)
             .filter_map(|(d, f, h)| within(f, h).map(|(lo, hi)| (at(d), lo, hi)))
             .collect(),
+        ..Picture::default()
     };
     let header = ["date", "step", "forecast", "lower", "upper", "actual"].map(String::from).to_vec();
-    Ok(Prediction { header, rows, summary, remarks, picture })
+    Ok(Prediction { header, rows, summary, remarks, picture, ..Prediction::default() })
 }
 
 /// The days whose errors make the intervals, and where they come from.

@@ -74,6 +74,7 @@ pub(crate) fn predict(
         rows: table,
         summary: Map::from_iter([("features".to_string(), config.features_dim.into())]),
         remarks,
-        picture: Picture { title, labels, lines: lines.to_vec(), band: vec![] },
+        picture: Picture { title, labels, lines: lines.to_vec(), ..Picture::default() },
+        ..Prediction::default()
     })
 }

@@ -136,7 +136,7 @@ pub(super) fn read(path: &Path) -> Result<Head> {
 fn places_of_electrodes(folder: &Folder, electrodes: usize) -> Result<Vec<Electrode>> {
     let Some((file, variable)) = folder.variables.iter().find(|(name, _)| name.starts_with("eloc")).map(|(_, v)| v)
     else {
-        return Ok((0..electrodes).map(|i| Electrode { label: format!("E{}", i + 1), place: [f64::NAN; 3] }).collect());
+        return Ok((0..electrodes).map(|i| Electrode { label: format!("E{}", i + 1), place: None }).collect());
     };
     let wrong = |what: String| Error::Data(format!("{}: {what}", file.display()));
     let Variable::Records(records) = variable else { return Err(wrong("the electrodes are no records".into())) };
@@ -152,7 +152,7 @@ fn places_of_electrodes(folder: &Folder, electrodes: usize) -> Result<Vec<Electr
             Some(Variable::Text(text)) => text.trim_end_matches('\0').trim().to_string(),
             _ => format!("E{}", i + 1),
         };
-        Ok(Electrode { label, place: [-number("Y")?, number("X")?, number("Z")?] })
+        Ok(Electrode { label, place: Some([-number("Y")?, number("X")?, number("Z")?]) })
     };
     records.iter().enumerate().map(one).collect()
 }

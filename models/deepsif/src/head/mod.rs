@@ -7,20 +7,10 @@ mod surface;
 pub use spherical::{SHELLS, Shell, potential};
 pub use surface::Surface;
 
-use serde::{Deserialize, Serialize};
+use zoo_layers::random::{Purpose, Stream, layer_id};
 use zoo_training::{Error, Result};
 
-/// A place in millimetres: right, front, up.
-pub type Place = [f64; 3];
-
-/// An electrode.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Electrode {
-    /// Its name.
-    pub label: String,
-    /// Where it is.
-    pub place: Place,
-}
+pub use crate::image::{Electrode, Place};
 
 /// A head.
 #[derive(Clone, Debug)]
@@ -64,6 +54,35 @@ impl Head {
     /// The distance of two regions in millimetres, along a straight line between their centres.
     pub fn distance(&self, a: usize, b: usize) -> f64 {
         distance(&self.regions[a], &self.regions[b])
+    }
+
+    /// A head that is a little different, as a real one is from its model: every region's field is blended with that of a
+    /// neighbour (by up to 40 %), every electrode's potential with that of the nearest electrode (by up to 20 %), and every
+    /// electrode is off in gain by 5 %.
+    pub fn perturbed(&self, seed: u64) -> Self {
+        let (n, m) = (self.electrodes.len(), self.regions.len());
+        let mut draw = Stream::new(seed, Purpose::Simulation, layer_id("deepsif.another head"), 0);
+        let mut field = self.lead_field.clone();
+        for i in 0..m {
+            let near = &self.neighbours[i];
+            let other = if near.is_empty() { i } else { near[draw.below(near.len() as u32) as usize] };
+            let share = 0.4 * draw.uniform();
+            (0..n).for_each(|e| field[e * m + i] += share * (self.lead_field[e * m + other] - field[e * m + i]));
+        }
+        let blended = field.clone();
+        for e in 0..n {
+            let apart = |o: &usize| match (self.electrodes[e].place, self.electrodes[*o].place) {
+                (Some(a), Some(b)) => distance(&a, &b),
+                _ => f64::INFINITY,
+            };
+            let other = (0..n).filter(|o| *o != e).min_by(|a, b| apart(a).total_cmp(&apart(b))).unwrap_or(e);
+            let (share, gain) = (0.2 * draw.uniform(), 1. + 0.05 * draw.normal());
+            for i in 0..m {
+                let (own, others) = (blended[e * m + i], blended[other * m + i]);
+                field[e * m + i] = gain * (own + share * (others - own));
+            }
+        }
+        Self { lead_field: field, origin: format!("{}, perturbed", self.origin), ..self.clone() }
     }
 
     /// Refuses a head that does not fit a model.

@@ -140,7 +140,7 @@ pub(super) fn head(electrodes: usize, regions: usize) -> Result<Head> {
         let column = potential(&SHELLS, centre, &orientation(i, centre), &places);
         column.into_iter().enumerate().for_each(|(e, v)| lead_field[e * regions + i] = v);
     }
-    let electrode = |(i, place)| Electrode { label: format!("E{}", i + 1), place };
+    let electrode = |(i, place)| Electrode { label: format!("E{}", i + 1), place: Some(place) };
     Ok(Head {
         origin: "the built-in head of four spheres".into(),
         electrodes: places.into_iter().enumerate().map(electrode).collect(),

@@ -39,9 +39,10 @@ impl Map {
 impl SpatialFilter {
     pub(crate) fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
         let &Config { kind, sensors: n, filter: h, activation, .. } = config;
-        // The document's transformer starts from Glorot's values, the published network from PyTorch's.
+        // The pre-norm transformer's weights start from Glorot's values. Biases start as in PyTorch: behind zeros everything would
+        // be proportional to the EEG, and the norm that follows would take away how large it is.
         let inits = |from: usize, to: usize| match kind {
-            Kind::Transformer => (init::xavier_uniform(from, to, 1.), init::ZEROS),
+            Kind::Transformer => (init::xavier_uniform(from, to, 1.), init::linear(from)),
             Kind::Lstm | Kind::PostLn => (init::linear(from), init::linear(from)),
         };
         let map = |name: &str| {

@@ -16,8 +16,8 @@ use recurrent::Recurrent;
 use transformer::{PostLn, PreLn};
 
 /// EEG to the activity of the cortex's regions. Tensors: `spatial.fc11.weight` … `spatial.value.bias`; a transformer's
-/// `input_projection.weight`, `encoder.layers.0.self_attn.…` …, its `positions`, `norm` and `head.0`, `head.3` if it is the
-/// pre-norm one, or `head`; the LSTM's `temporal.rnns.0.weight_ih_l0` ….
+/// `input_projection.weight`, `encoder.layers.0.self_attn.…` …, its `positions`, `norm` and `output.0`, `output.3` if it is the
+/// pre-norm one, or `output`; the LSTM's `temporal.rnns.0.weight_ih_l0` ….
 #[derive(Clone, Debug)]
 pub struct Network(Inner);
 

@@ -85,7 +85,7 @@ impl PreLn {
             dropout: Dropout::new(dropout, "dropout"),
             layers: encoder(config, NormPlace::Pre, &vb)?,
             norm: norm(width, "norm")?,
-            head: [linear(width, half, "head.0")?, linear(half, sources, "head.3")?],
+            head: [linear(width, half, "output.0")?, linear(half, sources, "output.3")?],
             head_dropout: Dropout::new(dropout / 2., "head_dropout"),
         })
     }
@@ -155,7 +155,7 @@ impl PostLn {
             positions: sinusoids(positions, width, vb.device())?,
             dropout: Dropout::new(dropout, "dropout"),
             layers: encoder(config, NormPlace::Post, &vb)?,
-            head: Linear::new(width, sources, vb.pp("head"))?,
+            head: Linear::new(width, sources, vb.pp("output"))?,
         })
     }
 

@@ -30,7 +30,7 @@ pub use description::Description;
 pub use dtype::Dtype;
 pub use open::{Checkpoint, open, read};
 pub use source::{Format, Source, TensorInfo, View};
-pub use write::{create_weights, write};
+pub use write::{create_weights, write, write_npz};
 
 use std::path::{Path, PathBuf};
 

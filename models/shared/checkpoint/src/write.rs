@@ -126,6 +126,17 @@ pub fn create_weights(path: &Path, tensors: &[(String, Tensor)], metadata: &BTre
     file.sync_all().map_err(Error::io(path))
 }
 
+/// Writes `tensors`, in their order, to an `.npz` file, atomically.
+///
+/// # Errors
+/// As [`write()`].
+pub fn write_npz(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
+    let (outline, values) = on_cpu(path, tensors, &BTreeMap::new())?;
+    atomic::replace_file(path, |file| {
+        npz::write(file, path, &outline, &mut |i, sink| sink(&::safetensors::View::data(&&values[i])))
+    })
+}
+
 fn fill_with(file: &mut File, path: &Path, outline: &Outline, values: &[Tensor]) -> Result<()> {
     safetensors::write(file, path, outline, &mut |i, sink| sink(&::safetensors::View::data(&&values[i])))
 }

@@ -28,6 +28,7 @@ pub use observer::{Event, Observer, Silent};
 pub use run::{RunDirectory, model_of};
 pub use state::{Guard, Round, State};
 pub use task::{
-    Dataset, Evaluation, Foreign, Layout, Loss, Metrics, Picture, Prediction, Preset, Request, Split, Table, Task,
+    Dataset, Evaluation, Foreign, Layout, Loss, Metrics, Picture, Prediction, Preset, Raster, Request, Split, Table,
+    Task,
 };
 pub use trainer::{End, GradientReport, Outcome, RateTest, Trainer};

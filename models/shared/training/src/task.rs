@@ -133,6 +133,8 @@ pub struct Request<'a> {
     pub horizon: usize,
     /// Share of the outcomes that the intervals should hold, between 0 and 1.
     pub interval: f64,
+    /// What is known of the input, to hold the prediction against.
+    pub truth: Option<&'a Path>,
 }
 
 /// What a model says about new data.
@@ -146,13 +148,28 @@ pub struct Prediction {
     pub summary: Map<String, Value>,
     /// What one should know, in words.
     pub remarks: Vec<String>,
+    /// Results that are no table, for files of arrays.
+    pub arrays: Vec<(String, Tensor)>,
     /// A picture of it.
     pub picture: Picture,
 }
 
-/// Lines over dates or steps.
+/// Colours in a plane.
+#[derive(Clone, Debug, Default)]
+pub struct Raster {
+    /// What it shows.
+    pub title: String,
+    /// Cells of a row.
+    pub width: usize,
+    /// Row after row from the top: nothing, or a value between -1 and 1 and how much light falls there, between 0 and 1.
+    pub cells: Vec<Option<(f32, f32)>>,
+}
+
+/// Lines over dates or steps, below maps if there are any.
 #[derive(Clone, Debug, Default)]
 pub struct Picture {
+    /// Maps, side by side.
+    pub maps: Vec<Raster>,
     /// What it shows.
     pub title: String,
     /// What stands below position 0, 1, 2, …

@@ -335,5 +335,5 @@ fn curves(policy: &Record, hold: &Record) -> (Picture, Table) {
     let line = |name, values: &[f64]| (name, values.iter().enumerate().map(|(i, v)| (i as f64, *v)).collect());
     let lines = vec![line("policy", &own), line("buy and hold", &held)];
     let title = "equity as a multiple of the start".into();
-    (Picture { title, labels, lines, band: vec![] }, Table { name: "equity", header, rows })
+    (Picture { title, labels, lines, ..Picture::default() }, Table { name: "equity", header, rows })
 }

@@ -107,7 +107,8 @@ pub(crate) fn predict(
             title: "equity and close, as multiples of the first shown".into(),
             labels,
             lines: vec![("equity", line(&equity)), ("close", line(&price))],
-            band: vec![],
+            ..Picture::default()
         },
+        ..Prediction::default()
     })
 }

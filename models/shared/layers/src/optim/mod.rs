@@ -103,7 +103,7 @@ pub struct Group {
 /// and what has `embedding` or `head` in its name, move by AdamW with `moments`. Matrices decay.
 pub fn muon_groups(weight_decay: f64, moments: Moments) -> impl Fn(&Param) -> Group {
     move |p| {
-        let outer = ["embedding", "head"].iter().any(|part| p.name.contains(part));
+        let outer = ["embedding", "head", "positions"].iter().any(|part| p.name.contains(part));
         let rule = (p.var.rank() != 2 || outer).then_some(Rule::AdamW(moments));
         Group { rule, ..decay_matrices(weight_decay)(p) }
     }

@@ -1,0 +1,164 @@
+//! Imaging EEG with trained weights.
+
+use std::path::Path;
+
+use candle_core::{Device, Result, Tensor, bail};
+use serde::{Deserialize, Serialize};
+use zoo_checkpoint::Description;
+use zoo_layers::{Mode, Params};
+
+use crate::{Config, Network};
+
+/// A place in millimetres: right, front, up.
+pub type Place = [f64; 3];
+
+/// An electrode.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Electrode {
+    /// Its name.
+    pub label: String,
+    /// Where it is, if that is known.
+    pub place: Option<Place>,
+}
+
+/// What weights are kept with: the head that they were trained for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Montage {
+    /// In the order of the EEG's channels.
+    pub electrodes: Vec<Electrode>,
+    /// Centres of the regions, in the order of the sources.
+    pub regions: Vec<Place>,
+    /// Time steps of a sample.
+    pub steps: usize,
+}
+
+/// A trained [`Network`] with the head that it was trained for.
+#[derive(Clone, Debug)]
+pub struct DeepSif {
+    network: Network,
+    montage: Montage,
+    device: Device,
+}
+
+/// The activity of the regions over time.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// Time steps × regions.
+    pub activity: Vec<f32>,
+    /// Regions.
+    pub regions: usize,
+}
+
+impl Image {
+    /// Root of the mean square over time of each region.
+    pub fn strengths(&self) -> Vec<f64> {
+        strengths(&self.activity, self.regions)
+    }
+
+    /// The regions by falling strength.
+    pub fn strongest(&self) -> Vec<(usize, f64)> {
+        let mut all: Vec<(usize, f64)> = self.strengths().into_iter().enumerate().collect();
+        all.sort_by(|a, b| b.1.total_cmp(&a.1));
+        all
+    }
+}
+
+/// Root of the mean square over time of each of `regions` columns.
+pub(crate) fn strengths(activity: &[f32], regions: usize) -> Vec<f64> {
+    let mut sums = vec![0f64; regions];
+    for row in activity.chunks_exact(regions) {
+        sums.iter_mut().zip(row).for_each(|(s, v)| *s += f64::from(*v).powi(2));
+    }
+    let steps = (activity.len() / regions.max(1)).max(1) as f64;
+    sums.iter().map(|s| (s / steps).sqrt()).collect()
+}
+
+impl DeepSif {
+    /// Loads what `zoo train deepsif` wrote: weights, sizes, electrodes and regions are in the one file.
+    ///
+    /// # Errors
+    /// The file cannot be read, is not a DeepSIF network, or its tensors do not fit its own description.
+    pub fn load(path: &Path, device: &Device) -> Result<Self> {
+        let wrapped = candle_core::Error::wrap;
+        let file = zoo_checkpoint::read(path, device).map_err(wrapped)?;
+        let described = Description::parse(&file.metadata, "deepsif", path).map_err(wrapped)?;
+        let (config, montage): (Config, Montage) = described.read(path).map_err(wrapped)?;
+        let params = Params::load(file.tensors, device);
+        let network = Network::new(&config, params.builder())?;
+        if let Err(e) = params.check() {
+            bail!("{}: {e}", path.display())
+        }
+        Self::new(network, &config, montage, device)
+            .map_err(|e| candle_core::Error::msg(format!("{}: {e}", path.display())))
+    }
+
+    pub(crate) fn new(network: Network, config: &Config, montage: Montage, device: &Device) -> Result<Self> {
+        let (n, m) = (montage.electrodes.len(), montage.regions.len());
+        if (n, m) != (config.sensors, config.sources) || montage.steps == 0 {
+            bail!("{n} electrodes and {m} regions do not fit a model of {} and {}", config.sensors, config.sources)
+        }
+        Ok(Self { network, montage, device: device.clone() })
+    }
+
+    /// The head that it was trained for.
+    pub fn montage(&self) -> &Montage {
+        &self.montage
+    }
+
+    /// The sources of EEG, time steps × electrodes at 500 Hz, in any unit: it is average-referenced and scaled here.
+    ///
+    /// # Errors
+    /// Other numbers of time steps or electrodes than it was trained on, or values that are not finite.
+    pub fn image(&self, eeg: &[Vec<f32>]) -> Result<Image> {
+        let Montage { electrodes, regions, steps } = &self.montage;
+        let n = electrodes.len();
+        if let Some(wrong) = self.misfit(eeg.len(), eeg.iter().map(Vec::len).find(|len| *len != n).unwrap_or(n)) {
+            bail!("{wrong}")
+        }
+        let mut values: Vec<f32> = eeg.iter().flatten().copied().collect();
+        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+            bail!(
+                "the EEG has a value that is not finite, at time step {} of electrode {}",
+                at / n,
+                electrodes[at % n].label
+            )
+        }
+        prepare(&mut values, n);
+        let eeg = Tensor::from_vec(values, (1, *steps, n), &self.device)?;
+        let activity = self.network.forward(&eeg, Mode::Eval)?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?;
+        Ok(Image { activity, regions: regions.len() })
+    }
+
+    /// Why EEG of this shape cannot be imaged.
+    pub(crate) fn misfit(&self, steps: usize, electrodes: usize) -> Option<String> {
+        let (wanted, n) = (self.montage.steps, self.montage.electrodes.len());
+        ((steps, electrodes) != (wanted, n)).then(|| {
+            format!(
+                "EEG of {steps} time steps x {electrodes} channels, but these weights image {wanted} time steps (at 500 Hz) x {n} \
+                 channels, in the order that they were trained with"
+            )
+        })
+    }
+}
+
+/// Takes the means over time and over the `n` electrodes of every time step away.
+pub(crate) fn centre(eeg: &mut [f32], n: usize) {
+    let steps = (eeg.len() / n).max(1);
+    let mut means = vec![0f64; n];
+    for row in eeg.chunks_exact(n) {
+        means.iter_mut().zip(row).for_each(|(m, v)| *m += f64::from(*v));
+    }
+    for row in eeg.chunks_exact_mut(n) {
+        row.iter_mut().zip(&means).for_each(|(v, m)| *v -= (m / steps as f64) as f32);
+        let mean = row.iter().sum::<f32>() / n as f32;
+        row.iter_mut().for_each(|v| *v -= mean);
+    }
+}
+
+/// Brings EEG, time steps × `n` electrodes, to what networks are trained on: without its means over time and over electrodes,
+/// divided by its largest magnitude.
+pub fn prepare(eeg: &mut [f32], n: usize) {
+    centre(eeg, n);
+    let largest = eeg.iter().fold(f32::MIN_POSITIVE, |m, v| m.max(v.abs()));
+    eeg.iter_mut().for_each(|v| *v /= largest);
+}

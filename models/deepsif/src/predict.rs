@@ -1,0 +1,222 @@
+//! `zoo predict deepsif`: the sources of a recording.
+
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use serde_json::{Map, Value, json};
+use zoo_checkpoint::matlab::{self, Variable};
+use zoo_training::{Error, Picture, Prediction, Request, Result};
+
+use crate::head::Head;
+use crate::inverse::{Inverse, Method};
+use crate::measure::{Reading, Truth, otsu};
+use crate::simulation::{Patch, Sample};
+use crate::{DeepSif, prepare, view};
+
+/// λ of classical methods: noise has a ninth of the power (a signal-to-noise ratio of 3 in amplitude, the usual choice).
+const LAMBDA: f64 = 1. / 9.;
+/// Regions that the table has at least, and that the picture shows over time.
+const FEWEST: usize = 10;
+const SHOWN: [&str; 5] = ["strongest region", "second", "third", "fourth", "fifth"];
+/// Milliseconds of a time step.
+const STEP: f64 = 2.;
+
+/// Numbers in rows.
+struct Rows {
+    name: String,
+    rows: usize,
+    columns: usize,
+    values: Vec<f32>,
+}
+
+/// A two-dimensional array of a file: `.mat`, `.npy`, `.npz` or a table in text. Of several, the one that is called eeg or data.
+fn read(path: &Path) -> Result<Rows> {
+    let refuse = |what: String| Error::Data(format!("{}: {what}", path.display()));
+    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
+    let mut found: Vec<Rows> = match extension.as_str() {
+        "mat" => {
+            let two = |(name, variable): (String, Variable)| match variable {
+                Variable::Numbers { shape, values } if shape.len() == 2 => {
+                    let values = values.into_iter().map(|v| v as f32).collect();
+                    Some(Rows { name, rows: shape[0], columns: shape[1], values })
+                }
+                _ => None,
+            };
+            matlab::read(path)?.into_iter().filter_map(two).collect()
+        }
+        "npy" | "npz" => {
+            let mut all = vec![];
+            for (name, tensor) in zoo_checkpoint::read(path, &Device::Cpu)?.tensors {
+                if let &[rows, columns] = tensor.dims() {
+                    let values = tensor.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1()?;
+                    all.push(Rows { name, rows, columns, values });
+                }
+            }
+            all
+        }
+        "csv" | "tsv" | "txt" => vec![table(path, if extension == "tsv" { b'\t' } else { b',' })?],
+        _ => return Err(refuse("EEG is read from .mat, .npy, .npz and .csv".into())),
+    };
+    let named = found.iter().position(|r| matches!(r.name.as_str(), "eeg" | "EEG" | "data"));
+    match (found.len(), named) {
+        (0, _) => Err(refuse("it has no array of two dimensions".into())),
+        (1, _) => Ok(found.remove(0)),
+        (_, Some(at)) => Ok(found.remove(at)),
+        _ => {
+            let names: Vec<&str> = found.iter().map(|r| r.name.as_str()).collect();
+            Err(refuse(format!("it has the arrays {}: call the EEG eeg or data", names.join(", "))))
+        }
+    }
+}
+
+fn table(path: &Path, delimiter: u8) -> Result<Rows> {
+    let refuse = |what: String| Error::Data(format!("{}: {what}", path.display()));
+    let mut reader = csv::ReaderBuilder::new()
+        .has_headers(false)
+        .delimiter(delimiter)
+        .trim(csv::Trim::All)
+        .from_path(path)
+        .map_err(|e| refuse(e.to_string()))?;
+    let (mut values, mut rows, mut columns) = (vec![], 0, 0);
+    for (line, record) in reader.records().enumerate() {
+        let record = record.map_err(|e| refuse(e.to_string()))?;
+        let numbers: std::result::Result<Vec<f32>, _> = record.iter().map(str::parse::<f32>).collect();
+        match numbers {
+            Ok(numbers) => {
+                columns = numbers.len();
+                values.extend(numbers);
+                rows += 1;
+            }
+            // Names of channels.
+            Err(_) if line == 0 => {}
+            Err(_) => return Err(refuse(format!("line {}: expected numbers", line + 1))),
+        }
+    }
+    Ok(Rows { name: "table".into(), rows, columns, values })
+}
+
+/// Regions, from 0, that a file names by its variable `resection_region` or its only list.
+fn regions(path: &Path, count: usize) -> Result<Vec<usize>> {
+    let refuse = |what: String| Error::Data(format!("{}: {what}", path.display()));
+    let mut variables = matlab::read(path)?;
+    let chosen = match variables.remove("resection_region") {
+        Some(v) => v,
+        None if variables.len() == 1 => variables.into_values().next().unwrap_or(Variable::Other),
+        None => return Err(refuse("no variable resection_region (regions, from 0)".into())),
+    };
+    let Variable::Numbers { values, .. } = chosen else { return Err(refuse("its regions are no numbers".into())) };
+    let region = |v: &f64| {
+        let fits = *v >= 0. && *v < count as f64 && v.fract() == 0.;
+        fits.then_some(*v as usize).ok_or_else(|| refuse(format!("region {v}, expected 0 to {}", count - 1)))
+    };
+    let found = values.iter().map(region).collect::<Result<Vec<_>>>()?;
+    if found.is_empty() { Err(refuse("it names no region".into())) } else { Ok(found) }
+}
+
+/// How the regions that a method finds overlap with known ones.
+fn overlap(name: &str, truth: &Truth, sources: &[f32], strengths: &[f64]) -> (Value, String) {
+    let found = truth.judge(sources, strengths);
+    let text = format!(
+        "{name}: {:.0} % of what it finds lies there, {:.0} % of it is found; localization error {:.1} mm, strongest region {:.1} mm away",
+        100. * found.precision,
+        100. * found.recall,
+        found.localization,
+        found.peak
+    );
+    let value = json!({
+        "method": name, "precision": found.precision, "recall": found.recall,
+        "localization_error_mm": found.localization, "peak_error_mm": found.peak,
+    });
+    (value, text)
+}
+
+pub(crate) fn predict(imager: &DeepSif, head: Option<&Head>, request: &Request) -> Result<Prediction> {
+    let input = request.input;
+    let refuse = |what: String| Error::Data(format!("{}: {what}", input.display()));
+    if request.horizon != 1 {
+        return Err(Error::Usage("--horizon: EEG is imaged, not forecast".into()));
+    }
+    let Rows { name, mut rows, mut columns, mut values } = read(input)?;
+    let montage = imager.montage();
+    let (n, steps, m) = (montage.electrodes.len(), montage.steps, montage.regions.len());
+    let mut remarks = vec![];
+    if (rows, columns) == (n, steps) && n != steps {
+        values = (0..steps).flat_map(|t| (0..n).map(move |e| (t, e))).map(|(t, e)| values[e * steps + t]).collect();
+        (rows, columns) = (steps, n);
+        remarks.push(format!("{name} has channels in rows: it was transposed."));
+    }
+    if let Some(wrong) = imager.misfit(rows, columns) {
+        return Err(refuse(format!("{name} is {wrong}")));
+    }
+    let eeg: Vec<Vec<f32>> = values.chunks_exact(columns).map(<[f32]>::to_vec).collect();
+    let image = imager.image(&eeg).map_err(|e| refuse(e.to_string().lines().next().unwrap_or_default().into()))?;
+    prepare(&mut values, n);
+
+    let strengths = image.strengths();
+    let threshold = otsu(&strengths);
+    let order = image.strongest();
+    let found = order.iter().filter(|(_, s)| *s > threshold).count();
+    let course = |region: usize| image.activity.iter().skip(region).step_by(m).map(|v| f64::from(*v));
+    let row = |(rank, &(region, strength)): (usize, &(usize, f64))| {
+        let peak = course(region).enumerate().max_by(|a, b| a.1.abs().total_cmp(&b.1.abs())).unwrap_or((0, 0.));
+        let place = montage.regions[region].map(|v| format!("{v:.1}"));
+        let mut row = vec![(rank + 1).to_string(), region.to_string()];
+        row.extend(place);
+        row.extend([format!("{strength:.5}"), format!("{:.5}", peak.1), format!("{:.0}", STEP * peak.0 as f64)]);
+        row.push(u8::from(strength > threshold).to_string());
+        row
+    };
+    let table = order.iter().take(found.max(FEWEST)).enumerate().map(row).collect();
+    remarks.push(format!(
+        "{found} of {m} regions lie above Otsu's threshold of {threshold:.5}; strengths are roots of mean squares over the time."
+    ));
+    remarks.push(
+        "The network was trained on simulated spikes: what it says of seizures, sleep, artefacts or of any other head is outside \
+         what it was judged on."
+            .into(),
+    );
+    let mut summary = Map::from_iter([
+        ("regions_found".to_string(), found.into()),
+        ("strongest_region".to_string(), order[0].0.into()),
+        ("otsu_threshold".to_string(), threshold.into()),
+    ]);
+    if let Some(path) = request.truth {
+        let known = regions(path, m)?;
+        let patch = Patch { centre: known[0], regions: known.iter().map(|r| (*r, 1.)).collect() };
+        let sample = Sample { eeg: vec![], sources: vec![(patch, vec![0.; steps])], snr: f64::NAN };
+        let truth = Truth::at(&montage.regions, &sample);
+        let mut all = vec![overlap("deepsif", &truth, &image.activity, &strengths)];
+        for method in head.iter().flat_map(|_| Method::ALL) {
+            let Some(head) = head else { break };
+            let sources = Inverse::new(method, head, LAMBDA).image(&values)?;
+            all.push(overlap(method.name(), &truth, &sources, &Reading::Rms.strengths(&sources, m, &values)));
+        }
+        remarks.push(format!("Held against the {} regions of {}:", known.len(), path.display()));
+        remarks.extend(all.iter().map(|(_, text)| text.replace('_', " ")));
+        if head.is_none() {
+            remarks.push("With --data and the head's folder, classical methods stand beside it.".into());
+        }
+        summary.insert("overlap".into(), all.into_iter().map(|(value, _)| value).collect());
+    }
+    let lines = SHOWN
+        .into_iter()
+        .zip(&order)
+        .map(|(name, (region, _))| (name, course(*region).enumerate().map(|(t, v)| (t as f64, v)).collect()));
+    let picture = Picture {
+        maps: view::maps(head, montage, &strengths, &values),
+        title: "activity over milliseconds".into(),
+        labels: (0..steps).map(|t| format!("{:.0}", STEP * t as f64)).collect(),
+        lines: lines.collect(),
+        ..Picture::default()
+    };
+    let array = |values: Vec<f32>, shape: (usize, usize)| Tensor::from_vec(values, shape, &Device::Cpu);
+    let places: Vec<f32> = montage.regions.iter().flatten().map(|v| *v as f32).collect();
+    let arrays = vec![
+        ("activity".to_string(), array(image.activity.clone(), (steps, m))?),
+        ("strength".to_string(), array(strengths.iter().map(|s| *s as f32).collect(), (m, 1))?),
+        ("regions_mm".to_string(), array(places, (m, 3))?),
+    ];
+    let header = ["rank", "region", "x_mm", "y_mm", "z_mm", "strength", "peak", "peak_ms", "found"];
+    let header = header.map(String::from).to_vec();
+    Ok(Prediction { header, rows: table, summary, remarks, arrays, picture })
+}

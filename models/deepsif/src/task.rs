@@ -1,0 +1,304 @@
+//! What the trainer needs: simulated EEG, loss, metrics and baselines.
+
+use std::sync::Arc;
+
+use candle_core::{Device, Result, Tensor};
+use candle_nn::VarBuilder;
+use serde_json::{Value, json};
+use zoo_layers::Mode;
+use zoo_training::health::{Probe, ProbeKind, Profile, Role};
+use zoo_training::{
+    Error, Evaluation, Loss, Metrics, OptimizerKind, Prediction, Preset, Request, ScheduleKind, Split, Task,
+    TrainConfig,
+};
+
+use crate::data::{Batch, Samples, head};
+use crate::{Config, DeepSif, Electrode, Kind, Montage, Network, Place, Source, judge, loss, predict};
+
+/// Samples of a batch when evaluating.
+const BATCH: usize = 16;
+/// Training samples that are looked at where one is interested in their loss.
+const SOME: usize = 64;
+
+/// Simulated EEG over a head.
+pub struct DeepSifTask {
+    samples: Samples,
+}
+
+impl DeepSifTask {
+    /// Sums over a split, by batches.
+    fn sum(&self, split: Split, mut of: impl FnMut(&Batch) -> Result<[f64; 4]>) -> Result<[f64; 4]> {
+        // Some of the training samples tell enough.
+        let n = if split == Split::Train { self.samples(split).min(SOME) } else { self.samples(split) };
+        let mut sums = [0.; 4];
+        for first in (0..n).step_by(BATCH) {
+            let indices: Vec<usize> = (first..n.min(first + BATCH)).collect();
+            let found = of(&self.samples.batch(split, &indices)?)?;
+            sums.iter_mut().zip(found).for_each(|(s, v)| *s += v * indices.len() as f64);
+        }
+        Ok(sums.map(|s| s / n.max(1) as f64))
+    }
+}
+
+fn scalar(t: &Tensor) -> Result<f64> {
+    Ok(f64::from(t.to_device(&Device::Cpu)?.to_scalar::<f32>()?))
+}
+
+impl Task for DeepSifTask {
+    const NAME: &'static str = "deepsif";
+    const SUMMARY: &'static str = "networks that image the sources of EEG on the cortex";
+    const PRESETS: &'static [Preset] = &[
+        Preset { name: "stable", summary: "the pre-norm transformer, 4 layers of 256", toml: "" },
+        Preset {
+            name: "conservative",
+            summary: "stable with a third of the rate, more dropout and decay, tighter clipping",
+            toml: "[model]\ndropout = 0.2\n[train]\nlr = 1e-4\nclip_norm = 0.5\nweight_decay = 1e-3\n",
+        },
+        Preset {
+            name: "aggressive",
+            summary: "stable with a higher rate, less dropout and decay, looser clipping",
+            toml: "[model]\ndropout = 0.1\n[train]\nlr = 5e-4\nclip_norm = 2.0\nweight_decay = 1e-5\n",
+        },
+        Preset {
+            name: "memory",
+            summary: "3 layers of 128, batches of 8",
+            toml: "[model]\nwidth = 128\nlayers = 3\nhidden = 256\n[train]\nbatch_size = 8\nwarmup_steps = 20480\n",
+        },
+        Preset {
+            name: "lstm",
+            summary: "the published network: 3 LSTM layers of 994",
+            toml: "[model]\nkind = \"lstm\"\nactivation = \"relu\"\nlayers = 3\ndropout = 0.0\n",
+        },
+        Preset {
+            name: "post-ln",
+            summary: "a transformer as first published: norms behind the sums, 4 layers of 512, ReLU",
+            toml: "[model]\nkind = \"post-ln\"\nactivation = \"relu\"\nwidth = 512\nhidden = 1024\ndropout = 0.1\n",
+        },
+        Preset {
+            name: "small",
+            summary: "for a first run on a laptop: 2 layers of 128, 2,000 steps",
+            toml: "[model]\nfilter = 128\nwidth = 128\nheads = 4\nlayers = 2\nhidden = 256\ndropout = 0.0\n\
+                   [data]\nvalid = 64\n\
+                   [train]\nsteps = 2000\nbatch_size = 8\nlr = 1e-3\nwarmup_steps = 100\neval_every = 250\n",
+        },
+        Preset {
+            name: "tiny",
+            summary: "for tests",
+            toml: "[model]\nsensors = 8\nsources = 20\nfilter = 16\nwidth = 16\nheads = 2\nlayers = 2\nhidden = 32\npositions = 60\n\
+                   [data]\ntrain = 64\nvalid = 8\ntest = 12\n[data.simulation]\nsteps = 50\nextent = [1, 3]\n\
+                   [train]\nsteps = 40\nbatch_size = 4\nlr = 1e-3\nwarmup_steps = 5\neval_every = 20\n",
+        },
+    ];
+    const DATA: &'static str = "a folder with the lead field, cortex and electrodes of a head (MATLAB files); a built-in head of spheres without one";
+    type Architecture = Config;
+    type Source = Source;
+    type Model = Network;
+    type Batch = Batch;
+
+    /// The document's recipe: ten epochs of warmup, half a cosine, batches of 16.
+    fn training() -> TrainConfig {
+        TrainConfig {
+            epochs: 100,
+            batch_size: 16,
+            optimizer: OptimizerKind::AdamW,
+            lr: 3e-4,
+            beta1: 0.9,
+            beta2: 0.95,
+            weight_decay: 1e-4,
+            clip_norm: 1.,
+            schedule: ScheduleKind::Cosine,
+            warmup_steps: 10_240,
+            early_stopping: 15,
+            ..TrainConfig::default()
+        }
+    }
+
+    fn build(config: &Config, vb: VarBuilder) -> Result<Network> {
+        Network::new(config, vb)
+    }
+
+    fn explain(config: &Config) -> String {
+        let &Config { kind, sensors: n, sources: m, filter: h, width: d, layers, hidden, positions, .. } = config;
+        let filter = 2 * (n * n + n) + 2 * (n * h + h) + 2 * (h * h + h);
+        let mut parts = vec![format!(
+            "spatial filter: 2 x ({n} x {n} + {n}) + 2 x ({n} x {h} + {h}) + 2 x ({h} x {h} + {h}) = {filter}"
+        )];
+        if kind == Kind::Lstm {
+            let first = 4 * m * (h + m) + 8 * m;
+            let other = 8 * m * m + 8 * m;
+            parts.push(format!(
+                "LSTM: 4 x {m} x ({h} + {m}) + 8 x {m} = {first}, then 4 x {m} x 2 x {m} + 8 x {m} = {other}, {} times",
+                layers.saturating_sub(1)
+            ));
+            return parts.join("\n");
+        }
+        let layer = 4 * (d * d + d) + 2 * d * hidden + hidden + d + 4 * d;
+        let encoder = format!(
+            "encoder: attention 4 x ({d} x {d} + {d}), MLP 2 x {d} x {hidden} + {hidden} + {d}, two norms 4 x {d} = {layer}; {layers} times = {}",
+            layers * layer
+        );
+        match kind {
+            Kind::Transformer => parts.extend([
+                format!(
+                    "its norm: 2 x {h}; input projection: {h} x {d} + {d}, norm 2 x {d}; positions: {positions} x {d}"
+                ),
+                encoder,
+                format!("norm: 2 x {d}; head: {d} x {half} + {half}, {half} x {m} + {m}", half = d / 2),
+            ]),
+            _ => {
+                parts.extend([format!("input projection: {h} x {d} + {d}"), encoder, format!("head: {d} x {m} + {m}")])
+            }
+        }
+        parts.join("\n")
+    }
+
+    /// Of a second: 500 time steps.
+    fn flops(config: &Config) -> f64 {
+        let &Config { kind, sensors: n, sources: m, filter: h, width: d, layers, hidden, .. } = config;
+        let t = crate::simulation::RATE;
+        let filter = 2 * n * n + 2 * n * h + 2 * h * h;
+        let rest = match kind {
+            Kind::Lstm => 4 * m * (h + m) + (layers - 1) * 8 * m * m,
+            Kind::Transformer | Kind::PostLn => {
+                // Scores and values besides the weights.
+                let layer = 4 * d * d + 2 * d * hidden + 2 * t * d;
+                let head = if kind == Kind::Transformer { d * (d / 2) + d / 2 * m } else { d * m };
+                h * d + layers * layer + head
+            }
+        };
+        2. * (t * (filter + rest)) as f64
+    }
+
+    fn open(
+        config: &Config,
+        source: &Source,
+        seed: u64,
+        _: Option<&Value>,
+        device: &Device,
+    ) -> zoo_training::Result<Self> {
+        if let Some(problem) = config.problem().or_else(|| source.problem()) {
+            return Err(Error::Usage(problem));
+        }
+        let steps = source.simulation.steps;
+        if config.kind != Kind::Lstm && steps > config.positions {
+            return Err(Error::Usage(format!(
+                "data.simulation.steps = {steps}, but model.positions = {}",
+                config.positions
+            )));
+        }
+        let head = Arc::new(head(&source.path, config)?);
+        if source.simulation.recorded > 0. && head.noise.is_empty() {
+            return Err(Error::Usage(format!("{} has no recorded noise (data.simulation.recorded)", head.origin)));
+        }
+        Ok(Self { samples: Samples::new(head, source, seed, device) })
+    }
+
+    fn describe_data(&self) -> String {
+        let head = self.samples.head();
+        let Source { train, valid, test, simulation, .. } = self.samples.source();
+        let [low, high] = simulation.snr;
+        format!(
+            "simulated EEG over {}: {} electrodes, {} regions, {} time steps, {low} to {high} dB; {train} samples to train, \
+             {valid} to validate, {test} to judge",
+            head.origin,
+            head.electrodes.len(),
+            head.regions.len(),
+            simulation.steps
+        )
+    }
+
+    fn fingerprint(&self) -> String {
+        let (head, source) = (self.samples.head(), self.samples.source());
+        let mut bytes: Vec<u8> = head.lead_field.iter().flat_map(|v| v.to_le_bytes()).collect();
+        bytes.extend(head.noise.iter().flatten().flat_map(|v| v.to_le_bytes()));
+        bytes.extend(
+            json!([head.neighbours, source.train, source.valid, source.test, source.simulation])
+                .to_string()
+                .into_bytes(),
+        );
+        zoo_checkpoint::sha256_of(&bytes)
+    }
+
+    /// Where electrodes and regions are, for those who have the weights alone.
+    fn fitted(&self) -> Value {
+        let head = self.samples.head();
+        let rounded = |place: &Place| place.map(|v| (v * 10.).round() / 10.);
+        let electrodes =
+            head.electrodes.iter().map(|e| Electrode { place: e.place.as_ref().map(rounded), ..e.clone() });
+        json!(Montage {
+            electrodes: electrodes.collect(),
+            regions: head.regions.iter().map(rounded).collect(),
+            steps: self.samples.source().simulation.steps,
+        })
+    }
+
+    fn samples(&self, split: Split) -> usize {
+        self.samples.len(split)
+    }
+
+    fn batch(&self, split: Split, indices: &[usize]) -> Result<Batch> {
+        self.samples.batch(split, indices)
+    }
+
+    fn forward(&self, model: &Network, batch: &Batch, mode: Mode) -> Result<Tensor> {
+        model.forward(&batch.eeg, mode)
+    }
+
+    /// Squared error, magnitude and change in time, weighted: see [`loss`].
+    fn loss(&self, model: &Network, batch: &Batch, mode: Mode) -> Result<Loss> {
+        let Batch { eeg, activity } = self.samples.augmented(batch, mode)?;
+        let found = loss(&model.forward(&eeg, mode)?, &activity)?;
+        let parts = found.parts.to_device(&Device::Cpu)?.to_vec1::<f32>()?;
+        let named = ["reconstruction", "sparsity", "smoothness"].into_iter().zip(parts.into_iter().map(f64::from));
+        Ok(Loss { total: found.total, parts: named.collect() })
+    }
+
+    fn health() -> Profile {
+        Profile { roles: vec![("positions", Role::Table)], ..Profile::default() }
+    }
+
+    fn probes(&self, model: &Network, batch: &Batch) -> Result<Vec<Probe>> {
+        let kind = |name: &str| match name {
+            "sources" => ProbeKind::Output,
+            name if name.ends_with("hidden") || name == "spatial" => ProbeKind::Activation,
+            _ => ProbeKind::Output,
+        };
+        let all = model.activations(&batch.eeg)?;
+        let input = Probe::new("eeg", ProbeKind::Raw, &batch.eeg);
+        Ok(std::iter::once(input)
+            .chain(all.iter().map(|(name, values)| Probe::new(name, kind(name), values)))
+            .collect())
+    }
+
+    fn validate(&self, model: &Network, split: Split) -> Result<Metrics> {
+        let found = self.sum(split, |batch| {
+            let activity = model.forward(&batch.eeg, Mode::Eval)?;
+            let parts = loss(&activity, &batch.activity)?;
+            let [error, sparsity, _]: [f32; 3] =
+                parts.parts.to_device(&Device::Cpu)?.to_vec1::<f32>()?.try_into().unwrap_or([f32::NAN; 3]);
+            let none = loss(&batch.activity.zeros_like()?, &batch.activity)?;
+            Ok([scalar(&parts.total)?, f64::from(error), f64::from(sparsity), scalar(&none.total)?])
+        })?;
+        let [loss, error, sparsity, none] = found;
+        Ok(vec![("loss", loss), ("reconstruction", error), ("sparsity", sparsity), ("of_zero", error / none)])
+    }
+
+    fn evaluate(&self, model: &Network, split: Split) -> Result<Evaluation> {
+        judge::evaluate(&|eeg| model.forward(eeg, Mode::Eval), &self.samples, split)
+    }
+
+    fn predict(
+        model: Network,
+        config: &Config,
+        source: &Source,
+        fitted: &Value,
+        request: &Request,
+        device: &Device,
+    ) -> zoo_training::Result<Prediction> {
+        let montage: Montage = serde_json::from_value(fitted.clone())
+            .map_err(|e| Error::Run(format!("the weights do not say for which head they are: {e}")))?;
+        let head = if source.path.is_empty() { None } else { Some(head(&source.path, config)?) };
+        let imager = DeepSif::new(model, config, montage, device)?;
+        predict::predict(&imager, head.as_ref(), request)
+    }
+}
