@@ -3,6 +3,7 @@
 
 use candle_core::Device;
 use zoo_char_gpt::CharTask;
+use zoo_deepsif::DeepSifTask;
 use zoo_stock_lstm::StockTask;
 use zoo_trading_transformer::reproduction::{ARMS, Settings, read, run};
 use zoo_trading_transformer::{InputNorm, TradingTask};
@@ -44,6 +45,10 @@ fn healthy_runs_of_all_models_raise_nothing() -> Result<()> {
         assert_eq!(raised::<CharTask>("tiny", &untied)?, [], "{seed}");
         assert_eq!(raised::<TradingTask>("tiny", &[seed])?, [], "{seed}");
         assert_eq!(raised::<TradingTask>("tiny", &["model.input_norm=running", seed])?, [], "{seed}");
+        // The post-norm transformer's ReLUs do die, which is found.
+        for kind in ["model.kind=transformer", "model.kind=lstm"] {
+            assert_eq!(raised::<DeepSifTask>("tiny", &[kind, seed])?, [], "{kind} {seed}");
+        }
     }
     Ok(())
 }

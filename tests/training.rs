@@ -2,10 +2,11 @@
 
 use candle_core::Device;
 use zoo_char_gpt::{CharGpt, CharTask, Sampling};
+use zoo_deepsif::DeepSifTask;
 use zoo_market::simulate;
 use zoo_stock_lstm::{Config, Forecaster, Source, StockLstm, StockTask};
 use zoo_training::config::{Layers, resolve};
-use zoo_training::{End, Error, RunDirectory, Silent, Task, Trainer};
+use zoo_training::{End, Error, RunDirectory, Silent, Split, Task, Trainer};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -33,6 +34,33 @@ fn every_parameter_gets_a_gradient_and_moves() -> Outcome {
             let moved = values(old)?.iter().zip(values(&new)?).filter(|(a, b)| **a != *b).count();
             assert_eq!(moved, old.elem_count(), "{name}: only {moved} of {} elements moved", old.elem_count());
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn every_parameter_of_all_deepsif_networks_gets_a_gradient_and_moves() -> Outcome {
+    let kinds = ["model.kind=transformer", "model.kind=lstm", "model.kind=post-ln"];
+    for (kind, optimizer) in kinds.into_iter().flat_map(|k| [(k, "adamw"), (k, "muon")]) {
+        let set = [kind.to_string(), format!("train.optimizer={optimizer}"), "model.positions=50".into()];
+        let config = resolve::<DeepSifTask>(&Layers { preset: Some("tiny"), file: None, set: &set })?;
+        let task = DeepSifTask::open(&config.model, &config.data, 1, None, &Device::Cpu)?;
+        let mut trainer = Trainer::new(&task, &config, &Device::Cpu)?;
+        let values = |t: &candle_core::Tensor| t.flatten_all()?.to_vec1::<f32>();
+        let now = |trainer: &Trainer<DeepSifTask>| -> Result<Vec<(String, Vec<f32>)>, candle_core::Error> {
+            trainer.params().tensors().into_iter().map(|(n, t)| Ok((n, values(&t)?))).collect()
+        };
+        let before = now(&trainer)?;
+        let first =
+            task.validate(&DeepSifTask::build(&config.model, trainer.params().eval_builder())?, Split::Valid)?[0].1;
+        let outcome = trainer.train(&mut Silent, &|| false)?;
+        assert_eq!(outcome.gradients.with_gradient, before.len());
+        for ((name, old), (_, new)) in before.iter().zip(now(&trainer)?) {
+            let moved = old.iter().zip(&new).filter(|(a, b)| a != b).count();
+            assert_eq!(moved, old.len(), "{kind}, {optimizer}: {name}: only {moved} of {} elements moved", old.len());
+        }
+        let last = outcome.best.map(|(loss, _)| loss);
+        assert!(last.is_some_and(|last| last < first), "{kind}, {optimizer}: {first} became {last:?}");
     }
     Ok(())
 }
@@ -105,8 +133,7 @@ fn real_prices_are_read_and_adjusted() -> Outcome {
     }
     let source = Source { path, ..Source::default() };
     let task = StockTask::open(&Config::default(), &source, 1, None, &Device::Cpu)?;
-    let counts =
-        [zoo_training::Split::Train, zoo_training::Split::Valid, zoo_training::Split::Test].map(|s| task.samples(s));
+    let counts = [Split::Train, Split::Valid, Split::Test].map(|s| task.samples(s));
     assert_eq!(counts.iter().sum::<usize>(), 6081 - 61);
     assert!(task.describe_data().contains("1984-09-07 to 2008-10-14"), "{}", task.describe_data());
     let close = Source { target: zoo_stock_lstm::Target::Close, ..source };
@@ -123,39 +150,45 @@ fn an_unusable_file_is_an_error_and_not_a_panic() {
 }
 
 #[test]
-fn char_gpt_with_dropout_ends_in_the_same_bytes_interrupted_or_not_at_any_number_of_threads() -> Outcome {
-    let dir = tempfile::tempdir()?;
+fn dropout_and_augmentation_end_in_the_same_bytes_interrupted_or_not_at_any_number_of_threads() -> Outcome {
     for optimizer in ["adamw", "muon"] {
-        let set = [format!("train.optimizer={optimizer}"), "train.ema=0.9".into(), "train.checkpoint_every=7".into()];
-        let mut config = resolve::<CharTask>(&Layers { preset: Some("tiny"), file: None, set: &set })?;
-        CharTask::settle(&mut config)?;
-        assert_eq!(config.model.dropout, 0.1);
-        let task = CharTask::open(&config.model, &config.data, config.train.seed, None, &Device::Cpu)?;
-        let run = |name: &str, threads: usize, interruptions: &[u64]| -> Result<Vec<u8>, Box<dyn std::error::Error>> {
-            let path = dir.path().join(format!("{optimizer}-{name}"));
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
-            let run = RunDirectory::create(&path, "")?;
-            let stopped = pool.install(|| -> zoo_training::Result<()> {
-                let mut trainer = Trainer::new(&task, &config, &Device::Cpu)?;
-                trainer.keep_in(&run);
-                for after in interruptions {
-                    let steps = std::cell::Cell::new(0);
-                    let stop = || {
-                        steps.set(steps.get() + 1);
-                        steps.get() == *after
-                    };
-                    assert_eq!(trainer.train(&mut Silent, &stop)?.end, End::Interrupted);
-                    trainer = Trainer::resume(&task, &config, &Device::Cpu, &run, &[], &mut Silent)?;
-                }
-                assert_eq!(trainer.train(&mut Silent, &|| false)?.end, End::Finished);
-                Ok(())
-            });
-            stopped?;
-            Ok(std::fs::read(run.last())?)
-        };
-        let whole = run("whole", 1, &[])?;
-        assert_eq!(whole, run("two", 2, &[])?, "{optimizer}");
-        assert_eq!(whole, run("interrupted", 2, &[3, 14])?, "{optimizer}");
+        // The tiny presets drop and change samples.
+        same_bytes::<CharTask>(&[&format!("train.optimizer={optimizer}"), "train.ema=0.9"])?;
+        same_bytes::<DeepSifTask>(&[&format!("train.optimizer={optimizer}"), "train.prefetch=2"])?;
     }
+    Ok(())
+}
+
+fn same_bytes<T: Task<Architecture: Sync, Source: Sync>>(set: &[&str]) -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let set: Vec<String> = set.iter().chain(&["train.checkpoint_every=7"]).map(|s| s.to_string()).collect();
+    let mut config = resolve::<T>(&Layers { preset: Some("tiny"), file: None, set: &set })?;
+    T::settle(&mut config)?;
+    let task = T::open(&config.model, &config.data, config.train.seed, None, &Device::Cpu)?;
+    let run = |name: &str, threads: usize, interruptions: &[u64]| -> Result<Vec<u8>, Box<dyn std::error::Error>> {
+        let path = dir.path().join(name);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
+        let run = RunDirectory::create(&path, "")?;
+        let stopped = pool.install(|| -> zoo_training::Result<()> {
+            let mut trainer = Trainer::new(&task, &config, &Device::Cpu)?;
+            trainer.keep_in(&run);
+            for after in interruptions {
+                let steps = std::cell::Cell::new(0);
+                let stop = || {
+                    steps.set(steps.get() + 1);
+                    steps.get() == *after
+                };
+                assert_eq!(trainer.train(&mut Silent, &stop)?.end, End::Interrupted);
+                trainer = Trainer::resume(&task, &config, &Device::Cpu, &run, &[], &mut Silent)?;
+            }
+            assert_eq!(trainer.train(&mut Silent, &|| false)?.end, End::Finished);
+            Ok(())
+        });
+        stopped?;
+        Ok(std::fs::read(run.last())?)
+    };
+    let whole = run("whole", 1, &[])?;
+    assert_eq!(whole, run("two", 2, &[])?, "{} {set:?}", T::NAME);
+    assert_eq!(whole, run("interrupted", 2, &[3, 14])?, "{} {set:?}", T::NAME);
     Ok(())
 }

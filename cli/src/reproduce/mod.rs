@@ -2,6 +2,7 @@
 
 mod gradient_death;
 mod planted_signal;
+mod simulated_eeg;
 
 use std::process::ExitCode;
 
@@ -13,7 +14,11 @@ use crate::output::note;
 /// A reproduction by its name.
 type Reproduction = (&'static str, fn(&ReproduceArgs) -> anyhow::Result<ExitCode>);
 /// Every reproduction there is.
-const ALL: [Reproduction; 2] = [("gradient-death", gradient_death::run), ("planted-signal", planted_signal::run)];
+const ALL: [Reproduction; 3] = [
+    ("gradient-death", gradient_death::run),
+    ("planted-signal", planted_signal::run),
+    ("simulated-eeg", simulated_eeg::run),
+];
 /// Exit code of a run that a signal stopped for good.
 const STOPPED: u8 = 130;
 

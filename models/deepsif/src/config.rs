@@ -137,13 +137,17 @@ impl Config {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Source {
-    /// A folder with a head's MATLAB files (see [`Head::read`](crate::head::Head::read)); the built-in head if empty.
+    /// A folder with a head's MATLAB files (see [`Head::read`](crate::head::Head::read)) to simulate with, or a file of samples
+    /// (`.npz` or `.mat`): `eeg` (samples, time steps, electrodes) and `activity` (samples, time steps, regions). The built-in
+    /// head if empty.
     pub path: String,
-    /// Simulated samples of an epoch; the same ones every epoch, but for augmentation.
+    /// The folder of the head that a file of samples belongs to; the built-in head if empty.
+    pub head: String,
+    /// Simulated samples of an epoch; the same ones every epoch, but for augmentation. Of a file, all that are left.
     pub train: usize,
-    /// Samples that decide when to stop, and that classical methods are tuned on.
+    /// Samples that decide when to stop, and that classical methods are tuned on; of a file, those before the last.
     pub valid: usize,
-    /// Samples that judge.
+    /// Samples that judge; of a file, the last ones.
     pub test: usize,
     /// Share of the training samples that are changed each time: shifted by up to 5 time steps, with noise of 0.01 added.
     pub augment: f64,
@@ -156,6 +160,7 @@ impl Default for Source {
     fn default() -> Self {
         Self {
             path: String::new(),
+            head: String::new(),
             train: 16_384,
             valid: 256,
             test: 1000,

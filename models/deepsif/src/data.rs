@@ -7,10 +7,11 @@ use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 use zoo_layers::Mode;
 use zoo_layers::random::{Purpose, Stream, layer_id};
-use zoo_training::Split;
+use zoo_training::{Error, Split};
 
 use crate::head::Head;
 use crate::simulation::{Generator, Sample};
+use crate::stored::Stored;
 use crate::{Config, Source};
 
 /// The seed of the samples that validate and judge: the same for every run.
@@ -29,16 +30,24 @@ pub struct Batch {
     pub activity: Tensor,
 }
 
-/// A head and the samples simulated over it.
+/// Where samples come from.
+#[derive(Clone, Debug)]
+enum Origin {
+    /// To train, and to judge.
+    Simulated(Box<[Generator; 2]>),
+    Stored(Arc<Stored>),
+}
+
+/// A head and samples over it.
 #[derive(Clone, Debug)]
 pub(crate) struct Samples {
-    train: Generator,
-    judged: Generator,
+    head: Arc<Head>,
+    origin: Origin,
     source: Source,
     device: Device,
 }
 
-/// The head at a path, or the built-in one.
+/// The head in a folder, or the built-in one.
 pub(crate) fn head(path: &str, config: &Config) -> zoo_training::Result<Head> {
     let head = match path {
         "" => Head::spherical(config.sensors, config.sources)?,
@@ -49,17 +58,53 @@ pub(crate) fn head(path: &str, config: &Config) -> zoo_training::Result<Head> {
 }
 
 impl Samples {
-    pub(crate) fn new(head: Arc<Head>, source: &Source, seed: u64, device: &Device) -> Self {
+    /// Opens what `source` names.
+    pub(crate) fn open(config: &Config, source: &Source, seed: u64, device: &Device) -> zoo_training::Result<Self> {
+        let path = Path::new(&source.path);
+        if !path.is_file() {
+            if !source.head.is_empty() {
+                let said = "data.head belongs to a file of samples: data.path names the head's folder itself";
+                return Err(Error::Usage(said.into()));
+            }
+            return Ok(Self::simulated(Arc::new(head(&source.path, config)?), source, seed, device));
+        }
+        let head = Arc::new(head(&source.head, config)?);
+        let stored = Stored::read(path, &head)?;
+        let (all, kept) = (stored.len(), source.valid + source.test);
+        if all <= kept {
+            return Err(Error::Data(format!(
+                "{}: {all} samples, of which {} validate and {} judge: none are left to train (set data.valid and data.test)",
+                path.display(),
+                source.valid,
+                source.test
+            )));
+        }
+        let mut source = Source { train: all - kept, ..source.clone() };
+        source.simulation.steps = stored.steps;
+        Ok(Self { head, origin: Origin::Stored(Arc::new(stored)), source, device: device.clone() })
+    }
+
+    fn simulated(head: Arc<Head>, source: &Source, seed: u64, device: &Device) -> Self {
         let generator = |seed| Generator::new(head.clone(), source.simulation.clone(), seed);
-        Self { train: generator(seed), judged: generator(SEED), source: source.clone(), device: device.clone() }
+        let origin = Origin::Simulated(Box::new([generator(seed), generator(SEED)]));
+        Self { origin, head, source: source.clone(), device: device.clone() }
     }
 
     pub(crate) fn head(&self) -> &Arc<Head> {
-        self.train.head()
+        &self.head
     }
 
+    /// With the numbers that the data decided.
     pub(crate) fn source(&self) -> &Source {
         &self.source
+    }
+
+    /// What tells stored samples apart; nothing if they are simulated.
+    pub(crate) fn sha256(&self) -> Option<&str> {
+        match &self.origin {
+            Origin::Stored(stored) => Some(&stored.sha256),
+            Origin::Simulated(_) => None,
+        }
     }
 
     pub(crate) fn len(&self, split: Split) -> usize {
@@ -70,14 +115,22 @@ impl Samples {
         }
     }
 
-    /// The samples of the same numbers over another head.
-    pub(crate) fn over(&self, head: Arc<Head>) -> Self {
-        Self::new(head, &self.source, SEED, &self.device)
+    /// The samples of the same numbers over another head, if they are simulated.
+    pub(crate) fn over(&self, head: Arc<Head>) -> Option<Self> {
+        self.sha256().is_none().then(|| Self::simulated(head, &self.source, SEED, &self.device))
     }
 
     pub(crate) fn samples(&self, split: Split, indices: &[usize]) -> Result<Vec<Sample>> {
-        let generator = if split == Split::Train { &self.train } else { &self.judged };
-        indices.par_iter().map(|i| generator.sample(split.name(), *i as u64)).collect()
+        let first = match split {
+            Split::Train => 0,
+            Split::Valid => self.source.train,
+            Split::Test => self.source.train + self.source.valid,
+        };
+        let one = |i: &usize| match &self.origin {
+            Origin::Stored(stored) => Ok(stored.sample(first + i, &self.head)),
+            Origin::Simulated(pair) => pair[usize::from(split != Split::Train)].sample(split.name(), *i as u64),
+        };
+        indices.par_iter().map(one).collect()
     }
 
     pub(crate) fn tensors(&self, samples: &[Sample]) -> Result<Batch> {

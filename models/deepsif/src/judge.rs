@@ -169,7 +169,7 @@ pub(crate) fn evaluate(network: &Network, samples: &Samples, split: Split) -> Re
     let judged = judge(network, reading, &tuned, samples, split)?;
     let of = |judged: &[Judged], i: usize| mean(judged.iter().map(|j| j.rows[i]).collect::<Vec<_>>().into_iter());
     let other = samples.over(Arc::new(samples.head().perturbed(PERTURBATION)));
-    let perturbed = judge(network, reading, &tuned, &other, split)?;
+    let perturbed = other.map(|other| judge(network, reading, &tuned, &other, split)).transpose()?;
 
     let mut metrics = of(&judged, 0);
     let n = judged.len().max(1) as f64;
@@ -198,33 +198,33 @@ pub(crate) fn evaluate(network: &Network, samples: &Samples, split: Split) -> Re
             difference(|r| r.equal[1]),
         ));
     }
-    let elsewhere: Vec<String> = names
-        .iter()
-        .enumerate()
-        .map(|(i, name)| format!("{} {:.1}", name.replace('_', " "), of(&perturbed, i)[0].1))
-        .collect();
-    remarks.push(format!(
-        "Localization error on EEG of a head that differs from the one they know, mm: {}.",
-        elsewhere.join(", ")
-    ));
+    if let Some(perturbed) = &perturbed {
+        let error = |i: usize| format!("{} {:.1}", names[i].replace('_', " "), of(perturbed, i)[0].1);
+        let all: Vec<String> = (0..names.len()).map(error).collect();
+        remarks.push(format!(
+            "Localization error on EEG of a head that differs from the one they know, mm: {}.",
+            all.join(", ")
+        ));
+    }
     remarks.push(
         "Regions found are those above Otsu's threshold. At recall: the fewest strongest regions that reach the recall of the \
          network's own. λ and reading of each method are those that localize best on validation samples."
             .into(),
     );
-    let tables = vec![
+    let mut tables = vec![
         parted("by_snr", "decibels", &names, &judged, |j| part(&SNRS, j.snr, " dB")),
         parted("by_extent", "active regions", &names, &judged, |j| {
             part(&EXTENTS.map(|e| e as f64), j.active as f64, "")
         }),
-        parted("another_head", "samples", &names, &perturbed, |_| "all".into()),
     ];
+    tables.extend(perturbed.map(|judged| parted("another_head", "samples", &names, &judged, |_| "all".into())));
     Ok(Evaluation { samples: judged.len(), metrics, baselines, remarks, tables, ..Evaluation::default() })
 }
 
 /// The part between two of `edges` that a value falls into.
 fn part(edges: &[f64], value: f64, unit: &str) -> String {
     match edges.iter().rposition(|e| value >= *e) {
+        _ if value.is_nan() => "unknown".into(),
         None => format!("below {}{unit}", edges[0]),
         Some(i) if i + 1 == edges.len() => format!("from {}{unit}", edges[i]),
         Some(i) => format!("{} to below {}{unit}", edges[i], edges[i + 1]),

@@ -11,6 +11,8 @@ mod image;
 pub mod inverse;
 #[cfg(feature = "train")]
 mod judge;
+#[cfg(feature = "train")]
+mod layout;
 mod loss;
 #[cfg(feature = "train")]
 pub mod measure;
@@ -19,6 +21,8 @@ mod network;
 mod predict;
 #[cfg(feature = "train")]
 pub mod simulation;
+#[cfg(feature = "train")]
+mod stored;
 #[cfg(feature = "train")]
 mod task;
 #[cfg(feature = "train")]

@@ -183,7 +183,7 @@ mod tests {
         let head = Head::spherical(20, 100).unwrap();
         let patch = Patch { centre: 40, regions: vec![(40, 1.)] };
         let course: Vec<f32> = (0..50).map(|t| (t as f32 / 5.).sin()).collect();
-        let sample = Sample { eeg: vec![], sources: vec![(patch, course.clone())], snr: 10. };
+        let sample = Sample { eeg: vec![], sources: vec![(patch, course.clone())], snr: 10., stored: None };
         let truth = Truth::new(&head, &sample);
         let image = |region: usize| {
             let mut sources = vec![0f32; 50 * 100];

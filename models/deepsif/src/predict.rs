@@ -183,7 +183,7 @@ pub(crate) fn predict(imager: &DeepSif, head: Option<&Head>, request: &Request) 
     if let Some(path) = request.truth {
         let known = regions(path, m)?;
         let patch = Patch { centre: known[0], regions: known.iter().map(|r| (*r, 1.)).collect() };
-        let sample = Sample { eeg: vec![], sources: vec![(patch, vec![0.; steps])], snr: f64::NAN };
+        let sample = Sample { eeg: vec![], sources: vec![(patch, vec![0.; steps])], snr: f64::NAN, stored: None };
         let truth = Truth::at(&montage.regions, &sample);
         let mut all = vec![overlap("deepsif", &truth, &image.activity, &strengths)];
         for method in head.iter().flat_map(|_| Method::ALL) {

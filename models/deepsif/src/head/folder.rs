@@ -167,3 +167,91 @@ fn noise(folder: &Folder, electrodes: usize) -> Result<Vec<Vec<f32>>> {
         _ => Err(noise.wrong(&format!("(stretches, time, {electrodes})"))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Tensor};
+
+    use super::*;
+
+    fn written(change: impl Fn(&str, Vec<f32>) -> Vec<f32>) -> (tempfile::TempDir, Result<Head>) {
+        let folder = tempfile::tempdir().unwrap();
+        // Four regions on a strip of eight vertices.
+        let places: Vec<f32> = (0..8).flat_map(|i| [(i / 2) as f32, (i % 2) as f32, 0.]).collect();
+        let triangles: Vec<f32> = (1..7).flat_map(|i| [i as f32, i as f32 + 1., i as f32 + 2.]).collect();
+        let region: Vec<f32> = (0..8).map(|i| (i / 2) as f32).collect();
+        let field: Vec<f32> = (0..12).map(|i| i as f32).collect();
+        let all = [("fwd", field, (3, 4)), ("pos", places, (8, 3)), ("tri", triangles, (6, 3)), ("rm", region, (1, 8))];
+        for (name, values, (rows, columns)) in all {
+            let values = change(name, values);
+            let rows = if values.len() == rows * columns { rows } else { values.len() / columns };
+            let tensor = Tensor::from_vec(values, (rows, columns), &Device::Cpu).unwrap();
+            matlab::write(&folder.path().join(format!("{name}.mat")), &[(name.into(), tensor)]).unwrap();
+        }
+        let head = Head::read(folder.path());
+        (folder, head)
+    }
+
+    #[test]
+    fn a_head_is_put_together_from_the_variables_of_a_folder() {
+        let (_folder, head) = written(|_, values| values);
+        let head = head.unwrap();
+        assert_eq!((head.electrodes.len(), head.regions.len()), (3, 4));
+        assert_eq!(head.regions[1], [1., 0.5, 0.]);
+        assert_eq!(head.neighbours, [vec![1], vec![0, 2], vec![1, 3], vec![2]]);
+        assert_eq!(head.lead_field, (0..12).map(f64::from).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named_with_its_file() {
+        let cases: [(&str, fn(Vec<f32>) -> Vec<f32>, &str); 5] = [
+            ("rm", |v| v.repeat(2), "one region for each of 8 vertices"),
+            ("rm", |v| v.iter().map(|r| r + 2.).collect(), "rm has 4, expected whole numbers from 0 to 3"),
+            ("tri", |v| v.iter().map(|r| r - 1.).collect(), "tri has 0, expected whole numbers from 1 to 8"),
+            ("rm", |v| v.iter().map(|r| r.min(2.)).collect(), "region 3 has no vertex"),
+            ("fwd", |v| v.iter().map(|r| r / 0.).collect(), "fwd has values that are not finite"),
+        ];
+        for (wrong, change, said) in cases {
+            let (_folder, head) = written(|name, values| if name == wrong { change(values) } else { values });
+            let message = head.err().map(|e| e.to_string()).unwrap_or_default();
+            assert!(message.contains(&format!("{wrong}.mat")) && message.contains(said), "{message}");
+        }
+        let empty = tempfile::tempdir().unwrap();
+        let message = Head::read(empty.path()).err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(message.contains("fwd") && message.contains("lead field"), "{message}");
+    }
+
+    #[test]
+    fn the_published_head_is_read() {
+        let data = std::env::var("ZOO_TEST_DATA").map_or_else(
+            |_| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data"),
+            std::path::PathBuf::from,
+        );
+        let folder = data.join("deepsif");
+        if !folder.is_dir() {
+            println!("skipped: {} is not there (ZOO_TEST_DATA names the folder that has it)", folder.display());
+            return;
+        }
+        let head = Head::read(&folder).unwrap();
+        assert_eq!((head.electrodes.len(), head.regions.len(), head.noise.len()), (75, 994, 4));
+        assert!(head.check(75, 994).is_ok() && head.check(64, 994).is_err());
+        assert!(head.neighbours.iter().all(|n| (2..=20).contains(&n.len())));
+        // The electrodes lie around the cortex, the frontal ones in front.
+        let at =
+            |label: &str| head.electrodes.iter().find(|e| e.label == label).and_then(|e| e.place).unwrap_or_default();
+        assert!(at("Fpz")[1] > 60. && at("Oz")[1] < -60. && at("Cz")[2] > 60., "{:?}", at("Fpz"));
+        assert!(at("T7")[0] < -50. && at("T8")[0] > 50., "{:?}", at("T7"));
+        // An electrode sees regions of its own side best.
+        let side = |e: usize| {
+            let row = &head.lead_field[e * 994..][..994];
+            let of = |sign: f64| {
+                let near = (0..994).filter(|r| sign * head.regions[*r][0] > 30.);
+                let seen: Vec<f64> = near.map(|r| row[r].abs()).collect();
+                seen.iter().sum::<f64>() / seen.len() as f64
+            };
+            of(-1.) - of(1.)
+        };
+        let number = |label: &str| head.electrodes.iter().position(|e| e.label == label).unwrap_or(0);
+        assert!(side(number("T7")) > 0. && side(number("T8")) < 0.);
+    }
+}

@@ -13,6 +13,9 @@ use crate::Config;
 const EPS: f64 = 1e-5;
 /// Standard deviation of the learned positions' initial values.
 const STDEV: f64 = 0.02;
+/// Gain of the last map's initial values: training begins at an image of nothing, which is nearly right nearly everywhere, and
+/// not with a thousand sources that have to be unlearnt.
+const LAST_GAIN: f64 = 0.01;
 
 /// The pre-norm transformer: spatial filter, norm and dropout; `input_projection` to the width, norm and GELU; learned
 /// positions and dropout; encoder layers; final norm; a head of two maps.
@@ -71,21 +74,21 @@ impl PreLn {
     pub(crate) fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
         let &Config { sources, filter, width, positions, dropout, .. } = config;
         let half = width / 2;
-        let linear = |from, to, name: &str| {
-            Linear::with_biases(from, to, Some(init::ZEROS), init::xavier_uniform(from, to, 1.), vb.pp(name))
+        let linear = |from, to, gain, name: &str| {
+            Linear::with_biases(from, to, Some(init::ZEROS), init::xavier_uniform(from, to, gain), vb.pp(name))
         };
         let norm = |c, name: &str| Norm::layer(c, EPS, true, vb.pp(name));
         Ok(Self {
             filter: SpatialFilter::new(config, vb.pp("spatial"))?,
             filter_norm: norm(filter, "spatial_norm")?,
             filter_dropout: Dropout::new(dropout / 2., "spatial_dropout"),
-            input_projection: linear(filter, width, "input_projection")?,
+            input_projection: linear(filter, width, 1., "input_projection")?,
             input_norm: norm(width, "input_norm")?,
             positions: vb.get_with_hints((positions, width), "positions", init::normal(0., STDEV))?,
             dropout: Dropout::new(dropout, "dropout"),
             layers: encoder(config, NormPlace::Pre, &vb)?,
             norm: norm(width, "norm")?,
-            head: [linear(width, half, "output.0")?, linear(half, sources, "output.3")?],
+            head: [linear(width, half, 1., "output.0")?, linear(half, sources, LAST_GAIN, "output.3")?],
             head_dropout: Dropout::new(dropout / 2., "head_dropout"),
         })
     }
@@ -155,7 +158,13 @@ impl PostLn {
             positions: sinusoids(positions, width, vb.device())?,
             dropout: Dropout::new(dropout, "dropout"),
             layers: encoder(config, NormPlace::Post, &vb)?,
-            head: Linear::new(width, sources, vb.pp("output"))?,
+            head: Linear::with_biases(
+                width,
+                sources,
+                Some(init::ZEROS),
+                init::xavier_uniform(width, sources, LAST_GAIN),
+                vb.pp("output"),
+            )?,
         })
     }
 

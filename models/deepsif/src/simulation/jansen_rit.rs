@@ -211,57 +211,6 @@ mod tests {
         Stream::new(seed, Purpose::Simulation, 1, 2)
     }
 
-    /// Power by frequency of columns `n` apart, averaged over them: Hann windows of one second, in steps of 1 Hz up to 50.
-    fn spectrum(rows: &[f32], n: usize, columns: usize) -> Vec<f64> {
-        let samples = rows.len() / n;
-        let mut power = vec![0.; 51];
-        for column in 0..columns {
-            for window in 0..samples / 500 {
-                let x: Vec<f64> = (0..500).map(|t| f64::from(rows[(window * 500 + t) * n + column])).collect();
-                let mean = x.iter().sum::<f64>() / 500.;
-                for (f, power) in power.iter_mut().enumerate() {
-                    let (mut re, mut im) = (0., 0.);
-                    for (t, x) in x.iter().enumerate() {
-                        let angle = std::f64::consts::TAU * t as f64 / 500.;
-                        let v = (x - mean) * (0.5 - 0.5 * angle.cos());
-                        re += v * (f as f64 * angle).cos();
-                        im += v * (f as f64 * angle).sin();
-                    }
-                    *power += re * re + im * im;
-                }
-            }
-        }
-        power
-    }
-
-    #[test]
-    fn resting_masses_give_alpha_waves_each_by_itself() -> Result<()> {
-        let masses = Masses::new(&[Mass::RESTING; 32]);
-        let rows = masses.simulate(500, 2000, &stream(1))?;
-        let power = spectrum(&rows, 32, 32);
-        let peak = (1..=50).max_by(|a, b| power[*a].total_cmp(&power[*b])).unwrap_or(0);
-        assert!((8..=13).contains(&peak), "the peak is at {peak} Hz");
-        let alpha: f64 = power[8..=13].iter().sum::<f64>() / power[1..].iter().sum::<f64>();
-        assert!(alpha > 0.5, "{alpha} of the power is alpha");
-        // Jansen and Rit's own figure of normal activity runs between 5 and 11 mV.
-        let (least, most) = rows.iter().fold((f32::MAX, f32::MIN), |(l, m), v| (l.min(*v), m.max(*v)));
-        assert!(least > 2. && most < 14., "{least} to {most} mV");
-        let column = |c: usize| rows.iter().skip(c).step_by(32).map(|v| f64::from(*v)).collect::<Vec<_>>();
-        let mean = (0..31).map(|c| correlation(&column(c), &column(c + 1))).sum::<f64>() / 31.;
-        assert!(mean.abs() < 0.1, "neighbouring columns correlate by {mean}");
-        Ok(())
-    }
-
-    fn correlation(a: &[f64], b: &[f64]) -> f64 {
-        let centred = |x: &[f64]| {
-            let mean = x.iter().sum::<f64>() / x.len() as f64;
-            x.iter().map(|v| v - mean).collect::<Vec<_>>()
-        };
-        let (a, b) = (centred(a), centred(b));
-        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-        dot(&a, &b) / (dot(&a, &a) * dot(&b, &b)).sqrt()
-    }
-
     /// The equations in f64 with the same input, by steps as many times smaller as `finer`.
     fn exact(mass: Mass, samples: usize, stream: &Stream, finer: usize) -> Vec<f64> {
         let word = |index: u64, part: usize| stream.block(index << 32)[part];

@@ -1,0 +1,128 @@
+//! Samples of a file: EEG with the activity of every region.
+
+use std::path::Path;
+
+use candle_core::{DType, Device};
+use zoo_checkpoint::matlab::{self, Variable};
+use zoo_training::{Error, Result};
+
+use crate::head::Head;
+use crate::image::prepare;
+use crate::simulation::{Patch, Sample};
+
+/// Activity below this share of a sample's largest is none.
+const NONE: f32 = 0.01;
+
+/// Samples as they are in a file, and what is prepared of them.
+#[derive(Clone, Debug)]
+pub(crate) struct Stored {
+    /// EEG and activity of each sample.
+    samples: Vec<(Vec<f32>, Vec<f32>)>,
+    pub(crate) steps: usize,
+    pub(crate) sha256: String,
+}
+
+/// An array of three dimensions, and its elements.
+struct Cube {
+    shape: [usize; 3],
+    values: Vec<f32>,
+}
+
+fn cubes(path: &Path, names: [&str; 2]) -> Result<[Cube; 2]> {
+    let refuse = |what: String| Error::Data(format!("{}: {what}", path.display()));
+    let wrong = |name: &str, shape: &[usize]| {
+        refuse(format!("{name} has shape {shape:?}, expected (samples, time steps, channels or regions)"))
+    };
+    let missing = |name: &str| refuse(format!("it has no array {name}: samples are the arrays eeg and activity"));
+    if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("mat")) {
+        let mut variables = matlab::read(path)?;
+        let one = |name: &str| match variables.remove(name) {
+            Some(Variable::Numbers { shape, values }) => match shape[..] {
+                [a, b, c] => Ok(Cube { shape: [a, b, c], values: values.into_iter().map(|v| v as f32).collect() }),
+                _ => Err(wrong(name, &shape)),
+            },
+            _ => Err(missing(name)),
+        };
+        let [a, b] = names.map(one);
+        return Ok([a?, b?]);
+    }
+    let mut tensors = zoo_checkpoint::read(path, &Device::Cpu)?.tensors;
+    let one = |name: &str| -> Result<Cube> {
+        let tensor = tensors.remove(name).ok_or_else(|| missing(name))?;
+        let (a, b, c) = tensor.dims3().map_err(|_| wrong(name, tensor.dims()))?;
+        Ok(Cube { shape: [a, b, c], values: tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()? })
+    };
+    let [a, b] = names.map(one);
+    Ok([a?, b?])
+}
+
+impl Stored {
+    pub(crate) fn read(path: &Path, head: &Head) -> Result<Self> {
+        let refuse = |what: String| Error::Data(format!("{}: {what}", path.display()));
+        let [eeg, activity] = cubes(path, ["eeg", "activity"])?;
+        let ([count, steps, n], [others, also, m]) = (eeg.shape, activity.shape);
+        if (n, m) != (head.electrodes.len(), head.regions.len()) || (count, steps) != (others, also) || steps < 2 {
+            return Err(refuse(format!(
+                "eeg {:?} and activity {:?} do not fit each other or {} ({} electrodes, {} regions)",
+                eeg.shape,
+                activity.shape,
+                head.origin,
+                head.electrodes.len(),
+                head.regions.len()
+            )));
+        }
+        if let Some(at) = eeg.values.iter().position(|v| !v.is_finite()) {
+            return Err(refuse(format!("eeg of sample {} has values that are not finite", at / (steps * n))));
+        }
+        if let Some(at) = activity.values.iter().position(|v| !v.is_finite()) {
+            return Err(refuse(format!("activity of sample {} has values that are not finite", at / (steps * m))));
+        }
+        let bytes: Vec<u8> = eeg.values.iter().chain(&activity.values).flat_map(|v| v.to_le_bytes()).collect();
+        let samples = eeg.values.chunks_exact(steps * n).zip(activity.values.chunks_exact(steps * m));
+        Ok(Self {
+            samples: samples.map(|(eeg, activity)| prepared(eeg.to_vec(), activity.to_vec(), n)).collect(),
+            steps,
+            sha256: zoo_checkpoint::sha256_of(&bytes),
+        })
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.samples.len()
+    }
+
+    /// Sample `at`, its active regions parted into patches that hang together.
+    pub(crate) fn sample(&self, at: usize, head: &Head) -> Sample {
+        let (eeg, activity) = &self.samples[at];
+        let m = head.regions.len();
+        let strength = |r: usize| activity.iter().skip(r).step_by(m).fold(0f32, |s, v| s.max(v.abs()));
+        let strengths: Vec<f32> = (0..m).map(strength).collect();
+        let least = NONE * strengths.iter().fold(0f32, |s, v| s.max(*v));
+        let mut left: Vec<usize> = (0..m).filter(|r| strengths[*r] > least).collect();
+        let mut sources = vec![];
+        while let Some(first) = left.pop() {
+            let mut patch = vec![first];
+            let mut seen = 0;
+            while seen < patch.len() {
+                let border = &head.neighbours[patch[seen]];
+                let (inside, outside): (Vec<usize>, Vec<usize>) = left.iter().partition(|r| border.contains(r));
+                patch.extend(inside);
+                left = outside;
+                seen += 1;
+            }
+            patch.sort_by(|a, b| strengths[*b].total_cmp(&strengths[*a]));
+            let centre = patch[0];
+            let regions = patch.iter().map(|&r| (r, strengths[r] / strengths[centre])).collect();
+            let course = activity.iter().skip(centre).step_by(m).copied().collect();
+            sources.push((Patch { centre, regions }, course));
+        }
+        Sample { eeg: eeg.clone(), sources, snr: f64::NAN, stored: Some(activity.clone()) }
+    }
+}
+
+/// As simulated samples are: EEG centred and scaled, activity divided by its largest value.
+fn prepared(mut eeg: Vec<f32>, mut activity: Vec<f32>, n: usize) -> (Vec<f32>, Vec<f32>) {
+    prepare(&mut eeg, n);
+    let largest = activity.iter().fold(f32::MIN_POSITIVE, |m, v| m.max(v.abs()));
+    activity.iter_mut().for_each(|v| *v /= largest);
+    (eeg, activity)
+}
