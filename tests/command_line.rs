@@ -4,7 +4,11 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+use candle_core::{Device, Tensor};
 use serde_json::Value;
+use zoo_checkpoint::matlab::{self, Variable};
+use zoo_layers::ops::glue::check::random;
+use zoo_layers::{Mode, Params};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -699,5 +703,112 @@ fn data_is_fetched_by_name_once_and_checked() -> Outcome {
     // From then on it is there.
     let (code, text) = fetch(nowhere);
     assert!(code == Some(0) && !text.contains("fetching"), "{text}");
+    Ok(())
+}
+
+#[test]
+fn deepsif_images_what_fits_and_refuses_the_rest_in_one_line() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let dir = dir.path();
+    json(&zoo(dir, &["train", "deepsif", "--preset", "tiny", "--out", "run", "--json"]))?;
+    let judged = json(&zoo(dir, &["eval", "deepsif", "--checkpoint", "run", "--output", "judged", "--json"]))?;
+    for method in ["minimum_norm", "sLORETA", "eLORETA"] {
+        assert!(judged["baselines"][method]["localization_error_mm"].as_f64().is_some_and(|e| e >= 0.), "{judged}");
+    }
+    for table in ["by_snr", "by_extent", "another_head"] {
+        assert!(dir.join(format!("judged/{table}.csv")).exists(), "{table}");
+    }
+    let eeg = |steps: usize, channels: usize| {
+        let row = |t: usize| (0..channels).map(|c| ((t * (c + 1)) as f64 / 7.).sin().to_string()).collect::<Vec<_>>();
+        (0..steps).map(|t| row(t).join(",") + "\n").collect::<String>()
+    };
+    std::fs::write(dir.join("eeg.csv"), eeg(50, 8))?;
+    let base = ["predict", "deepsif", "--checkpoint", "run", "--input"];
+    for output in ["sources.npz", "sources.mat"] {
+        let more = ["eeg.csv", "--output", output, "--plot", "cortex.svg", "--json"];
+        let said = json(&zoo(dir, &[&base[..], &more].concat()))?;
+        assert!(said["regions_found"].as_u64().is_some_and(|n| (1..=20).contains(&n)), "{said}");
+    }
+    let arrays = zoo_checkpoint::read(&dir.join("sources.npz"), &Device::Cpu)?.tensors;
+    assert_eq!(arrays["activity"].dims(), [50, 20]);
+    let Variable::Numbers { shape, .. } = &matlab::read(&dir.join("sources.mat"))?["activity"] else {
+        return Err("activity is no array".into());
+    };
+    assert_eq!(shape[..], [50, 20]);
+    std::fs::write(dir.join("long.csv"), eeg(51, 8))?;
+    std::fs::write(dir.join("wide.csv"), eeg(50, 9))?;
+    std::fs::write(dir.join("words.csv"), "a,b\nc,d\n")?;
+    std::fs::write(dir.join("cut.mat"), &std::fs::read(dir.join("sources.mat"))?[..300])?;
+    for (file, said) in [
+        ("long.csv", "51 time steps x 8 channels"),
+        ("wide.csv", "50 time steps x 9 channels"),
+        ("words.csv", "line 2: expected numbers"),
+        ("cut.mat", "ends"),
+        ("sources.npz", "call the EEG eeg or data"),
+        ("missing.mat", "missing.mat"),
+    ] {
+        let output = zoo(dir, &[&base[..], &[file]].concat());
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{file}: {text}");
+        assert!(text.lines().count() == 1 && text.contains(file) && text.contains(said), "{file}: {text}");
+    }
+    Ok(())
+}
+
+#[test]
+fn deepsif_trains_on_samples_of_a_file() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let dir = dir.path();
+    let (eeg, activity) = (random(1, &[20, 30, 8])?, random(2, &[20, 30, 20])?);
+    zoo_checkpoint::write_npz(&dir.join("samples.npz"), &[("eeg".into(), eeg), ("activity".into(), activity)])?;
+    let base = ["train", "deepsif", "--preset", "tiny", "--data", "samples.npz", "--json"];
+    let few = ["--set", "data.valid=4", "--set", "data.test=4", "--out", "run"];
+    let said = json(&zoo(dir, &[&base[..], &few].concat()))?;
+    assert_eq!(said["steps"].as_u64(), Some(40), "{said}");
+    let judged = zoo(dir, &["eval", "deepsif", "--checkpoint", "run"]);
+    assert!(String::from_utf8_lossy(&judged.stdout).contains("12 samples to train, 4 to validate, 4 to judge"));
+    let none = zoo(dir, &[&base[..], &["--out", "other"]].concat());
+    let text = String::from_utf8_lossy(&none.stderr);
+    assert!(none.status.code() == Some(1) && text.contains("none are left to train"), "{text}");
+    Ok(())
+}
+
+#[test]
+fn a_published_deepsif_checkpoint_gives_what_pytorch_says() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let dir = dir.path();
+    let fixture = |name: &str| format!("{}/../tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"));
+    let published = fixture("deepsif_published.pth");
+    let convert = ["convert", &published, "imported.safetensors", "--model", "deepsif"];
+    let refused = zoo(dir, &convert);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("name the head's folder by --data"), "{refused:?}");
+    // A head of 8 electrodes and 20 regions, a vertex each.
+    std::fs::create_dir(dir.join("head"))?;
+    let corners: Vec<f32> = (1..=18).flat_map(|i| [i as f32, i as f32 + 1., i as f32 + 2.]).collect();
+    let vertices: Vec<f32> = (0..20).map(|i| i as f32).collect();
+    let variables = [
+        ("fwd".to_string(), random(3, &[8, 20])?),
+        ("pos".to_string(), random(4, &[20, 3])?),
+        ("tri".to_string(), Tensor::from_vec(corners, (18, 3), &Device::Cpu)?),
+        ("rm".to_string(), Tensor::from_vec(vertices, 20, &Device::Cpu)?),
+    ];
+    matlab::write(&dir.join("head/head.mat"), &variables)?;
+    let done = zoo(dir, &[&convert[..], &["--data", "head"]].concat());
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let checkpoint = zoo_checkpoint::read(&dir.join("imported.safetensors"), &Device::Cpu)?;
+    let config: Value = serde_json::from_str(&checkpoint.metadata["config"])?;
+    let config: zoo_deepsif::Config = serde_json::from_value(config["model"].clone())?;
+    let params = Params::load(checkpoint.tensors, &Device::Cpu);
+    let network = zoo_deepsif::Network::new(&config, params.builder())?;
+    params.check()?;
+    let expected = zoo_checkpoint::read(fixture("deepsif_published.safetensors").as_ref(), &Device::Cpu)?.tensors;
+    let off = (network.forward(&expected["eeg"], Mode::Eval)? - &expected["activity"])?;
+    let off = off.abs()?.max_all()?.to_scalar::<f32>()?;
+    assert!(off < 2e-6, "{off}");
+    // And back: a dictionary with the entries that the published program reads.
+    let back = zoo(dir, &["convert", "imported.safetensors", "back.pt", "--model", "deepsif", "--to", "published"]);
+    assert!(back.status.success(), "{}", String::from_utf8_lossy(&back.stderr));
+    let said = json(&zoo(dir, &["inspect", "back.pt", "--json"]))?.to_string();
+    assert!(said.contains("TemporalInverseNet") && said.contains("value_activation"), "{said}");
     Ok(())
 }

@@ -48,11 +48,7 @@ pub(super) fn run(args: &ReproduceArgs) -> anyhow::Result<ExitCode> {
                 "8 to 13, alpha (Jansen and Rit 1995: near 10)"
             ),
             row("power from 8 to 13 Hz, %", format!("{:.0}", 100. * alpha_share), ""),
-            row(
-                "resting potential, middle 99.9 %, mV",
-                list(resting_mv),
-                "about 5 to 11 (Jansen and Rit 1995, figure 3)"
-            ),
+            row("resting potential, middle 99.9 %, mV", list(resting_mv), ""),
             row("correlation between masses", format!("{correlation:.3}"), "0: nothing couples them"),
             row("height of spikes, percentiles 10, 50, 90, mV", list(height_mv), ""),
             row(

@@ -134,7 +134,6 @@ mod tests {
             portrait;
         assert!((8. ..=13.).contains(&peak_hz), "the peak is at {peak_hz} Hz");
         assert!(alpha_share > 0.5, "{alpha_share} of the power is alpha");
-        // Normal activity in figure 3 of Jansen and Rit lies between 5 and 11 mV or so.
         assert!(least > 3. && most < 13., "{least} to {most} mV");
         assert!(correlation.abs() < 0.1, "different masses correlate by {correlation}");
         // Spikes last 20 to 70 ms and sharp waves to 200 (Kane et al. 2017), from foot to foot: at half height less.
