@@ -99,6 +99,15 @@ fn a_program_with_the_model_crates_alone_forecasts_and_writes_from_the_weights()
     assert!(done && features.len() == 64 && features.iter().all(|f| f.is_finite() && f.abs() < 50.), "{text}");
     let (done, text) = run("features", "trading-transformer.safetensors", "64", &bars[..210].concat())?;
     assert!(!done && text.contains("its first must be bar 200 or later"), "{text}");
+    let eeg = |steps: usize| {
+        let row = |t: usize| (0..75).map(|c| format!("{} ", ((t * (c + 3)) as f64 / 90.).sin())).collect::<String>();
+        (0..steps).map(|t| row(t) + "\n").collect::<String>()
+    };
+    let (done, text) = run("image", "deepsif-small.safetensors", "5", &eeg(500))?;
+    let regions: Vec<usize> = text.lines().filter_map(|l| l.split(' ').next()?.parse().ok()).collect();
+    assert!(done && regions.len() == 5 && regions.iter().all(|r| *r < 994), "{text}");
+    let (done, text) = run("image", "deepsif-small.safetensors", "5", &eeg(499))?;
+    assert!(!done && text.contains("EEG of 499 time steps x 75 channels"), "{text}");
     let (done, text) = run("write", "stock-lstm.safetensors", "100", "ROMEO:\n")?;
     assert!(!done && text.contains("weights of stock-lstm, expected char-gpt"), "{text}");
     Ok(())

@@ -22,7 +22,7 @@ const SOME: usize = 64;
 /// image of zero for thousands of steps.
 macro_rules! muon {
     () => {
-        "[train]\noptimizer = \"muon\"\nlr = 3e-3\nbeta2 = 0.999\nmomentum = 0.95\nweight_decay = 1e-4\nbatch_size = 8\n\
+        "[train]\noptimizer = \"muon\"\nlr = 3e-3\nbeta2 = 0.999\nmomentum = 0.9\nweight_decay = 0.01\nbatch_size = 8\n\
          schedule = \"linear\"\nwarmup_steps = 100\neval_every = 500\nearly_stopping = 0\nprefetch = 1\n"
     };
 }

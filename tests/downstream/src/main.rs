@@ -1,18 +1,20 @@
 //! `downstream forecast WEIGHTS DAYS` forecasts the days after the closes on stdin, one a line, oldest first;
 //! `downstream write WEIGHTS CHARACTERS` goes on from the text on stdin;
 //! `downstream features WEIGHTS COUNT` prints the first features of the last of the bars on stdin, each a line of open, high,
-//! low, close and volume.
+//! low, close and volume;
+//! `downstream image WEIGHTS COUNT` prints the strongest regions of the EEG on stdin, each a line of channels.
 
 use anyhow::{Context, bail};
 use candle_core::Device;
 use zoo_char_gpt::{CharGpt, Sampling};
+use zoo_deepsif::DeepSif;
 use zoo_stock_lstm::StockLstm;
 use zoo_trading_transformer::{Bar, TradingTransformer, features};
 
 fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [task, weights, n] = args.as_slice() else {
-        bail!("usage: downstream forecast|write|features WEIGHTS N < input")
+        bail!("usage: downstream forecast|write|features|image WEIGHTS N < input")
     };
     let input = std::io::read_to_string(std::io::stdin())?;
     match task.as_str() {
@@ -27,6 +29,14 @@ fn main() -> anyhow::Result<()> {
             let observation = features::observation(&rows, bars.len().saturating_sub(1), model.bars(), &Device::Cpu)?;
             for value in model.features(&observation)?.flatten_all()?.to_vec1::<f32>()?.iter().take(n.parse()?) {
                 println!("{value}");
+            }
+        }
+        "image" => {
+            let row = |line: &str| line.split_whitespace().map(str::parse).collect::<Result<Vec<f32>, _>>();
+            let eeg = input.lines().map(row).collect::<Result<Vec<_>, _>>()?;
+            let image = DeepSif::load(weights.as_ref(), &Device::Cpu)?.image(&eeg)?;
+            for (region, strength) in image.strongest().iter().take(n.parse()?) {
+                println!("{region} {strength}");
             }
         }
         _ => {
