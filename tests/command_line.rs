@@ -736,9 +736,15 @@ fn deepsif_images_what_fits_and_refuses_the_rest_in_one_line() -> Outcome {
         return Err("activity is no array".into());
     };
     assert_eq!(shape[..], [50, 20]);
+    matlab::write(&dir.join("known.mat"), &[("resection_region".into(), Tensor::new(&[3f32, 4.], &Device::Cpu)?)])?;
+    let held = [&base[..], &["eeg.csv", "--truth", "known.mat", "--json", "--output"]].concat();
+    let said = json(&zoo(dir, &[&held[..], &["table.csv"]].concat()))?;
+    assert!(said["overlap"][0]["method"] == "deepsif" && said["overlap"][0]["recall"].is_f64(), "{said}");
+    assert!(said["remarks"].to_string().contains("the 2 regions of known.mat"), "{said}");
+    assert_eq!(zoo(dir, &[&held[..], &["known.mat"]].concat()).status.code(), Some(2), "what is known is an input");
     std::fs::write(dir.join("long.csv"), eeg(51, 8))?;
     std::fs::write(dir.join("wide.csv"), eeg(50, 9))?;
-    std::fs::write(dir.join("words.csv"), "a,b\nc,d\n")?;
+    std::fs::write(dir.join("words.csv"), "a,b\n1,d\n")?;
     std::fs::write(dir.join("cut.mat"), &std::fs::read(dir.join("sources.mat"))?[..300])?;
     for (file, said) in [
         ("long.csv", "51 time steps x 8 channels"),

@@ -141,7 +141,7 @@ pub(crate) struct ReproduceArgs {
     /// What: gradient-death, planted-signal or simulated-eeg
     #[arg(value_name = "NAME")]
     pub(crate) name: String,
-    /// Steps of each arm (2000, at least 25) or policy (1280, at least 10); masses of simulated-eeg (500, at least 10)
+    /// Steps of each arm (2000, at least 25) or policy (1280, at least 10); masses of simulated-eeg (500, 10 to 5000)
     #[arg(long, value_name = "N")]
     pub(crate) steps: Option<u64>,
     /// Seed of data, weights, order and chance (42); of planted-signal's first policy (1)

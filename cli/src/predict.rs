@@ -25,9 +25,13 @@ pub(crate) fn run<T: Task>(args: &PredictArgs) -> anyhow::Result<()> {
         return Err(Error::Usage(format!("--horizon {}: expected 1 to 10000", args.horizon)).into());
     }
     args.plot.as_deref().map_or(Ok(()), check_name)?;
+    if args.plot.is_some() && args.plot == args.output {
+        return Err(Error::Usage("--plot and --output: the same name for two files".into()).into());
+    }
     let same = |a: &Path, b: &Path| a.canonicalize().is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b));
     for output in args.output.iter().chain(&args.plot) {
-        if same(output, &args.input) || same(output, &path) {
+        let inputs = [Some(args.input.as_path()), Some(&path), args.truth.as_deref()];
+        if inputs.into_iter().flatten().any(|input| same(output, input)) {
             return Err(
                 Error::Usage(format!("{} is an input: choose another name for the result", output.display())).into()
             );
@@ -43,19 +47,14 @@ pub(crate) fn run<T: Task>(args: &PredictArgs) -> anyhow::Result<()> {
     let Prediction { header, rows, summary, remarks, arrays, picture } =
         T::predict(model, &config.model, &source, &fitted, &request, &device)?;
     let table = csv_text(&header, &rows)?;
+    if let Some(output) = args.output.as_ref().filter(|o| holds_arrays(o) && arrays.is_empty()) {
+        return Err(Error::Usage(format!("--output {}: {} predicts a table (.csv)", output.display(), T::NAME)).into());
+    }
     if let Some(plot) = &args.plot {
         draw_picture(plot, &picture)?;
     }
     match &args.output {
         Some(output) if holds_arrays(output) => {
-            if arrays.is_empty() {
-                return Err(Error::Usage(format!(
-                    "--output {}: {} predicts a table (.csv)",
-                    output.display(),
-                    T::NAME
-                ))
-                .into());
-            }
             match output.extension().is_some_and(|e| e == "mat") {
                 true => zoo_checkpoint::matlab::write(output, &arrays)?,
                 false => zoo_checkpoint::write_npz(output, &arrays)?,

@@ -16,8 +16,8 @@ const SECONDS: usize = 10;
 
 pub(super) fn run(args: &ReproduceArgs) -> anyhow::Result<ExitCode> {
     let masses = args.steps.unwrap_or(MASSES);
-    if !(10..=100_000).contains(&masses) {
-        return Err(Error::Usage(format!("--steps {masses}: 10 to 100000 masses")).into());
+    if !(10..=5000).contains(&masses) {
+        return Err(Error::Usage(format!("--steps {masses}: 10 to 5000 masses")).into());
     }
     args.plot.as_deref().map_or(Ok(()), check_name)?;
     let portrait = Portrait::draw(masses as usize, SECONDS, args.seed.unwrap_or(42))?;

@@ -113,6 +113,9 @@ impl Config {
                 "model.sensors, sources, filter, width, heads, layers, hidden and positions must be at least 1".into(),
             );
         }
+        if [sensors, sources, filter, width, hidden, positions].into_iter().any(|size| size > 1_000_000) {
+            return Some("model.sensors, sources, filter, width, hidden and positions must be at most 1000000".into());
+        }
         if layers > 1000 {
             return Some(format!("model.layers is {layers}, expected at most 1000"));
         }

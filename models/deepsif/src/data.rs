@@ -62,6 +62,9 @@ impl Samples {
     pub(crate) fn open(config: &Config, source: &Source, seed: u64, device: &Device) -> zoo_training::Result<Self> {
         let path = Path::new(&source.path);
         if !path.is_file() {
+            if !source.head.is_empty() && !path.is_dir() {
+                return Err(Error::Data(format!("{}: there is no such file", path.display())));
+            }
             if !source.head.is_empty() {
                 let said = "data.head belongs to a file of samples: data.path names the head's folder itself";
                 return Err(Error::Usage(said.into()));
@@ -174,5 +177,42 @@ impl Samples {
             eeg: (shifted(&batch.eeg, n)? + Tensor::from_vec(noise, (b, t, n), &self.device)?)?,
             activity: shifted(&batch.activity, m)?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn augmentation_shifts_eeg_and_activity_alike_and_leaves_evaluation_alone() -> Result<()> {
+        let config = Config::tiny();
+        let mut source = Source { augment: 1., ..Source::default() };
+        source.simulation.steps = 50;
+        source.simulation.extent = [1, 3];
+        let samples = Samples::open(&config, &source, 1, &Device::Cpu).map_err(candle_core::Error::wrap)?;
+        let batch = samples.batch(Split::Train, &[0, 1, 2, 3])?;
+        let same = samples.augmented(&batch, Mode::Eval)?;
+        assert_eq!(same.eeg.to_vec3::<f32>()?, batch.eeg.to_vec3::<f32>()?);
+        let mode = Mode::Train { seed: 1, step: 7 };
+        let changed = samples.augmented(&batch, mode)?;
+        assert_eq!(changed.eeg.to_vec3::<f32>()?, samples.augmented(&batch, mode)?.eeg.to_vec3::<f32>()?);
+        let (eeg, activity) = (batch.eeg.to_vec3::<f32>()?, batch.activity.to_vec3::<f32>()?);
+        let (new, moved) = (changed.eeg.to_vec3::<f32>()?, changed.activity.to_vec3::<f32>()?);
+        let mut shifts = vec![];
+        for i in 0..4 {
+            let by = |shift: i64| move |t: usize| (t as i64 - shift).clamp(0, 49) as usize;
+            let fits = |shift: &i64| (0..50).all(|t| moved[i][t] == activity[i][by(*shift)(t)]);
+            let Some(shift) = (-5..=5).find(fits) else { panic!("sample {i} was not shifted by up to 5") };
+            let off: Vec<f32> = (0..50)
+                .flat_map(|t| (0..8).map(move |e| (t, e)))
+                .map(|(t, e)| new[i][t][e] - eeg[i][by(shift)(t)][e])
+                .collect();
+            let deviation = (off.iter().map(|v| v * v).sum::<f32>() / off.len() as f32).sqrt();
+            assert!((0.008..0.012).contains(&deviation), "sample {i} has noise of {deviation}");
+            shifts.push(shift);
+        }
+        assert!(shifts.iter().any(|s| *s != shifts[0]), "{shifts:?}");
+        Ok(())
     }
 }

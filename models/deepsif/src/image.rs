@@ -108,7 +108,7 @@ impl DeepSif {
     /// The sources of EEG, time steps × electrodes at 500 Hz, in any unit: it is average-referenced and scaled here.
     ///
     /// # Errors
-    /// Other numbers of time steps or electrodes than it was trained on, or values that are not finite.
+    /// Other numbers of time steps or electrodes than it was trained on, or EEG that never changes or is not finite.
     pub fn image(&self, eeg: &[Vec<f32>]) -> Result<Image> {
         let Montage { electrodes, regions, steps } = &self.montage;
         let n = electrodes.len();
@@ -124,6 +124,9 @@ impl DeepSif {
             )
         }
         prepare(&mut values, n);
+        if values.iter().all(|v| *v == 0.) {
+            bail!("the EEG never changes")
+        }
         let eeg = Tensor::from_vec(values, (1, *steps, n), &self.device)?;
         let activity = self.network.forward(&eeg, Mode::Eval)?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?;
         Ok(Image { activity, regions: regions.len() })
@@ -141,22 +144,29 @@ impl DeepSif {
     }
 }
 
+/// Takes the mean over time of each of `n` columns away.
+pub(crate) fn still(rows: &mut [f32], n: usize) {
+    let steps = (rows.len() / n).max(1) as f64;
+    let mut means = vec![0f64; n];
+    for row in rows.chunks_exact(n) {
+        means.iter_mut().zip(row).for_each(|(m, v)| *m += f64::from(*v) / steps);
+    }
+    for row in rows.chunks_exact_mut(n) {
+        row.iter_mut().zip(&means).for_each(|(v, m)| *v -= *m as f32);
+    }
+}
+
 /// Takes the means over time and over the `n` electrodes of every time step away.
 pub(crate) fn centre(eeg: &mut [f32], n: usize) {
-    let steps = (eeg.len() / n).max(1);
-    let mut means = vec![0f64; n];
-    for row in eeg.chunks_exact(n) {
-        means.iter_mut().zip(row).for_each(|(m, v)| *m += f64::from(*v));
-    }
+    still(eeg, n);
     for row in eeg.chunks_exact_mut(n) {
-        row.iter_mut().zip(&means).for_each(|(v, m)| *v -= (m / steps as f64) as f32);
-        let mean = row.iter().sum::<f32>() / n as f32;
+        let mean = (row.iter().map(|v| f64::from(*v)).sum::<f64>() / n as f64) as f32;
         row.iter_mut().for_each(|v| *v -= mean);
     }
 }
 
 /// Brings EEG, time steps × `n` electrodes, to what networks are trained on: without its means over time and over electrodes,
-/// divided by its largest magnitude.
+/// divided by its largest magnitude. EEG that never changes becomes zero.
 pub fn prepare(eeg: &mut [f32], n: usize) {
     centre(eeg, n);
     let largest = eeg.iter().fold(f32::MIN_POSITIVE, |m, v| m.max(v.abs()));

@@ -81,18 +81,22 @@ impl Inverse {
             scaled.column_iter_mut().zip(w.iter()).for_each(|(mut c, w)| c /= *w);
             scaled * k.transpose()
         };
-        // k_iᵀ M k_i of each.
-        let quadratic = |inverse: &DMatrix<f64>| {
+        // √(k_iᵀ M k_i) of each.
+        let roots = |inverse: &DMatrix<f64>| {
             let product = inverse * &k;
-            DVector::from_iterator(m, product.column_iter().zip(k.column_iter()).map(|(a, b)| a.dot(&b)))
+            let root = |(a, b): (nalgebra::DVectorView<f64>, nalgebra::DVectorView<f64>)| a.dot(&b).max(0.).sqrt();
+            let roots = DVector::from_iterator(m, product.column_iter().zip(k.column_iter()).map(root));
+            // A region that no electrode sees has none.
+            let least = ZERO * roots.max();
+            roots.map(|r| r.max(least))
         };
         let mut inverse = inverted(gram(&w), lambda);
         match method {
             Method::MinimumNorm => {}
-            Method::Sloreta => w = quadratic(&inverse).map(f64::sqrt),
+            Method::Sloreta => w = roots(&inverse),
             Method::Eloreta => {
                 for _ in 0..ROUNDS {
-                    let mut next = quadratic(&inverse).map(f64::sqrt);
+                    let mut next = roots(&inverse);
                     // Their scale is free.
                     next /= next.mean();
                     let change = (&next - &w).amax() / next.amax();

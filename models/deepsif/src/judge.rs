@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
 use zoo_training::{Evaluation, Metrics, Split, Table};
 
@@ -61,10 +61,11 @@ impl Row {
     }
 }
 
-fn mean(rows: impl Iterator<Item = Row> + Clone) -> Metrics {
-    let n = rows.clone().count().max(1) as f64;
-    let value = |i: usize| rows.clone().map(|r| r.values()[i]).sum::<f64>() / n;
-    Row::NAMES.into_iter().enumerate().map(|(i, name)| (name, value(i))).collect()
+/// Means of what method `i` says.
+fn mean(judged: &[&Judged], i: usize) -> Metrics {
+    let n = judged.len().max(1) as f64;
+    let value = |k: usize| judged.iter().map(|j| j.rows[i].values()[k]).sum::<f64>() / n;
+    Row::NAMES.into_iter().enumerate().map(|(k, name)| (name, value(k))).collect()
 }
 
 /// A sample with what all methods say of it, the network first.
@@ -95,6 +96,9 @@ fn tune(network: &Network, samples: &Samples) -> Result<(Vec<Tuned>, Reading)> {
         let batch = batch?;
         own.extend(activity(network, samples, &batch)?);
         all.extend(batch);
+    }
+    if all.is_empty() {
+        bail!("data.valid is 0 in these weights: there is nothing to tune the methods on that they are compared with")
     }
     let error = |image: &(dyn Fn(usize) -> Result<Vec<f32>> + Sync)| -> Result<[f64; 2]> {
         let of = |i: usize| -> Result<[f64; 2]> {
@@ -156,9 +160,9 @@ fn judge(network: &Network, reading: Reading, tuned: &[Tuned], samples: &Samples
 
 /// The mean of differences, and how far the 95 % interval reaches to each side.
 fn interval(differences: &[f64]) -> [f64; 2] {
-    let n = differences.len().max(2) as f64;
+    let n = differences.len().max(1) as f64;
     let mean = differences.iter().sum::<f64>() / n;
-    let variance = differences.iter().map(|d| (d - mean).powi(2)).sum::<f64>() / (n - 1.);
+    let variance = differences.iter().map(|d| (d - mean).powi(2)).sum::<f64>() / (n - 1.).max(1.);
     [mean, 1.96 * (variance / n).sqrt()]
 }
 
@@ -167,7 +171,7 @@ pub(crate) fn evaluate(network: &Network, samples: &Samples, split: Split) -> Re
     let (tuned, reading) = tune(network, samples)?;
     let names: Vec<&'static str> = std::iter::once("deepsif").chain(tuned.iter().map(|t| t.method.name())).collect();
     let judged = judge(network, reading, &tuned, samples, split)?;
-    let of = |judged: &[Judged], i: usize| mean(judged.iter().map(|j| j.rows[i]).collect::<Vec<_>>().into_iter());
+    let of = |judged: &[Judged], i: usize| mean(&judged.iter().collect::<Vec<_>>(), i);
     let other = samples.over(Arc::new(samples.head().perturbed(PERTURBATION)));
     let perturbed = other.map(|other| judge(network, reading, &tuned, &other, split)).transpose()?;
 
@@ -217,18 +221,20 @@ pub(crate) fn evaluate(network: &Network, samples: &Samples, split: Split) -> Re
             part(&EXTENTS.map(|e| e as f64), j.active as f64, "")
         }),
     ];
-    tables.extend(perturbed.map(|judged| parted("another_head", "samples", &names, &judged, |_| "all".into())));
+    tables.extend(perturbed.map(|judged| parted("another_head", "samples", &names, &judged, |_| (0, "all".into()))));
     Ok(Evaluation { samples: judged.len(), metrics, baselines, remarks, tables, ..Evaluation::default() })
 }
 
-/// The part between two of `edges` that a value falls into.
-fn part(edges: &[f64], value: f64, unit: &str) -> String {
-    match edges.iter().rposition(|e| value >= *e) {
+/// The part between two of `edges` that a value falls into: its number and name.
+fn part(edges: &[f64], value: f64, unit: &str) -> (usize, String) {
+    let below = edges.iter().filter(|e| value >= **e).count();
+    let name = match (below.checked_sub(1).map(|i| edges[i]), edges.get(below)) {
         _ if value.is_nan() => "unknown".into(),
-        None => format!("below {}{unit}", edges[0]),
-        Some(i) if i + 1 == edges.len() => format!("from {}{unit}", edges[i]),
-        Some(i) => format!("{} to below {}{unit}", edges[i], edges[i + 1]),
-    }
+        (Some(from), Some(to)) => format!("{from} to below {to}{unit}"),
+        (Some(from), None) => format!("from {from}{unit}"),
+        (None, to) => format!("below {}{unit}", to.copied().unwrap_or(f64::INFINITY)),
+    };
+    (below, name)
 }
 
 /// Means over the samples that belong together.
@@ -237,22 +243,15 @@ fn parted(
     what: &str,
     names: &[&'static str],
     judged: &[Judged],
-    key: impl Fn(&Judged) -> String,
+    key: impl Fn(&Judged) -> (usize, String),
 ) -> Table {
-    // In the order of the parts' least values.
-    let mut parts: BTreeMap<usize, (String, Vec<&Judged>)> = BTreeMap::new();
-    for j in judged {
-        let key = key(j);
-        let number = key.split(' ').find_map(|w| w.parse::<f64>().ok()).unwrap_or(-1.);
-        let at = if key.starts_with("below") { 0 } else { 1 + (number * 100.).max(0.) as usize };
-        parts.entry(at).or_insert_with(|| (key, vec![])).1.push(j);
-    }
+    let mut parts: BTreeMap<(usize, String), Vec<&Judged>> = BTreeMap::new();
+    judged.iter().for_each(|j| parts.entry(key(j)).or_default().push(j));
     let mut rows = vec![];
-    for (key, judged) in parts.values() {
+    for ((_, key), judged) in &parts {
         for (i, method) in names.iter().enumerate() {
-            let means = mean(judged.iter().map(|j| j.rows[i]).collect::<Vec<_>>().into_iter());
             let mut row = vec![key.clone(), method.to_string(), judged.len().to_string()];
-            row.extend(means.iter().map(|(_, v)| format!("{v:.4}")));
+            row.extend(mean(judged, i).iter().map(|(_, v)| format!("{v:.4}")));
             rows.push(row);
         }
     }

@@ -9,7 +9,7 @@ use zoo_training::{Error, Picture, Prediction, Request, Result};
 
 use crate::head::Head;
 use crate::inverse::{Inverse, Method};
-use crate::measure::{Reading, Truth, otsu};
+use crate::measure::{Reading, Truth, standing_out};
 use crate::simulation::{Patch, Sample};
 use crate::{DeepSif, prepare, view};
 
@@ -78,19 +78,19 @@ fn table(path: &Path, delimiter: u8) -> Result<Rows> {
         .from_path(path)
         .map_err(|e| refuse(e.to_string()))?;
     let (mut values, mut rows, mut columns) = (vec![], 0, 0);
-    for (line, record) in reader.records().enumerate() {
+    for record in reader.records() {
         let record = record.map_err(|e| refuse(e.to_string()))?;
-        let numbers: std::result::Result<Vec<f32>, _> = record.iter().map(str::parse::<f32>).collect();
-        match numbers {
-            Ok(numbers) => {
-                columns = numbers.len();
-                values.extend(numbers);
-                rows += 1;
-            }
-            // Names of channels.
-            Err(_) if line == 0 => {}
-            Err(_) => return Err(refuse(format!("line {}: expected numbers", line + 1))),
+        let numbers: Vec<_> = record.iter().map(str::parse::<f32>).collect();
+        // Names of channels.
+        if rows == 0 && numbers.iter().all(|n| n.is_err()) {
+            continue;
         }
+        let line = record.position().map_or(0, csv::Position::line);
+        let numbers: std::result::Result<Vec<f32>, _> = numbers.into_iter().collect();
+        let numbers = numbers.map_err(|_| refuse(format!("line {line}: expected numbers")))?;
+        columns = numbers.len();
+        values.extend(numbers);
+        rows += 1;
     }
     Ok(Rows { name: "table".into(), rows, columns, values })
 }
@@ -153,9 +153,8 @@ pub(crate) fn predict(imager: &DeepSif, head: Option<&Head>, request: &Request) 
     prepare(&mut values, n);
 
     let strengths = image.strengths();
-    let threshold = otsu(&strengths);
+    let found = standing_out(&strengths);
     let order = image.strongest();
-    let found = order.iter().filter(|(_, s)| *s > threshold).count();
     let course = |region: usize| image.activity.iter().skip(region).step_by(m).map(|v| f64::from(*v));
     let row = |(rank, &(region, strength)): (usize, &(usize, f64))| {
         let peak = course(region).enumerate().max_by(|a, b| a.1.abs().total_cmp(&b.1.abs())).unwrap_or((0, 0.));
@@ -163,12 +162,13 @@ pub(crate) fn predict(imager: &DeepSif, head: Option<&Head>, request: &Request) 
         let mut row = vec![(rank + 1).to_string(), region.to_string()];
         row.extend(place);
         row.extend([format!("{strength:.5}"), format!("{:.5}", peak.1), format!("{:.0}", STEP * peak.0 as f64)]);
-        row.push(u8::from(strength > threshold).to_string());
+        row.push(u8::from(found.contains(&region)).to_string());
         row
     };
-    let table = order.iter().take(found.max(FEWEST)).enumerate().map(row).collect();
+    let table = order.iter().take(found.len().max(FEWEST)).enumerate().map(row).collect();
     remarks.push(format!(
-        "{found} of {m} regions lie above Otsu's threshold of {threshold:.5}; strengths are roots of mean squares over the time."
+        "{} of {m} regions lie above Otsu's threshold; strengths are roots of mean squares over the time.",
+        found.len()
     ));
     remarks.push(
         "The network was trained on simulated spikes: what it says of seizures, sleep, artefacts or of any other head is outside \
@@ -176,9 +176,8 @@ pub(crate) fn predict(imager: &DeepSif, head: Option<&Head>, request: &Request) 
             .into(),
     );
     let mut summary = Map::from_iter([
-        ("regions_found".to_string(), found.into()),
+        ("regions_found".to_string(), found.len().into()),
         ("strongest_region".to_string(), order[0].0.into()),
-        ("otsu_threshold".to_string(), threshold.into()),
     ]);
     if let Some(path) = request.truth {
         let known = regions(path, m)?;
@@ -186,10 +185,11 @@ pub(crate) fn predict(imager: &DeepSif, head: Option<&Head>, request: &Request) 
         let sample = Sample { eeg: vec![], sources: vec![(patch, vec![0.; steps])], snr: f64::NAN, stored: None };
         let truth = Truth::at(&montage.regions, &sample);
         let mut all = vec![overlap("deepsif", &truth, &image.activity, &strengths)];
-        for method in head.iter().flat_map(|_| Method::ALL) {
-            let Some(head) = head else { break };
-            let sources = Inverse::new(method, head, LAMBDA).image(&values)?;
-            all.push(overlap(method.name(), &truth, &sources, &Reading::Rms.strengths(&sources, m, &values)));
+        if let Some(head) = head {
+            for method in Method::ALL {
+                let sources = Inverse::new(method, head, LAMBDA).image(&values)?;
+                all.push(overlap(method.name(), &truth, &sources, &Reading::Rms.strengths(&sources, m, &values)));
+            }
         }
         remarks.push(format!("Held against the {} regions of {}:", known.len(), path.display()));
         remarks.extend(all.iter().map(|(_, text)| text.replace('_', " ")));

@@ -7,7 +7,7 @@ use zoo_checkpoint::matlab::{self, Variable};
 use zoo_training::{Error, Result};
 
 use crate::head::Head;
-use crate::image::prepare;
+use crate::image::{prepare, still};
 use crate::simulation::{Patch, Sample};
 
 /// Activity below this share of a sample's largest is none.
@@ -78,12 +78,12 @@ impl Stored {
             return Err(refuse(format!("activity of sample {} has values that are not finite", at / (steps * m))));
         }
         let bytes: Vec<u8> = eeg.values.iter().chain(&activity.values).flat_map(|v| v.to_le_bytes()).collect();
-        let samples = eeg.values.chunks_exact(steps * n).zip(activity.values.chunks_exact(steps * m));
-        Ok(Self {
-            samples: samples.map(|(eeg, activity)| prepared(eeg.to_vec(), activity.to_vec(), n)).collect(),
-            steps,
-            sha256: zoo_checkpoint::sha256_of(&bytes),
-        })
+        let samples = eeg.values.chunks_exact(steps * n).zip(activity.values.chunks_exact(steps * m)).enumerate();
+        let one = |(i, (eeg, activity)): (usize, (&[f32], &[f32]))| {
+            prepared(eeg.to_vec(), activity.to_vec(), [n, m])
+                .ok_or_else(|| refuse(format!("the activity of sample {i} never changes: there is nothing to find")))
+        };
+        Ok(Self { samples: samples.map(one).collect::<Result<_>>()?, steps, sha256: zoo_checkpoint::sha256_of(&bytes) })
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -119,10 +119,48 @@ impl Stored {
     }
 }
 
-/// As simulated samples are: EEG centred and scaled, activity divided by its largest value.
-fn prepared(mut eeg: Vec<f32>, mut activity: Vec<f32>, n: usize) -> (Vec<f32>, Vec<f32>) {
+/// As simulated samples are: EEG centred and scaled, activity without its means over time and divided by its largest value.
+/// Nothing if there is no activity.
+fn prepared(mut eeg: Vec<f32>, mut activity: Vec<f32>, [n, m]: [usize; 2]) -> Option<(Vec<f32>, Vec<f32>)> {
     prepare(&mut eeg, n);
-    let largest = activity.iter().fold(f32::MIN_POSITIVE, |m, v| m.max(v.abs()));
+    still(&mut activity, m);
+    let largest = activity.iter().fold(0f32, |most, v| most.max(*v));
     activity.iter_mut().for_each(|v| *v /= largest);
-    (eeg, activity)
+    (largest > 0.).then_some((eeg, activity))
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Tensor;
+
+    use super::*;
+
+    #[test]
+    fn active_regions_that_hang_together_are_one_patch() {
+        let head = Head::spherical(8, 20).unwrap();
+        let far = (0..20).max_by(|a, b| head.distance(3, *a).total_cmp(&head.distance(3, *b))).unwrap();
+        let near = head.neighbours[3][0];
+        let mut activity = vec![0f32; 10 * 20];
+        for (region, height) in [(3, 2.), (near, 1.), (far, 4.)] {
+            activity[4 * 20 + region] = height;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("samples.npz");
+        let write = |activity: Vec<f32>| {
+            let eeg: Vec<f32> = (0..80).map(|i| (i as f32).sin()).collect();
+            let eeg = Tensor::from_vec(eeg, (1, 10, 8), &Device::Cpu).unwrap();
+            let activity = Tensor::from_vec(activity, (1, 10, 20), &Device::Cpu).unwrap();
+            zoo_checkpoint::write_npz(&path, &[("eeg".into(), eeg), ("activity".into(), activity)]).unwrap();
+            Stored::read(&path, &head)
+        };
+        let sample = write(activity).unwrap().sample(0, &head);
+        let mut patches: Vec<Vec<usize>> =
+            sample.sources.iter().map(|(p, _)| p.regions.iter().map(|r| r.0).collect()).collect();
+        patches.sort();
+        let mut expected = vec![vec![3, near], vec![far]];
+        expected.sort();
+        assert_eq!(patches, expected);
+        let message = write(vec![1.; 200]).err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(message.contains("samples.npz") && message.contains("sample 0 never changes"), "{message}");
+    }
 }

@@ -11,6 +11,7 @@ use zoo_training::{
 };
 
 use crate::data::{Batch, Samples, head};
+use crate::head::{Head, distance};
 use crate::{Config, DeepSif, Electrode, Kind, Montage, Network, Place, Source, judge, layout, loss, predict};
 
 /// Samples of a batch when evaluating.
@@ -196,7 +197,7 @@ impl Task for DeepSifTask {
         let t = crate::simulation::RATE;
         let filter = 2 * n * n + 2 * n * h + 2 * h * h;
         let rest = match kind {
-            Kind::Lstm => 4 * m * (h + m) + (layers - 1) * 8 * m * m,
+            Kind::Lstm => 4 * m * (h + m) + layers.saturating_sub(1) * 8 * m * m,
             Kind::Transformer | Kind::PostLn => {
                 // Scores and values besides the weights.
                 let layer = 4 * d * d + 2 * d * hidden + 2 * t * d;
@@ -216,6 +217,12 @@ impl Task for DeepSifTask {
     ) -> zoo_training::Result<Self> {
         if let Some(problem) = config.problem().or_else(|| source.problem()) {
             return Err(Error::Usage(problem));
+        }
+        if source.simulation.extent[1] > config.sources {
+            let (extent, sources) = (source.simulation.extent[1], config.sources);
+            return Err(Error::Usage(format!(
+                "data.simulation.extent goes to {extent} regions, but model.sources = {sources}"
+            )));
         }
         let samples = Samples::open(config, source, seed, device)?;
         let steps = samples.source().simulation.steps;
@@ -252,11 +259,9 @@ impl Task for DeepSifTask {
         let (head, source) = (self.samples.head(), self.samples.source());
         let mut bytes: Vec<u8> = head.lead_field.iter().flat_map(|v| v.to_le_bytes()).collect();
         bytes.extend(head.noise.iter().flatten().flat_map(|v| v.to_le_bytes()));
-        bytes.extend(
-            json!([head.neighbours, source.train, source.valid, source.test, source.simulation])
-                .to_string()
-                .into_bytes(),
-        );
+        let counts = [source.train, source.valid, source.test];
+        let rest = json!([head.regions, head.neighbours, counts, source.simulation, self.samples.sha256()]);
+        bytes.extend(rest.to_string().into_bytes());
         zoo_checkpoint::sha256_of(&bytes)
     }
 
@@ -300,7 +305,6 @@ impl Task for DeepSifTask {
 
     fn probes(&self, model: &Network, batch: &Batch) -> Result<Vec<Probe>> {
         let kind = |name: &str| match name {
-            "sources" => ProbeKind::Output,
             name if name.ends_with("hidden") || name == "spatial" => ProbeKind::Activation,
             _ => ProbeKind::Output,
         };
@@ -339,6 +343,12 @@ impl Task for DeepSifTask {
         let montage: Montage = serde_json::from_value(fitted.clone())
             .map_err(|e| Error::Run(format!("the weights do not say for which head they are: {e}")))?;
         let head = if source.path.is_empty() { None } else { Some(head(&source.path, config)?) };
+        // Places in the weights are rounded to a tenth.
+        let apart = |head: &Head| montage.regions.iter().zip(&head.regions).any(|(a, b)| distance(a, b) > 0.2);
+        if head.as_ref().is_some_and(apart) {
+            let path = &source.path;
+            return Err(Error::Usage(format!("--data {path}: the regions lie elsewhere than those of these weights")));
+        }
         let imager = DeepSif::new(model, config, montage, device)?;
         predict::predict(&imager, head.as_ref(), request)
     }

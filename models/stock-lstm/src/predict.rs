@@ -22,7 +22,12 @@ pub(crate) fn predict(
     validation: &Value,
     request: &Request,
 ) -> Result<Prediction> {
-    let &Request { input, horizon, interval, .. } = request;
+    let &Request { input, horizon, interval, truth } = request;
+    if truth.is_some() {
+        return Err(Error::Usage(
+            "--truth: the days that the input itself has are what forecasts are held against".into(),
+        ));
+    }
     let simple = forecaster.features() == FeatureSet::Close;
     if !simple && horizon > 1 {
         return Err(Error::Usage(format!(

@@ -204,7 +204,8 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_named_with_its_file() {
-        let cases: [(&str, fn(Vec<f32>) -> Vec<f32>, &str); 5] = [
+        type Change = fn(Vec<f32>) -> Vec<f32>;
+        let cases: [(&str, Change, &str); 5] = [
             ("rm", |v| v.repeat(2), "one region for each of 8 vertices"),
             ("rm", |v| v.iter().map(|r| r + 2.).collect(), "rm has 4, expected whole numbers from 0 to 3"),
             ("tri", |v| v.iter().map(|r| r - 1.).collect(), "tri has 0, expected whole numbers from 1 to 8"),

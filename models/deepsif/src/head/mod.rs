@@ -37,7 +37,8 @@ impl Head {
     /// `eloc75` the electrodes in EEGLAB's frame and `npower` beside `data` (stretches × time × electrodes) recorded noise.
     ///
     /// # Errors
-    /// A variable that is missing or does not fit the others; the message names file, variable and shape.
+    /// A variable that is missing or does not fit the others, or fewer than 3 electrodes or regions; the message names file,
+    /// variable and shape.
     pub fn read(folder: &std::path::Path) -> Result<Self> {
         folder::read(folder)
     }
@@ -46,7 +47,7 @@ impl Head {
     /// within the brain, all by fixed rules.
     ///
     /// # Errors
-    /// No electrodes or no regions.
+    /// Fewer than 3 electrodes or regions, or more than 20,000 regions.
     pub fn spherical(electrodes: usize, regions: usize) -> Result<Self> {
         spherical::head(electrodes, regions)
     }
@@ -75,7 +76,10 @@ impl Head {
                 (Some(a), Some(b)) => distance(&a, &b),
                 _ => f64::INFINITY,
             };
-            let other = (0..n).filter(|o| *o != e).min_by(|a, b| apart(a).total_cmp(&apart(b))).unwrap_or(e);
+            let nearest =
+                (0..n).filter(|o| *o != e && apart(o).is_finite()).min_by(|a, b| apart(a).total_cmp(&apart(b)));
+            // Where places are not known nothing is near.
+            let other = nearest.unwrap_or(e);
             let (share, gain) = (0.2 * draw.uniform(), 1. + 0.05 * draw.normal());
             for i in 0..m {
                 let (own, others) = (blended[e * m + i], blended[other * m + i]);

@@ -118,6 +118,8 @@ fn spiral(n: usize, bottom: f64) -> impl Iterator<Item = Place> {
 const CORTEX: f64 = 68.;
 /// How far down electrodes and regions go, as a share of the radius.
 const BOTTOM: [f64; 2] = [-0.35, -0.55];
+/// The most regions: their distances are looked at in pairs.
+const LARGEST: usize = 20_000;
 /// Regions within this many times the mean spacing are neighbours.
 const REACH: f64 = 1.45;
 
@@ -126,6 +128,9 @@ pub(super) fn head(electrodes: usize, regions: usize) -> Result<Head> {
         return Err(Error::Usage(format!(
             "the built-in head needs at least 3 electrodes and 3 regions, not {electrodes} and {regions}"
         )));
+    }
+    if regions > LARGEST {
+        return Err(Error::Usage(format!("the built-in head has at most {LARGEST} regions, not {regions}")));
     }
     let outer = SHELLS[SHELLS.len() - 1].radius;
     let scaled = |radius: f64| move |p: Place| p.map(|x| x * radius);

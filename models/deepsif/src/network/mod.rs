@@ -88,6 +88,7 @@ mod tests {
     fn the_networks_have_the_published_numbers_of_parameters() -> Result<()> {
         assert_eq!(count(&Config::default())?, (73, 3_244_218));
         assert_eq!(count(&Config::lstm())?, (24, 22_360_976));
+        assert_eq!(count(&Config::post_ln())?, (64, 9_765_970));
         Ok(())
     }
 

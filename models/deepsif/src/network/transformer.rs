@@ -93,9 +93,9 @@ impl PreLn {
         })
     }
 
-    /// What the encoder sees, (b, t, n) to (b, t, d).
-    fn embed(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
-        let x = self.filter_norm.forward(&self.filter.forward(x)?)?;
+    /// What the encoder sees of what the filter gives, (b, t, h) to (b, t, d).
+    fn embed(&self, filtered: &Tensor, mode: Mode) -> Result<Tensor> {
+        let x = self.filter_norm.forward(filtered)?;
         let x = self.filter_dropout.forward(&x, mode)?; // (b, t, h)
         let x = ops::gelu(&self.input_norm.forward(&self.input_projection.forward(&x)?)?)?; // (b, t, d)
         let t = x.dim(1)?;
@@ -109,7 +109,7 @@ impl PreLn {
     }
 
     pub(crate) fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
-        let mut x = self.embed(x, mode)?;
+        let mut x = self.embed(&self.filter.forward(x)?, mode)?;
         for layer in &self.layers {
             x = layer.forward(&x, mode)?;
         }
@@ -118,7 +118,7 @@ impl PreLn {
 
     pub(crate) fn activations(&self, x: &Tensor) -> Result<Vec<(String, Tensor)>> {
         let filtered = self.filter.forward(x)?;
-        let x = self.embed(x, Mode::Eval)?;
+        let x = self.embed(&filtered, Mode::Eval)?;
         let mut all = vec![("spatial".to_string(), filtered), ("embedding".to_string(), x.clone())];
         let x = within(&self.layers, x, &mut all)?;
         all.push(("sources".to_string(), self.read(&x, Mode::Eval)?));

@@ -17,7 +17,7 @@ use zoo_layers::ops::glue::product::Matrix;
 use zoo_layers::random::{Purpose, Stream, layer_id};
 
 use crate::head::Head;
-use crate::image::{centre, prepare};
+use crate::image::{centre, prepare, still};
 use jansen_rit::Masses;
 
 /// Time steps a second.
@@ -74,8 +74,8 @@ impl Settings {
             return key("extent", "must be two numbers from 1 on, the smaller first");
         }
         for (name, [low, high]) in [("background", background), ("snr", snr)] {
-            if !(low.is_finite() && high.is_finite() && low <= high) {
-                return key(name, "must be two numbers of decibels, the smaller first");
+            if !(-100. <= *low && low <= high && *high <= 100.) {
+                return key(name, "must be two numbers of decibels from -100 to 100, the smaller first");
             }
         }
         if !(0. ..=1.).contains(recorded) {
@@ -161,7 +161,7 @@ impl Generator {
         let mut sources = vec![];
         for (i, patch) in patches.into_iter().enumerate() {
             let mut activity = spikes(steps, &mut draw, &stream(&format!("spikes {i}")))?;
-            // The first is the strongest.
+            // The first keeps its height, others are up to half as low.
             let strength = if i == 0 { 1. } else { 0.5 + 0.5 * draw.uniform() as f32 };
             activity.iter_mut().for_each(|v| *v *= strength);
             sources.push((patch, activity));
@@ -269,9 +269,9 @@ fn spikes(steps: usize, draw: &mut Stream, stream: &Stream) -> Result<Vec<f32>> 
 }
 
 fn taken(potential: &[f32], first: usize, steps: usize) -> Vec<f32> {
-    let part = &potential[first..first + steps];
-    let mean = part.iter().sum::<f32>() / steps as f32;
-    part.iter().map(|v| v - mean).collect()
+    let mut part = potential[first..first + steps].to_vec();
+    still(&mut part, 1);
+    part
 }
 
 fn between([low, high]: [f64; 2], draw: &mut Stream) -> f64 {
@@ -287,8 +287,11 @@ pub(crate) fn power(x: &[f32]) -> f64 {
     (x.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / x.len().max(1) as f64).max(f64::MIN_POSITIVE)
 }
 
-/// Brings `x` to a mean square.
+/// Brings `x` to a mean square, unless it is zero.
 fn bring(x: &mut [f32], to: f64) {
+    if x.iter().all(|v| *v == 0.) {
+        return;
+    }
     let factor = (to / power(x)).sqrt() as f32;
     x.iter_mut().for_each(|v| *v *= factor);
 }
@@ -356,6 +359,19 @@ mod tests {
             }
             assert!((found - snr).abs() < 0.3, "{found} dB for {snr}");
         }
+        // Without noise it is the background.
+        let settings = Settings { background: [3.; 2], snr: [90.; 2], ..Settings::default() };
+        let generator = generator(settings);
+        let mut found = 0.;
+        for number in 0..10 {
+            let sample = generator.sample("train", number)?;
+            let signal = generator.project(&sample.sources, 500);
+            let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
+            let factor = dot(&sample.eeg, &signal) / dot(&signal, &signal);
+            let left: Vec<f32> = sample.eeg.iter().zip(&signal).map(|(e, s)| e - factor as f32 * s).collect();
+            found += 10. * (factor.powi(2) * power(&signal) / power(&left)).log10() / 10.;
+        }
+        assert!((found - 3.).abs() < 1., "{found} dB for 3");
         Ok(())
     }
 

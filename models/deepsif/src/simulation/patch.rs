@@ -20,6 +20,8 @@ impl Patch {
             let last = inside[inside.len() - 1];
             border.extend(head.neighbours[last].iter().copied());
             border.retain(|r| !inside.contains(r));
+            border.sort_unstable();
+            border.dedup();
             let nearer = |a: &&usize, b: &&usize| head.distance(centre, **a).total_cmp(&head.distance(centre, **b));
             let Some(&next) = border.iter().min_by(nearer) else { break };
             inside.push(next);

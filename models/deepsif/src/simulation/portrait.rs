@@ -46,14 +46,15 @@ impl Portrait {
         let n = all.len();
         let rows = all.simulate(SETTLING, seconds * RATE, &stream(1, 0))?;
         let course = |c: usize| rows.iter().skip(c).step_by(n).map(|v| f64::from(*v)).collect::<Vec<_>>();
-        let courses: Vec<Vec<f64>> = (0..n).map(course).collect();
+        // The last ones only fill the vectors.
+        let courses: Vec<Vec<f64>> = (0..masses.max(2)).map(course).collect();
         let mut spectrum = vec![0.; FREQUENCIES + 1];
         courses.iter().flat_map(|c| c.chunks_exact(RATE)).for_each(|second| add_power(second, &mut spectrum));
         let total: f64 = spectrum[1..].iter().sum();
         spectrum.iter_mut().for_each(|p| *p /= total);
         let peak = (1..=FREQUENCIES).max_by(|a, b| spectrum[*a].total_cmp(&spectrum[*b])).unwrap_or(0);
         let pairs = courses.windows(2).map(|pair| correlation(&pair[0], &pair[1]));
-        let correlation = pairs.sum::<f64>() / (n - 1) as f64;
+        let correlation = pairs.sum::<f64>() / (courses.len() - 1) as f64;
         let mut potentials: Vec<f64> = courses.concat();
         potentials.sort_unstable_by(f64::total_cmp);
         let at = |sorted: &[f64], share: f64| sorted[((sorted.len() - 1) as f64 * share) as usize];

@@ -88,7 +88,7 @@ fn unpacked(bytes: &[u8], path: &Path) -> Result<Vec<u8>> {
             return Err(damaged(format!("it ends {} bytes too early", end - rest.len())));
         };
         if kind == COMPRESSED {
-            let room = LARGEST - out.len() as u64;
+            let room = LARGEST.saturating_sub(out.len() as u64);
             let read = ZlibDecoder::new(&element[8..]).take(room).read_to_end(&mut out);
             let read = read.map_err(|e| damaged(format!("a variable does not unpack: {e}")))?;
             if read as u64 == room {
@@ -142,6 +142,9 @@ fn numbers(array: &NumericArray) -> Variable {
         T::BOOL(v) => v.iter().map(|x| f64::from(u8::from(*x))).collect(),
         T::UTF8(v) | T::UTF16(v) => return Variable::Text(v.iter().collect()),
     };
+    if array.dim.iter().try_fold(1usize, |n, d| n.checked_mul(*d)) != Some(columns.len()) {
+        return Variable::Other;
+    }
     Variable::Numbers { values: turned(&columns, &array.dim), shape: array.dim.clone() }
 }
 

@@ -65,14 +65,14 @@ impl Op for SequenceLoss {
         let Some(grad) = &pass.grads[0] else { bail!("sequence loss: no gradient") };
         let (o, y, grad) = (pass.inputs[0].f32()?, pass.inputs[1].f32()?, grad.f32()?);
         let n = (b * t) as f32;
-        let of_target = |_| o.iter().zip(y).map(|(o, y)| 2. * grad[0] / n * (y - o)).collect();
+        let of_target = || o.iter().zip(y).map(|(o, y)| 2. * grad[0] / n * (y - o)).collect();
         Ok(vec![
             if pass.needs[0] {
                 Some(cpu::backward([b, t, c], o, y, [grad[0] / n, grad[1] / n, grad[2] / n])?)
             } else {
                 None
             },
-            pass.needs[1].then_some(()).map(of_target),
+            pass.needs[1].then(of_target),
         ])
     }
 }
