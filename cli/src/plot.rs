@@ -240,13 +240,20 @@ fn paint_picture<B: DrawingBackend>(area: &DrawingArea<B, Shift>, picture: &Pict
 where
     B::ErrorType: 'static,
 {
-    let Picture { maps, title, labels, lines, band } = picture;
     area.fill(&WHITE).map_err(failed)?;
-    if !maps.is_empty() {
-        let (above, below) = area.split_vertically(MAPS);
-        paint_maps(&above, maps)?;
-        return paint_picture(&below, &Picture { maps: vec![], ..picture.clone() });
+    if picture.maps.is_empty() {
+        return paint_lines(area, picture);
     }
+    let (above, below) = area.split_vertically(MAPS);
+    paint_maps(&above, &picture.maps)?;
+    paint_lines(&below, picture)
+}
+
+fn paint_lines<B: DrawingBackend>(area: &DrawingArea<B, Shift>, picture: &Picture) -> anyhow::Result<()>
+where
+    B::ErrorType: 'static,
+{
+    let Picture { title, labels, lines, band, .. } = picture;
     let values = lines.iter().flat_map(|(_, points)| points.iter().map(|p| p.1));
     let values = values.chain(band.iter().flat_map(|b| [b.1, b.2])).filter(|v| v.is_finite());
     let (lo, hi) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(lo, hi), v| (lo.min(v), hi.max(v)));

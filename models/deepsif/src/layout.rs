@@ -6,6 +6,8 @@ use zoo_training::{Error, Foreign, Layout, Result, Task};
 use crate::{Config, DeepSifTask, FilterActivation, Kind, Source};
 
 const ARCH: &str = "TemporalInverseNet";
+const ACTIVATIONS: [(FilterActivation, &str); 3] =
+    [(FilterActivation::Relu, "ReLU"), (FilterActivation::Elu, "ELU"), (FilterActivation::Gelu, "GELU")];
 
 /// Its tensors have our names.
 pub(crate) const LAYOUTS: &[Layout] =
@@ -33,13 +35,10 @@ pub(crate) fn adopt(foreign: &Foreign) -> Result<(Config, Source, Value)> {
     if let Some(output) = text(5).filter(|o| *o != "value_activation") {
         return refuse(format!("hands {output} on to its LSTM: deepsif's filter ends with its activation"));
     }
-    let activation = match text(7) {
-        Some("ReLU") => FilterActivation::Relu,
-        Some("ELU") => FilterActivation::Elu,
-        Some("GELU") => FilterActivation::Gelu,
-        other => return refuse(format!("has the activation {other:?}, expected ReLU, ELU or GELU")),
+    let Some((activation, _)) = ACTIVATIONS.iter().find(|(_, name)| text(7) == Some(name)) else {
+        return refuse(format!("has the activation {}, expected ReLU, ELU or GELU", text(7).unwrap_or("unknown")));
     };
-    let config = Config { sensors, sources, filter, activation, layers, ..Config::lstm() };
+    let config = Config { sensors, sources, filter, activation: *activation, layers, ..Config::lstm() };
     let Some(data) = foreign.data else {
         return refuse("does not say where its electrodes and regions are: name the head's folder by --data".into());
     };
@@ -53,11 +52,7 @@ pub(crate) fn entries(config: &Config) -> Result<Map<String, Value>> {
         return Err(Error::Usage("the published network is model.kind = \"lstm\"".into()));
     }
     let &Config { sensors, sources, layers, filter, activation, .. } = config;
-    let activation = match activation {
-        FilterActivation::Relu => "ReLU",
-        FilterActivation::Elu => "ELU",
-        FilterActivation::Gelu => "GELU",
-    };
+    let activation = ACTIVATIONS.iter().find(|(known, _)| *known == activation).map(|(_, name)| *name);
     let attributes = json!([
         sensors,
         sources,

@@ -321,8 +321,9 @@ impl Task for DeepSifTask {
             let parts = loss(&activity, &batch.activity)?;
             let [error, sparsity, _]: [f32; 3] =
                 parts.parts.to_device(&Device::Cpu)?.to_vec1::<f32>()?.try_into().unwrap_or([f32::NAN; 3]);
-            let none = loss(&batch.activity.zeros_like()?, &batch.activity)?;
-            Ok([scalar(&parts.total)?, f64::from(error), f64::from(sparsity), scalar(&none.total)?])
+            let (b, t, _) = batch.activity.dims3()?;
+            let none = scalar(&batch.activity.sqr()?.sum_all()?)? / (b * t) as f64;
+            Ok([scalar(&parts.total)?, f64::from(error), f64::from(sparsity), none])
         })?;
         let [loss, error, sparsity, none] = found;
         Ok(vec![("loss", loss), ("reconstruction", error), ("sparsity", sparsity), ("of_zero", error / none)])

@@ -41,22 +41,19 @@ impl SpatialFilter {
         let &Config { kind, sensors: n, filter: h, activation, .. } = config;
         // The pre-norm transformer's weights start from Glorot's values. Biases start as in PyTorch: behind zeros everything would
         // be proportional to the EEG, and the norm that follows would take away how large it is.
-        let inits = |from: usize, to: usize| match kind {
-            Kind::Transformer => (init::xavier_uniform(from, to, 1.), init::linear(from)),
-            Kind::Lstm | Kind::PostLn => (init::linear(from), init::linear(from)),
+        let weight = |from: usize, to: usize| match kind {
+            Kind::Transformer => init::xavier_uniform(from, to, 1.),
+            Kind::Lstm | Kind::PostLn => init::linear(from),
         };
         let map = |name: &str| {
-            let (weight, bias) = inits(n, n);
             let vb = vb.pp(name);
             Ok::<_, candle_core::Error>(Map {
-                weight: vb.get_with_hints((n, n), "weight", weight)?,
-                bias: vb.get_with_hints(n, "bias", bias)?,
+                weight: vb.get_with_hints((n, n), "weight", weight(n, n))?,
+                bias: vb.get_with_hints(n, "bias", init::linear(n))?,
             })
         };
-        let linear = |from: usize, to: usize, name: &str| {
-            let (weight, bias) = inits(from, to);
-            Linear::with_biases(from, to, Some(bias), weight, vb.pp(name))
-        };
+        let linear =
+            |from: usize, to: usize, name: &str| Linear::with_init(from, to, true, weight(from, to), vb.pp(name));
         Ok(Self {
             fc11: map("fc11")?,
             fc12: map("fc12")?,

@@ -136,16 +136,6 @@ impl Generator {
         Self { head, settings, seed, resting, forward }
     }
 
-    /// The head.
-    pub fn head(&self) -> &Arc<Head> {
-        &self.head
-    }
-
-    /// Its settings.
-    pub fn settings(&self) -> &Settings {
-        &self.settings
-    }
-
     /// Sample `number` of `series`, such as a split's name.
     ///
     /// # Errors
