@@ -15,8 +15,9 @@
 //!   then over all rows at once            dx = dz W_ih    dW_ih = dzᵀ x    dW_hh = dzᵀ h_{t-1}    db = Σ dz
 //! ```
 //!
-//! Saved for backward: the gates and c_t; tanh(c_t) and h_t are computed again. Everything is f32. Sums over batch and
-//! time are made per chunk of the batch and added in order, so the bits do not depend on the number of threads.
+//! Saved for backward: the gates and c_t; tanh(c_t) and h_t are computed again. Everything is f32. Small layers are cut
+//! into rows of the batch, large ones (256 units or more) into units; sums over batch and time are made in an order that
+//! the sizes fix, so the bits do not depend on the number of threads.
 
 mod cpu;
 #[cfg(test)]

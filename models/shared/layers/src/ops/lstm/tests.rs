@@ -17,10 +17,17 @@ fn weights(input: usize, hidden: usize) -> Result<Vec<Tensor>> {
 
 #[test]
 fn kernel_and_gradients_agree_with_the_reference() -> Result<()> {
-    // Hidden sizes around vector widths, batches around tiles and chunks.
-    for (batch, time, input, hidden) in
-        [(1, 1, 1, 1), (2, 3, 1, 5), (9, 4, 3, 16), (17, 5, 2, 17), (33, 3, 6, 50), (3, 70, 1, 4)]
-    {
+    // Hidden sizes around vector widths and both kinds of sharing, batches around tiles and chunks.
+    for (batch, time, input, hidden) in [
+        (1, 1, 1, 1),
+        (2, 3, 1, 5),
+        (9, 4, 3, 16),
+        (17, 5, 2, 17),
+        (33, 3, 6, 50),
+        (3, 70, 1, 4),
+        (1, 3, 2, 256),
+        (9, 3, 5, 259),
+    ] {
         let mut inputs = vec![random(1, &[batch, time, input])?];
         inputs.extend(weights(input, hidden)?);
         for sequence in [true, false] {
@@ -40,8 +47,8 @@ fn kernel_and_gradients_agree_with_the_reference() -> Result<()> {
 fn bits_do_not_depend_on_the_number_of_threads() -> Result<()> {
     for level in levels() {
         // The level belongs to a thread: it is set on the pool's own.
-        let work = || -> Result<Vec<Vec<f32>>> {
-            let vars = weights(3, 50)?.iter().map(Var::from_tensor).collect::<Result<Vec<_>>>()?;
+        let work = |hidden| -> Result<Vec<Vec<f32>>> {
+            let vars = weights(3, hidden)?.iter().map(Var::from_tensor).collect::<Result<Vec<_>>>()?;
             let w = LstmWeights {
                 weight_ih: vars[0].as_tensor().clone(),
                 weight_hh: vars[1].as_tensor().clone(),
@@ -57,7 +64,9 @@ fn bits_do_not_depend_on_the_number_of_threads() -> Result<()> {
                 .map(|v| grads.get(v).ok_or_else(|| candle_core::Error::msg("no gradient"))?.flatten_all()?.to_vec1())
                 .collect()
         };
-        same_bits_on_any_threads(|| with_level(level, work))?;
+        for hidden in [50, 300] {
+            same_bits_on_any_threads(|| with_level(level, || work(hidden)))?;
+        }
     }
     Ok(())
 }

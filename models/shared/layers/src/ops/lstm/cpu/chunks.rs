@@ -1,12 +1,14 @@
-use std::borrow::Cow;
+//! Every thread takes rows of the batch of its own through all steps.
 
-use candle_core::{Result, bail};
+use candle_core::Result;
 use pulp::{Simd, WithSimd};
 
-use crate::ops::dropout::{Dropout, range};
+use super::cell::{self, Carried, Cells, Rows};
+use super::{Inputs, Outputs, Size};
+use crate::ops::dropout::range;
 use crate::ops::glue::product::{Matrix, Start, Term, product};
 use crate::ops::glue::simd::{self, Level};
-use crate::ops::glue::{Buffer, Pointer, View, parallel, vector, with_scratch};
+use crate::ops::glue::{Buffer, Pointer, parallel, vector, with_scratch};
 
 /// Rows of the batch that one thread takes: whole tiles of the products. As sums over the batch are made chunk by
 /// chunk, it must not depend on the number of threads.
@@ -14,24 +16,7 @@ const ROWS: usize = 8;
 /// Steps of a chunk whose weight gradients are summed at a time: the factors are still in the cache then.
 const STEPS: usize = 32;
 
-#[derive(Clone, Copy)]
-pub(super) struct Size {
-    pub(super) batch: usize,
-    pub(super) time: usize,
-    pub(super) input: usize,
-    pub(super) hidden: usize,
-}
-
 impl Size {
-    pub(super) fn new(inputs: &[View]) -> Self {
-        let (x, w_hh) = (inputs[0].dims(), inputs[2].dims());
-        Self { batch: x[0], time: x[1], input: x[2], hidden: w_hh[1] }
-    }
-
-    fn gates(self) -> usize {
-        4 * self.hidden
-    }
-
     fn chunks(self) -> usize {
         self.batch.div_ceil(ROWS)
     }
@@ -42,62 +27,12 @@ impl Size {
     }
 }
 
-pub(super) struct Inputs<'a> {
-    x: &'a [f32],
-    w_ih: &'a [f32],
-    w_hh: &'a [f32],
-    b_ih: &'a [f32],
-    b_hh: &'a [f32],
-    state: Option<(&'a [f32], &'a [f32])>,
-    dropout: Option<&'a Dropout>,
-}
-
-impl<'a> Inputs<'a> {
-    pub(super) fn new(v: &'a [View], dropout: Option<&'a Dropout>) -> Result<Self> {
-        let state = if v.len() == 7 { Some((v[5].f32()?, v[6].f32()?)) } else { None };
-        Ok(Self {
-            x: v[0].f32()?,
-            w_ih: v[1].f32()?,
-            w_hh: v[2].f32()?,
-            b_ih: v[3].f32()?,
-            b_hh: v[4].f32()?,
-            state,
-            dropout,
-        })
-    }
-}
-
-impl Inputs<'_> {
-    /// A chunk's rows of x (rows, time, input), after dropout.
-    #[inline(always)]
-    fn rows<S: Simd>(&self, s: S, size: Size, first: usize, rows: usize) -> Cow<'_, [f32]> {
-        let row = size.time * size.input;
-        let x = &self.x[first * row..(first + rows) * row];
-        let Some(dropout) = self.dropout else { return Cow::Borrowed(x) };
-        let mut dropped = Buffer::new(x.len());
-        // SAFETY: all elements of the new buffer are written.
-        unsafe {
-            range(s, x.as_ptr(), dropped.pointer().at(0), x.len(), first * row, dropout);
-            Cow::Owned(dropped.finish())
-        }
-    }
-}
-
 /// Step t of rows of x, from (rows, time, input) to (rows, input).
 fn gather(size: Size, x: &[f32], t: usize, to: &mut [f32]) {
     let Size { time, input, .. } = size;
     for (r, to) in to.chunks_exact_mut(input).enumerate() {
         to.copy_from_slice(&x[(r * time + t) * input..][..input]);
     }
-}
-
-pub(super) struct Outputs {
-    pub(super) y: Option<Vec<f32>>,
-    pub(super) h: Vec<f32>,
-    pub(super) c: Vec<f32>,
-    /// Time first, so that a step's rows lie together: gates after activation (time, batch, 4 hidden) and cell states
-    /// (time, batch, hidden).
-    pub(super) saved: Vec<Vec<f32>>,
 }
 
 /// (rows, columns) to (columns, rows).
@@ -150,7 +85,7 @@ pub(super) fn forward(size: Size, inputs: &Inputs, sequence: bool, save: bool) -
     let level = simd::level()?;
     let turned = |w: &[f32], features| transposed(level, w, size.gates(), features);
     let (w_ih, w_hh) = (turned(inputs.w_ih, input), turned(inputs.w_hh, hidden));
-    let bias: Vec<f32> = inputs.b_ih.iter().zip(inputs.b_hh).map(|(a, b)| a + b).collect();
+    let bias = inputs.bias();
     let steps = batch * time;
     let mut y = sequence.then(|| Buffer::new(steps * hidden));
     let (mut h, mut c) = (Buffer::new(batch * hidden), Buffer::new(batch * hidden));
@@ -247,20 +182,16 @@ impl WithSimd for ForwardChunk<'_> {
                     // SAFETY: the lanes lie within row r's gates, states and outputs, which belong to this chunk.
                     unsafe {
                         let z = z.add(r * gates + u);
-                        let gate = |k: usize| vector::load(s, mask, z.add(k * hidden));
-                        let (i, f) = (vector::sigmoid(s, gate(0)), vector::sigmoid(s, gate(1)));
-                        let (g, o) = (vector::tanh(s, gate(2)), vector::sigmoid(s, gate(3)));
                         let at = r * hidden + u;
                         let c = c.as_mut_ptr().add(at);
-                        let c_new = s.mul_add_e_f32s(f, vector::load(s, mask, c), s.mul_f32s(i, g));
-                        let h_new = s.mul_f32s(o, vector::tanh(s, c_new));
+                        let (activated, c_new, h_new) = cell::forward(s, mask, z, hidden, vector::load(s, mask, c));
                         vector::store(s, mask, c, c_new);
                         vector::store(s, mask, h.as_mut_ptr().add(at), h_new);
                         if let Some(y) = to.y {
                             vector::store(s, mask, y.at(((first + r) * time + t) * hidden + u), h_new);
                         }
                         if let Some([_, cells]) = to.kept {
-                            for (k, v) in [i, f, g, o].into_iter().enumerate() {
+                            for (k, v) in activated.into_iter().enumerate() {
                                 vector::store(s, mask, z.add(k * hidden), v);
                             }
                             vector::store(s, mask, cells.at((step + r) * hidden + u), c_new);
@@ -277,22 +208,8 @@ impl WithSimd for ForwardChunk<'_> {
     }
 }
 
-/// Gradients of the outputs.
-#[derive(Clone, Copy)]
-pub(super) struct OutputGrads<'a> {
-    pub(super) y: Option<&'a [f32]>,
-    pub(super) h: Option<&'a [f32]>,
-    pub(super) c: Option<&'a [f32]>,
-}
-
-pub(super) fn backward(
-    size: Size,
-    inputs: &Inputs,
-    saved: &[Vec<f32>],
-    grads: OutputGrads,
-    needs: &[bool],
-) -> Result<Vec<Option<Vec<f32>>>> {
-    let [gates, cells] = saved else { bail!("lstm: nothing was saved for the backward pass") };
+pub(super) fn backward(inputs: &Inputs, cells: Cells, needs: &[bool]) -> Result<Vec<Option<Vec<f32>>>> {
+    let size = cells.size;
     let Size { batch, time, input, hidden } = size;
     let width = size.gates();
     let level = simd::level()?;
@@ -318,7 +235,7 @@ pub(super) fn backward(
             let (dz, rest) = scratch.split_at_mut(block * width);
             let (x, before) = rest.split_at_mut(block * input);
             let factors = Factors { dz, x, before };
-            level.run(BackwardChunk { size, first, rows, inputs, gates, cells, grads, features, to, factors });
+            level.run(BackwardChunk { first, rows, inputs, cells, features, to, factors });
         });
     });
     // SAFETY: every chunk wrote its part of each.
@@ -361,24 +278,13 @@ struct BackwardTo {
 }
 
 struct BackwardChunk<'a> {
-    size: Size,
     first: usize,
     rows: usize,
     inputs: &'a Inputs<'a>,
-    gates: &'a [f32],
-    cells: &'a [f32],
-    grads: OutputGrads<'a>,
+    cells: Cells<'a>,
     features: [usize; 3],
     to: BackwardTo,
     factors: Factors<'a>,
-}
-
-/// What goes from a step to the one before, each (rows, hidden).
-struct Carried {
-    dh: Vec<f32>,
-    dc: Vec<f32>,
-    /// tanh(c_t), which the step after needed first.
-    tanh_c: Vec<f32>,
 }
 
 /// The factors of the weight gradients over some steps, each (steps · rows, …), with the last step first. The memory
@@ -394,25 +300,32 @@ impl WithSimd for BackwardChunk<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(mut self, s: S) {
-        let Self { size, first, rows, inputs, grads, to, .. } = self;
+    fn with_simd<S: Simd>(self, s: S) {
+        let Self { first, rows, inputs, cells: Cells { size, grads, .. }, to, .. } = self;
         let Size { time, input, hidden, .. } = size;
         let width = size.gates();
         let own = first * hidden..(first + rows) * hidden;
         let given = |g: Option<&[f32]>| g.map_or_else(|| vec![0f32; rows * hidden], |g| g[own.clone()].to_vec());
-        let mut carried = Carried { dh: given(grads.h), dc: given(grads.c), tanh_c: vec![0.; rows * hidden] };
+        let (mut dh, mut dc, mut tanh_c) = (given(grads.h), given(grads.c), vec![0f32; rows * hidden]);
+        let carried = Carried { dh: Pointer::of(&mut dh), dc: Pointer::of(&mut dc), tanh_c: Pointer::of(&mut tanh_c) };
         let block = STEPS.min(time) * rows;
         let x = inputs.rows(s, size, first, rows);
         let mut done = 0; // rows of the factors that are filled
         let mut start = Start::Zero; // of the weight gradients' next sum
         for t in (0..time).rev() {
-            self.cells_backward(s, t, &mut carried, done);
+            let step = Rows {
+                dz: Pointer::of(&mut self.factors.dz[done * width..]),
+                before: Pointer::of(&mut self.factors.before[done * hidden..]),
+                carried,
+            };
+            // SAFETY: factors and vectors are this chunk's own, with room for its rows.
+            unsafe { self.cells.backward(s, t, (first, rows), 0..hidden, step) }
             let a = Matrix { data: &self.factors.dz[done * width..], row: width, col: 1 };
             // SAFETY: dh is this chunk's own; its rows of dx are `time` steps apart.
             unsafe {
                 if t > 0 || to.state.is_some() {
                     let term = Term { a, b: inputs.w_hh, b_row: hidden, k: width };
-                    product(s, rows, hidden, Start::Zero, &[term], carried.dh.as_mut_ptr(), hidden);
+                    product(s, rows, hidden, Start::Zero, &[term], carried.dh.at(0), hidden);
                 }
                 if let Some(dx) = to.dx {
                     let term = Term { a, b: inputs.w_ih, b_row: input, k: width };
@@ -434,80 +347,21 @@ impl WithSimd for BackwardChunk<'_> {
         if let Some([h, c]) = to.state {
             // SAFETY: this chunk's rows, in buffers of (batch, hidden).
             unsafe {
-                h.at(first * hidden).copy_from_nonoverlapping(carried.dh.as_ptr(), carried.dh.len());
-                c.at(first * hidden).copy_from_nonoverlapping(carried.dc.as_ptr(), carried.dc.len());
+                h.at(first * hidden).copy_from_nonoverlapping(carried.dh.at(0), rows * hidden);
+                c.at(first * hidden).copy_from_nonoverlapping(carried.dc.at(0), rows * hidden);
             }
         }
     }
 }
 
 impl BackwardChunk<'_> {
-    /// Step t from dh and dc: dz and h_{t-1} into the factors, from row `done` on; dc and tanh(c) for the step before.
-    #[inline(always)]
-    fn cells_backward<S: Simd>(&mut self, s: S, t: usize, carried: &mut Carried, done: usize) {
-        let Self { size, first, rows, inputs, gates, cells, grads, ref mut factors, .. } = *self;
-        let Size { batch, time, hidden, .. } = size;
-        let width = size.gates();
-        let one = s.splat_f32s(1.);
-        let (dz, before) = (&mut factors.dz[done * width..], &mut factors.before[done * hidden..]);
-        for r in 0..rows {
-            let row = t * batch + first + r; // time first
-            for u in (0..hidden).step_by(S::F32_LANES) {
-                let mask = vector::first(s, (hidden - u).min(S::F32_LANES));
-                // SAFETY: the lanes lie within the row and step at hand of inputs, dh, dc and factors.
-                unsafe {
-                    let (at, own_at) = (r * hidden + u, (first + r) * hidden + u);
-                    let gate =
-                        |row: usize, k: usize| vector::load(s, mask, gates.as_ptr().add(row * width + k * hidden + u));
-                    let cell = |row: usize| vector::load(s, mask, cells.as_ptr().add(row * hidden + u));
-                    let (i, f, g, o) = (gate(row, 0), gate(row, 1), gate(row, 2), gate(row, 3));
-                    let kept_tanh = carried.tanh_c.as_mut_ptr().add(at);
-                    let tanh_c =
-                        if t + 1 == time { vector::tanh(s, cell(row)) } else { vector::load(s, mask, kept_tanh) };
-                    let (c_before, h_before) = match inputs.state {
-                        _ if t > 0 => {
-                            let c = cell(row - batch);
-                            let tanh = vector::tanh(s, c);
-                            vector::store(s, mask, kept_tanh, tanh);
-                            (c, s.mul_f32s(gate(row - batch, 3), tanh))
-                        }
-                        Some((h0, c0)) => {
-                            let state = |v: &[f32]| vector::load(s, mask, v.as_ptr().add(own_at));
-                            (state(c0), state(h0))
-                        }
-                        None => (s.splat_f32s(0.), s.splat_f32s(0.)),
-                    };
-                    vector::store(s, mask, before.as_mut_ptr().add(at), h_before);
-                    let mut dh_t = vector::load(s, mask, carried.dh.as_ptr().add(at));
-                    if let Some(dy) = grads.y {
-                        let dy = dy.as_ptr().add(((first + r) * time + t) * hidden + u);
-                        dh_t = s.add_f32s(dh_t, vector::load(s, mask, dy));
-                    }
-                    let slope = |y| s.negate_mul_add_e_f32s(y, y, one); // of tanh
-                    let sigmoid_slope = |y| s.mul_f32s(y, s.sub_f32s(one, y));
-                    let dc_t = vector::load(s, mask, carried.dc.as_ptr().add(at));
-                    let dc_t = s.mul_add_e_f32s(s.mul_f32s(dh_t, o), slope(tanh_c), dc_t);
-                    let parts = [
-                        s.mul_f32s(s.mul_f32s(dc_t, g), sigmoid_slope(i)),
-                        s.mul_f32s(s.mul_f32s(dc_t, c_before), sigmoid_slope(f)),
-                        s.mul_f32s(s.mul_f32s(dc_t, i), slope(g)),
-                        s.mul_f32s(s.mul_f32s(dh_t, tanh_c), sigmoid_slope(o)),
-                    ];
-                    for (k, part) in parts.into_iter().enumerate() {
-                        vector::store(s, mask, dz.as_mut_ptr().add(r * width + k * hidden + u), part);
-                    }
-                    vector::store(s, mask, carried.dc.as_mut_ptr().add(at), s.mul_f32s(dc_t, f));
-                }
-            }
-        }
-    }
-
     /// The sums over the first `k` rows of the factors; the bias is a feature that is always 1.
     #[inline(always)]
     fn add_weight_gradients<S: Simd>(&self, s: S, k: usize, start: Start) {
-        let (width, factors) = (self.size.gates(), &self.factors);
+        let (size, factors) = (self.cells.size, &self.factors);
+        let width = size.gates();
         let ones = [1f32; STEPS * ROWS];
-        let lefts = [(&*factors.x, self.size.input), (&*factors.before, self.size.hidden), (&ones, 1)];
+        let lefts = [(&*factors.x, size.input), (&*factors.before, size.hidden), (&ones, 1)];
         for (which, (data, col)) in lefts.into_iter().enumerate() {
             let a = Matrix { data, row: usize::from(which < 2), col };
             let term = Term { a, b: factors.dz, b_row: width, k };
