@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use zoo_layers::ops::glue::simd;
 use zoo_layers::{Mode, Params};
 use zoo_training::config::{Layers, resolve};
-use zoo_training::{Event, Observer, Split, Task, Trainer};
+use zoo_training::{Batches, Event, Observer, Split, Task, Trainer};
 
 use crate::args::BenchArgs;
 use crate::bench_ops;
@@ -62,7 +62,7 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     let mut rows =
-        vec![["case", "train ms", "infer ms", "samples/s", "share of peak", "peak MB"].map(String::from).to_vec()];
+        vec![["case", "data ms", "train ms", "infer ms", "samples/s", "share of peak", "peak MB"].map(String::from).to_vec()];
     let more: String = cases.iter().filter_map(|c| c.more.clone()).collect();
     rows.extend(cases.into_iter().map(|c| c.row));
     print(&format!("{}\n{more}{}", table(&rows), table(&[vec![format!("machine: {machine}")]])));
@@ -91,12 +91,14 @@ fn case<T: Task>(preset: &str, options: &Options) -> anyhow::Result<Case> {
     let Trained { step: train, round } = train_seconds(&task, &config, options)?;
     let infer = infer_seconds(&task, &config, options)?;
     let memory = peak_memory_mb();
+    let data = if acts { None } else { Some(data_seconds(&task, &config, options)?) };
     let batch = config.train.batch_size * config.train.accumulate as usize;
     // The backward pass has two products for each of the forward pass.
     let share = 3. * T::flops(&config.model) * batch as f64 / train / options.peak;
     let name = format!("{} {preset} b{batch}", T::NAME);
     let row = vec![
         name.clone(),
+        data.map_or("-".into(), |s| format!("{:.3}", s * 1e3)),
         format!("{:.3}", train * 1e3),
         format!("{:.4}", infer * 1e3),
         format!("{:.0}", batch as f64 / train),
@@ -108,7 +110,7 @@ fn case<T: Task>(preset: &str, options: &Options) -> anyhow::Result<Case> {
         format!("{name}: the environment takes {acting:.0} steps a second, {round:.0} of them while a policy is trained on them\n")
     });
     let mut json = json!({
-        "case": name, "model": T::NAME, "preset": preset, "batch": batch, "train_ms": train * 1e3, "infer_ms": infer * 1e3,
+        "case": name, "model": T::NAME, "preset": preset, "batch": batch, "data_ms": data.map(|s| s * 1e3), "train_ms": train * 1e3, "infer_ms": infer * 1e3,
         "samples_per_second": batch as f64 / train, "share_of_peak": share, "peak_mb": memory,
     });
     if let (Some(acting), Some(round)) = (acting, round) {
@@ -174,6 +176,25 @@ fn train_seconds<T: Task>(
     let samples = task.experience(config)?.map(|e| e.samples() as f64);
     let round = samples.filter(|_| rounds.len() > 2).map(|n| n / median(seconds(&rounds)));
     Ok(Trained { step: median(seconds(&steps[steps.len() / 10..])), round })
+}
+
+/// Median seconds of making a step's batches of new samples. With `train.prefetch` it happens beside the steps.
+fn data_seconds<T: Task>(
+    task: &T,
+    config: &zoo_training::config::ConfigOf<T>,
+    options: &Options,
+) -> anyhow::Result<f64> {
+    let train = &config.train;
+    let mut batches = Batches::new(task.samples(Split::Train), train.batch_size, train.seed);
+    let (started, mut times) = (Instant::now(), vec![]);
+    while started.elapsed().as_secs_f64() < options.seconds / 4. || times.len() < 5 {
+        let start = Instant::now();
+        for i in 0..train.accumulate {
+            task.batch(Split::Train, batches.at(times.len() as u64 * train.accumulate + i))?;
+        }
+        times.push(start.elapsed().as_secs_f64());
+    }
+    Ok(median(times))
 }
 
 /// Median seconds of a forward pass of one sample.
