@@ -61,8 +61,9 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
         print_json(&json!({ "machine": machine, "cases": cases.into_iter().map(|c| c.json).collect::<Vec<_>>() }));
         return Ok(());
     }
-    let mut rows =
-        vec![["case", "data ms", "train ms", "infer ms", "samples/s", "share of peak", "peak MB"].map(String::from).to_vec()];
+    let mut rows = vec![
+        ["case", "data ms", "train ms", "infer ms", "samples/s", "share of peak", "peak MB"].map(String::from).to_vec(),
+    ];
     let more: String = cases.iter().filter_map(|c| c.more.clone()).collect();
     rows.extend(cases.into_iter().map(|c| c.row));
     print(&format!("{}\n{more}{}", table(&rows), table(&[vec![format!("machine: {machine}")]])));

@@ -1,5 +1,7 @@
 //! Differentiable operations with kernels of their own: one folder an op, forward and backward together.
 //!
+//! `<op>.cu` beside an op holds its kernels for CUDA and Metal, in the language of `glue/gpu/dialect.h`.
+//!
 //! Every op has a plain twin in candle's own operations, its `reference()`: the specification, the oracle of its
 //! tests, and what runs where there is no kernel (another dtype, a device without one, `ZOO_FUSED=0`).
 

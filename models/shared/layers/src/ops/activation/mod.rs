@@ -20,6 +20,7 @@ mod tests;
 
 use candle_core::{Result, Tensor, bail};
 
+use super::glue::gpu::{Arg, Array, Gpu, GpuForward, Grid, Module, Slice, module};
 use super::glue::{Backward, Forward, Op, Output, View, apply_one};
 
 /// The function after an affine map, or on its own.
@@ -89,8 +90,55 @@ pub fn elu(x: &Tensor, alpha: f64) -> Result<Tensor> {
     Activation::Elu(alpha).apply(x)
 }
 
+const KERNELS: Module = module!("activation");
+
 #[derive(Clone)]
 struct Elementwise(Activation);
+
+impl Activation {
+    /// Its number in the kernels, and α.
+    fn number(self) -> [Arg<'static>; 2] {
+        let (kind, alpha) = match self {
+            Self::Identity => (0, 0.),
+            Self::Relu => (1, 0.),
+            Self::Gelu => (2, 0.),
+            Self::GeluTanh => (3, 0.),
+            Self::Silu => (4, 0.),
+            Self::Elu(alpha) => (5, alpha),
+        };
+        [Arg::Word(kind), Arg::Float(alpha)]
+    }
+
+    /// Adds `bias` to z, if there is any, and gives f(z).
+    pub(super) fn of_sum(self, gpu: &Gpu, z: &mut Array, bias: Option<Slice>) -> Result<Array> {
+        let n = z.slice().len;
+        let mut y = gpu.array(n)?;
+        let [kind, alpha] = self.number();
+        let nothing = if bias.is_none() { Some(gpu.array(1)?) } else { None };
+        let Some(read) = bias.or(nothing.as_ref().map(Array::slice)) else { bail!("no bias") };
+        let args = &mut [
+            Arg::Write(z),
+            Arg::Read(read),
+            Arg::Write(&mut y),
+            Arg::Count(n),
+            Arg::Count(bias.map_or(1, |b| b.len)),
+            Arg::Word(bias.is_some().into()),
+            kind,
+            alpha,
+        ];
+        gpu.launch(&KERNELS, "activation_of_sum", Grid::each(n), args)?;
+        Ok(y)
+    }
+
+    /// dy · f'(x).
+    pub(super) fn backward(self, gpu: &Gpu, x: Slice, dy: Slice) -> Result<Array> {
+        let mut dx = gpu.array(dy.len)?;
+        let [kind, alpha] = self.number();
+        let args = &mut [Arg::Read(x), Arg::Read(dy), Arg::Write(&mut dx), Arg::Count(dy.len), kind, alpha];
+        gpu.launch(&KERNELS, "activation_backward", Grid::each(dy.len), args)?;
+        Ok(dx)
+    }
+}
 
 impl Op for Elementwise {
     fn name(&self) -> &'static str {
@@ -122,5 +170,19 @@ impl Op for Elementwise {
             bail!("{}: no gradient", self.name())
         };
         Ok(vec![Some(cpu::times(grad.f32()?, slope)?)])
+    }
+
+    fn gpu_forward(&self, gpu: &Gpu, inputs: &[View], _: bool) -> Result<Option<GpuForward>> {
+        let (x, n) = (&inputs[0], inputs[0].count());
+        let mut y = gpu.array(n)?;
+        let [kind, alpha] = self.0.number();
+        let args = &mut [Arg::Read(x.slice()?), Arg::Write(&mut y), Arg::Count(n), kind, alpha];
+        gpu.launch(&KERNELS, "activation_forward", Grid::each(n), args)?;
+        Ok(Some(GpuForward::one(y, x, vec![])))
+    }
+
+    fn gpu_backward(&self, gpu: &Gpu, pass: &Backward<Array>) -> Result<Vec<Option<Array>>> {
+        let Some(grad) = &pass.grads[0] else { bail!("{}: no gradient", self.name()) };
+        Ok(vec![Some(self.0.backward(gpu, pass.inputs[0].slice()?, grad.slice()?)?)])
     }
 }

@@ -16,6 +16,7 @@ mod tests;
 
 use candle_core::{D, DType, Device, Result, Shape, Tensor, bail};
 
+use super::glue::gpu::{Arg, Array, Gpu, GpuForward, Grid, Module, module};
 use super::glue::{Backward, Forward, Op, Output, View, apply_one};
 use super::softmax::exponentials;
 
@@ -27,6 +28,8 @@ pub struct CrossEntropyOptions {
     /// Rows with this target do not count.
     pub ignore_index: Option<i64>,
 }
+
+const KERNELS: Module = module!("cross_entropy");
 
 #[derive(Clone, Copy, Debug)]
 struct CrossEntropy {
@@ -113,5 +116,40 @@ impl Op for CrossEntropy {
         let scale = grad.f32()?[0] / self.count as f32;
         let (z, targets) = (pass.inputs[0].f32()?, pass.inputs[1].i64()?);
         Ok(vec![Some(cpu::backward(self.smoothing, scale, z, targets, &pass.saved[0])?), None])
+    }
+
+    fn gpu_forward(&self, gpu: &Gpu, inputs: &[View], _: bool) -> Result<Option<GpuForward>> {
+        let (logits, targets) = (&inputs[0], &inputs[1]);
+        let (rows, width) = (logits.rows(), logits.width());
+        let (mut losses, mut logs) = (gpu.floats(rows)?, gpu.floats(2 * rows)?);
+        let args = &mut [
+            Arg::Read(logits.slice()?),
+            Arg::Read(targets.slice()?),
+            Arg::Write(&mut losses),
+            Arg::Write(&mut logs),
+            Arg::Count(width),
+            Arg::Float(self.smoothing),
+        ];
+        gpu.launch(&KERNELS, "cross_entropy_forward", Grid::rows(rows, width), args)?;
+        let mean = gpu.totals(&losses, 1, 1. / self.count as f64)?;
+        Ok(Some(GpuForward { outputs: vec![(mean, Shape::from(()))], saved: vec![logs] }))
+    }
+
+    fn gpu_backward(&self, gpu: &Gpu, pass: &Backward<Array>) -> Result<Vec<Option<Array>>> {
+        let Some(grad) = &pass.grads[0] else { bail!("cross-entropy: no gradient") };
+        let logits = &pass.inputs[0];
+        let mut dlogits = gpu.array(logits.count())?;
+        let args = &mut [
+            Arg::Read(logits.slice()?),
+            Arg::Read(pass.inputs[1].slice()?),
+            Arg::Read(pass.saved[0].slice()),
+            Arg::Read(grad.slice()?),
+            Arg::Write(&mut dlogits),
+            Arg::Count(logits.width()),
+            Arg::Count(self.count),
+            Arg::Float(self.smoothing),
+        ];
+        gpu.launch(&KERNELS, "cross_entropy_backward", Grid::rows(logits.rows(), logits.width()), args)?;
+        Ok(vec![Some(dlogits), None])
     }
 }

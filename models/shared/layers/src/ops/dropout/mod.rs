@@ -15,6 +15,7 @@ mod tests;
 
 use candle_core::{DType, Result, Tensor, bail};
 
+use super::glue::gpu::{Arg, Array, Gpu, GpuForward, Grid, Module, Slice, module};
 use super::glue::{Backward, Forward, Op, Output, View, apply_one};
 use crate::random::Stream;
 
@@ -50,6 +51,32 @@ pub(crate) fn apply_mask(x: &Tensor, dropout: Option<&Dropout>) -> Result<Tensor
     let Some(Dropout { p, stream }) = dropout else { return Ok(x.clone()) };
     let mask = Tensor::from_vec(mask(x.elem_count(), *p, stream), x.shape(), x.device())?;
     x * if x.dtype() == DType::F32 { mask } else { mask.to_dtype(x.dtype())? }
+}
+
+const KERNELS: Module = module!("dropout");
+
+/// A kernel's parameters threshold, scale, step0, step1, key0 and key1; without dropout nothing lies below the threshold.
+pub(super) fn draws<'a>(dropout: Option<&Dropout>) -> [Arg<'a>; 6] {
+    let (key, step) = dropout.map_or(([0; 2], [0; 2]), |d| (d.stream.key(), d.stream.step()));
+    let scale = dropout.map_or(1., |d| d.scale().into());
+    let [step0, step1, key0, key1] = [step[0], step[1], key[0], key[1]].map(Arg::Word);
+    [Arg::Word(dropout.map_or(0, Dropout::threshold)), Arg::Float(scale), step0, step1, key0, key1]
+}
+
+/// `residual` + dropout(`x`) on a GPU, as far as there is either.
+pub(super) fn on_gpu(gpu: &Gpu, x: Slice, residual: Option<Slice>, dropout: Option<&Dropout>) -> Result<Array> {
+    let mut y = gpu.array(x.len)?;
+    let mut args = vec![
+        Arg::Read(x),
+        Arg::Read(residual.unwrap_or(x)),
+        Arg::Write(&mut y),
+        Arg::Count(x.len),
+        Arg::Word(residual.is_some().into()),
+    ];
+    args.extend(draws(dropout));
+    // Sixteen threads, with a block of words each, for 64 elements.
+    gpu.launch(&KERNELS, "dropout", Grid::each(x.len.div_ceil(64) * 16), &mut args)?;
+    Ok(y)
 }
 
 impl Dropout {
@@ -98,5 +125,14 @@ impl Op for Dropout {
     fn cpu_backward(&self, pass: &Backward) -> Result<Vec<Option<Vec<f32>>>> {
         let Some(grad) = &pass.grads[0] else { bail!("dropout: no gradient") };
         Ok(vec![Some(self.masked(grad.f32()?)?)])
+    }
+
+    fn gpu_forward(&self, gpu: &Gpu, inputs: &[View], _: bool) -> Result<Option<GpuForward>> {
+        Ok(Some(GpuForward::one(on_gpu(gpu, inputs[0].slice()?, None, Some(self))?, &inputs[0], vec![])))
+    }
+
+    fn gpu_backward(&self, gpu: &Gpu, pass: &Backward<Array>) -> Result<Vec<Option<Array>>> {
+        let Some(grad) = &pass.grads[0] else { bail!("dropout: no gradient") };
+        Ok(vec![Some(on_gpu(gpu, grad.slice()?, None, Some(self))?)])
     }
 }

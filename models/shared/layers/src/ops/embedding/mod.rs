@@ -13,9 +13,12 @@ mod tests;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
-use super::dropout::{Dropout, apply_mask};
+use super::dropout::{Dropout, apply_mask, draws, on_gpu};
+use super::glue::gpu::{Arg, Array, Gpu, GpuForward, Grid, Module, module};
 use super::glue::{Backward, Forward, Op, Output, View, apply_one};
 use crate::random::Stream;
+
+const KERNELS: Module = module!("embedding");
 
 #[derive(Clone)]
 struct Embedding {
@@ -105,6 +108,69 @@ impl Op for Embedding {
         if let Some(positions) = pass.inputs.get(2) {
             let (t, length) = (pass.inputs[0].dims()[1], positions.dims()[0]);
             grads.push(pass.needs[2].then(|| cpu::add_rows(length, c, dy, |i| self.first + i % t)));
+        }
+        Ok(grads)
+    }
+
+    fn gpu_forward(&self, gpu: &Gpu, inputs: &[View], _: bool) -> Result<Option<GpuForward>> {
+        let (ids, table) = (&inputs[0], &inputs[1]);
+        let (tokens, c) = (ids.count(), table.width());
+        let mut y = gpu.array(tokens * c)?;
+        let mut args = vec![
+            Arg::Read(ids.slice()?),
+            Arg::Read(table.slice()?),
+            Arg::Read(inputs.get(2).unwrap_or(table).slice()?),
+            Arg::Write(&mut y),
+            Arg::Count(c),
+            Arg::Count(ids.width()),
+            Arg::Count(self.first),
+            Arg::Word(self.positions.into()),
+        ];
+        args.extend(draws(self.dropout.as_ref()));
+        gpu.launch(&KERNELS, "embedding_forward", Grid::rows(tokens, c), &mut args)?;
+        drop(args);
+        let mut dims = ids.dims().to_vec();
+        dims.push(c);
+        Ok(Some(GpuForward { outputs: vec![(y, dims.into())], saved: vec![] }))
+    }
+
+    fn gpu_backward(&self, gpu: &Gpu, pass: &Backward<Array>) -> Result<Vec<Option<Array>>> {
+        let Some(grad) = &pass.grads[0] else { bail!("embedding: no gradient") };
+        let (ids, table) = (&pass.inputs[0], &pass.inputs[1]);
+        let (tokens, c) = (ids.count(), table.width());
+        let masked = self.dropout.as_ref().map(|d| on_gpu(gpu, grad.slice()?, None, Some(d))).transpose()?;
+        let dy = masked.as_ref().map_or_else(|| grad.slice(), |m| Ok(m.slice()))?;
+        let mut grads: Vec<Option<Array>> = pass.inputs.iter().map(|_| None).collect();
+        if pass.needs[1] {
+            let (mut next, mut starts) = (gpu.array_of(DType::I64, tokens)?, gpu.array_of(DType::I64, tokens)?);
+            let args =
+                &mut [Arg::Read(ids.slice()?), Arg::Write(&mut next), Arg::Write(&mut starts), Arg::Count(tokens)];
+            gpu.launch(&KERNELS, "embedding_chains", Grid::each(tokens), args)?;
+            let mut dtable = gpu.zeros(table.count())?;
+            let args = &mut [
+                Arg::Read(ids.slice()?),
+                Arg::Read(dy),
+                Arg::Read(next.slice()),
+                Arg::Read(starts.slice()),
+                Arg::Write(&mut dtable),
+                Arg::Count(tokens),
+                Arg::Count(c),
+            ];
+            gpu.launch(&KERNELS, "embedding_backward", Grid::rows(tokens, c), args)?;
+            grads[1] = Some(dtable);
+        }
+        if let Some(positions) = pass.inputs.get(2).filter(|_| pass.needs[2]) {
+            let mut dpositions = gpu.array(positions.count())?;
+            let args = &mut [
+                Arg::Read(dy),
+                Arg::Write(&mut dpositions),
+                Arg::Count(ids.rows()),
+                Arg::Count(ids.width()),
+                Arg::Count(self.first),
+                Arg::Count(c),
+            ];
+            gpu.launch(&KERNELS, "embedding_positions", Grid::rows(positions.rows(), c), args)?;
+            grads[2] = Some(dpositions);
         }
         Ok(grads)
     }

@@ -5,12 +5,14 @@
 //! 1. the f64 reference's gradients are compared with central differences of its loss;
 //! 2. the f32 kernel's outputs and gradients are compared with the f64 reference's, at every SIMD level of the
 //!    machine: the error may be twice that of the plain f32 graph, which calibrates itself to the shape at hand. As
-//!    one rounding may be lucky, the plain graph's error is the largest over a few inputs next to the given ones.
+//!    one rounding may be lucky, the plain graph's error is the largest over a few inputs next to the given ones;
+//! 3. the same for the kernels of GPUs, in f32, bf16 and f16: on every device that is compiled in, and in tests of this
+//!    crate on the CPU, with the threads of a group in two orders.
 
 use candle_core::{DType, Device, Result, Tensor, Var, bail};
 
 use super::node::{Op, apply};
-use super::simd::{Level, levels, with_level};
+use super::simd::{levels, with_level};
 use crate::random::{Purpose, Stream};
 
 /// What is accepted for a dtype.
@@ -22,8 +24,15 @@ pub struct Tolerance {
     pub relative: f64,
 }
 
-/// The one table of tolerances: f32 kernels.
-pub const F32: Tolerance = Tolerance { times_naive: 2., relative: 1.3e-6 };
+/// The one table of tolerances, by the type of the elements.
+pub const fn tolerance(dtype: DType) -> Tolerance {
+    let relative = match dtype {
+        DType::BF16 => 1. / 256.,
+        DType::F16 => 1. / 2048.,
+        _ => 1.3e-6,
+    };
+    Tolerance { times_naive: 2., relative }
+}
 /// Step of the central differences in f64.
 pub const STEP: f64 = 1e-6;
 /// Central differences: relative and absolute tolerance.
@@ -50,22 +59,27 @@ fn values(t: &Tensor) -> Result<Vec<f64>> {
     t.to_dtype(DType::F64)?.flatten_all()?.to_vec1()
 }
 
-/// Runs `f` on the inputs in `dtype`, with gradients of those marked in `wants`.
+/// Runs `f` on the inputs in `dtype`, with gradients of those marked in `wants`. Inputs and the direction of the loss are
+/// such as `narrow` can hold.
 fn run(
     f: &dyn Fn(&[Tensor]) -> Result<Vec<Tensor>>,
     inputs: &[Tensor],
     wants: &[bool],
     dtype: DType,
+    narrow: DType,
+    device: &Device,
 ) -> Result<(Run, f64)> {
     let mut tensors = vec![];
     for (t, want) in inputs.iter().zip(wants) {
-        let t = if t.dtype().is_float() { t.to_dtype(dtype)? } else { t.clone() };
+        let t = if t.dtype().is_float() { t.to_dtype(narrow)?.to_dtype(dtype)? } else { t.clone() };
+        let t = t.to_device(device)?;
         tensors.push(if *want { Var::from_tensor(&t)?.into_inner() } else { t });
     }
     let outputs = f(&tensors)?;
-    let mut loss = Tensor::zeros((), dtype, &Device::Cpu)?;
+    let mut loss = Tensor::zeros((), dtype, device)?;
     for (i, o) in outputs.iter().enumerate() {
-        loss = (loss + (o * random(1000 + i as u64, o.dims())?.to_dtype(dtype)?)?.sum_all()?)?;
+        let direction = random(1000 + i as u64, o.dims())?.to_dtype(narrow)?.to_dtype(dtype)?.to_device(device)?;
+        loss = (loss + (o * direction)?.sum_all()?)?;
     }
     let grads = if wants.contains(&true) { Some(loss.backward()?) } else { None };
     let grad = |t: &Tensor| grads.as_ref().and_then(|g| g.get(t)).map(values).transpose();
@@ -85,17 +99,18 @@ fn error(a: &[f64], b: &[f64]) -> f64 {
     finite.map(|(a, b)| (a - b).abs()).fold(0., f64::max)
 }
 
-fn compare(what: &str, fused: &[f64], plain: f64, exact: &[f64]) -> Result<()> {
+fn compare(what: &str, fused: &[f64], plain: f64, exact: &[f64], dtype: DType) -> Result<()> {
     if fused.len() != exact.len() {
         bail!("{what}: {} elements, expected {}", fused.len(), exact.len())
     }
     let scale = exact.iter().filter(|v| v.is_finite()).fold(0f64, |m, v| m.max(v.abs()));
     let got = error(fused, exact);
-    let allowed = (F32.times_naive * plain).max(F32.relative * scale).max(1e-18);
+    let Tolerance { times_naive, relative } = tolerance(dtype);
+    let allowed = (times_naive * plain).max(relative * scale).max(1e-18);
     // A NaN would compare as no error at all; what is no finite number has to be the same.
     let same = |(f, e): (&f64, &f64)| f.is_finite() && e.is_finite() || f == e || f.is_nan() && e.is_nan();
     if got > allowed || !fused.iter().zip(exact).all(same) {
-        bail!("{what}: error {got:.3e}, allowed {allowed:.3e} (plain f32 graph {plain:.3e}, largest value {scale:.3e})")
+        bail!("{what}: error {got:.3e}, allowed {allowed:.3e} (plain graph {plain:.3e}, largest value {scale:.3e})")
     }
     Ok(())
 }
@@ -105,34 +120,96 @@ fn compare(what: &str, fused: &[f64], plain: f64, exact: &[f64]) -> Result<()> {
 /// # Errors
 /// Names the first output or gradient that is off, with its error and what was allowed.
 pub fn check<O: Op + Clone>(op: &O, inputs: &[Tensor], wants: &[bool]) -> Result<()> {
-    let reference = |x: &[Tensor]| op.reference(x);
-    let (exact, _) = run(&reference, inputs, wants, DType::F64)?;
-    let mut naive = Naive { outputs: vec![0.; exact.outputs.len()], grads: vec![0.; inputs.len()] };
-    for n in 0..NEIGHBOURS.0 {
-        let near = |(i, t): (usize, &Tensor)| -> Result<Tensor> {
-            let factor = random((n * inputs.len() + i) as u64, t.dims())?.affine(NEIGHBOURS.1, 1.)?;
-            if n > 0 && t.dtype().is_float() { t * factor } else { Ok(t.clone()) }
-        };
-        let inputs = inputs.iter().enumerate().map(near).collect::<Result<Vec<_>>>()?;
-        naive.include(&run(&reference, &inputs, wants, DType::F32)?.0, &run(&reference, &inputs, wants, DType::F64)?.0);
-    }
-    differences(op, inputs, wants, &exact)?;
+    let fused = |x: &[Tensor]| apply(op.clone(), &x.iter().collect::<Vec<_>>());
+    let known = Known::of(op, inputs, wants, DType::F32)?;
+    differences(op, inputs, wants, &known.exact)?;
     for level in levels() {
-        let fused = with_level(level, || {
-            run(&|x| apply(op.clone(), &x.iter().collect::<Vec<_>>()), inputs, wants, DType::F32)
-        })?
-        .0;
-        compare_runs(op.name(), level, &fused, &naive, &exact)?;
-        // Without gradients nothing is saved, which is a path of its own.
-        let eval = with_level(level, || {
-            run(&|x| apply(op.clone(), &x.iter().collect::<Vec<_>>()), inputs, &vec![false; inputs.len()], DType::F32)
-        })?
-        .0;
-        if eval.outputs != fused.outputs {
-            bail!("{} at {}: outputs differ between training and inference", op.name(), level.name())
+        let place = format!("{} at {}", op.name(), level.name());
+        with_level(level, || known.compare(&place, &fused, inputs, wants, &Device::Cpu))?;
+    }
+    #[cfg(test)]
+    if super::gpu::emulated::compiler().is_some() {
+        use super::gpu::emulated::with_emulation;
+        for dtype in HALVES_TOO {
+            let known = Known::of(op, inputs, wants, dtype)?;
+            for backwards in [false, true] {
+                let place = format!("{} by its GPU kernel on the CPU in {dtype:?}", op.name());
+                with_emulation(backwards, || known.compare(&place, &fused, inputs, wants, &Device::Cpu))?;
+            }
+        }
+    }
+    for device in devices()? {
+        for dtype in HALVES_TOO {
+            let known = Known::of(op, inputs, wants, dtype)?;
+            let place = format!("{} on {:?} in {dtype:?}", op.name(), device.location());
+            known.compare(&place, &fused, inputs, wants, &device)?;
         }
     }
     Ok(())
+}
+
+const HALVES_TOO: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
+
+/// The GPUs that this build is for; one that is not there is an error.
+fn devices() -> Result<Vec<Device>> {
+    let mut devices: Vec<Device> = vec![];
+    if cfg!(feature = "cuda") {
+        devices.push(Device::new_cuda(0)?);
+    }
+    if cfg!(feature = "metal") {
+        devices.push(Device::new_metal(0)?);
+    }
+    Ok(devices)
+}
+
+/// What is known of an op on some inputs of one type.
+struct Known {
+    dtype: DType,
+    /// In f64.
+    exact: Run,
+    naive: Naive,
+}
+
+impl Known {
+    fn of<O: Op>(op: &O, inputs: &[Tensor], wants: &[bool], dtype: DType) -> Result<Self> {
+        let reference = |x: &[Tensor]| op.reference(x);
+        let run =
+            |inputs: &[Tensor], wide| run(&reference, inputs, wants, wide, dtype, &Device::Cpu).map(|found| found.0);
+        let exact = run(inputs, DType::F64)?;
+        let mut naive = Naive { outputs: vec![0.; exact.outputs.len()], grads: vec![0.; inputs.len()] };
+        // The errors of narrow types are alike from input to input.
+        let neighbours = if dtype == DType::F32 { NEIGHBOURS.0 } else { NEIGHBOURS.0 / 2 };
+        for n in 0..neighbours {
+            let near = |(i, t): (usize, &Tensor)| -> Result<Tensor> {
+                let factor = random((n * inputs.len() + i) as u64, t.dims())?.affine(NEIGHBOURS.1, 1.)?;
+                if n > 0 && t.dtype().is_float() { t * factor } else { Ok(t.clone()) }
+            };
+            let inputs = inputs.iter().enumerate().map(near).collect::<Result<Vec<_>>>()?;
+            naive.include(&run(&inputs, dtype)?, &run(&inputs, DType::F64)?);
+        }
+        Ok(Self { dtype, exact, naive })
+    }
+
+    /// Outputs and gradients of `fused`, and outputs without gradients: nothing is saved then, which is a path of its own.
+    fn compare(
+        &self,
+        place: &str,
+        fused: &dyn Fn(&[Tensor]) -> Result<Vec<Tensor>>,
+        inputs: &[Tensor],
+        wants: &[bool],
+        device: &Device,
+    ) -> Result<()> {
+        let found = run(fused, inputs, wants, self.dtype, self.dtype, device)?.0;
+        compare_runs(place, &found, self)?;
+        let eval = run(fused, inputs, &vec![false; inputs.len()], self.dtype, self.dtype, device)?.0;
+        // NaN is no number, but the same here.
+        let bits =
+            |run: &Run| run.outputs.iter().map(|o| o.iter().map(|v| v.to_bits()).collect()).collect::<Vec<Vec<u64>>>();
+        if bits(&eval) != bits(&found) {
+            bail!("{place}: outputs differ between training and inference")
+        }
+        Ok(())
+    }
 }
 
 /// Checks that what `run` computes is the same bits on 1, 2, 3 and 8 threads.
@@ -172,21 +249,21 @@ impl Naive {
     }
 }
 
-fn compare_runs(name: &str, level: Level, fused: &Run, naive: &Naive, exact: &Run) -> Result<()> {
-    let level = level.name();
+fn compare_runs(place: &str, fused: &Run, known: &Known) -> Result<()> {
+    let Known { dtype, exact, naive } = known;
     if fused.dims != exact.dims {
-        bail!("{name} at {level}: outputs of shapes {:?}, expected {:?}", fused.dims, exact.dims)
+        bail!("{place}: outputs of shapes {:?}, expected {:?}", fused.dims, exact.dims)
     }
     for (i, exact) in exact.outputs.iter().enumerate() {
-        compare(&format!("{name} at {level}: output {i}"), &fused.outputs[i], naive.outputs[i], exact)?;
+        compare(&format!("{place}: output {i}"), &fused.outputs[i], naive.outputs[i], exact, *dtype)?;
     }
     for (i, exact) in exact.grads.iter().enumerate() {
         match (&fused.grads[i], exact) {
-            (Some(f), Some(e)) => compare(&format!("{name} at {level}: gradient of input {i}"), f, naive.grads[i], e)?,
-            (None, Some(_)) => bail!("{name} at {level}: no gradient for input {i}"),
+            (Some(f), Some(e)) => compare(&format!("{place}: gradient of input {i}"), f, naive.grads[i], e, *dtype)?,
+            (None, Some(_)) => bail!("{place}: no gradient for input {i}"),
             // No gradient, as of nothing, is one of zeros.
             (Some(f), None) if f.iter().any(|g| *g != 0.) => {
-                bail!("{name} at {level}: a gradient for input {i}, which the reference has not")
+                bail!("{place}: a gradient for input {i}, which the reference has not")
             }
             _ => {}
         }
@@ -204,7 +281,7 @@ fn differences<O: Op>(op: &O, inputs: &[Tensor], wants: &[bool], exact: &Run) ->
             moved[at] += delta;
             let mut all: Vec<Tensor> = inputs.to_vec();
             all[i] = Tensor::from_vec(moved, dims, &Device::Cpu)?;
-            Ok(run(&|x| op.reference(x), &all, &none, DType::F64)?.1)
+            Ok(run(&|x| op.reference(x), &all, &none, DType::F64, DType::F64, &Device::Cpu)?.1)
         };
         let stride = base.len().div_ceil(PROBES).max(1);
         for at in (0..base.len()).step_by(stride) {

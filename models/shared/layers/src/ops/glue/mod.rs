@@ -3,6 +3,7 @@
 
 mod buffer;
 pub mod check;
+pub mod gpu;
 pub mod matmul;
 mod node;
 pub mod parallel;

@@ -23,6 +23,7 @@ use candle_core::{
     StorageRef, Tensor, bail,
 };
 
+use super::gpu::{Array, Gpu, GpuForward, Slice};
 use super::simd;
 
 /// A contiguous input of a CPU kernel.
@@ -57,9 +58,29 @@ impl<'a> View<'a> {
         Ok(&data[start..end])
     }
 
+    /// The elements where they are, for kernels on other devices.
+    pub fn slice(&self) -> Result<Slice<'_>> {
+        Slice::of(&self.storage, self.layout)
+    }
+
     /// The dimensions.
     pub fn dims(&self) -> &[usize] {
         self.layout.dims()
+    }
+
+    /// The number of elements.
+    pub fn count(&self) -> usize {
+        self.layout.shape().elem_count()
+    }
+
+    /// The last dimension; 1 of a scalar.
+    pub fn width(&self) -> usize {
+        self.dims().last().copied().unwrap_or(1)
+    }
+
+    /// The product of the others.
+    pub fn rows(&self) -> usize {
+        self.dims().iter().rev().skip(1).product()
     }
 }
 
@@ -80,11 +101,11 @@ pub struct Forward {
 }
 
 /// What a backward kernel works from.
-pub struct Backward<'a> {
+pub struct Backward<'a, S = Vec<f32>> {
     /// The inputs of the forward pass.
     pub inputs: &'a [View<'a>],
     /// What the forward kernel saved.
-    pub saved: &'a [Vec<f32>],
+    pub saved: &'a [S],
     /// The gradient of each output, `None` where the loss does not depend on it.
     pub grads: &'a [Option<View<'a>>],
     /// Which inputs need a gradient.
@@ -104,26 +125,58 @@ pub trait Op: Send + Sync + 'static {
 
     /// The CPU kernel's backward pass: a gradient for each input that needs one.
     fn cpu_backward(&self, pass: &Backward) -> Result<Vec<Option<Vec<f32>>>>;
+
+    /// The kernels on CUDA and Metal: contiguous inputs of the type that `gpu` names. None where there is none, or none for
+    /// these inputs: then [`composed`](Op::composed) runs.
+    fn gpu_forward(&self, _gpu: &Gpu, _inputs: &[View], _save: bool) -> Result<Option<GpuForward>> {
+        Ok(None)
+    }
+
+    /// Their backward pass.
+    fn gpu_backward(&self, _gpu: &Gpu, _pass: &Backward<Array>) -> Result<Vec<Option<Array>>> {
+        bail!("{}: no backward kernel", self.name())
+    }
+
+    /// The same by smaller ops that have kernels, where this one has none: the reference, unless there is something better.
+    fn composed(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        self.reference(inputs)
+    }
 }
 
-/// Applies `op` to `inputs`, recording the graph: by its kernel for f32 on the CPU, by its reference otherwise.
-/// Backward passes over one graph must follow each other: two threads at once would mix their gradients.
+/// Applies `op` to `inputs`, recording the graph: by its kernels, or where there are none for the device or the type by its
+/// reference. Backward passes over one graph must follow each other: two threads at once would mix their gradients.
 pub fn apply<O: Op>(op: O, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
-    let on_cpu = inputs.iter().all(|t| t.device().is_cpu() && (t.dtype() == DType::F32 || t.dtype().is_int()));
-    if !on_cpu || !simd::fused() {
+    if !simd::fused() {
         let inputs: Vec<Tensor> = inputs.iter().map(|t| (*t).clone()).collect();
         return op.reference(&inputs);
+    }
+    let gpu = Gpu::of(inputs);
+    let on_cpu = inputs.iter().all(|t| t.device().is_cpu() && (t.dtype() == DType::F32 || t.dtype().is_int()));
+    if gpu.is_none() && !on_cpu {
+        let inputs: Vec<Tensor> = inputs.iter().map(|t| (*t).clone()).collect();
+        return op.composed(&inputs);
     }
     let inputs = inputs.iter().map(|t| t.contiguous()).collect::<Result<Vec<_>>>()?;
     let needs: Vec<bool> = inputs.iter().map(|t| t.track_op() && t.dtype().is_float()).collect();
     let save = needs.iter().any(|n| *n);
-    let Forward { outputs, saved } = {
+    let made = {
         let views: Vec<View> = inputs.iter().map(View::new).collect();
-        op.cpu_forward(&views, save)?
+        match &gpu {
+            Some(gpu) => op.gpu_forward(gpu, &views, save)?.map(|made| {
+                let outputs = made.outputs.into_iter().map(|(data, shape)| (data.into_storage(), shape)).collect();
+                (outputs, Saved::Gpu(gpu.clone(), made.saved))
+            }),
+            None => {
+                let made = op.cpu_forward(&views, save)?;
+                let outputs =
+                    made.outputs.into_iter().map(|o| (Storage::Cpu(CpuStorage::F32(o.data)), o.shape)).collect();
+                Some((outputs, Saved::Cpu(made.saved)))
+            }
+        }
     };
+    let Some((outputs, saved)): Option<(Vec<Made>, Saved)> = made else { return op.composed(&inputs) };
     if !save {
-        let plain = |o: Output| Tensor::from_vec(o.data, o.shape, &candle_core::Device::Cpu);
-        return outputs.into_iter().map(plain).collect();
+        return Ok(outputs.into_iter().map(|(storage, shape)| tensor(storage, shape)).collect());
     }
     let grads = vec![None; outputs.len()];
     let call = Arc::new(Call {
@@ -134,6 +187,13 @@ pub fn apply<O: Op>(op: O, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
         inputs,
     });
     call.attach(outputs)
+}
+
+/// A result of a kernel, where it is.
+type Made = (Storage, Shape);
+
+fn tensor(storage: Storage, shape: Shape) -> Tensor {
+    Tensor::from_storage(storage, shape, BackpropOp::none(), false)
 }
 
 /// [`apply`] for an op with one output.
@@ -150,8 +210,14 @@ struct Call {
     op: Box<dyn Op>,
     inputs: Vec<Tensor>,
     needs: Vec<bool>,
-    saved: Vec<Vec<f32>>,
+    saved: Saved,
     pending: Mutex<Pending>,
+}
+
+/// What the forward kernel kept, and with it which backward kernel is to run.
+enum Saved {
+    Cpu(Vec<Vec<f32>>),
+    Gpu(Gpu, Vec<Array>),
 }
 
 /// Gradients on their way through a call's links.
@@ -161,7 +227,7 @@ struct Pending {
 }
 
 impl Call {
-    fn attach(self: Arc<Self>, outputs: Vec<Output>) -> Result<Vec<Tensor>> {
+    fn attach(self: Arc<Self>, outputs: Vec<Made>) -> Result<Vec<Tensor>> {
         let tracked: Vec<usize> = (0..self.inputs.len()).filter(|&i| self.needs[i]).collect();
         if let ([_], true) = (outputs.as_slice(), tracked.len() <= 3) {
             let role = Role { slots: tracked.clone(), token: false, output: Some(0), runs: true };
@@ -175,15 +241,22 @@ impl Call {
             rest = later;
             let role = Role { slots: now.to_vec(), token: token.is_some(), output: None, runs: rest.is_empty() };
             let args: Vec<&Tensor> = token.iter().chain(now.iter().map(|&i| &self.inputs[i])).collect();
-            let link = Link::new(&self, role, Output { data: vec![0.], shape: Shape::from(()) });
-            token = Some(link.attach(&args)?);
+            token = Some(Link::new(&self, role, (self.token()?, Shape::from(()))).attach(&args)?);
         }
         let Some(token) = token else { bail!("{}: no input has a gradient", self.op.name()) };
-        let one = |(i, o): (usize, Output)| {
+        let one = |(i, o): (usize, Made)| {
             let role = Role { slots: vec![], token: true, output: Some(i), runs: false };
             Link::new(&self, role, o).attach(&[&token])
         };
         outputs.into_iter().enumerate().map(one).collect()
+    }
+
+    /// One element, which nobody reads.
+    fn token(&self) -> Result<Storage> {
+        match &self.saved {
+            Saved::Cpu(_) => Ok(Storage::Cpu(CpuStorage::F32(vec![0.]))),
+            Saved::Gpu(gpu, _) => Ok(gpu.array(1)?.into_storage()),
+        }
     }
 
     fn pending(&self) -> MutexGuard<'_, Pending> {
@@ -196,12 +269,19 @@ impl Call {
         let grads = grads.into_iter().map(|g| g.map(|g| g.contiguous()).transpose()).collect::<Result<Vec<_>>>()?;
         let inputs: Vec<View> = self.inputs.iter().map(View::new).collect();
         let grads: Vec<Option<View>> = grads.iter().map(|g| g.as_ref().map(View::new)).collect();
-        let pass = Backward { inputs: &inputs, saved: &self.saved, grads: &grads, needs: &self.needs };
-        let result = self.op.cpu_backward(&pass)?;
-        let tensor = |(data, input): (Option<Vec<f32>>, &Tensor)| {
-            data.map(|d| Tensor::from_vec(d, input.shape(), input.device())).transpose()
+        let (inputs, grads, needs) = (&inputs, &grads, &self.needs);
+        let found: Vec<Option<Storage>> = match &self.saved {
+            Saved::Cpu(saved) => {
+                let found = self.op.cpu_backward(&Backward { inputs, saved, grads, needs })?;
+                found.into_iter().map(|g| g.map(|g| Storage::Cpu(CpuStorage::F32(g)))).collect()
+            }
+            Saved::Gpu(gpu, saved) => {
+                let found = self.op.gpu_backward(gpu, &Backward { inputs, saved, grads, needs })?;
+                found.into_iter().map(|g| g.map(Array::into_storage)).collect()
+            }
         };
-        result.into_iter().zip(&self.inputs).map(tensor).collect()
+        let each = found.into_iter().zip(&self.inputs);
+        Ok(each.map(|(g, input)| g.map(|g| tensor(g, input.shape().clone()))).collect())
     }
 }
 
@@ -222,13 +302,13 @@ struct Role {
 struct Link {
     call: Arc<Call>,
     role: Role,
-    result: Mutex<Option<Vec<f32>>>,
+    result: Mutex<Option<Storage>>,
     shape: Shape,
 }
 
 impl Link {
-    fn new(call: &Arc<Call>, role: Role, output: Output) -> Self {
-        Self { call: call.clone(), role, result: Mutex::new(Some(output.data)), shape: output.shape }
+    fn new(call: &Arc<Call>, role: Role, (result, shape): Made) -> Self {
+        Self { call: call.clone(), role, result: Mutex::new(Some(result)), shape }
     }
 
     fn attach(self, args: &[&Tensor]) -> Result<Tensor> {
@@ -240,10 +320,10 @@ impl Link {
         }
     }
 
-    fn take(&self) -> Result<(CpuStorage, Shape)> {
-        match self.result.lock().unwrap_or_else(|e| e.into_inner()).take() {
-            Some(data) => Ok((CpuStorage::F32(data), self.shape.clone())),
-            None => bail!("{}: the result was handed over before", self.call.op.name()),
+    fn take<S>(&self, on_device: impl Fn(Storage) -> Option<S>) -> Result<(S, Shape)> {
+        match self.result.lock().unwrap_or_else(|e| e.into_inner()).take().and_then(on_device) {
+            Some(result) => Ok((result, self.shape.clone())),
+            None => bail!("{}: the result was handed over before, or is elsewhere", self.call.op.name()),
         }
     }
 
@@ -262,8 +342,7 @@ impl Link {
         let mut pending = self.call.pending();
         let mut result = vec![];
         if self.role.token {
-            let zero = Tensor::from_storage(Storage::Cpu(CpuStorage::F32(vec![0.])), (), BackpropOp::none(), false);
-            result.push(Some(zero));
+            result.push(Some(tensor(self.call.token()?, Shape::from(()))));
         }
         result.extend(self.role.slots.iter().map(|&i| pending.inputs.get_mut(i).and_then(Option::take)));
         Ok(result)
@@ -279,17 +358,17 @@ macro_rules! link {
 
             fn cpu_fwd(&self, $($s: &CpuStorage, $l: &Layout),*) -> Result<(CpuStorage, Shape)> {
                 $(let _ = ($s, $l);)*
-                self.take()
+                self.take(|s| if let Storage::Cpu(s) = s { Some(s) } else { None })
             }
 
             fn cuda_fwd(&self, $($s: &CudaStorage, $l: &Layout),*) -> Result<(CudaStorage, Shape)> {
                 $(let _ = ($s, $l);)*
-                bail!("{}: no CUDA kernel", self.call.op.name())
+                self.take(|s| if let Storage::Cuda(s) = s { Some(s) } else { None })
             }
 
             fn metal_fwd(&self, $($s: &MetalStorage, $l: &Layout),*) -> Result<(MetalStorage, Shape)> {
                 $(let _ = ($s, $l);)*
-                bail!("{}: no Metal kernel", self.call.op.name())
+                self.take(|s| if let Storage::Metal(s) = s { Some(s) } else { None })
             }
 
             fn bwd(&self, $($arg: &Tensor,)* _: &Tensor, grad: &Tensor) -> Result<$grads> {

@@ -18,6 +18,7 @@ use candle_core::{D, Error, Result, Tensor, bail};
 
 use super::activation::Activation;
 use super::activation::cpu::{apply as activate, times};
+use super::glue::gpu::{Array, Factor, Gpu, GpuForward};
 use super::glue::{Backward, Forward, Op, Output, View, apply_one};
 
 #[derive(Clone)]
@@ -90,6 +91,41 @@ impl Op for Linear {
         ];
         if pass.inputs.len() > 2 {
             grads.push(pass.needs[2].then(|| cpu::column_sums(&dz, size.n)));
+        }
+        Ok(grads)
+    }
+
+    fn gpu_forward(&self, gpu: &Gpu, inputs: &[View], save: bool) -> Result<Option<GpuForward>> {
+        let (x, weight, bias) = (&inputs[0], &inputs[1], inputs.get(2).map(View::slice).transpose()?);
+        let cpu::Size { m, n, k } = cpu::Size::new(x, weight);
+        let mut z = gpu.matmul([m, n, k], Factor::rows(x.slice()?), Factor::transposed(weight.slice()?))?;
+        let mut dims = x.dims().to_vec();
+        if let Some(last) = dims.last_mut() {
+            *last = n;
+        }
+        let (y, saved) = match (self.activation, bias) {
+            (Activation::Identity, None) => (z, vec![]),
+            (Activation::Identity, Some(bias)) => {
+                gpu.add_bias(&mut z, bias)?;
+                (z, vec![])
+            }
+            (f, bias) => (f.of_sum(gpu, &mut z, bias)?, if save { vec![z] } else { vec![] }),
+        };
+        Ok(Some(GpuForward { outputs: vec![(y, dims.into())], saved }))
+    }
+
+    fn gpu_backward(&self, gpu: &Gpu, pass: &Backward<Array>) -> Result<Vec<Option<Array>>> {
+        let Some(grad) = &pass.grads[0] else { bail!("linear: no gradient") };
+        let (x, weight) = (&pass.inputs[0], &pass.inputs[1]);
+        let cpu::Size { m, n, k } = cpu::Size::new(x, weight);
+        let through = |z: &Array| self.activation.backward(gpu, z.slice(), grad.slice()?);
+        let dz = pass.saved.first().map(through).transpose()?;
+        let dz = dz.as_ref().map_or_else(|| grad.slice(), |dz| Ok(dz.slice()))?;
+        let dx = || gpu.matmul([m, k, n], Factor::rows(dz), Factor::rows(weight.slice()?));
+        let dw = || gpu.matmul([n, k, m], Factor::transposed(dz), Factor::rows(x.slice()?));
+        let mut grads = vec![pass.needs[0].then(dx).transpose()?, pass.needs[1].then(dw).transpose()?];
+        if pass.inputs.len() > 2 {
+            grads.push(pass.needs[2].then(|| gpu.column_sums(dz, n)).transpose()?);
         }
         Ok(grads)
     }

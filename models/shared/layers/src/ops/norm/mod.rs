@@ -12,11 +12,13 @@
 //! and then over the blocks, in order.
 
 pub(super) mod cpu;
+mod gpu;
 #[cfg(test)]
 mod tests;
 
 use candle_core::{D, Result, Tensor, bail};
 
+use super::glue::gpu::{Array, Gpu, GpuForward};
 use super::glue::{Backward, Forward, Op, Output, View, apply_one};
 
 /// Which statistics a norm divides out.
@@ -128,5 +130,13 @@ impl Op for Norm {
         grads.extend(self.affine[0].then_some(Some(dw)));
         grads.extend(self.affine[1].then_some(Some(db)));
         Ok(grads)
+    }
+
+    fn gpu_forward(&self, gpu: &Gpu, inputs: &[View], _: bool) -> Result<Option<GpuForward>> {
+        gpu::forward(self, gpu, inputs).map(Some)
+    }
+
+    fn gpu_backward(&self, gpu: &Gpu, pass: &Backward<Array>) -> Result<Vec<Option<Array>>> {
+        gpu::backward(self, gpu, pass)
     }
 }

@@ -17,10 +17,13 @@ use candle_core::{Result, Shape, Tensor, bail};
 
 use rayon::prelude::*;
 
+use super::glue::gpu::{Arg, Array, Gpu, GpuForward, Grid, Module, module};
 use super::glue::{Backward, Forward, Op, Output, View, apply_one};
 
 /// Elements a thread takes at a time.
 const CHUNK: usize = 16 * 1024;
+
+const KERNELS: Module = module!("regression_loss");
 
 #[derive(Clone, Copy, Debug)]
 enum Kind {
@@ -63,6 +66,15 @@ pub fn huber(prediction: &Tensor, target: &Tensor, delta: f64) -> Result<Tensor>
 }
 
 impl RegressionLoss {
+    /// Its number in the kernels, and δ.
+    fn number(&self) -> (u32, f64) {
+        match self.kind {
+            Kind::Squared => (0, 0.),
+            Kind::Absolute => (1, 0.),
+            Kind::Huber(delta) => (2, delta),
+        }
+    }
+
     fn value(&self, e: f64) -> f64 {
         match self.kind {
             Kind::Squared => e * e,
@@ -106,7 +118,8 @@ impl Op for RegressionLoss {
         let e = (&inputs[0] - &inputs[1])?;
         let each = match self.kind {
             Kind::Squared => e.sqr()?,
-            Kind::Absolute => e.abs()?,
+            // The slope of abs() at 0 is not 0.
+            Kind::Absolute => (&e * e.detach().sign()?)?,
             // With c = clamp(|e|, 0, δ): c (|e| - c/2) is e²/2 up to δ and δ(|e| - δ/2) beyond.
             Kind::Huber(delta) => {
                 let a = e.abs()?;
@@ -141,5 +154,44 @@ impl Op for RegressionLoss {
             slopes
         };
         Ok(vec![pass.needs[0].then(|| side(1.)), pass.needs[1].then(|| side(-1.))])
+    }
+
+    fn gpu_forward(&self, gpu: &Gpu, inputs: &[View], _: bool) -> Result<Option<GpuForward>> {
+        let (n, (kind, delta)) = (inputs[0].count(), self.number());
+        let chunks = n.div_ceil(CHUNK);
+        let mut sums = gpu.floats(chunks)?;
+        let args = &mut [
+            Arg::Read(inputs[0].slice()?),
+            Arg::Read(inputs[1].slice()?),
+            Arg::Write(&mut sums),
+            Arg::Count(n),
+            Arg::Word(kind),
+            Arg::Float(delta),
+            Arg::Count(CHUNK),
+        ];
+        gpu.launch(&KERNELS, "regression_loss_forward", Grid::rows(chunks, CHUNK), args)?;
+        let loss = gpu.totals(&sums, 1, 1. / batch(inputs[0].dims()) as f64)?;
+        Ok(Some(GpuForward { outputs: vec![(loss, Shape::from(()))], saved: vec![] }))
+    }
+
+    fn gpu_backward(&self, gpu: &Gpu, pass: &Backward<Array>) -> Result<Vec<Option<Array>>> {
+        let Some(grad) = &pass.grads[0] else { bail!("regression loss: no gradient") };
+        let (n, (kind, delta)) = (pass.inputs[0].count(), self.number());
+        let side = |sign: f64| {
+            let mut gradient = gpu.array(n)?;
+            let args = &mut [
+                Arg::Read(pass.inputs[0].slice()?),
+                Arg::Read(pass.inputs[1].slice()?),
+                Arg::Read(grad.slice()?),
+                Arg::Write(&mut gradient),
+                Arg::Count(n),
+                Arg::Word(kind),
+                Arg::Float(delta),
+                Arg::Float(sign / batch(pass.inputs[0].dims()) as f64),
+            ];
+            gpu.launch(&KERNELS, "regression_loss_backward", Grid::each(n), args)?;
+            Ok(gradient)
+        };
+        [1., -1.].into_iter().zip(pass.needs).map(|(sign, needs)| needs.then(|| side(sign)).transpose()).collect()
     }
 }

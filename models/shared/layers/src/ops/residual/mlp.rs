@@ -1,7 +1,7 @@
 use candle_core::{Result, Tensor, bail};
 
 use super::cpu::{self, Gradients};
-use super::{Affine, AffineAt, Inputs, NormAt, PreNorm};
+use super::{AddDropout, Affine, AffineAt, Inputs, NormAt, PreNorm};
 use crate::ops::activation::Activation;
 use crate::ops::activation::cpu::{apply as activate, times_into};
 use crate::ops::dropout::{Dropout, apply_mask};
@@ -67,6 +67,16 @@ impl Op for Mlp {
         let h = self.activation.reference(&self.first.plain(&n, inputs)?)?;
         let z = self.second.plain(&apply_mask(&h, self.hidden.as_ref())?, inputs)?;
         Ok(vec![(&inputs[0] + apply_mask(&z, self.dropout.as_ref())?)?])
+    }
+
+    fn composed(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        let n = NormAt::composed(self.norm.as_ref(), inputs)?;
+        let mut h = self.first.composed(&n, inputs, self.activation)?;
+        if let Some(dropout) = &self.hidden {
+            h = apply_one(dropout.clone(), &[&h])?;
+        }
+        let z = self.second.composed(&h, inputs, Activation::Identity)?;
+        Ok(vec![apply_one(AddDropout { dropout: self.dropout.clone() }, &[&inputs[0], &z])?])
     }
 
     fn cpu_forward(&self, inputs: &[View], save: bool) -> Result<Forward> {

@@ -20,7 +20,9 @@ use candle_core::{Result, Tensor, bail};
 pub use attention::{AttentionBranch, Projection};
 pub use mlp::MlpBranch;
 
-use super::dropout::{Dropout, apply_mask};
+use super::activation::Activation;
+use super::dropout::{Dropout, apply_mask, on_gpu};
+use super::glue::gpu::{Array, Gpu, GpuForward};
 use super::glue::{Backward, Forward, Op, Output, View, apply_one};
 use super::linear;
 use super::norm::{Norm, NormKind};
@@ -87,6 +89,11 @@ struct AffineAt {
 }
 
 impl AffineAt {
+    /// f(x Wᵀ + b) by its own op.
+    fn composed(&self, x: &Tensor, inputs: &[Tensor], f: Activation) -> Result<Tensor> {
+        linear::linear(x, &inputs[self.weight], self.bias.map(|i| &inputs[i]), f)
+    }
+
     fn plain(&self, x: &Tensor, inputs: &[Tensor]) -> Result<Tensor> {
         linear::plain(x, &inputs[self.weight], self.bias.map(|i| &inputs[i]))
     }
@@ -101,6 +108,14 @@ struct NormAt {
 }
 
 impl NormAt {
+    /// norm(x) by its own op; x without a norm.
+    fn composed(at: Option<&Self>, inputs: &[Tensor]) -> Result<Tensor> {
+        let Some(Self { op, weight, bias }) = at else { return Ok(inputs[0].clone()) };
+        let mut all = vec![&inputs[0]];
+        all.extend([weight, bias].into_iter().flatten().map(|&i| &inputs[i]));
+        apply_one(*op, &all)
+    }
+
     fn plain(at: Option<&Self>, inputs: &[Tensor]) -> Result<Tensor> {
         let Some(Self { op, weight, bias }) = at else { return Ok(inputs[0].clone()) };
         let rest: Vec<Tensor> = [weight, bias].into_iter().flatten().map(|&i| inputs[i].clone()).collect();
@@ -146,5 +161,16 @@ impl Op for AddDropout {
             None => Ok(dy.to_vec()),
         };
         Ok(vec![pass.needs[0].then(|| dy.to_vec()), pass.needs[1].then(branch).transpose()?])
+    }
+
+    fn gpu_forward(&self, gpu: &Gpu, inputs: &[View], _: bool) -> Result<Option<GpuForward>> {
+        let y = on_gpu(gpu, inputs[1].slice()?, Some(inputs[0].slice()?), self.dropout.as_ref())?;
+        Ok(Some(GpuForward::one(y, &inputs[0], vec![])))
+    }
+
+    fn gpu_backward(&self, gpu: &Gpu, pass: &Backward<Array>) -> Result<Vec<Option<Array>>> {
+        let Some(grad) = &pass.grads[0] else { bail!("residual: no gradient") };
+        let each = [None, self.dropout.as_ref()].into_iter().zip(pass.needs);
+        each.map(|(dropout, needs)| needs.then(|| on_gpu(gpu, grad.slice()?, None, dropout)).transpose()).collect()
     }
 }

@@ -14,6 +14,7 @@ mod tests;
 
 use candle_core::{D, Device, Result, Tensor, bail};
 
+use super::glue::gpu::{Arg, Array, Gpu, GpuForward, Grid, Module, module};
 use super::glue::{Backward, Buffer, Forward, Op, Output, View, apply_one, parallel};
 
 /// Which features turn together.
@@ -25,6 +26,8 @@ pub enum RopePairs {
     /// 2i and 2i + 1.
     Neighbours,
 }
+
+const KERNELS: Module = module!("rope");
 
 #[derive(Clone, Copy, Debug)]
 struct Rope {
@@ -64,6 +67,25 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, pairs: RopePairs) -> Result<
 }
 
 impl Rope {
+    /// [`Self::turn`] on a GPU.
+    fn on_gpu(&self, gpu: &Gpu, x: &View, [cos, sin]: [&View; 2], back: bool) -> Result<Array> {
+        let (half, pairs) = (cos.width(), x.count() / 2);
+        let mut y = gpu.array(x.count())?;
+        let args = &mut [
+            Arg::Read(x.slice()?),
+            Arg::Read(cos.slice()?),
+            Arg::Read(sin.slice()?),
+            Arg::Write(&mut y),
+            Arg::Count(pairs),
+            Arg::Count(half),
+            Arg::Count(cos.rows()),
+            Arg::Word((self.pairs == RopePairs::Neighbours).into()),
+            Arg::Float(if back { -1. } else { 1. }),
+        ];
+        gpu.launch(&KERNELS, "rope", Grid::each(pairs), args)?;
+        Ok(y)
+    }
+
     /// Turns every row of `x`, by the opposite angles if `back`.
     fn turn(&self, x: &[f32], cos: &[f32], sin: &[f32], d: usize, back: bool) -> Vec<f32> {
         const ROWS: usize = 64;
@@ -125,5 +147,15 @@ impl Op for Rope {
         let dims = grad.dims();
         let (cos, sin) = (pass.inputs[1].f32()?, pass.inputs[2].f32()?);
         Ok(vec![Some(self.turn(grad.f32()?, cos, sin, dims[dims.len() - 1], true)), None, None])
+    }
+
+    fn gpu_forward(&self, gpu: &Gpu, inputs: &[View], _: bool) -> Result<Option<GpuForward>> {
+        let y = self.on_gpu(gpu, &inputs[0], [&inputs[1], &inputs[2]], false)?;
+        Ok(Some(GpuForward::one(y, &inputs[0], vec![])))
+    }
+
+    fn gpu_backward(&self, gpu: &Gpu, pass: &Backward<Array>) -> Result<Vec<Option<Array>>> {
+        let Some(grad) = &pass.grads[0] else { bail!("rope: no gradient") };
+        Ok(vec![Some(self.on_gpu(gpu, grad, [&pass.inputs[1], &pass.inputs[2]], true)?), None, None])
     }
 }

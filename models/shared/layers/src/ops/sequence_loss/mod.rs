@@ -16,7 +16,10 @@ mod tests;
 
 use candle_core::{Result, Shape, Tensor, bail};
 
+use super::glue::gpu::{Arg, Array, Gpu, GpuForward, Grid, Module, module};
 use super::glue::{Backward, Forward, Op, Output, View, apply_one};
+
+const KERNELS: Module = module!("sequence_loss");
 
 #[derive(Clone)]
 struct SequenceLoss;
@@ -46,7 +49,8 @@ impl Op for SequenceLoss {
         let (o, y) = (&inputs[0], &inputs[1]);
         let (b, t, _) = o.dims3()?;
         let error = (o - y)?.sqr()?.sum_all()?;
-        let sparsity = o.abs()?.sum_all()?;
+        // |o|, with the slope 0 at 0.
+        let sparsity = (o * o.detach().sign()?)?.sum_all()?;
         let smoothness = match t {
             1 => sparsity.zeros_like()?,
             _ => (o.narrow(1, 1, t - 1)? - o.narrow(1, 0, t - 1)?)?.sqr()?.sum_all()?,
@@ -74,5 +78,42 @@ impl Op for SequenceLoss {
             },
             pass.needs[1].then(of_target),
         ])
+    }
+
+    fn gpu_forward(&self, gpu: &Gpu, inputs: &[View], _: bool) -> Result<Option<GpuForward>> {
+        let &[b, t, c] = inputs[0].dims() else { bail!("sequence loss: expected three dimensions") };
+        let mut sums = gpu.floats(3 * b * t)?;
+        let args = &mut [
+            Arg::Read(inputs[0].slice()?),
+            Arg::Read(inputs[1].slice()?),
+            Arg::Write(&mut sums),
+            Arg::Count(b * t),
+            Arg::Count(t),
+            Arg::Count(c),
+        ];
+        gpu.launch(&KERNELS, "sequence_loss_forward", Grid::rows(b * t, c), args)?;
+        let parts = gpu.totals(&sums, 3, 1. / (b * t) as f64)?;
+        Ok(Some(GpuForward { outputs: vec![(parts, Shape::from(3))], saved: vec![] }))
+    }
+
+    fn gpu_backward(&self, gpu: &Gpu, pass: &Backward<Array>) -> Result<Vec<Option<Array>>> {
+        let Some(grad) = &pass.grads[0] else { bail!("sequence loss: no gradient") };
+        let &[b, t, c] = pass.inputs[0].dims() else { bail!("sequence loss: expected three dimensions") };
+        let n = b * t * c;
+        let side = |kernel: &str, grid: Grid, counts: &[usize]| {
+            let mut gradient = gpu.array(n)?;
+            let mut args = vec![
+                Arg::Read(pass.inputs[0].slice()?),
+                Arg::Read(pass.inputs[1].slice()?),
+                Arg::Read(grad.slice()?),
+                Arg::Write(&mut gradient),
+            ];
+            args.extend(counts.iter().map(|n| Arg::Count(*n)));
+            gpu.launch(&KERNELS, kernel, grid, &mut args)?;
+            Ok::<_, candle_core::Error>(gradient)
+        };
+        let prediction = || side("sequence_loss_backward", Grid::rows(b * t, c), &[b * t, t, c]);
+        let target = || side("sequence_loss_target", Grid::each(n), &[n, b * t]);
+        Ok(vec![pass.needs[0].then(prediction).transpose()?, pass.needs[1].then(target).transpose()?])
     }
 }

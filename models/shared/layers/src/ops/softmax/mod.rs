@@ -16,7 +16,10 @@ pub(super) use cpu::largest;
 
 use candle_core::{D, Result, Tensor, bail};
 
+use super::glue::gpu::{Arg, Array, Gpu, GpuForward, Grid, Module, module};
 use super::glue::{Backward, Forward, Op, Output, View, apply_one};
+
+const KERNELS: Module = module!("softmax");
 
 #[derive(Clone, Copy, Debug)]
 struct Softmax {
@@ -50,6 +53,15 @@ pub(super) fn exponentials(x: &Tensor) -> Result<(Tensor, Tensor, Tensor)> {
     Ok((e, sum, max))
 }
 
+impl Softmax {
+    fn on_gpu(&self, gpu: &Gpu, x: &View) -> Result<Array> {
+        let mut y = gpu.array(x.count())?;
+        let args = &mut [Arg::Read(x.slice()?), Arg::Write(&mut y), Arg::Count(x.width()), Arg::Word(self.log.into())];
+        gpu.launch(&KERNELS, "softmax_forward", Grid::rows(x.rows(), x.width()), args)?;
+        Ok(y)
+    }
+}
+
 impl Op for Softmax {
     fn name(&self) -> &'static str {
         if self.log { "log-softmax" } else { "softmax" }
@@ -79,5 +91,25 @@ impl Op for Softmax {
         let Some(grad) = &pass.grads[0] else { bail!("{}: no gradient", self.name()) };
         let dims = pass.inputs[0].dims();
         Ok(vec![Some(cpu::backward(self.log, dims[dims.len() - 1], grad.f32()?, &pass.saved[0])?)])
+    }
+
+    fn gpu_forward(&self, gpu: &Gpu, inputs: &[View], _: bool) -> Result<Option<GpuForward>> {
+        Ok(Some(GpuForward::one(self.on_gpu(gpu, &inputs[0])?, &inputs[0], vec![])))
+    }
+
+    fn gpu_backward(&self, gpu: &Gpu, pass: &Backward<Array>) -> Result<Vec<Option<Array>>> {
+        let Some(grad) = &pass.grads[0] else { bail!("{}: no gradient", self.name()) };
+        // Made again: that costs less than to keep it.
+        let y = self.on_gpu(gpu, &pass.inputs[0])?;
+        let mut dx = gpu.array(grad.count())?;
+        let args = &mut [
+            Arg::Read(y.slice()),
+            Arg::Read(grad.slice()?),
+            Arg::Write(&mut dx),
+            Arg::Count(grad.width()),
+            Arg::Word(self.log.into()),
+        ];
+        gpu.launch(&KERNELS, "softmax_backward", Grid::rows(grad.rows(), grad.width()), args)?;
+        Ok(vec![Some(dx)])
     }
 }

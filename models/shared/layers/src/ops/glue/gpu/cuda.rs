@@ -1,0 +1,81 @@
+//! CUDA: the kernels' PTX is made by nvcc when this crate is built, and loaded once a device.
+
+use candle_core::backend::BackendStorage;
+use candle_core::cuda_backend::cudarc::driver::{DevicePtr, LaunchConfig, PushKernelArg};
+use candle_core::cuda_backend::{CudaStorageSlice, WrapErr};
+use candle_core::{CudaDevice, CudaStorage, DType, Result, Storage, bail};
+use half::{bf16, f16};
+
+use super::{Arg, Backend, Grid, Module};
+
+include!(concat!(env!("OUT_DIR"), "/ptx.rs"));
+
+impl Backend for CudaDevice {
+    fn alloc(&self, dtype: DType, len: usize) -> Result<Storage> {
+        // SAFETY: kernels write every element before any is read.
+        unsafe {
+            Ok(Storage::Cuda(match dtype {
+                DType::F32 => CudaStorage::wrap_cuda_slice(self.alloc::<f32>(len)?, self.clone()),
+                DType::BF16 => CudaStorage::wrap_cuda_slice(self.alloc::<bf16>(len)?, self.clone()),
+                DType::F16 => CudaStorage::wrap_cuda_slice(self.alloc::<f16>(len)?, self.clone()),
+                DType::I64 => CudaStorage::wrap_cuda_slice(self.alloc::<i64>(len)?, self.clone()),
+                other => bail!("no arrays of {other:?}"),
+            }))
+        }
+    }
+
+    fn launch(&self, module: &Module, name: &str, dtype: DType, grid: Grid, args: &mut [Arg]) -> Result<()> {
+        let suffix = match dtype {
+            DType::BF16 => "bf16",
+            DType::F16 => "f16",
+            _ => "f32",
+        };
+        let full = format!("zoo_{}_{suffix}", module.name);
+        let Some((_, ptx)) = PTX.iter().find(|(known, _)| *known == full) else { bail!("{full}: not compiled") };
+        let function = self.get_or_load_custom_func(name, &full, ptx)?;
+        let stream = self.cuda_stream();
+        let address = |storage: &Storage, start: usize| -> Result<u64> {
+            let Storage::Cuda(storage) = storage else { bail!("{name}: expected an array on CUDA") };
+            // Everything runs on the device's one stream, in order: no event has to be waited for.
+            let of = |pointer: u64, size: usize| pointer + (start * size) as u64;
+            Ok(match &storage.slice {
+                CudaStorageSlice::F32(s) => of(s.device_ptr(&stream).0, 4),
+                CudaStorageSlice::BF16(s) => of(s.device_ptr(&stream).0, 2),
+                CudaStorageSlice::F16(s) => of(s.device_ptr(&stream).0, 2),
+                CudaStorageSlice::I64(s) => of(s.device_ptr(&stream).0, 8),
+                _ => bail!("{name}: no kernel takes {:?}", storage.dtype()),
+            })
+        };
+        enum Value {
+            Pointer(u64),
+            Word(u32),
+            Float(f32),
+        }
+        let value = |arg: &mut Arg| {
+            Ok(match arg {
+                Arg::Read(slice) => Value::Pointer(address(slice.storage, slice.start)?),
+                Arg::Write(array) => Value::Pointer(address(&array.storage, 0)?),
+                Arg::Count(n) => Value::Word(*n as u32),
+                Arg::Word(w) => Value::Word(*w),
+                Arg::Float(f) => Value::Float(*f as f32),
+            })
+        };
+        let values = args.iter_mut().map(value).collect::<Result<Vec<_>>>()?;
+        let mut builder = function.builder();
+        for value in &values {
+            match value {
+                Value::Pointer(p) => builder.arg(p),
+                Value::Word(w) => builder.arg(w),
+                Value::Float(f) => builder.arg(f),
+            };
+        }
+        let config = LaunchConfig {
+            grid_dim: (grid.groups[0] as u32, grid.groups[1] as u32, 1),
+            block_dim: (grid.threads as u32, 1, 1),
+            shared_mem_bytes: 0,
+        };
+        // SAFETY: the arguments are those of the kernel's parameters, which the same launch proves in the emulator's tests.
+        unsafe { builder.launch(config) }.w()?;
+        Ok(())
+    }
+}

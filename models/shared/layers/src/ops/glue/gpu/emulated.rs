@@ -1,0 +1,290 @@
+//! Kernels on the CPU, for tests: compiled by the system's C++ compiler, run as fibers by `emulator.h`.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::io::Write;
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, OnceLock};
+
+use candle_core::{CpuStorage, DType, Error, Result, Storage, bail};
+use half::{bf16, f16};
+
+use super::{Arg, Array, Backend, Grid, Module, Slice, type_number};
+
+thread_local! {
+    static ACTIVE: Cell<Option<bool>> = const { Cell::new(None) };
+    /// Whether threads run from the last to the first.
+    static BACKWARDS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `f` with the ops of tensors on the CPU by their GPU kernels; the threads of a group take their turns in order, or
+/// `backwards`.
+pub(crate) fn with_emulation<R>(backwards: bool, f: impl FnOnce() -> R) -> R {
+    let before = BACKWARDS.replace(backwards);
+    let result = super::super::simd::overriding(&ACTIVE, true, f);
+    BACKWARDS.set(before);
+    result
+}
+
+pub(super) fn active() -> bool {
+    ACTIVE.get() == Some(true)
+}
+
+/// The C++ compiler: the environment's `CXX`, or `c++`. None where there is none.
+pub(crate) fn compiler() -> Option<&'static str> {
+    static COMPILER: OnceLock<Option<String>> = OnceLock::new();
+    let find = || {
+        let name = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
+        let works = Command::new(&name).arg("--version").output().is_ok_and(|o| o.status.success());
+        works.then_some(name)
+    };
+    COMPILER.get_or_init(find).as_deref()
+}
+
+/// Elements that are NaN until they are written.
+fn alloc(dtype: DType, len: usize) -> Result<CpuStorage> {
+    Ok(match dtype {
+        DType::F32 => CpuStorage::F32(vec![f32::NAN; len]),
+        DType::BF16 => CpuStorage::BF16(vec![bf16::NAN; len]),
+        DType::F16 => CpuStorage::F16(vec![f16::NAN; len]),
+        DType::I64 => CpuStorage::I64(vec![i64::MIN; len]),
+        other => bail!("no arrays of {other:?}"),
+    })
+}
+
+fn address(slice: &Slice) -> Result<*const c_void> {
+    fn at<T>(data: &[T], slice: &Slice) -> *const c_void {
+        data[slice.start..slice.start + slice.len].as_ptr().cast()
+    }
+    Ok(match slice.storage {
+        Storage::Cpu(CpuStorage::F32(data)) => at(data, slice),
+        Storage::Cpu(CpuStorage::BF16(data)) => at(data, slice),
+        Storage::Cpu(CpuStorage::F16(data)) => at(data, slice),
+        Storage::Cpu(CpuStorage::I64(data)) => at(data, slice),
+        _ => bail!("expected numbers on the CPU"),
+    })
+}
+
+fn address_mut(array: &mut Array) -> Result<*const c_void> {
+    Ok(match &mut array.storage {
+        Storage::Cpu(CpuStorage::F32(data)) => data.as_mut_ptr().cast_const().cast(),
+        Storage::Cpu(CpuStorage::BF16(data)) => data.as_mut_ptr().cast_const().cast(),
+        Storage::Cpu(CpuStorage::F16(data)) => data.as_mut_ptr().cast_const().cast(),
+        Storage::Cpu(CpuStorage::I64(data)) => data.as_mut_ptr().cast_const().cast(),
+        _ => bail!("expected numbers on the CPU"),
+    })
+}
+
+/// The CPU in the place of a GPU.
+pub(super) struct Emulated;
+
+impl Backend for Emulated {
+    fn alloc(&self, dtype: DType, len: usize) -> Result<Storage> {
+        alloc(dtype, len).map(Storage::Cpu)
+    }
+
+    fn launch(&self, module: &Module, name: &str, dtype: DType, grid: Grid, args: &mut [Arg]) -> Result<()> {
+        launch(module, name, dtype, grid, args)
+    }
+}
+
+type Library = &'static libloading::Library;
+
+/// The compiled module: once a process.
+fn library(module: &Module, dtype: DType) -> Result<Library> {
+    static LIBRARIES: Mutex<Option<HashMap<(&'static str, DType), Library>>> = Mutex::new(None);
+    let mut libraries = LIBRARIES.lock().unwrap_or_else(|e| e.into_inner());
+    let libraries = libraries.get_or_insert_default();
+    if let Some(library) = libraries.get(&(module.name, dtype)) {
+        return Ok(library);
+    }
+    let Some(compiler) = compiler() else { bail!("no C++ compiler") };
+    let folder = tempfile::tempdir().map_err(Error::wrap)?;
+    let path = folder.path().join("kernels.so");
+    let mut child = Command::new(compiler)
+        .args(["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Wno-unused-function"])
+        .args(["-ffp-contract=off", "-shared", "-fPIC", "-x", "c++", "-", "-o"])
+        .arg(&path)
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let source = format!(
+        "#define TYPE {}\n{}\n{}\n#line 1 \"{}.cu\"\n{}",
+        type_number(dtype),
+        include_str!("emulator.h"),
+        include_str!("dialect.h"),
+        module.name,
+        module.source
+    );
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(source.as_bytes())?;
+    }
+    let output = child.wait_with_output()?;
+    if !output.status.success() {
+        bail!("{}: {}", module.name, String::from_utf8_lossy(&output.stderr))
+    }
+    // SAFETY: the library is our own and has no initialisers but those of C++'s headers.
+    let library = unsafe { libloading::Library::new(&path) }.map_err(Error::wrap)?;
+    let library: Library = Box::leak(Box::new(library));
+    libraries.insert((module.name, dtype), library);
+    Ok(library)
+}
+
+fn launch(module: &Module, name: &str, dtype: DType, grid: Grid, args: &mut [Arg]) -> Result<()> {
+    type Launch = unsafe extern "C" fn(*const c_void, *mut *const c_void, *const u32, u32, i32) -> i32;
+    enum Value {
+        Pointer(*const c_void),
+        Word(u32),
+        Float(f32),
+    }
+    let library = library(module, dtype)?;
+    let value = |arg: &mut Arg| {
+        Ok(match arg {
+            Arg::Read(slice) => Value::Pointer(address(slice)?),
+            Arg::Write(array) => Value::Pointer(address_mut(array)?),
+            Arg::Count(n) => Value::Word(*n as u32),
+            Arg::Word(w) => Value::Word(*w),
+            Arg::Float(f) => Value::Float(*f as f32),
+        })
+    };
+    let values = args.iter_mut().map(value).collect::<Result<Vec<_>>>()?;
+    let mut pointers: Vec<*const c_void> = values
+        .iter()
+        .map(|v| match v {
+            Value::Pointer(p) => std::ptr::from_ref(p).cast(),
+            Value::Word(w) => std::ptr::from_ref(w).cast(),
+            Value::Float(f) => std::ptr::from_ref(f).cast(),
+        })
+        .collect();
+    let groups = [grid.groups[0] as u32, grid.groups[1] as u32, 1];
+    // SAFETY: the symbols have these types by the macros of emulator.h; the arguments outlive the call, and match the kernel's
+    // parameters as they have to on every device.
+    let status = unsafe {
+        let kernel = library.get::<unsafe extern "C" fn()>(name).map_err(Error::wrap)?;
+        let run = library.get::<Launch>("zoo_launch").map_err(Error::wrap)?;
+        let kernel: *const c_void = *kernel as *const c_void;
+        run(kernel, pointers.as_mut_ptr(), groups.as_ptr(), grid.threads as u32, BACKWARDS.get().into())
+    };
+    match status {
+        0 => Ok(()),
+        _ => bail!("{}'s {name}: a barrier that not all threads reach", module.name),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Gpu, THREADS};
+    use super::*;
+
+    const PROBE: Module = Module {
+        name: "probe",
+        source: r"
+            // Each thread gets what its neighbour wrote.
+            KERNEL(neighbours, WRITE(float, y, 0), VALUE(uint, with_barrier, 1)) {
+                SHARED(float, v, 1024);
+                v[THREAD] = THREAD;
+                if (with_barrier)
+                    BARRIER();
+                y[THREAD] = v[(THREAD + 1) % THREADS];
+            }
+            KERNEL(half_of_a_barrier, WRITE(float, y, 0)) {
+                if (THREAD < 32)
+                    BARRIER();
+                y[THREAD] = 1;
+            }
+            KERNEL(sums, READ(float, x, 0), WRITE(float, y, 1)) {
+                SUMS;
+                const float sum = group_sum(x[THREAD]), max = group_max(x[THREAD]);
+                y[THREAD] = THREAD % 2 ? sum : max;
+            }
+            KERNEL(rounded, READ(float, x, 0), WRITE(T, y, 1)) {
+                y[THREAD] = T(x[THREAD]);
+            }
+        ",
+    };
+
+    fn gpu(dtype: DType) -> Gpu {
+        Gpu { device: std::sync::Arc::new(Emulated), dtype }
+    }
+
+    fn values(array: Array) -> Vec<f32> {
+        match array.storage {
+            Storage::Cpu(CpuStorage::F32(data)) => data,
+            Storage::Cpu(CpuStorage::BF16(data)) => data.iter().map(|v| v.to_f32()).collect(),
+            Storage::Cpu(CpuStorage::F16(data)) => data.iter().map(|v| v.to_f32()).collect(),
+            _ => vec![],
+        }
+    }
+
+    /// Whether there is a compiler; says so if not.
+    fn ready() -> bool {
+        if compiler().is_none() {
+            println!("skipped: no C++ compiler (CXX or c++) to run GPU kernels on the CPU with");
+        }
+        compiler().is_some()
+    }
+
+    fn one_group(threads: usize) -> Grid {
+        Grid { groups: [1, 1], threads }
+    }
+
+    #[test]
+    fn a_missing_barrier_shows_in_one_of_the_orders_and_half_a_barrier_is_an_error() -> Result<()> {
+        if !ready() {
+            return Ok(());
+        }
+        let run = |with_barrier: u32, backwards| {
+            let gpu = gpu(DType::F32);
+            let mut y = gpu.floats(64)?;
+            let args = &mut [Arg::Write(&mut y), Arg::Word(with_barrier)];
+            with_emulation(backwards, || gpu.launch(&PROBE, "neighbours", one_group(64), args))?;
+            Ok::<_, Error>(values(y))
+        };
+        let right: Vec<f32> = (0..64).map(|i| ((i + 1) % 64) as f32).collect();
+        assert_eq!(run(1, false)?, right);
+        assert_eq!(run(1, true)?, right);
+        assert!(run(0, false)? != right && run(0, true)? != right);
+        let mut y = gpu(DType::F32).floats(64)?;
+        let stuck = gpu(DType::F32).launch(&PROBE, "half_of_a_barrier", one_group(64), &mut [Arg::Write(&mut y)]);
+        assert!(stuck.is_err_and(|e| e.to_string().contains("a barrier that not all threads reach")));
+        Ok(())
+    }
+
+    #[test]
+    fn every_thread_of_a_group_gets_its_sum_and_its_largest_value() -> Result<()> {
+        if !ready() {
+            return Ok(());
+        }
+        let gpu = gpu(DType::F32);
+        for threads in [32, 96, THREADS, 1024] {
+            let x = Storage::Cpu(CpuStorage::F32((0..threads).map(|i| ((7 * i) % threads) as f32).collect()));
+            let mut y = gpu.floats(threads)?;
+            let x = Slice { storage: &x, start: 0, len: threads };
+            gpu.launch(&PROBE, "sums", one_group(threads), &mut [Arg::Read(x), Arg::Write(&mut y)])?;
+            let (sum, max) = ((threads * (threads - 1) / 2) as f32, (threads - 1) as f32);
+            assert!(values(y).iter().enumerate().all(|(i, v)| *v == if i % 2 == 1 { sum } else { max }));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn narrow_types_are_rounded_as_elsewhere() -> Result<()> {
+        if !ready() {
+            return Ok(());
+        }
+        let x: Vec<f32> = (0..1024u32).map(|i| f32::from_bits(i.wrapping_mul(0x0041_0043) ^ 0x3f80_0000)).collect();
+        let x: Vec<f32> = x.into_iter().map(|v| if v.is_finite() { v % 1e4 } else { f32::INFINITY }).collect();
+        for dtype in [DType::BF16, DType::F16] {
+            let gpu = gpu(dtype);
+            let mut y = gpu.array(1024)?;
+            let storage = Storage::Cpu(CpuStorage::F32(x.clone()));
+            let args = &mut [Arg::Read(Slice { storage: &storage, start: 0, len: 1024 }), Arg::Write(&mut y)];
+            gpu.launch(&PROBE, "rounded", one_group(1024), args)?;
+            let rounded =
+                |v: &f32| if dtype == DType::F16 { f16::from_f32(*v).to_f32() } else { bf16::from_f32(*v).to_f32() };
+            assert_eq!(values(y), x.iter().map(rounded).collect::<Vec<_>>());
+        }
+        Ok(())
+    }
+}

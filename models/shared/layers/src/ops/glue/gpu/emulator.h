@@ -1,0 +1,180 @@
+// Runs kernels on the CPU: each thread of a group is a fiber of its own, and stops at barriers. Shared memory starts as
+// NaN. What it cannot show: address spaces, attributes, alignment, races that need two threads at the same instant.
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <ucontext.h>
+#include <utility>
+#include <vector>
+
+typedef unsigned int uint;
+typedef long long i64;
+typedef _Float16 f16;
+using std::isfinite;
+using std::isinf;
+using std::isnan;
+
+struct uint3 {
+    uint x, y, z;
+};
+
+// The upper half of a float, rounded to the nearest.
+struct bf16 {
+    uint16_t bits;
+    bf16() = default;
+    explicit bf16(float v) {
+        uint32_t b;
+        memcpy(&b, &v, 4);
+        bits = v != v ? 0x7fc0 : (b + 0x7fff + (b >> 16 & 1)) >> 16;
+    }
+    operator float() const {
+        uint32_t b = (uint32_t)bits << 16;
+        float v;
+        memcpy(&v, &b, 4);
+        return v;
+    }
+};
+
+namespace zoo {
+enum State { RUNS, AT_LANES, AT_GROUP, DONE };
+
+struct Fiber {
+    ucontext_t context;
+    State state;
+};
+
+struct Machine {
+    ucontext_t home;
+    std::vector<Fiber> fibers;
+    std::vector<std::vector<char>> shared;
+    std::vector<float> slots;
+    uint thread, threads;
+    uint3 group;
+    void (*kernel)(void **);
+    void **args;
+};
+
+inline thread_local Machine *machine;
+// Kept from launch to launch.
+inline thread_local std::vector<std::vector<char>> stacks;
+
+inline void entry() {
+    machine->kernel(machine->args);
+    machine->fibers[machine->thread].state = DONE;
+}
+
+inline void stop(State state) {
+    Fiber &fiber = machine->fibers[machine->thread];
+    fiber.state = state;
+    swapcontext(&fiber.context, &machine->home);
+}
+
+inline float shuffle(float v, uint mask) {
+    const uint self = machine->thread;
+    machine->slots[self] = v;
+    stop(AT_LANES);
+    const float other = machine->slots[self ^ mask];
+    stop(AT_LANES);
+    return other;
+}
+
+inline void *shared(size_t bytes, size_t id) {
+    auto &all = machine->shared;
+    if (all.size() <= id)
+        all.resize(id + 1);
+    if (all[id].empty())
+        all[id].assign(bytes, (char)0xff);
+    return all[id].data();
+}
+
+// All fibers, until each is done; false if some wait for others that never come.
+inline bool run_group(bool backwards) {
+    Machine &m = *machine;
+    if (stacks.size() < m.threads)
+        stacks.resize(m.threads, std::vector<char>(64 * 1024));
+    for (uint i = 0; i < m.threads; i++) {
+        Fiber &fiber = m.fibers[i];
+        getcontext(&fiber.context);
+        fiber.context.uc_stack.ss_sp = stacks[i].data();
+        fiber.context.uc_stack.ss_size = stacks[i].size();
+        fiber.context.uc_link = &m.home;
+        fiber.state = RUNS;
+        makecontext(&fiber.context, entry, 0);
+    }
+    for (;;) {
+        uint done = 0, at_group = 0, ran = 0;
+        for (uint i = 0; i < m.threads; i++) {
+            m.thread = backwards ? m.threads - 1 - i : i;
+            Fiber &fiber = m.fibers[m.thread];
+            if (fiber.state == RUNS) {
+                swapcontext(&m.home, &fiber.context);
+                ran++;
+            }
+            done += fiber.state == DONE;
+            at_group += fiber.state == AT_GROUP;
+        }
+        if (done == m.threads)
+            return true;
+        uint released = at_group == m.threads ? m.threads : 0;
+        for (uint i = 0; i < released; i++)
+            m.fibers[i].state = RUNS;
+        for (uint first = 0; first < m.threads; first += 32) {
+            uint at_lanes = 0;
+            for (uint i = first; i < first + 32; i++)
+                at_lanes += m.fibers[i].state == AT_LANES;
+            for (uint i = first; at_lanes == 32 && i < first + 32; i++, released++)
+                m.fibers[i].state = RUNS;
+        }
+        if (ran == 0 && released == 0)
+            return false;
+    }
+}
+
+template <class... A, size_t... I>
+void call(void (*kernel)(A...), void **args, std::index_sequence<I...>) {
+    kernel(*static_cast<std::remove_reference_t<A> *>(args[I])...);
+}
+} // namespace zoo
+
+extern "C" int zoo_launch(void (*kernel)(void **), void **args, const uint *groups, uint threads, int backwards) {
+    zoo::Machine machine;
+    zoo::machine = &machine;
+    machine.kernel = kernel;
+    machine.args = args;
+    machine.threads = threads;
+    machine.fibers.resize(threads);
+    machine.slots.resize(threads);
+    for (uint z = 0; z < groups[2]; z++)
+        for (uint y = 0; y < groups[1]; y++)
+            for (uint x = 0; x < groups[0]; x++) {
+                machine.group = {x, y, z};
+                machine.shared.clear();
+                if (!zoo::run_group(backwards))
+                    return 1;
+            }
+    return 0;
+}
+
+#define KERNEL(name, ...)                                                                                              \
+    static void name##_body(__VA_ARGS__);                                                                              \
+    template <class... A> static void name##_call(void (*kernel)(A...), void **args) {                                 \
+        zoo::call(kernel, args, std::index_sequence_for<A...>());                                                      \
+    }                                                                                                                  \
+    extern "C" void name(void **args) { name##_call(name##_body, args); }                                              \
+    static void name##_body(__VA_ARGS__)
+#define READ(type, name, at) const type *name
+#define WRITE(type, name, at) type *name
+#define VALUE(type, name, at) const type name
+#define SHARED(type, name, size) type *name = static_cast<type *>(zoo::shared(sizeof(type) * (size), __COUNTER__))
+#define SHARED_POINTER(type) type *
+#define FUNCTION static inline
+#define THREAD zoo::machine->thread
+#define THREADS zoo::machine->threads
+#define GROUP zoo::machine->group
+#define BARRIER() zoo::stop(zoo::AT_GROUP)
+#define SHUFFLE_XOR(v, mask, thread) zoo::shuffle(v, mask)
+#define MUL_HI(a, b) (uint)((uint64_t)(a) * (b) >> 32)
+#define MATH(function) std::function

@@ -1,0 +1,84 @@
+use candle_core::{Result, bail};
+
+use super::{Norm, NormKind};
+use crate::ops::glue::gpu::{Arg, Array, Gpu, GpuForward, Grid, Module, module, row_chunks};
+use crate::ops::glue::{Backward, Op, View};
+
+const KERNELS: Module = module!("norm");
+
+/// Where weight and bias are among the inputs; x itself stands for what is not there.
+fn places(op: &Norm) -> [usize; 2] {
+    let [weighted, biased] = op.affine.map(usize::from);
+    [weighted, if biased == 1 { weighted + 1 } else { 0 }]
+}
+
+pub(super) fn forward(op: &Norm, gpu: &Gpu, inputs: &[View]) -> Result<GpuForward> {
+    let (x, [weight, bias]) = (&inputs[0], places(op));
+    let (rows, width) = (x.rows(), x.width());
+    let (mut y, mut statistics) = (gpu.array(x.count())?, gpu.floats(2 * rows)?);
+    let args = &mut [
+        Arg::Read(x.slice()?),
+        Arg::Read(inputs[weight].slice()?),
+        Arg::Read(inputs[bias].slice()?),
+        Arg::Write(&mut y),
+        Arg::Write(&mut statistics),
+        Arg::Count(width),
+        Arg::Float(op.eps),
+        Arg::Word((op.kind == NormKind::Rms).into()),
+        Arg::Word(op.affine[0].into()),
+        Arg::Word(op.affine[1].into()),
+    ];
+    gpu.launch(&KERNELS, "norm_forward", Grid::rows(rows, width), args)?;
+    Ok(GpuForward::one(y, x, vec![statistics]))
+}
+
+pub(super) fn backward(op: &Norm, gpu: &Gpu, pass: &Backward<Array>) -> Result<Vec<Option<Array>>> {
+    let Some(dy) = &pass.grads[0] else { bail!("{}: no gradient", op.name()) };
+    let (x, statistics, [weight, bias]) = (&pass.inputs[0], &pass.saved[0], places(op));
+    let (rows, width) = (x.rows(), x.width());
+    let mut grads: Vec<Option<Array>> = pass.inputs.iter().map(|_| None).collect();
+    if pass.needs[0] {
+        let mut dx = gpu.array(x.count())?;
+        let args = &mut [
+            Arg::Read(x.slice()?),
+            Arg::Read(dy.slice()?),
+            Arg::Read(pass.inputs[weight].slice()?),
+            Arg::Read(statistics.slice()),
+            Arg::Write(&mut dx),
+            Arg::Count(width),
+            Arg::Word((op.kind == NormKind::Rms).into()),
+            Arg::Word(op.affine[0].into()),
+        ];
+        gpu.launch(&KERNELS, "norm_backward", Grid::rows(rows, width), args)?;
+        grads[0] = Some(dx);
+    }
+    if pass.needs[1..].contains(&true) {
+        let (chunk, chunks) = row_chunks(rows);
+        let mut sums = gpu.floats(2 * chunks * width)?;
+        let args = &mut [
+            Arg::Read(x.slice()?),
+            Arg::Read(dy.slice()?),
+            Arg::Read(statistics.slice()),
+            Arg::Write(&mut sums),
+            Arg::Count(rows),
+            Arg::Count(width),
+            Arg::Count(chunk),
+        ];
+        gpu.launch(&KERNELS, "norm_weights", Grid { groups: [width.div_ceil(32), chunks], threads: 256 }, args)?;
+        let (mut dw, mut db) = (gpu.array(width)?, gpu.array(width)?);
+        let args = &mut [
+            Arg::Read(sums.slice()),
+            Arg::Write(&mut dw),
+            Arg::Write(&mut db),
+            Arg::Count(width),
+            Arg::Count(chunks),
+        ];
+        gpu.launch(&KERNELS, "norm_weights_total", Grid::each(width), args)?;
+        for (at, gradient) in [(weight, dw), (bias, db)] {
+            if at > 0 && pass.needs[at] {
+                grads[at] = Some(gradient);
+            }
+        }
+    }
+    Ok(grads)
+}
