@@ -17,6 +17,7 @@
 //! AdamW's, so that one rate and decay serve both (Liu et al., *Muon is scalable for LLM training*, 2025).
 
 mod cpu;
+mod gpu;
 mod muon;
 mod reference;
 
@@ -24,6 +25,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Result, Tensor, bail};
 
+use crate::ops::glue::gpu::Gpu;
 use crate::ops::glue::simd::Level;
 use crate::ops::glue::{simd, slices_mut, vector};
 use crate::{Gradients, Param, Params};
@@ -141,11 +143,16 @@ struct Update {
 
 impl Update {
     fn apply(self, level: Level, grad: &Tensor, param: &Param, state: &mut [Tensor]) -> Result<()> {
-        if !simd::fused() || !grad.device().is_cpu() || grad.dtype() != DType::F32 {
-            return reference::update(self, grad, &param.var, state);
-        }
         let mut tensors = vec![param.var.as_tensor()];
         tensors.extend(&*state);
+        let plain = !simd::fused() || grad.dtype() != DType::F32;
+        let gpu = Gpu::of(&[&[grad], tensors.as_slice()].concat());
+        if let (Some(gpu), false, false) = (&gpu, plain, matches!(self.rule, Rule::Muon { .. })) {
+            return gpu::update(gpu, self, grad, &tensors);
+        }
+        if plain || gpu.is_some() || !grad.device().is_cpu() {
+            return reference::update(self, grad, &param.var, state);
+        }
         let grad = grad.contiguous()?;
         let (storage, layout) = grad.storage_and_layout();
         let (candle_core::Storage::Cpu(cpu), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
@@ -277,9 +284,12 @@ pub fn average(average: &Params, weights: &Params, decay: f64) -> Result<()> {
 
 /// The global 2-norm of all gradients, accumulated in definition order, in f64 across blocks.
 pub fn global_norm(grads: &Gradients) -> Result<f64> {
+    let there: Vec<&Tensor> = grads.iter().filter_map(|(_, grad)| grad).collect();
+    if let (Some(gpu), true) = (Gpu::of(&there), simd::fused()) {
+        return Ok(gpu::squares(&gpu, &there)?.sqrt());
+    }
     let mut sum = 0.;
-    for (_, grad) in grads.iter() {
-        let Some(grad) = grad else { continue };
+    for grad in there {
         sum += norm_squared(grad)?;
     }
     Ok(sum.sqrt())
@@ -310,6 +320,7 @@ mod tests {
     use super::*;
     use crate::init;
     use crate::ops::glue::check::random;
+    use crate::ops::glue::gpu::emulated;
     use crate::ops::glue::simd::{levels, with_level};
 
     const RULES: [Rule; 8] = [
@@ -349,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn kernels_agree_with_the_reference_at_every_level() -> Result<()> {
+    fn kernels_agree_with_the_reference() -> Result<()> {
         for rule in RULES {
             let exact = params()?;
             let vars: Vec<Var> = exact.trainable().into_iter().map(|p| p.var).collect();
@@ -365,14 +376,24 @@ mod tests {
                     reference::update(update, g, &vars[i], &mut state[i])?;
                 }
             }
-            for level in levels() {
+            let train = || {
                 let params = params()?;
                 let mut optimizer = Optimizer::new(rule, &params, decay_matrices(0.1))?;
                 for step in 1..=5 {
-                    with_level(level, || optimizer.step(&gradients(&params, 10 * step)?, 0.01, 0.5))?;
+                    optimizer.step(&gradients(&params, 10 * step)?, 0.01, 0.5)?;
                 }
-                for (a, b) in values(&params)?.iter().zip(values(&exact)?) {
-                    assert!((a - b).abs() <= 2e-6 * b.abs().max(1.), "{rule:?} {level:?}: {a} {b}");
+                values(&params)
+            };
+            let mut found = vec![];
+            for level in levels() {
+                found.push((level.name(), with_level(level, train)?));
+            }
+            if emulated::compiler().is_some() {
+                found.push(("GPU kernels on the CPU", emulated::with_emulation(false, train)?));
+            }
+            for (place, values_there) in found {
+                for (a, b) in values_there.iter().zip(values(&exact)?) {
+                    assert!((a - b).abs() <= 2e-6 * b.abs().max(1.), "{rule:?} {place}: {a} {b}");
                 }
             }
         }
@@ -474,6 +495,10 @@ mod tests {
             .map(|(_, g)| g.map_or(Ok(0.), |g| g.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()));
         let exact = each.sum::<Result<f64>>()?.sqrt();
         assert!((norm - exact).abs() < 1e-6 * exact);
+        if emulated::compiler().is_some() {
+            let there = emulated::with_emulation(false, || global_norm(&grads))?;
+            assert!((there - exact).abs() < 1e-6 * exact);
+        }
         assert_eq!((clip_factor(norm, 0.), clip_factor(norm, norm + 1.)), (1., 1.));
         assert!((clip_factor(norm, 1.) * norm - 1.).abs() < 1e-5);
         Ok(())

@@ -97,7 +97,7 @@ struct Elementwise(Activation);
 
 impl Activation {
     /// Its number in the kernels, and α.
-    fn number(self) -> [Arg<'static>; 2] {
+    fn number<'a, 'b>(self) -> [Arg<'a, 'b>; 2] {
         let (kind, alpha) = match self {
             Self::Identity => (0, 0.),
             Self::Relu => (1, 0.),

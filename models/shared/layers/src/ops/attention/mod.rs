@@ -14,6 +14,7 @@
 //! that of a (b, h, tq, tk) tensor. A row that sees nothing gives zeros and no gradient.
 
 pub(super) mod cpu;
+mod gpu;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +22,7 @@ use candle_core::{Result, Shape, Tensor, bail};
 
 use self::cpu::{Geometry, Heads};
 use super::dropout::{Dropout, apply_mask};
+use super::glue::gpu::{Array, Gpu, GpuForward};
 use super::glue::{Backward, Forward, Op, Output, Pointer, View, apply_one};
 use super::softmax::exponentials;
 use crate::random::Stream;
@@ -182,6 +184,14 @@ impl Op for Attention {
         let mut grads = vec![Some(dq), Some(dk), Some(dv)];
         grads.extend(inputs.get(3).map(|_| None));
         Ok(grads)
+    }
+
+    fn gpu_forward(&self, gpu: &Gpu, inputs: &[View], save: bool) -> Result<Option<GpuForward>> {
+        gpu::forward(self, gpu, inputs, save)
+    }
+
+    fn gpu_backward(&self, gpu: &Gpu, pass: &Backward<Array>) -> Result<Vec<Option<Array>>> {
+        gpu::backward(self, gpu, pass)
     }
 }
 

@@ -55,12 +55,12 @@ pub(crate) fn apply_mask(x: &Tensor, dropout: Option<&Dropout>) -> Result<Tensor
 
 const KERNELS: Module = module!("dropout");
 
-/// A kernel's parameters threshold, scale, step0, step1, key0 and key1; without dropout nothing lies below the threshold.
-pub(super) fn draws<'a>(dropout: Option<&Dropout>) -> [Arg<'a>; 6] {
-    let (key, step) = dropout.map_or(([0; 2], [0; 2]), |d| (d.stream.key(), d.stream.step()));
-    let scale = dropout.map_or(1., |d| d.scale().into());
-    let [step0, step1, key0, key1] = [step[0], step[1], key[0], key[1]].map(Arg::Word);
-    [Arg::Word(dropout.map_or(0, Dropout::threshold)), Arg::Float(scale), step0, step1, key0, key1]
+/// What a kernel draws its mask from: threshold, scale (its bits), step and key. Without dropout nothing lies below the
+/// threshold.
+pub(super) fn draws(dropout: Option<&Dropout>) -> [u32; 6] {
+    let Some(d) = dropout else { return [0, 1f32.to_bits(), 0, 0, 0, 0] };
+    let ([step0, step1], [key0, key1]) = (d.stream.step(), d.stream.key());
+    [d.threshold(), d.scale().to_bits(), step0, step1, key0, key1]
 }
 
 /// `residual` + dropout(`x`) on a GPU, as far as there is either.
@@ -73,7 +73,7 @@ pub(super) fn on_gpu(gpu: &Gpu, x: Slice, residual: Option<Slice>, dropout: Opti
         Arg::Count(x.len),
         Arg::Word(residual.is_some().into()),
     ];
-    args.extend(draws(dropout));
+    args.extend(draws(dropout).map(Arg::Word));
     // Sixteen threads, with a block of words each, for 64 elements.
     gpu.launch(&KERNELS, "dropout", Grid::each(x.len.div_ceil(64) * 16), &mut args)?;
     Ok(y)

@@ -126,7 +126,7 @@ impl Op for Embedding {
             Arg::Count(self.first),
             Arg::Word(self.positions.into()),
         ];
-        args.extend(draws(self.dropout.as_ref()));
+        args.extend(draws(self.dropout.as_ref()).map(Arg::Word));
         gpu.launch(&KERNELS, "embedding_forward", Grid::rows(tokens, c), &mut args)?;
         drop(args);
         let mut dims = ids.dims().to_vec();

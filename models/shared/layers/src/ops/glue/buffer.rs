@@ -63,51 +63,86 @@ impl Buffer {
     }
 }
 
-struct WithSlice<F>(Mutex<Option<F>>);
+/// The elements of a tensor where they are, to change in place.
+pub struct Memory<'a> {
+    /// Where.
+    pub storage: StorageMut<'a>,
+    /// The first one's place.
+    pub start: usize,
+    /// How many.
+    pub len: usize,
+}
 
-impl<F: FnOnce(&mut [f32]) -> Result<()>> InplaceOp1 for WithSlice<F> {
+/// Storage that is open to changes.
+pub enum StorageMut<'a> {
+    /// On the CPU.
+    Cpu(&'a mut CpuStorage),
+    /// On CUDA.
+    Cuda(&'a mut CudaStorage),
+    /// On Metal.
+    Metal(&'a mut MetalStorage),
+}
+
+struct WithMemory<F>(Mutex<Option<F>>);
+
+impl<F: FnOnce(Memory) -> Result<()>> WithMemory<F> {
+    fn call(&self, storage: StorageMut, layout: &Layout) -> Result<()> {
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            bail!("in-place update: expected contiguous data")
+        };
+        match self.0.lock().unwrap_or_else(|e| e.into_inner()).take() {
+            Some(f) => f(Memory { storage, start, len: end - start }),
+            None => bail!("in-place update: called twice"),
+        }
+    }
+}
+
+impl<F: FnOnce(Memory) -> Result<()>> InplaceOp1 for WithMemory<F> {
     fn name(&self) -> &'static str {
         "in-place update"
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let (CpuStorage::F32(data), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
-            bail!("in-place update: expected contiguous f32")
-        };
-        match self.0.lock().unwrap_or_else(|e| e.into_inner()).take() {
-            Some(f) => f(&mut data[start..end]),
-            None => bail!("in-place update: called twice"),
-        }
+        self.call(StorageMut::Cpu(storage), layout)
     }
 
-    fn cuda_fwd(&self, _: &mut CudaStorage, _: &Layout) -> Result<()> {
-        bail!("in-place update: expected a tensor on the CPU")
+    fn cuda_fwd(&self, storage: &mut CudaStorage, layout: &Layout) -> Result<()> {
+        self.call(StorageMut::Cuda(storage), layout)
     }
 
-    fn metal_fwd(&self, _: &mut MetalStorage, _: &Layout) -> Result<()> {
-        bail!("in-place update: expected a tensor on the CPU")
+    fn metal_fwd(&self, storage: &mut MetalStorage, layout: &Layout) -> Result<()> {
+        self.call(StorageMut::Metal(storage), layout)
     }
 }
 
-/// Calls `f` with the elements of f32 CPU tensors, to change in place. The tensors must not share storage.
-pub fn slices_mut(tensors: &[&Tensor], f: &mut dyn FnMut(&mut [&mut [f32]]) -> Result<()>) -> Result<()> {
-    fn go<'a>(
-        rest: &[&Tensor],
-        got: Vec<&'a mut [f32]>,
-        f: &mut dyn FnMut(&mut [&mut [f32]]) -> Result<()>,
-    ) -> Result<()> {
+/// Calls `f` with the memory of tensors, to change in place. The tensors must not share storage.
+pub fn memories_mut(tensors: &[&Tensor], f: &mut dyn FnMut(&mut [Memory]) -> Result<()>) -> Result<()> {
+    fn go(rest: &[&Tensor], got: Vec<Memory>, f: &mut dyn FnMut(&mut [Memory]) -> Result<()>) -> Result<()> {
         let Some((first, rest)) = rest.split_first() else {
             let mut got = got;
             return f(&mut got);
         };
-        let op = WithSlice(Mutex::new(Some(|slice: &mut [f32]| {
-            let mut all: Vec<&mut [f32]> = got;
-            all.push(slice);
+        let op = WithMemory(Mutex::new(Some(|memory: Memory| {
+            let mut all: Vec<Memory> = got;
+            all.push(memory);
             go(rest, all, f)
         })));
         first.inplace_op1(&op)
     }
     go(tensors, vec![], f)
+}
+
+/// Calls `f` with the elements of f32 CPU tensors, to change in place. The tensors must not share storage.
+pub fn slices_mut(tensors: &[&Tensor], f: &mut dyn FnMut(&mut [&mut [f32]]) -> Result<()>) -> Result<()> {
+    fn slice<'a>(memory: &'a mut Memory) -> Result<&'a mut [f32]> {
+        match memory {
+            Memory { storage: StorageMut::Cpu(CpuStorage::F32(data)), start, len } => {
+                Ok(&mut data[*start..*start + *len])
+            }
+            _ => bail!("in-place update: expected f32 on the CPU"),
+        }
+    }
+    memories_mut(tensors, &mut |memories| f(&mut memories.iter_mut().map(slice).collect::<Result<Vec<_>>>()?))
 }
 
 /// Calls `f` with `n` elements of memory that this thread keeps for the next call. What is in them is left over from

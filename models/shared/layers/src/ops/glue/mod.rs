@@ -11,5 +11,5 @@ pub mod product;
 pub mod simd;
 pub mod vector;
 
-pub use buffer::{Buffer, Pointer, slices_mut, with_scratch};
+pub use buffer::{Buffer, Memory, Pointer, StorageMut, memories_mut, slices_mut, with_scratch};
 pub use node::{Backward, Forward, Op, Output, View, apply, apply_one};

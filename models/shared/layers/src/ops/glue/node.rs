@@ -33,7 +33,8 @@ pub struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    fn new(tensor: &'a Tensor) -> Self {
+    /// Of a tensor.
+    pub fn new(tensor: &'a Tensor) -> Self {
         let (storage, layout) = tensor.storage_and_layout();
         Self { storage, layout }
     }

@@ -20,12 +20,14 @@
 //! the sizes fix, so the bits do not depend on the number of threads.
 
 mod cpu;
+mod gpu;
 #[cfg(test)]
 mod tests;
 
 use candle_core::{IndexOp, Result, Tensor, bail};
 
 use super::dropout::Dropout;
+use super::glue::gpu::{Array, Gpu, GpuForward};
 use super::glue::{Backward, Forward, Op, Output, View, apply};
 use crate::random::Stream;
 
@@ -157,5 +159,13 @@ impl Op for Lstm {
             grads,
             pass.needs,
         )
+    }
+
+    fn gpu_forward(&self, gpu: &Gpu, inputs: &[View], save: bool) -> Result<Option<GpuForward>> {
+        gpu::forward(self, gpu, inputs, save).map(Some)
+    }
+
+    fn gpu_backward(&self, gpu: &Gpu, pass: &Backward<Array>) -> Result<Vec<Option<Array>>> {
+        gpu::backward(self, gpu, pass)
     }
 }

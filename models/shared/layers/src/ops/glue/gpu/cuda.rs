@@ -6,6 +6,7 @@ use candle_core::cuda_backend::{CudaStorageSlice, WrapErr};
 use candle_core::{CudaDevice, CudaStorage, DType, Result, Storage, bail};
 use half::{bf16, f16};
 
+use super::super::{Memory, StorageMut};
 use super::{Arg, Backend, Grid, Module};
 
 include!(concat!(env!("OUT_DIR"), "/ptx.rs"));
@@ -34,8 +35,7 @@ impl Backend for CudaDevice {
         let Some((_, ptx)) = PTX.iter().find(|(known, _)| *known == full) else { bail!("{full}: not compiled") };
         let function = self.get_or_load_custom_func(name, &full, ptx)?;
         let stream = self.cuda_stream();
-        let address = |storage: &Storage, start: usize| -> Result<u64> {
-            let Storage::Cuda(storage) = storage else { bail!("{name}: expected an array on CUDA") };
+        let at = |storage: &CudaStorage, start: usize| -> Result<u64> {
             // Everything runs on the device's one stream, in order: no event has to be waited for.
             let of = |pointer: u64, size: usize| pointer + (start * size) as u64;
             Ok(match &storage.slice {
@@ -46,27 +46,40 @@ impl Backend for CudaDevice {
                 _ => bail!("{name}: no kernel takes {:?}", storage.dtype()),
             })
         };
-        enum Value {
+        let address = |storage: &Storage, start: usize| match storage {
+            Storage::Cuda(storage) => at(storage, start),
+            _ => bail!("{name}: expected an array on CUDA"),
+        };
+        enum Value<'a> {
             Pointer(u64),
             Word(u32),
             Float(f32),
+            Fields(&'a [u32]),
         }
-        let value = |arg: &mut Arg| {
-            Ok(match arg {
+        let mut values = vec![];
+        for arg in args.iter_mut() {
+            values.push(match arg {
                 Arg::Read(slice) => Value::Pointer(address(slice.storage, slice.start)?),
                 Arg::Write(array) => Value::Pointer(address(&array.storage, 0)?),
+                Arg::Change(Memory { storage: StorageMut::Cuda(storage), start, .. }) => {
+                    Value::Pointer(at(storage, *start)?)
+                }
+                Arg::Change(_) => bail!("{name}: expected an array on CUDA"),
                 Arg::Count(n) => Value::Word(*n as u32),
                 Arg::Word(w) => Value::Word(*w),
                 Arg::Float(f) => Value::Float(*f as f32),
-            })
-        };
-        let values = args.iter_mut().map(value).collect::<Result<Vec<_>>>()?;
+                Arg::Fields(words) => Value::Fields(words),
+            });
+        }
+
         let mut builder = function.builder();
         for value in &values {
             match value {
                 Value::Pointer(p) => builder.arg(p),
                 Value::Word(w) => builder.arg(w),
                 Value::Float(f) => builder.arg(f),
+                // The driver reads as many bytes as the struct has.
+                Value::Fields(words) => builder.arg(&words[0]),
             };
         }
         let config = LaunchConfig {

@@ -21,12 +21,14 @@ typedef __half f16;
 #define VALUE(type, name, at) const type name
 #define SHARED(type, name, size) __shared__ type name[size]
 #define SHARED_POINTER(type) type *
+#define READ_POINTER(type) const type *__restrict__
+#define WRITE_POINTER(type) type *__restrict__
 #define FUNCTION static __device__ __forceinline__
 #define THREAD threadIdx.x
 #define THREADS blockDim.x
 #define GROUP blockIdx
 #define BARRIER() __syncthreads()
-#define SHUFFLE_XOR(v, mask, thread) __shfl_xor_sync(0xffffffffu, v, mask)
+#define SHUFFLE_XOR(v, mask, self) __shfl_xor_sync(0xffffffffu, v, mask)
 #define MUL_HI(a, b) __umulhi(a, b)
 #define MATH(function) function##f
 
@@ -46,12 +48,14 @@ typedef half f16;
 #define VALUE(type, name, at) constant type &name [[buffer(at)]]
 #define SHARED(type, name, size) threadgroup type name[size]
 #define SHARED_POINTER(type) threadgroup type *
+#define READ_POINTER(type) device const type *
+#define WRITE_POINTER(type) device type *
 #define FUNCTION static inline
 #define THREAD zoo_thread
 #define THREADS zoo_threads.x
 #define GROUP zoo_group
 #define BARRIER() threadgroup_barrier(mem_flags::mem_threadgroup)
-#define SHUFFLE_XOR(v, mask, thread) simd_shuffle_xor(v, (ushort)(mask))
+#define SHUFFLE_XOR(v, mask, self) simd_shuffle_xor(v, (ushort)(mask))
 #define MUL_HI(a, b) mulhi(a, b)
 #define MATH(function) precise::function
 
@@ -72,10 +76,10 @@ typedef float T;
 #define group_sum(v) zoo_group_sum(v, zoo_sums, THREAD, THREADS)
 #define group_max(v) zoo_group_max(v, zoo_sums, THREAD, THREADS)
 
-// Of the 32 lanes that `thread` is one of.
-FUNCTION float lane_sum(float v, uint thread) {
+// Of the 32 lanes that thread `self` is one of.
+FUNCTION float lane_sum(float v, uint self) {
     for (uint mask = 16; mask > 0; mask /= 2)
-        v += SHUFFLE_XOR(v, mask, thread);
+        v += SHUFFLE_XOR(v, mask, self);
     return v;
 }
 
@@ -84,16 +88,16 @@ FUNCTION float larger(float a, float b) {
     return a > b || a != a ? a : b;
 }
 
-FUNCTION float lane_max(float v, uint thread) {
+FUNCTION float lane_max(float v, uint self) {
     for (uint mask = 16; mask > 0; mask /= 2)
-        v = larger(v, SHUFFLE_XOR(v, mask, thread));
+        v = larger(v, SHUFFLE_XOR(v, mask, self));
     return v;
 }
 
-FUNCTION float zoo_group_sum(float v, SHARED_POINTER(float) sums, uint thread, uint threads) {
-    v = lane_sum(v, thread);
-    if (thread % 32 == 0)
-        sums[thread / 32] = v;
+FUNCTION float zoo_group_sum(float v, SHARED_POINTER(float) sums, uint self, uint threads) {
+    v = lane_sum(v, self);
+    if (self % 32 == 0)
+        sums[self / 32] = v;
     BARRIER();
     float sum = sums[0];
     for (uint i = 1; i < threads / 32; i++)
@@ -102,10 +106,10 @@ FUNCTION float zoo_group_sum(float v, SHARED_POINTER(float) sums, uint thread, u
     return sum;
 }
 
-FUNCTION float zoo_group_max(float v, SHARED_POINTER(float) sums, uint thread, uint threads) {
-    v = lane_max(v, thread);
-    if (thread % 32 == 0)
-        sums[thread / 32] = v;
+FUNCTION float zoo_group_max(float v, SHARED_POINTER(float) sums, uint self, uint threads) {
+    v = lane_max(v, self);
+    if (self % 32 == 0)
+        sums[self / 32] = v;
     BARRIER();
     float max = sums[0];
     for (uint i = 1; i < threads / 32; i++)

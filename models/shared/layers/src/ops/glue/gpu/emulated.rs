@@ -10,6 +10,7 @@ use std::sync::{Mutex, OnceLock};
 use candle_core::{CpuStorage, DType, Error, Result, Storage, bail};
 use half::{bf16, f16};
 
+use super::super::{Memory, StorageMut};
 use super::{Arg, Array, Backend, Grid, Module, Slice, type_number};
 
 thread_local! {
@@ -133,28 +134,36 @@ fn library(module: &Module, dtype: DType) -> Result<Library> {
 
 fn launch(module: &Module, name: &str, dtype: DType, grid: Grid, args: &mut [Arg]) -> Result<()> {
     type Launch = unsafe extern "C" fn(*const c_void, *mut *const c_void, *const u32, u32, i32) -> i32;
-    enum Value {
+    enum Value<'a> {
         Pointer(*const c_void),
         Word(u32),
         Float(f32),
+        Fields(&'a [u32]),
     }
     let library = library(module, dtype)?;
-    let value = |arg: &mut Arg| {
-        Ok(match arg {
+    let mut values = vec![];
+    for arg in args.iter_mut() {
+        values.push(match arg {
             Arg::Read(slice) => Value::Pointer(address(slice)?),
             Arg::Write(array) => Value::Pointer(address_mut(array)?),
+            Arg::Change(Memory { storage: StorageMut::Cpu(CpuStorage::F32(data)), start, .. }) => {
+                Value::Pointer(data[*start..].as_mut_ptr().cast_const().cast())
+            }
+            Arg::Change(_) => bail!("{name}: expected f32 on the CPU"),
             Arg::Count(n) => Value::Word(*n as u32),
             Arg::Word(w) => Value::Word(*w),
             Arg::Float(f) => Value::Float(*f as f32),
-        })
-    };
-    let values = args.iter_mut().map(value).collect::<Result<Vec<_>>>()?;
+            Arg::Fields(words) => Value::Fields(words),
+        });
+    }
+
     let mut pointers: Vec<*const c_void> = values
         .iter()
         .map(|v| match v {
             Value::Pointer(p) => std::ptr::from_ref(p).cast(),
             Value::Word(w) => std::ptr::from_ref(w).cast(),
             Value::Float(f) => std::ptr::from_ref(f).cast(),
+            Value::Fields(words) => words.as_ptr().cast(),
         })
         .collect();
     let groups = [grid.groups[0] as u32, grid.groups[1] as u32, 1];

@@ -170,11 +170,16 @@ extern "C" int zoo_launch(void (*kernel)(void **), void **args, const uint *grou
 #define VALUE(type, name, at) const type name
 #define SHARED(type, name, size) type *name = static_cast<type *>(zoo::shared(sizeof(type) * (size), __COUNTER__))
 #define SHARED_POINTER(type) type *
+#define READ_POINTER(type) const type *
+#define WRITE_POINTER(type) type *
 #define FUNCTION static inline
 #define THREAD zoo::machine->thread
 #define THREADS zoo::machine->threads
 #define GROUP zoo::machine->group
 #define BARRIER() zoo::stop(zoo::AT_GROUP)
-#define SHUFFLE_XOR(v, mask, thread) zoo::shuffle(v, mask)
+#define SHUFFLE_XOR(v, mask, self) zoo::shuffle(v, mask)
 #define MUL_HI(a, b) (uint)((uint64_t)(a) * (b) >> 32)
 #define MATH(function) std::function
+
+// Words of Metal's that mean nothing in C++.
+#pragma GCC poison thread threadgroup device constant kernel vertex fragment half bfloat sampler

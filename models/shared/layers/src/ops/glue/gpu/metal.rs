@@ -8,6 +8,7 @@ use candle_core::{DType, Error, MetalDevice, MetalStorage, Result, Storage, bail
 use candle_metal_kernels::metal::ComputePipeline;
 use objc2_metal::{MTLCompileOptions, MTLMathMode, MTLSize};
 
+use super::super::StorageMut;
 use super::{Arg, Backend, Grid, Module, type_number};
 
 type Key = (u64, &'static str, String, DType);
@@ -54,9 +55,17 @@ impl Backend for MetalDevice {
                     let Storage::Metal(storage) = &array.storage else { bail!("{name}: expected an array on Metal") };
                     encoder.set_output_buffer(at, Some(storage.buffer()), 0);
                 }
+                Arg::Change(memory) => {
+                    let StorageMut::Metal(storage) = &memory.storage else {
+                        bail!("{name}: expected an array on Metal")
+                    };
+                    let offset = memory.start * storage.dtype().size_in_bytes();
+                    encoder.set_output_buffer(at, Some(storage.buffer()), offset);
+                }
                 Arg::Count(n) => encoder.set_bytes(at, &(*n as u32)),
                 Arg::Word(w) => encoder.set_bytes(at, w),
                 Arg::Float(f) => encoder.set_bytes(at, &(*f as f32)),
+                Arg::Fields(words) => encoder.set_bytes_directly(at, 4 * words.len(), words.as_ptr().cast()),
             }
         }
         let size = |width, height| MTLSize { width, height, depth: 1 };

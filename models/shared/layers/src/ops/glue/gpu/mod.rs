@@ -11,8 +11,10 @@ mod metal;
 use std::sync::Arc;
 
 use candle_core::backend::BackendStorage;
+use candle_core::op::BackpropOp;
 use candle_core::{DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
 
+use super::buffer::Memory;
 use super::node::View;
 
 /// Threads of a group where each takes an element of its own.
@@ -44,17 +46,21 @@ pub fn row_chunks(rows: usize) -> (usize, usize) {
 }
 
 /// What a kernel is given.
-pub enum Arg<'a> {
+pub enum Arg<'a, 'b> {
     /// An array to read.
     Read(Slice<'a>),
     /// An array to write.
     Write(&'a mut Array),
+    /// A tensor's own memory, to change.
+    Change(&'a mut Memory<'b>),
     /// A number.
     Count(usize),
     /// Bits that the kernel knows how to read.
     Word(u32),
     /// A number.
     Float(f64),
+    /// The fields of a struct, of 32 bits each.
+    Fields(&'a [u32]),
 }
 
 /// How many threads run.
@@ -92,6 +98,11 @@ impl Array {
 
     pub(super) fn into_storage(self) -> Storage {
         self.storage
+    }
+
+    /// A tensor without a history.
+    pub fn into_tensor(self, shape: impl Into<Shape>) -> Tensor {
+        Tensor::from_storage(self.storage, shape, BackpropOp::none(), false)
     }
 }
 
@@ -179,7 +190,7 @@ pub struct Gpu {
 impl Gpu {
     /// The device that all of `inputs` are on, if it runs kernels and they have one type of f32, bf16 and f16 (beside
     /// integers).
-    pub(super) fn of(inputs: &[&Tensor]) -> Option<Self> {
+    pub fn of(inputs: &[&Tensor]) -> Option<Self> {
         let mut types = inputs.iter().map(|t| t.dtype()).filter(DType::is_float);
         let dtype = types.next()?;
         let same = inputs.iter().all(|t| t.device().same_device(inputs[0].device()));
@@ -192,6 +203,11 @@ impl Gpu {
     /// The type of the elements.
     pub fn dtype(&self) -> DType {
         self.dtype
+    }
+
+    /// The same device, for elements of f32.
+    pub fn wide(&self) -> Self {
+        Self { dtype: DType::F32, ..self.clone() }
     }
 
     /// Room for `len` elements of the type at hand.
@@ -275,7 +291,8 @@ impl Gpu {
                 Arg::Count(n) => *n,
                 Arg::Read(slice) => slice.len,
                 Arg::Write(array) => array.len,
-                Arg::Word(_) | Arg::Float(_) => 0,
+                Arg::Change(memory) => memory.len,
+                Arg::Word(_) | Arg::Float(_) | Arg::Fields(_) => 0,
             };
             if u32::try_from(n).is_err() {
                 bail!("{name}: {n} elements, more than its numbers can count")
