@@ -221,7 +221,7 @@ FUNCTION void keys(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) v, READ
 
 // D of mod.rs: dO · O, a row by 32 lanes.
 KERNEL(attention_dots, READ(T, o, 0), READ(T, grad, 1), WRITE(float, dots, 2), VALUE(Sizes, g, 3)) {
-    const uint i = GROUP.x, head = GROUP.y;
+    const uint i = GROUP.y, head = GROUP.x;
     const uint first = head / g.heads * g.q_batch + head % g.heads * g.q_head + i * g.q_row;
     float sum = 0;
     for (uint e = THREAD; e < g.d; e += THREADS)
@@ -237,7 +237,7 @@ KERNEL(attention_dots, READ(T, o, 0), READ(T, grad, 1), WRITE(float, dots, 2), V
         SHARED(float, qs, TILE *(D + 1));                                                                              \
         SHARED(float, ks, TILE *(D + 1));                                                                              \
         SHARED(float, ps, TILE *(TILE + 1));                                                                           \
-        forward<D, TILE>(q, k, v, mask, o, logs, g, qs, ks, ps, THREAD, GROUP.x, GROUP.y);                             \
+        forward<D, TILE>(q, k, v, mask, o, logs, g, qs, ks, ps, THREAD, GROUP.y, GROUP.x);                             \
     }                                                                                                                  \
     KERNEL(attention_queries_##D, READ(T, q, 0), READ(T, k, 1), READ(T, v, 2), READ(T, mask, 3), READ(T, grad, 4),     \
            READ(float, logs, 5), READ(float, dots, 6), WRITE(T, dq, 7), VALUE(Sizes, g, 8)) {                          \
@@ -245,7 +245,7 @@ KERNEL(attention_dots, READ(T, o, 0), READ(T, grad, 1), WRITE(float, dots, 2), V
         SHARED(float, ks, TILE *(D + 1));                                                                              \
         SHARED(float, gs, TILE *(D + 1));                                                                              \
         SHARED(float, ps, TILE *(TILE + 1));                                                                           \
-        queries<D, TILE>(q, k, v, mask, grad, logs, dots, dq, g, qs, ks, gs, ps, THREAD, GROUP.x, GROUP.y);            \
+        queries<D, TILE>(q, k, v, mask, grad, logs, dots, dq, g, qs, ks, gs, ps, THREAD, GROUP.y, GROUP.x);            \
     }                                                                                                                  \
     KERNEL(attention_keys_##D, READ(T, q, 0), READ(T, k, 1), READ(T, v, 2), READ(T, mask, 3), READ(T, grad, 4),        \
            READ(float, logs, 5), READ(float, dots, 6), WRITE(T, dk, 7), WRITE(T, dv, 8), VALUE(Sizes, g, 9)) {         \
@@ -253,7 +253,7 @@ KERNEL(attention_dots, READ(T, o, 0), READ(T, grad, 1), WRITE(float, dots, 2), V
         SHARED(float, ks, TILE *(D + 1));                                                                              \
         SHARED(float, vs, TILE *(D + 1));                                                                              \
         SHARED(float, ps, TILE *(TILE + 1));                                                                           \
-        keys<D, TILE>(q, k, v, mask, grad, logs, dots, dk, dv, g, qs, ks, vs, ps, THREAD, GROUP.x, GROUP.y);           \
+        keys<D, TILE>(q, k, v, mask, grad, logs, dots, dk, dv, g, qs, ks, vs, ps, THREAD, GROUP.y, GROUP.x);           \
     }
 
 // As much shared memory as Metal has, 32 KB, is enough for each.

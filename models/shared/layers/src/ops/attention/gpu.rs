@@ -17,12 +17,17 @@ struct Plan {
     fields: Vec<u32>,
 }
 
-/// None where there is no kernel: heads of more than 128 features, or too many weights to number.
+/// The most groups along y.
+const ROWS: usize = 65_535;
+
+/// None where there is no kernel: heads of more than 128 features, or too many places or weights to number.
 fn plan(op: &Attention, inputs: &[View]) -> Option<Plan> {
     let g = geometry(inputs[0].dims(), inputs[1].dims(), op.heads);
     let kernel = [(16, 32), (32, 32), (64, 32), (128, 16)].into_iter().find(|(features, _)| g.d <= *features)?;
     let heads = g.batch * g.heads;
-    u32::try_from(heads * g.tq * g.tk.max(g.d)).ok()?;
+    if g.tq.max(g.tk) > ROWS || u32::try_from(heads * g.tq * g.tk.max(g.d)).is_err() {
+        return None;
+    }
     // How far apart batches, heads and rows are.
     let apart = |view: &View, t: usize| match view.dims().len() {
         4 => [g.heads * t * g.d, t * g.d, g.d],
@@ -43,7 +48,7 @@ fn plan(op: &Attention, inputs: &[View]) -> Option<Plan> {
 impl Plan {
     /// A group a tile of `t` places and a head.
     fn grid(&self, t: usize) -> Grid {
-        Grid { groups: [t.div_ceil(self.kernel.1), self.heads], threads: 8 * self.kernel.1 }
+        Grid { groups: [self.heads, t.div_ceil(self.kernel.1)], threads: 8 * self.kernel.1 }
     }
 }
 
@@ -73,7 +78,7 @@ pub(super) fn backward(op: &Attention, gpu: &Gpu, pass: &Backward<Array>) -> Res
     let mask = pass.inputs.get(3).unwrap_or(q);
     let mut dots = gpu.floats(plan.heads * plan.tq)?;
     let args = &mut [Arg::Read(o.slice()), Arg::Read(grad.slice()?), Arg::Write(&mut dots), Arg::Fields(&plan.fields)];
-    gpu.launch(&KERNELS, "attention_dots", Grid { groups: [plan.tq, plan.heads], threads: 32 }, args)?;
+    gpu.launch(&KERNELS, "attention_dots", Grid { groups: [plan.heads, plan.tq], threads: 32 }, args)?;
     let (mut dq, mut dk, mut dv) = (gpu.array(q.count())?, gpu.array(k.count())?, gpu.array(v.count())?);
     let read = || {
         let inputs = [q.slice()?, k.slice()?, v.slice()?, mask.slice()?, grad.slice()?, logs.slice(), dots.slice()];
