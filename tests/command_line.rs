@@ -176,6 +176,7 @@ fn a_run_is_judged_and_reported_and_its_metrics_exported() -> Outcome {
     assert!(page.contains("two&lt;b&gt;") && !page.contains("two<b>") && page.contains("train.lr"));
     assert!(!page.contains("http://") || page.matches("http://").count() == page.matches("xmlns=\"http://").count());
     for (args, code, expected) in [
+        (["doctor", "--json"], 2, "required"),
         (["doctor", "none"], 2, "none is neither a run directory nor a model"),
         (["doctor", "."], 1, ". is not a run directory"),
         (["report", "none"], 1, "none is not a run directory"),
@@ -184,6 +185,30 @@ fn a_run_is_judged_and_reported_and_its_metrics_exported() -> Outcome {
         assert_eq!(output.status.code(), Some(code));
         assert!(String::from_utf8_lossy(&output.stderr).contains(expected));
     }
+    Ok(())
+}
+
+#[test]
+fn the_doctor_says_what_the_machine_can_do_and_why_a_device_does_not_work() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let found = json(&zoo_with(dir.path(), &["doctor", "--system", "--json"], &[("RAYON_NUM_THREADS", "1")]))?;
+    assert_eq!((&found["cpu"]["threads"], &found["fused"]), (&1.into(), &true.into()));
+    assert!(found["memory"]["total_bytes"].as_u64() > Some(1 << 28), "{found}");
+    let device = |name: &str| found["devices"].as_array()?.iter().find(|d| d["name"] == name);
+    assert_eq!(device("cpu").map(|d| &d["usable"]), Some(&true.into()), "{found}");
+    if !cfg!(feature = "metal") {
+        let why = device("metal").and_then(|d| d["why_not"].as_str()).unwrap_or_default();
+        assert_eq!(why, "this zoo was built without it; build with --features metal");
+    }
+    let text = zoo_with(dir.path(), &["doctor", "--system"], &[("ZOO_FUSED", "0"), ("ZOO_SIMD", "scalar")]);
+    let text = String::from_utf8(text.stdout)?;
+    for line in
+        ["--device cpu    works\n", "SIMD            scalar, of scalar", "ZOO_FUSED=0 runs every op by its reference"]
+    {
+        assert!(text.contains(line), "{text}");
+    }
+    let both = zoo(dir.path(), &["doctor", "run", "--system"]);
+    assert_eq!(both.status.code(), Some(2));
     Ok(())
 }
 

@@ -114,8 +114,11 @@ impl DataArgs {
 #[derive(Args)]
 pub(crate) struct DoctorArgs {
     /// A run directory, or a model (zoo list shows them)
-    #[arg(value_name = "RUN|MODEL")]
+    #[arg(value_name = "RUN|MODEL", required_unless_present = "system", default_value = "", hide_default_value = true)]
     pub(crate) target: String,
+    /// Instead: what this build and this machine can do, and why a device is not available
+    #[arg(long, conflicts_with_all = ["target", "preset", "config", "set", "data", "checkpoint"])]
+    pub(crate) system: bool,
     /// Of a model: a named set of settings
     #[arg(long, value_name = "NAME")]
     pub(crate) preset: Option<String>,
@@ -548,7 +551,7 @@ pub(crate) struct BenchArgs {
     /// The models; all by default
     pub(crate) models: Vec<String>,
     /// Measure ops beside their plain references instead of models
-    #[arg(long, conflicts_with_all = ["models", "preset", "batch", "device"])]
+    #[arg(long, conflicts_with_all = ["models", "preset", "batch", "set", "device"])]
     pub(crate) ops: bool,
     /// Only this preset
     #[arg(long, value_name = "NAME")]
@@ -556,6 +559,9 @@ pub(crate) struct BenchArgs {
     /// Samples a step, instead of the preset's (train.batch_size)
     #[arg(long, value_name = "N")]
     pub(crate) batch: Option<usize>,
+    /// One setting over everything else, such as train.dtype=bf16
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
     /// Seconds for each case (an op takes half of it)
     #[arg(long, value_name = "S", default_value_t = 4.)]
     pub(crate) seconds: f64,

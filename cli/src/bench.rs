@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
+use zoo_layers::ops::autocast;
 use zoo_layers::ops::glue::simd;
 use zoo_layers::{Mode, Params};
 use zoo_training::config::{Layers, resolve};
@@ -13,11 +14,13 @@ use crate::args::BenchArgs;
 use crate::bench_ops;
 use crate::output::{note, print, print_json, table};
 use crate::registry::{self, MODELS};
+use crate::system::cpu_name;
 
 pub(crate) struct Options {
     seconds: f64,
     preset: Option<String>,
     batch: Option<usize>,
+    set: Vec<String>,
     device: Device,
     /// Floating-point operations a second of large products.
     peak: f64,
@@ -47,7 +50,8 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     }
     let device = registry::device(&args.device)?;
     let peak = matmul_peak(&device)?;
-    let options = Options { seconds: args.seconds, preset: args.preset.clone(), batch: args.batch, device, peak };
+    let (preset, set) = (args.preset.clone(), args.set.clone());
+    let options = Options { seconds: args.seconds, preset, batch: args.batch, set, device, peak };
     let mut cases = vec![];
     for entry in entries {
         note(&format!("{} …", entry.name()));
@@ -81,7 +85,7 @@ fn case<T: Task>(preset: &str, options: &Options) -> anyhow::Result<Case> {
     // No evaluation and no checkpoint in between; the run goes on until the time is up.
     let set = ["train.steps=1000000000", "train.eval_every=1000000000", "train.checkpoint_every=1000000000"];
     let batch = options.batch.map(|n| format!("train.batch_size={n}"));
-    let set: Vec<String> = set.into_iter().map(String::from).chain(batch).collect();
+    let set: Vec<String> = set.into_iter().map(String::from).chain(batch).chain(options.set.iter().cloned()).collect();
     let mut config = resolve::<T>(&Layers { preset: Some(preset), file: None, set: &set })?;
     T::settle(&mut config)?;
     let device = &options.device;
@@ -211,7 +215,8 @@ fn infer_seconds<T: Task>(
     let mut times = vec![];
     while started.elapsed().as_secs_f64() < options.seconds / 2. || times.len() < 5 {
         let start = Instant::now();
-        task.forward(&model, &batch, Mode::Eval)?.flatten_all()?.to_device(&Device::Cpu)?;
+        let y = autocast(config.train.compute(), || task.forward(&model, &batch, Mode::Eval))?;
+        y.flatten_all()?.to_device(&Device::Cpu)?;
         times.push(start.elapsed().as_secs_f64());
     }
     Ok(median(times))
@@ -234,12 +239,6 @@ fn matmul_peak(device: &Device) -> anyhow::Result<f64> {
         best = best.min(start.elapsed().as_secs_f64());
     }
     Ok(2. * (N as f64).powi(3) / best)
-}
-
-fn cpu_name() -> String {
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = info.lines().find_map(|l| l.strip_prefix("model name")).and_then(|l| l.split_once(':'));
-    name.map_or(std::env::consts::ARCH.to_string(), |(_, name)| name.trim().to_string())
 }
 
 /// Lets Linux count the process's peak memory anew.

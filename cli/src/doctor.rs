@@ -15,7 +15,7 @@ use crate::fetch;
 use crate::heat::HeatMap;
 use crate::output::{print, print_json, table};
 use crate::registry::{self, MODELS, quoted, weights};
-use crate::spread;
+use crate::{spread, system};
 
 /// The curves of a run and its configuration.
 pub(crate) fn read(run: &Path) -> anyhow::Result<(History, Value)> {
@@ -91,6 +91,9 @@ pub(crate) fn line(finding: &Finding) -> String {
 }
 
 pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
+    if args.system {
+        return system::run(args.json);
+    }
     let path = Path::new(&args.target);
     let entry = MODELS.iter().find(|m| m.name() == args.target);
     match entry {

@@ -23,6 +23,7 @@ mod registry;
 mod report;
 mod reproduce;
 mod spread;
+mod system;
 mod tensorboard;
 mod train;
 mod tune;

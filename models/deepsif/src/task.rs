@@ -294,9 +294,9 @@ impl Task for DeepSifTask {
     fn loss(&self, model: &Network, batch: &Batch, mode: Mode) -> Result<Loss> {
         let Batch { eeg, activity } = self.samples.augmented(batch, mode)?;
         let found = loss(&model.forward(&eeg, mode)?, &activity)?;
-        let parts = found.parts.to_device(&Device::Cpu)?.to_vec1::<f32>()?;
-        let named = ["reconstruction", "sparsity", "smoothness"].into_iter().zip(parts.into_iter().map(f64::from));
-        Ok(Loss { total: found.total, parts: named.collect() })
+        let named = ["reconstruction", "sparsity", "smoothness"].into_iter().enumerate();
+        let parts = named.map(|(i, name)| Ok((name, found.parts.get(i)?))).collect::<Result<_>>()?;
+        Ok(Loss { total: found.total, parts })
     }
 
     fn health() -> Profile {

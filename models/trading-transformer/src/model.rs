@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use zoo_checkpoint::Description;
 use zoo_layers::{
@@ -159,7 +159,8 @@ impl TradingTransformer {
     pub(crate) fn normalize(&self, observation: &Tensor, mode: Mode) -> Result<Tensor> {
         let x = observation.reshape(((), self.bars, FEATURES))?; // (b, s, f)
         match &self.input {
-            Input::Layer => ops::layer_norm(&x, None, None, EPS),
+            // Features differ too much in scale for narrow types.
+            Input::Layer => ops::autocast(DType::F32, || ops::layer_norm(&x, None, None, EPS)),
             Input::None => Ok(x),
             Input::Running(norm) => norm.forward(&x, mode),
         }
@@ -173,7 +174,7 @@ impl TradingTransformer {
     /// What the encoder sees of projected bars, (b, s, d) to (b, s, d).
     pub(crate) fn place(&self, projected: &Tensor, mode: Mode) -> Result<Tensor> {
         let x = self.projection_dropout.forward(projected, mode)?;
-        self.norm.forward(&x.broadcast_add(&self.positions)?)
+        self.norm.forward(&x.broadcast_add(&self.positions.to_dtype(x.dtype())?)?)
     }
 
     /// (b, s, d) to (b, s, d).
@@ -189,7 +190,7 @@ impl TradingTransformer {
     pub(crate) fn aggregate(&self, x: &Tensor) -> Result<Tensor> {
         let x = self.output_norm.forward(x)?;
         let (b, s, _) = x.dims3()?;
-        let weights = self.pooling_weights()?.reshape((1, 1, s))?.broadcast_as((b, 1, s))?;
+        let weights = self.pooling_weights()?.to_dtype(x.dtype())?.reshape((1, 1, s))?.broadcast_as((b, 1, s))?;
         self.aggregator.forward(&weights.matmul(&x)?.squeeze(1)?) // (b, o)
     }
 

@@ -61,13 +61,13 @@ fn encoder(config: &Config, norm: NormPlace, vb: &VarBuilder) -> Result<Vec<Tran
     (0..layers).map(|i| TransformerBlock::new(block, vb.pp("encoder.layers").pp(i))).collect()
 }
 
-/// The first `t` rows of positions, for `t` time steps.
-fn first(positions: &Tensor, t: usize) -> Result<Tensor> {
-    let all = positions.dim(0)?;
+/// `x` (b, t, d) with the first `t` rows of positions.
+fn placed(x: &Tensor, positions: &Tensor) -> Result<Tensor> {
+    let (t, all) = (x.dim(1)?, positions.dim(0)?);
     if t > all {
         bail!("deepsif: {t} time steps, but the model has positions for {all} (model.positions)")
     }
-    positions.narrow(0, 0, t)
+    x.broadcast_add(&positions.narrow(0, 0, t)?.to_dtype(x.dtype())?)
 }
 
 impl PreLn {
@@ -98,8 +98,7 @@ impl PreLn {
         let x = self.filter_norm.forward(filtered)?;
         let x = self.filter_dropout.forward(&x, mode)?; // (b, t, h)
         let x = ops::gelu(&self.input_norm.forward(&self.input_projection.forward(&x)?)?)?; // (b, t, d)
-        let t = x.dim(1)?;
-        self.dropout.forward(&x.broadcast_add(&first(&self.positions, t)?)?, mode)
+        self.dropout.forward(&placed(&x, &self.positions)?, mode)
     }
 
     /// (b, t, d) to (b, t, sources).
@@ -170,8 +169,7 @@ impl PostLn {
 
     fn embed(&self, filtered: &Tensor, mode: Mode) -> Result<Tensor> {
         let x = self.input_projection.forward(filtered)?;
-        let t = x.dim(1)?;
-        self.dropout.forward(&x.broadcast_add(&first(&self.positions, t)?)?, mode)
+        self.dropout.forward(&placed(&x, &self.positions)?, mode)
     }
 
     pub(crate) fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {

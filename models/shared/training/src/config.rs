@@ -1,5 +1,6 @@
 //! Configuration: defaults < preset < file < `key=value`, with unknown keys and wrong types refused.
 
+use candle_core::DType;
 use regex::Regex;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -34,6 +35,18 @@ pub enum OptimizerKind {
     RmsProp,
     /// Muon for matrices within the network, AdamW for the rest.
     Muon,
+}
+
+/// What the ops of a training step compute in; parameters, optimizer and losses are f32 whatever it is, and so is evaluation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ComputeType {
+    /// Single precision.
+    F32,
+    /// Eight bits of precision, the range of f32.
+    Bf16,
+    /// Eleven bits of precision, to 65,504: the loss is scaled so that gradients fit.
+    F16,
 }
 
 /// How the rate changes over the run.
@@ -90,6 +103,8 @@ pub struct TrainConfig {
     pub batch_size: usize,
     /// Micro-steps whose mean gradient makes a step.
     pub accumulate: u64,
+    /// What the ops of a step compute in: f32, bf16 or f16.
+    pub dtype: ComputeType,
     /// Decides initial values, order of samples, dropout and simulated data.
     pub seed: u64,
     /// Which optimizer.
@@ -173,6 +188,7 @@ impl Default for TrainConfig {
             steps: 0,
             batch_size: 32,
             accumulate: 1,
+            dtype: ComputeType::F32,
             seed: 42,
             optimizer: OptimizerKind::AdamW,
             lr: 1e-3,
@@ -233,6 +249,15 @@ impl TrainConfig {
                 muon_groups(self.weight_decay, moments)(param)
             }
             _ => decay_matrices(self.weight_decay)(param),
+        }
+    }
+
+    /// What the ops of a step compute in.
+    pub fn compute(&self) -> DType {
+        match self.dtype {
+            ComputeType::F32 => DType::F32,
+            ComputeType::Bf16 => DType::BF16,
+            ComputeType::F16 => DType::F16,
         }
     }
 

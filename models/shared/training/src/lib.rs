@@ -26,7 +26,7 @@ pub use history::{Curve, History};
 pub use loader::Batches;
 pub use observer::{Event, Observer, Silent};
 pub use run::{RunDirectory, model_of};
-pub use state::{Guard, Round, State};
+pub use state::{Guard, LossScale, Round, State};
 pub use task::{
     Dataset, Evaluation, Foreign, Layout, Loss, Metrics, Picture, Prediction, Preset, Raster, Request, Split, Table,
     Task,

@@ -26,12 +26,50 @@ pub struct State {
     pub plateau: Plateau,
     /// What was refused, and what is usual.
     pub guard: Guard,
+    /// What the loss is multiplied by where gradients are f16.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale: Option<LossScale>,
     /// How often critical health halved the rate.
     #[serde(default)]
     pub halvings: u32,
     /// The step at which that happened last.
     #[serde(default)]
     pub halved_at: u64,
+}
+
+/// A factor that keeps gradients within f16 on their way back (Micikevicius et al., *Mixed precision training*, ICLR 2018): halved
+/// when they leave it, doubled after many steps in which they did not. Always a power of two, so that it changes no bit of what
+/// fits.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LossScale {
+    /// The factor.
+    pub factor: f64,
+    /// Steps since it changed.
+    pub steps: u64,
+}
+
+impl Default for LossScale {
+    fn default() -> Self {
+        Self { factor: 65536., steps: 0 }
+    }
+}
+
+impl LossScale {
+    /// Steps without an overflow after which it doubles.
+    const PATIENCE: u64 = 2000;
+
+    /// Takes up a step; whether a smaller factor may help where gradients overflowed.
+    pub(crate) fn took(&mut self, overflowed: bool) -> bool {
+        self.steps += 1;
+        let factor = match overflowed {
+            true => (self.factor / 2.).max(1.),
+            false if self.steps >= Self::PATIENCE => (self.factor * 2.).min(16_777_216.),
+            false => return true,
+        };
+        let changed = factor != self.factor;
+        *self = Self { factor, steps: 0 };
+        changed
+    }
 }
 
 /// Samples that a model made itself.
@@ -111,6 +149,19 @@ impl Guard {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_loss_scale_halves_at_once_and_doubles_after_a_while() {
+        let mut scale = LossScale::default();
+        assert!(scale.took(true) && scale.factor == 32768.);
+        for _ in 1..LossScale::PATIENCE {
+            scale.took(false);
+        }
+        assert_eq!(scale.factor, 32768.);
+        assert!(scale.took(false) && scale == LossScale { factor: 65536., steps: 0 });
+        let mut least = LossScale { factor: 1., steps: 7 };
+        assert!(!least.took(true), "nothing smaller would help");
+    }
 
     #[test]
     fn the_best_evaluations_are_kept_in_order() {

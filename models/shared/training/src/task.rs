@@ -92,8 +92,8 @@ pub type Metrics = Vec<(&'static str, f64)>;
 pub struct Loss {
     /// A scalar to differentiate.
     pub total: Tensor,
-    /// Named parts of it, for the log.
-    pub parts: Vec<(&'static str, f64)>,
+    /// Named parts of it, for the log: scalars, which are read when the step is done.
+    pub parts: Vec<(&'static str, Tensor)>,
 }
 
 /// How a model does on a split, beside baselines.

@@ -106,6 +106,7 @@ impl Task for Line {
         let y = model.two.forward(&hidden)?;
         match (self.fault.as_str(), mode) {
             ("nan", Mode::Train { step: 5, .. }) => y * f64::NAN,
+            ("steep", _) => y * 20.,
             // Finite loss, infinite gradient: the root of zero.
             ("infinite gradient", Mode::Train { step: 2, .. }) => y.affine(0., 0.)? + (&y - y.detach())?.sqrt()?,
             _ => Ok(y),
@@ -175,6 +176,33 @@ fn a_loss_or_gradient_that_is_not_finite_never_reaches_the_weights() -> Result<(
     let (error, _, after) = fault("infinite gradient")?;
     assert!(error.to_string().contains("the gradient of one.weight at step 3"), "{error}");
     assert!(after.iter().all(|w| w.is_finite()));
+    Ok(())
+}
+
+#[test]
+fn narrow_types_train_as_f32_does_and_f16_finds_the_scale_that_its_gradients_need() -> Result<()> {
+    let trained = |fault: &str, dtype: &str| -> Result<(Vec<f32>, Warned)> {
+        let config = config(&[&format!("model.fault={fault}"), &format!("train.dtype={dtype}"), "train.steps=40"])?;
+        let task = Line { fault: fault.into() };
+        let mut trainer = Trainer::new(&task, &config, &Device::Cpu)?;
+        let mut warned = Warned::default();
+        let outcome = trainer.train(&mut warned, &|| false)?;
+        assert_eq!((outcome.steps, outcome.refused), (40, 0));
+        assert!(trainer.params().tensors().iter().all(|(_, t)| t.dtype() == candle_core::DType::F32));
+        Ok((weights(&trainer)?, warned))
+    };
+    let (exact, _) = trained("", "f32")?;
+    for dtype in ["bf16", "f16"] {
+        let (narrow, _) = trained("", dtype)?;
+        assert!(narrow != exact, "{dtype}");
+        assert!(narrow.iter().zip(&exact).all(|(a, b)| (a - b).abs() < 0.02), "{dtype}: {narrow:?} {exact:?}");
+    }
+    let (found, warned) = trained("steep", "f16")?;
+    assert!(found.iter().all(|w| w.is_finite()) && warned.0.len() > 3, "{:?}", warned.0);
+    let first = "step 1: gradients exceed f16; the loss is multiplied by 32768 from now on; its update was left out";
+    assert_eq!(warned.0[0], first);
+    let (_, warned) = trained("steep", "bf16")?;
+    assert!(warned.0.is_empty(), "{:?}", warned.0);
     Ok(())
 }
 

@@ -25,6 +25,7 @@ pub use attention::{AttentionOptions, attention};
 pub use cross_entropy::{CrossEntropyOptions, cross_entropy};
 pub use dropout::{dropout, mask};
 pub use embedding::{embedding, embedding_with_positions};
+pub use glue::autocast;
 pub use linear::linear;
 pub use lstm::{LstmState, LstmWeights, lstm};
 pub use norm::{NormKind, layer_norm, rms_norm};

@@ -141,17 +141,44 @@ struct Update {
     step: u64,
 }
 
-impl Update {
-    fn apply(self, level: Level, grad: &Tensor, param: &Param, state: &mut [Tensor]) -> Result<()> {
+/// A parameter, the tensor that moves it, and its state.
+struct Job<'a> {
+    update: Update,
+    grad: &'a Tensor,
+    param: &'a Param,
+    state: &'a mut [Tensor],
+}
+
+/// Does all of them: on a GPU in as few launches as can be.
+fn apply(jobs: Vec<Job>) -> Result<()> {
+    let (level, fused) = (simd::level()?, simd::fused());
+    let (mut there, mut here): (Vec<(Gpu, Job)>, Vec<Job>) = (vec![], vec![]);
+    for job in jobs {
+        let tensors: Vec<&Tensor> = [job.grad, job.param.var.as_tensor()].into_iter().chain(&*job.state).collect();
+        let plain = !fused || job.grad.dtype() != DType::F32 || matches!(job.update.rule, Rule::Muon { .. });
+        match Gpu::of(&tensors).filter(|_| !plain) {
+            Some(gpu) => there.push((gpu, job)),
+            None => here.push(job),
+        }
+    }
+    if let Some((gpu, _)) = there.first() {
+        let moves = there.iter().map(|(_, Job { update, grad, param, state })| {
+            let tensors = std::iter::once(param.var.as_tensor()).chain(&**state).collect();
+            gpu::Move { update: *update, grad, tensors }
+        });
+        gpu::update(gpu, &moves.collect::<Vec<_>>())?;
+    }
+    here.into_iter().try_for_each(|job| job.apply(level, fused))
+}
+
+impl Job<'_> {
+    fn apply(self, level: Level, fused: bool) -> Result<()> {
+        let Job { update, grad, param, state } = self;
         let mut tensors = vec![param.var.as_tensor()];
         tensors.extend(&*state);
-        let plain = !simd::fused() || grad.dtype() != DType::F32;
-        let gpu = Gpu::of(&[&[grad], tensors.as_slice()].concat());
-        if let (Some(gpu), false, false) = (&gpu, plain, matches!(self.rule, Rule::Muon { .. })) {
-            return gpu::update(gpu, self, grad, &tensors);
-        }
-        if plain || gpu.is_some() || !grad.device().is_cpu() {
-            return reference::update(self, grad, &param.var, state);
+        let on_gpu = Gpu::of(&tensors).is_some() || !grad.device().is_cpu();
+        if !fused || on_gpu || grad.dtype() != DType::F32 {
+            return reference::update(update, grad, &param.var, state);
         }
         let grad = grad.contiguous()?;
         let (storage, layout) = grad.storage_and_layout();
@@ -160,11 +187,11 @@ impl Update {
         };
         let grad = &cpu.as_slice::<f32>()?[start..end];
         slices_mut(&tensors, &mut |slices| {
-            match (self.rule, param.var.dims()) {
+            match (update.rule, param.var.dims()) {
                 (Rule::Muon { momentum }, &[rows, columns]) => {
-                    muon::update(self, momentum, [rows, columns], grad, slices)
+                    muon::update(update, momentum, [rows, columns], grad, slices)
                 }
-                _ => cpu::update(level, self, grad, slices),
+                _ => cpu::update(level, update, grad, slices),
             }
             Ok(())
         })
@@ -208,14 +235,13 @@ impl Optimizer {
             bail!("the gradients are not those of the optimizer's parameters")
         }
         self.steps += 1;
-        let level = simd::level()?;
-        for (slot, (_, grad)) in self.slots.iter_mut().zip(grads.iter()) {
-            let Some(grad) = grad else { continue };
+        let step = self.steps;
+        let jobs = self.slots.iter_mut().zip(grads.iter()).filter_map(|(slot, (_, grad))| {
             let Group { lr_scale, weight_decay, .. } = slot.group;
-            let update = Update { rule: slot.rule, lr: lr * lr_scale, weight_decay, scale, step: self.steps };
-            update.apply(level, grad, &slot.param, &mut slot.state)?;
-        }
-        Ok(())
+            let update = Update { rule: slot.rule, lr: lr * lr_scale, weight_decay, scale, step };
+            Some(Job { update, grad: grad?, param: &slot.param, state: &mut slot.state })
+        });
+        apply(jobs.collect())
     }
 
     /// The state by name, such as `exp_avg.linear.weight`.
@@ -263,7 +289,7 @@ impl Optimizer {
 /// # Errors
 /// The two are not of the same model.
 pub fn average(average: &Params, weights: &Params, decay: f64) -> Result<()> {
-    let (level, all, now) = (simd::level()?, average.all(), weights.tensors());
+    let (all, now) = (average.all(), weights.tensors());
     let differs = |(p, (name, t)): (&Param, &(String, Tensor))| p.name != *name || p.var.dims() != t.dims();
     if all.len() != now.len() || all.iter().zip(&now).any(differs) {
         bail!("the average and the weights are not of the same model")
@@ -275,11 +301,15 @@ pub fn average(average: &Params, weights: &Params, decay: f64) -> Result<()> {
     let rule = Rule::Sgd { momentum: 0., nesterov: false };
     let update = Update { rule, lr: 1. - decay, weight_decay: 1., scale: -1., step: 1 };
     let trained = weights.all();
-    all.iter().zip(&now).zip(&trained).try_for_each(|((p, (_, weight)), trained)| match trained.trainable {
-        true => update.apply(level, weight, p, &mut []),
-        // What no optimizer moves is taken over: statistics that a layer keeps are averages already.
-        false => p.var.set(weight),
-    })
+    let mut jobs = vec![];
+    for ((param, (_, weight)), trained) in all.iter().zip(&now).zip(&trained) {
+        match trained.trainable {
+            true => jobs.push(Job { update, grad: weight, param, state: &mut [] }),
+            // What no optimizer moves is taken over: statistics that a layer keeps are averages already.
+            false => param.var.set(weight)?,
+        }
+    }
+    apply(jobs)
 }
 
 /// The global 2-norm of all gradients, accumulated in definition order, in f64 across blocks.

@@ -133,7 +133,7 @@ pub struct Batch {
 /// candle's.
 pub fn loss(logits: &Tensor, value: &Tensor, batch: &Batch) -> Result<Loss> {
     let Settings { clip, clip_value, value_weight, entropy_weight, normalize_advantage, .. } = batch.settings;
-    let log_probs = ops::log_softmax(logits)?; // (b, a)
+    let (log_probs, value) = (ops::log_softmax(logits)?, &value.to_dtype(DType::F32)?); // (b, a), (b)
     let log_prob = log_probs.gather(&batch.action.unsqueeze(1)?, 1)?.squeeze(1)?; // (b)
     let log_ratio = (log_prob - &batch.log_prob)?;
     let ratio = log_ratio.exp()?;
@@ -158,15 +158,8 @@ pub fn loss(logits: &Tensor, value: &Tensor, batch: &Batch) -> Result<Loss> {
     let (ratio, log_ratio) = (ratio.detach(), log_ratio.detach());
     let kl = ((&ratio - 1.)? - log_ratio)?.mean_all()?;
     let clipped = (ratio - 1.)?.abs()?.gt(clip)?.to_dtype(DType::F32)?.mean_all()?;
-    let number = |t: &Tensor| -> Result<f64> { Ok(f64::from(t.to_dtype(DType::F32)?.to_scalar::<f32>()?)) };
     Ok(Loss {
-        parts: vec![
-            ("policy", number(&policy)?),
-            ("value", number(&value)?),
-            ("entropy", number(&entropy)?),
-            (KL, number(&kl)?),
-            ("clipped", number(&clipped)?),
-        ],
+        parts: vec![("policy", policy), ("value", value), ("entropy", entropy), (KL, kl), ("clipped", clipped)],
         total,
     })
 }
@@ -254,9 +247,11 @@ mod tests {
         let value = Var::new(&[0.1f32, 0.9, 0.5, 0.], &Device::Cpu)?;
         let logits = Tensor::new(&[[0f32, 0.], [3., 3.], [-1., -1.], [9., 9.]], &Device::Cpu)?;
         let clipped = loss(&logits, &value, &batch([1., 1.1, 1.5, 1.], [1.; 4], Settings::default())?)?;
-        let part = |name: &str| clipped.parts.iter().find(|p| p.0 == name).map_or(f64::NAN, |p| p.1);
+        let values = clipped.parts.iter().map(|(name, t)| Ok((*name, f64::from(t.to_scalar::<f32>()?))));
+        let values = values.collect::<Result<Vec<_>>>()?;
+        let part = |name: &str| values.iter().find(|p| p.0 == name).map_or(f64::NAN, |p| p.1);
         // Errors 0.9, max(0.1, 0.8), max(1.5, 1.2) and 0.1, squared.
-        assert!((part("value") - 0.5 * (0.81 + 0.64 + 2.25 + 0.01) / 4.).abs() < 1e-6, "{:?}", clipped.parts);
+        assert!((part("value") - 0.5 * (0.81 + 0.64 + 2.25 + 0.01) / 4.).abs() < 1e-6, "{values:?}");
         assert!((part("entropy") - 2f64.ln()).abs() < 1e-6);
         assert_eq!(part("clipped"), 0.25);
         let kl: f64 = [1f64, 1.1, 1.5, 1.].iter().map(|r| (r - 1. - r.ln()) / 4.).sum();

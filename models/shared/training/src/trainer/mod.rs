@@ -10,17 +10,18 @@ use regex::Regex;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use zoo_checkpoint::Description;
+use zoo_layers::ops::autocast;
 use zoo_layers::optim::{Optimizer, average, clip_factor, global_norm, norm_squared};
 use zoo_layers::{Gradients, Mode, Params};
 
-use crate::config::ConfigOf;
+use crate::config::{ComputeType, ConfigOf};
 use crate::loader::Loader;
 use crate::run::{Saved, Snapshot};
 use crate::saver::Saver;
 use crate::schedule::rate;
 use crate::{
-    Batches, Error, Event, Experience, Metrics, Observer, OnCritical, OnNonFinite, Result, Round, RunDirectory, Split,
-    State, Task, TrainConfig,
+    Batches, Error, Event, Experience, LossScale, Metrics, Observer, OnCritical, OnNonFinite, Result, Round,
+    RunDirectory, Split, State, Task, TrainConfig,
 };
 
 use watch::Watch;
@@ -96,9 +97,9 @@ pub struct Trainer<'a, T: Task> {
 }
 
 /// A step's mean loss, its parts and the gradients.
-struct Step<B> {
-    /// The first micro-batch without a finite loss, or else the last.
-    batch: B,
+struct Step {
+    /// The number of the first micro-batch without a finite loss, or else of the last.
+    shown: u64,
     loss: f64,
     parts: Metrics,
     grads: Gradients,
@@ -162,7 +163,8 @@ impl<'a, T: Task> Trainer<'a, T> {
         let frozen = T::build(&config.model, average.as_ref().unwrap_or(&params).eval_builder())?;
         let optimizer = Optimizer::new(train.rule(), &params, |p| train.group(p))?;
         let batches = Batches::new(samples, train.batch_size, train.seed);
-        let state = State::default();
+        let scale = (train.dtype == ComputeType::F16).then(LossScale::default);
+        let state = State { scale, ..State::default() };
         let (run, metrics, gradients) = (None, vec![], GradientReport::default());
         let watch = Watch::new::<T>(config, &params)?;
         let buffers = params.all().into_iter().filter(|p| p.buffer).map(|p| p.var).collect();
@@ -270,6 +272,8 @@ impl<'a, T: Task> Trainer<'a, T> {
         }
         self.optimizer.load(&saved.optimizer, saved.state.updates)?;
         self.state = saved.state;
+        let scale = self.state.scale.unwrap_or_default();
+        self.state.scale = (self.config.train.dtype == ComputeType::F16).then_some(scale);
         // What was collected elsewhere, or in other rounds, is of no use.
         let fits = self.state.round.as_ref().is_some_and(|r| r.origin == self.origin);
         match (&mut self.experience, &saved.experience) {
@@ -422,11 +426,17 @@ impl<'a, T: Task> Trainer<'a, T> {
             let statistics = self.buffers.iter().map(|b| b.copy()).collect::<candle_core::Result<Vec<_>>>()?;
             let mut step = self.micro_steps(lr, batch)?;
             let mut refusal = self.refusal(&step)?;
+            if let Some(scale) = &mut self.state.scale {
+                let overflowed = step.loss.is_finite() && !step.norm.is_finite();
+                if scale.took(overflowed) && overflowed {
+                    refusal = Some(Refusal::Overflow(scale.factor));
+                }
+            }
             if refusal.is_some() {
                 self.buffers.iter().zip(&statistics).try_for_each(|(b, before)| b.set(before))?;
             }
             if let Some(Refusal::NotFinite(error)) = &mut refusal {
-                self.trace(&step.batch, error);
+                self.trace(step.shown, error);
                 self.state.guard.not_finite += 1;
                 if train.on_nonfinite == OnNonFinite::Abort || self.state.guard.not_finite > train.nonfinite_limit {
                     return Err(error.clone().into());
@@ -505,52 +515,58 @@ impl<'a, T: Task> Trainer<'a, T> {
     }
 
     /// Mean loss, mean parts and mean gradients of a step's micro-batches.
-    fn micro_steps(
-        &mut self,
-        lr: f64,
-        batch: &mut dyn FnMut(u64) -> candle_core::Result<T::Batch>,
-    ) -> Result<Step<T::Batch>> {
+    fn micro_steps(&mut self, lr: f64, batch: &mut dyn FnMut(u64) -> candle_core::Result<T::Batch>) -> Result<Step> {
         let TrainConfig { seed, accumulate: count, .. } = self.config.train;
-        let (mut loss, mut parts, mut grads): (f64, Metrics, Option<Gradients>) = (0., vec![], None);
-        let mut shown = None;
+        let compute = self.config.train.compute();
+        let scale = self.state.scale.map_or(1., |s| s.factor);
+        let (mut losses, mut grads) = (vec![], None::<Gradients>);
         for micro in 0..count {
             let number = self.state.micro_batch + micro;
             let samples = match &self.experience {
                 Some(experience) => experience.batch(self.batches.at(number))?,
                 None => batch(number)?,
             };
-            let result = self.task.loss(&self.model, &samples, Mode::Train { seed, step: number })?;
-            let of_micro = self.params.gradients(&result.total.backward()?);
-            if loss.is_finite() {
-                shown = Some(samples);
-            }
-            loss += scalar(&result.total)? / count as f64;
-            for (i, (name, value)) in result.parts.into_iter().enumerate() {
-                match parts.get_mut(i) {
-                    Some((_, sum)) => *sum += value / count as f64,
-                    None => parts.push((name, value / count as f64)),
-                }
-            }
+            let result =
+                autocast(compute, || self.task.loss(&self.model, &samples, Mode::Train { seed, step: number }))?;
+            let total = if scale == 1. { result.total.clone() } else { (&result.total * scale)? };
+            let of_micro = self.params.gradients(&total.backward()?);
+            // Neither is waited for before the whole step is under way; without their history the graph is free.
+            let parts = result.parts.into_iter().map(|(name, value)| (name, value.detach()));
+            losses.push((result.total.detach(), parts.collect::<Vec<_>>()));
             match &mut grads {
                 Some(grads) => grads.add(&of_micro)?,
                 None => grads = Some(of_micro),
             }
         }
-        let (Some(mut grads), Some(batch)) = (grads, shown) else {
+        let Some(mut grads) = grads else {
             return Err(Error::Usage("train.accumulate must be at least 1".into()));
         };
-        if count > 1 {
-            grads.scale(1. / count as f64)?;
+        if count > 1 || scale != 1. {
+            grads.scale(1. / (scale * count as f64))?;
         }
         let norm = global_norm(&grads)?;
-        Ok(Step { batch, loss, parts, grads, lr, norm })
+        let (mut loss, mut parts, mut shown) = (0., Metrics::new(), 0);
+        for (micro, (of_micro, named)) in losses.iter().enumerate() {
+            if f64::is_finite(loss) {
+                shown = self.state.micro_batch + micro as u64;
+            }
+            loss += scalar(of_micro)? / count as f64;
+            for (i, (name, value)) in named.iter().enumerate() {
+                let value = scalar(value)? / count as f64;
+                match parts.get_mut(i) {
+                    Some((_, sum)) => *sum += value,
+                    None => parts.push((*name, value)),
+                }
+            }
+        }
+        Ok(Step { shown, loss, parts, grads, lr, norm })
     }
 
     /// Why a step must not reach the weights, if there is a reason.
     ///
     /// # Errors
     /// A parameter without any gradient at the first step.
-    fn refusal(&mut self, step: &Step<T::Batch>) -> Result<Option<Refusal>> {
+    fn refusal(&mut self, step: &Step) -> Result<Option<Refusal>> {
         let number = self.state.step + 1;
         let missing = step.grads.missing();
         if number == 1 && !missing.is_empty() {
@@ -629,7 +645,7 @@ impl<'a, T: Task> Trainer<'a, T> {
         }
     }
 
-    fn log_step(&self, step: &Step<T::Batch>, refused: bool, started: Instant) -> Result<()> {
+    fn log_step(&self, step: &Step, refused: bool, started: Instant) -> Result<()> {
         let Some(run) = self.run else { return Ok(()) };
         let mut line = Map::new();
         line.insert("step".into(), self.state.step.into());
@@ -790,6 +806,8 @@ impl From<NonFinite> for Error {
 /// Why a step's update is left out.
 enum Refusal {
     NotFinite(NonFinite),
+    /// Gradients left f16; what the loss is multiplied by from now on.
+    Overflow(f64),
     Spike(String),
 }
 
@@ -797,6 +815,7 @@ impl std::fmt::Display for Refusal {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         match self {
             Self::NotFinite(NonFinite { what, value, .. }) => write!(f, "{what} is {value}"),
+            Self::Overflow(factor) => write!(f, "gradients exceed f16; the loss is multiplied by {factor} from now on"),
             Self::Spike(what) => f.write_str(what),
         }
     }

@@ -142,10 +142,15 @@ impl<T: Task> Trainer<'_, T> {
         Ok(())
     }
 
-    /// Says of a step that is not finite which activation shows it first.
-    pub(super) fn trace(&self, batch: &T::Batch, problem: &mut NonFinite) {
+    /// Says of a step that is not finite which activation shows it first, on a micro-batch.
+    pub(super) fn trace(&mut self, number: u64, problem: &mut NonFinite) {
+        let samples = self.batches.at(if self.config.train.overfit_batch { 0 } else { number });
+        let batch = match &self.experience {
+            Some(experience) => experience.batch(samples),
+            None => self.task.batch(Split::Train, samples),
+        };
         // It is no more than a hint: what fails here has been reported already.
-        let check = self.task.probes(&self.model, batch).ok();
+        let check = batch.and_then(|batch| self.task.probes(&self.model, &batch)).ok();
         let check = check.and_then(|probes| Check::new(0, self.watch.profile(), &[], &probes).ok());
         if let Some(first) = check.iter().flat_map(|c| &c.probes).find(|p| p.not_finite > 0) {
             problem.what += &match first.kind {
@@ -161,7 +166,7 @@ impl<T: Task> Trainer<'_, T> {
     }
 
     /// What is looked at later, and the pull of the poolings, if it is asked for.
-    pub(super) fn before_look(&self, step: &mut Step<T::Batch>) -> Result<Seen> {
+    pub(super) fn before_look(&self, step: &mut Step) -> Result<Seen> {
         let grads = step.grads.clone();
         if self.config.train.pooling_nudge {
             pooling_nudge(&self.params, &mut step.grads, self.watch.profile())?;

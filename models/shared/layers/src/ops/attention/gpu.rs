@@ -1,7 +1,7 @@
 use candle_core::{Result, bail};
 
 use super::{Attention, geometry};
-use crate::ops::dropout::{draws, on_gpu};
+use crate::ops::dropout::{copy, draws};
 use crate::ops::glue::gpu::{Arg, Array, Gpu, GpuForward, Grid, Module, module};
 use crate::ops::glue::{Backward, View};
 
@@ -66,7 +66,7 @@ pub(super) fn forward(op: &Attention, gpu: &Gpu, inputs: &[View], save: bool) ->
         Arg::Fields(&plan.fields),
     ];
     gpu.launch(&KERNELS, &format!("attention_forward_{}", plan.kernel.0), plan.grid(plan.tq), args)?;
-    let saved = if save { vec![on_gpu(gpu, o.slice(), None, None)?, logs] } else { vec![] };
+    let saved = if save { vec![copy(gpu, o.slice())?, logs] } else { vec![] };
     Ok(Some(GpuForward::one(o, q, saved)))
 }
 

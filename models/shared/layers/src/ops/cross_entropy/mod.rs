@@ -39,12 +39,13 @@ struct CrossEntropy {
 }
 
 /// The target of a row that does not count.
-const IGNORED: i64 = -1;
+const IGNORED: i64 = i64::MIN;
 
 /// The mean over rows of the cross-entropy of `logits` (…, classes) against `targets` (…), integers.
 ///
 /// # Errors
-/// Shapes that do not fit, a target that is no class, or no target that counts.
+/// Shapes that do not fit, a target that is no class, or no target that counts. Where a GPU's kernel computes, nothing waits for
+/// the targets: one that is no class makes the loss NaN.
 pub fn cross_entropy(logits: &Tensor, targets: &Tensor, options: CrossEntropyOptions) -> Result<Tensor> {
     let Some((&classes, rows)) = logits.dims().split_last() else {
         bail!("cross-entropy: expected logits of at least one dimension")
@@ -60,6 +61,14 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor, options: CrossEntropyOpt
     let smoothing = options.label_smoothing;
     if !(0. ..=1.).contains(&smoothing) {
         bail!("cross-entropy: expected label smoothing in [0, 1], got {smoothing}")
+    }
+    let targets = &targets.to_device(logits.device())?;
+    if options.ignore_index.is_none() && Gpu::runs(logits) {
+        let count = targets.elem_count();
+        if count == 0 {
+            bail!("cross-entropy: no target counts")
+        }
+        return apply_one(CrossEntropy { smoothing, count }, &[logits, &targets.to_dtype(DType::I64)?]);
     }
     let mut numbers = targets.to_device(&Device::Cpu)?.to_dtype(DType::I64)?.flatten_all()?.to_vec1::<i64>()?;
     let mut count = 0;
@@ -82,6 +91,10 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor, options: CrossEntropyOpt
 impl Op for CrossEntropy {
     fn name(&self) -> &'static str {
         "cross-entropy"
+    }
+
+    fn wide(&self) -> bool {
+        true
     }
 
     fn reference(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {

@@ -2,6 +2,7 @@ use candle_core::{Device, Result, Tensor};
 
 use super::*;
 use crate::ops::glue::check::{check, random};
+use crate::ops::glue::gpu::emulated::{compiler, with_emulation};
 use crate::random::{Purpose, Stream};
 
 fn targets(rows: usize, classes: u32, ignored: bool) -> Result<(Tensor, usize)> {
@@ -55,5 +56,21 @@ fn bad_targets_are_refused_and_ignored_ones_do_not_count() -> Result<()> {
     assert!(message(loss(&[1, 2], None)).contains("do not fit"));
     let without = cross_entropy(&z.narrow(0, 0, 2)?, &Tensor::new(&[1i64, 2], &Device::Cpu)?, Default::default())?;
     assert_eq!(loss(&[1, 2, -100], Some(-100))?.to_scalar::<f32>()?, without.to_scalar::<f32>()?);
+    Ok(())
+}
+
+#[test]
+fn a_gpu_does_not_wait_for_targets_and_answers_a_bad_one_with_nan() -> Result<()> {
+    if compiler().is_some() {
+        let z = random(1, &[3, 5])?;
+        let loss = |t: &[i64]| -> Result<f32> {
+            let t = Tensor::new(t, &Device::Cpu)?;
+            with_emulation(false, || cross_entropy(&z, &t, Default::default()))?.to_scalar()
+        };
+        for bad in [5, -1, -100, i64::MAX] {
+            assert!(loss(&[0, bad, 1])?.is_nan(), "{bad}");
+        }
+        assert!(loss(&[0, 4, 1])?.is_finite());
+    }
     Ok(())
 }

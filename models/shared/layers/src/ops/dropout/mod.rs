@@ -63,6 +63,11 @@ pub(super) fn draws(dropout: Option<&Dropout>) -> [u32; 6] {
     [d.threshold(), d.scale().to_bits(), step0, step1, key0, key1]
 }
 
+/// The same elements in memory of their own.
+pub(super) fn copy(gpu: &Gpu, x: Slice) -> Result<Array> {
+    on_gpu(gpu, x, None, None)
+}
+
 /// `residual` + dropout(`x`) on a GPU, as far as there is either.
 pub(super) fn on_gpu(gpu: &Gpu, x: Slice, residual: Option<Slice>, dropout: Option<&Dropout>) -> Result<Array> {
     let mut y = gpu.array(x.len)?;

@@ -1,11 +1,16 @@
-// A group a token: its row of the table, its place's row, dropout.
+FUNCTION bool is_row(i64 id, uint rows) {
+    return id >= 0 && id < rows;
+}
+
+// A group a token: its row of the table (NaN if there is none), its place's row, dropout.
 KERNEL(embedding_forward, READ(i64, ids, 0), READ(T, table, 1), READ(T, positions, 2), WRITE(T, y, 3),
-       VALUE(uint, width, 4), VALUE(uint, time, 5), VALUE(uint, first, 6), VALUE(uint, with_positions, 7),
-       VALUE(uint, threshold, 8), VALUE(float, scale, 9), VALUE(uint, step0, 10), VALUE(uint, step1, 11),
-       VALUE(uint, key0, 12), VALUE(uint, key1, 13)) {
+       VALUE(uint, rows, 4), VALUE(uint, width, 5), VALUE(uint, time, 6), VALUE(uint, first, 7),
+       VALUE(uint, with_positions, 8), VALUE(uint, threshold, 9), VALUE(float, scale, 10), VALUE(uint, step0, 11),
+       VALUE(uint, step1, 12), VALUE(uint, key0, 13), VALUE(uint, key1, 14)) {
     const uint token = GROUP.x, row = (uint)ids[token], place = first + token % time;
+    const bool found = is_row(ids[token], rows);
     for (uint i = THREAD; i < width; i += THREADS) {
-        float v = float(table[row * width + i]);
+        float v = found ? float(table[row * width + i]) : NAN;
         if (with_positions)
             v += float(positions[place * width + i]);
         if (threshold > 0)
@@ -31,9 +36,9 @@ KERNEL(embedding_chains, READ(i64, ids, 0), WRITE(i64, next, 1), WRITE(i64, star
 
 // A group a token: if it is the first of its id, the sum over all of them, in their order.
 KERNEL(embedding_backward, READ(i64, ids, 0), READ(T, dy, 1), READ(i64, next, 2), READ(i64, starts, 3),
-       WRITE(T, dtable, 4), VALUE(uint, n, 5), VALUE(uint, width, 6)) {
+       WRITE(T, dtable, 4), VALUE(uint, rows, 5), VALUE(uint, n, 6), VALUE(uint, width, 7)) {
     const uint token = GROUP.x;
-    if (starts[token] == 0)
+    if (starts[token] == 0 || !is_row(ids[token], rows))
         return;
     const uint row = (uint)ids[token];
     for (uint i = THREAD; i < width; i += THREADS) {

@@ -31,7 +31,7 @@ struct Embedding {
 /// Rows of `table` (rows, c) by `ids` (…), integers: (…, c).
 ///
 /// # Errors
-/// An id that is no row.
+/// An id that is no row. Where a GPU's kernel computes, nothing waits for the ids: its row is NaN.
 pub fn embedding(ids: &Tensor, table: &Tensor) -> Result<Tensor> {
     lookup(Embedding { first: 0, positions: false, dropout: None }, ids, table, None)
 }
@@ -39,7 +39,7 @@ pub fn embedding(ids: &Tensor, table: &Tensor) -> Result<Tensor> {
 /// Rows of `table` (rows, c) by `ids` (b, t), plus `positions` (length, c) from row `first` on, with dropout: (b, t, c).
 ///
 /// # Errors
-/// An id that is no row, or more tokens than positions.
+/// An id that is no row (as in [`embedding`]), or more tokens than positions.
 pub fn embedding_with_positions(
     ids: &Tensor,
     table: &Tensor,
@@ -62,6 +62,11 @@ fn lookup(op: Embedding, ids: &Tensor, table: &Tensor, positions: Option<&Tensor
         bail!("embedding: expected integers as ids, got {:?}", ids.dtype())
     }
     let ids = ids.to_dtype(DType::I64)?;
+    if Gpu::runs(table) {
+        let ids = ids.to_device(table.device())?;
+        let inputs: Vec<&Tensor> = [&ids, table].into_iter().chain(positions).collect();
+        return apply_one(op, &inputs);
+    }
     let on_host = ids.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<i64>()?;
     if let Some(id) = on_host.iter().find(|id| !(0..rows as i64).contains(*id)) {
         bail!("embedding: id {id} is none of {rows} rows")
@@ -121,6 +126,7 @@ impl Op for Embedding {
             Arg::Read(table.slice()?),
             Arg::Read(inputs.get(2).unwrap_or(table).slice()?),
             Arg::Write(&mut y),
+            Arg::Count(table.rows()),
             Arg::Count(c),
             Arg::Count(ids.width()),
             Arg::Count(self.first),
@@ -153,6 +159,7 @@ impl Op for Embedding {
                 Arg::Read(next.slice()),
                 Arg::Read(starts.slice()),
                 Arg::Write(&mut dtable),
+                Arg::Count(table.rows()),
                 Arg::Count(tokens),
                 Arg::Count(c),
             ];

@@ -1,7 +1,8 @@
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor, Var};
 
 use super::*;
 use crate::ops::glue::check::{check, random};
+use crate::ops::glue::gpu::emulated::{compiler, with_emulation};
 use crate::random::Purpose;
 
 fn ids(dims: &[usize], rows: u32) -> Result<Tensor> {
@@ -39,5 +40,23 @@ fn bad_ids_are_refused_and_nan_comes_through() -> Result<()> {
     assert!(message(&Tensor::new(&[0.5f32], &Device::Cpu)?).contains("integers"));
     let two = Tensor::new(&[[0u32, 1, 0]], &Device::Cpu)?;
     assert!(embedding_with_positions(&two, &table, &table, 0, None).is_err());
+    Ok(())
+}
+
+#[test]
+fn a_gpu_does_not_wait_for_ids_and_answers_a_bad_one_with_nan() -> Result<()> {
+    if compiler().is_some() {
+        let table = Var::from_tensor(&random(1, &[2, 3])?)?;
+        for bad in [2, -1, i64::MAX] {
+            let ids = Tensor::new(&[1, bad, 1], &Device::Cpu)?;
+            let (y, grads) = with_emulation(false, || {
+                let y = embedding(&ids, &table)?;
+                Ok::<_, candle_core::Error>((y.to_vec2::<f32>()?, y.sum_all()?.backward()?))
+            })?;
+            assert!(y[1].iter().all(|v| v.is_nan()) && y[0] == y[2] && y[0].iter().all(|v| v.is_finite()), "{bad}");
+            let grad = grads.get(&table).map(|g| g.to_vec2::<f32>()).transpose()?;
+            assert_eq!(grad, Some(vec![vec![0.; 3], vec![2.; 3]]), "{bad}");
+        }
+    }
     Ok(())
 }

@@ -23,6 +23,7 @@ use candle_core::{
     StorageRef, Tensor, bail,
 };
 
+use super::autocast::cast;
 use super::gpu::{Array, Gpu, GpuForward, Slice};
 use super::simd;
 
@@ -127,6 +128,11 @@ pub trait Op: Send + Sync + 'static {
     /// The CPU kernel's backward pass: a gradient for each input that needs one.
     fn cpu_backward(&self, pass: &Backward) -> Result<Vec<Option<Vec<f32>>>>;
 
+    /// Whether it computes in f32 under [`autocast`](super::autocast).
+    fn wide(&self) -> bool {
+        false
+    }
+
     /// The kernels on CUDA and Metal: contiguous inputs of the type that `gpu` names. None where there is none, or none for
     /// these inputs: then [`composed`](Op::composed) runs.
     fn gpu_forward(&self, _gpu: &Gpu, _inputs: &[View], _save: bool) -> Result<Option<GpuForward>> {
@@ -147,6 +153,9 @@ pub trait Op: Send + Sync + 'static {
 /// Applies `op` to `inputs`, recording the graph: by its kernels, or where there are none for the device or the type by its
 /// reference. Backward passes over one graph must follow each other: two threads at once would mix their gradients.
 pub fn apply<O: Op>(op: O, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
+    let cast = cast(inputs, op.wide())?;
+    let cast: Option<Vec<&Tensor>> = cast.as_ref().map(|inputs| inputs.iter().collect());
+    let inputs = cast.as_deref().unwrap_or(inputs);
     if !simd::fused() {
         let inputs: Vec<Tensor> = inputs.iter().map(|t| (*t).clone()).collect();
         return op.reference(&inputs);

@@ -1,7 +1,7 @@
 use candle_core::{Result, Shape, bail};
 
 use super::Lstm;
-use crate::ops::dropout::on_gpu;
+use crate::ops::dropout::{copy, on_gpu};
 use crate::ops::glue::gpu::{Arg, Array, Factor, Gpu, GpuForward, Grid, Module, Slice, module};
 use crate::ops::glue::{Backward, View};
 
@@ -30,6 +30,16 @@ impl Size {
     /// A group a row, a thread a unit.
     fn whole_sequences(self) -> Grid {
         Grid { groups: [self.batch, 1], threads: self.hidden.div_ceil(32) * 32 }
+    }
+}
+
+/// h and c before the first step, if they are given.
+type State<'a> = Option<[Slice<'a>; 2]>;
+
+fn state<'a>(inputs: &'a [View]) -> Result<State<'a>> {
+    match inputs {
+        [_, _, _, _, _, h, c] => Ok(Some([h.slice()?, c.slice()?])),
+        _ => Ok(None),
     }
 }
 
@@ -65,13 +75,10 @@ pub(super) fn forward(op: &Lstm, gpu: &Gpu, inputs: &[View], save: bool) -> Resu
     let x = dropped.as_ref().map_or_else(|| inputs[0].slice(), |x| Ok(x.slice()))?;
     let factors = (Factor::rows(x), Factor::transposed(inputs[1].slice()?));
     let mut z = gpu.matmul([size.steps(), 4 * hidden, input], factors.0, factors.1)?;
-    let mut bias = on_gpu(gpu, inputs[3].slice()?, None, None)?;
+    let mut bias = copy(gpu, inputs[3].slice()?)?;
     gpu.add_bias(&mut bias, inputs[4].slice()?)?;
     gpu.add_bias(&mut z, bias.slice())?;
-    let state = match inputs {
-        [.., h, c] if inputs.len() == 7 => Some((h.slice()?, c.slice()?)),
-        _ => None,
-    };
+    let state = state(inputs)?;
     let w_hh = inputs[2].slice()?;
     let Sequence { y, cells, h, c } = match hidden {
         ..=NARROW => whole(gpu, size, &mut z, w_hh, state)?,
@@ -81,7 +88,7 @@ pub(super) fn forward(op: &Lstm, gpu: &Gpu, inputs: &[View], save: bool) -> Resu
     let mut outputs = vec![];
     let mut saved = vec![];
     if save {
-        saved = vec![z, cells, if op.sequence { on_gpu(gpu, y.slice(), None, None)? } else { gpu.array(0)? }];
+        saved = vec![z, cells, if op.sequence { copy(gpu, y.slice())? } else { gpu.array(0)? }];
     }
     match op.sequence {
         true => outputs.push((y, Shape::from((batch, time, hidden)))),
@@ -92,14 +99,14 @@ pub(super) fn forward(op: &Lstm, gpu: &Gpu, inputs: &[View], save: bool) -> Resu
     Ok(GpuForward { outputs, saved })
 }
 
-fn whole(gpu: &Gpu, size: Size, z: &mut Array, w_hh: Slice, state: Option<(Slice, Slice)>) -> Result<Sequence> {
+fn whole(gpu: &Gpu, size: Size, z: &mut Array, w_hh: Slice, state: State) -> Result<Sequence> {
     let Size { batch, time, hidden, .. } = size;
     let mut w = gpu.array(w_hh.len)?;
     let args = &mut [Arg::Read(w_hh), Arg::Write(&mut w), Arg::Count(4 * hidden), Arg::Count(hidden)];
     gpu.launch(&KERNELS, "transposed", Grid::each(w_hh.len), args)?;
     let (mut y, mut cells) = (gpu.array(size.steps() * hidden)?, gpu.floats(size.steps() * hidden)?);
     let (mut h, mut c) = (gpu.array(batch * hidden)?, gpu.array(batch * hidden)?);
-    let (h0, c0) = state.unwrap_or((w_hh, w_hh));
+    let [h0, c0] = state.unwrap_or([w_hh; 2]);
     let args = &mut [
         Arg::Write(z),
         Arg::Read(w.slice()),
@@ -117,11 +124,11 @@ fn whole(gpu: &Gpu, size: Size, z: &mut Array, w_hh: Slice, state: Option<(Slice
     Ok(Sequence { y, cells, h, c })
 }
 
-fn steps(gpu: &Gpu, size: Size, z: &mut Array, w_hh: Slice, state: Option<(Slice, Slice)>) -> Result<Sequence> {
+fn steps(gpu: &Gpu, size: Size, z: &mut Array, w_hh: Slice, state: State) -> Result<Sequence> {
     let Size { batch, time, hidden, .. } = size;
     let (mut y, mut cells) = (gpu.array(size.steps() * hidden)?, gpu.floats(size.steps() * hidden)?);
     let (mut h, mut c) = match state {
-        Some((h, c)) => (on_gpu(gpu, h, None, None)?, to_floats(gpu, c)?),
+        Some([h, c]) => (copy(gpu, h)?, to_floats(gpu, c)?),
         None => (gpu.array(batch * hidden)?, gpu.wide().zeros(batch * hidden)?),
     };
     for t in 0..time {
@@ -196,18 +203,12 @@ pub(super) fn backward(op: &Lstm, gpu: &Gpu, pass: &Backward<Array>) -> Result<V
     Ok(found)
 }
 
-/// The initial state; some other array stands for what is not there.
-fn state<'a>(inputs: &'a [View]) -> Result<([Slice<'a>; 2], bool)> {
-    let there = inputs.len() == 7;
-    let at = if there { [5, 6] } else { [2, 2] };
-    Ok(([inputs[at[0]].slice()?, inputs[at[1]].slice()?], there))
-}
-
 fn whole_backward(gpu: &Gpu, size: Size, pass: &Backward<Array>, grads: OutputGrads) -> Result<Found> {
     let Size { batch, time, hidden, .. } = size;
     let [gates, cells, y] = pass.saved else { bail!("lstm: nothing was saved for the backward pass") };
     let w = pass.inputs[2].slice()?;
-    let ([h0, c0], stated) = state(pass.inputs)?;
+    let state = state(pass.inputs)?;
+    let [h0, c0] = state.unwrap_or([w; 2]);
     let (mut dz, mut before) = (gpu.array(size.steps() * 4 * hidden)?, gpu.array(size.steps() * hidden)?);
     let (mut dh, mut dc) = (gpu.array(batch * hidden)?, gpu.array(batch * hidden)?);
     let there = grads.iter().enumerate().map(|(i, g)| u32::from(g.is_some()) << i).sum();
@@ -228,7 +229,7 @@ fn whole_backward(gpu: &Gpu, size: Size, pass: &Backward<Array>, grads: OutputGr
         Arg::Write(&mut dc),
         Arg::Count(time),
         Arg::Count(hidden),
-        Arg::Word(stated.into()),
+        Arg::Word(state.is_some().into()),
         Arg::Word(there),
     ];
     gpu.launch(&KERNELS, "lstm_backward", size.whole_sequences(), args)?;
@@ -239,11 +240,12 @@ fn steps_backward(gpu: &Gpu, size: Size, pass: &Backward<Array>, [dy, dh_end, dc
     let Size { batch, time, hidden, .. } = size;
     let [gates, cells, y] = pass.saved else { bail!("lstm: nothing was saved for the backward pass") };
     let w = pass.inputs[2].slice()?;
-    let ([h0, c0], stated) = state(pass.inputs)?;
+    let state = state(pass.inputs)?;
+    let [h0, c0] = state.unwrap_or([w; 2]);
     let (mut dz, mut before) = (gpu.array(size.steps() * 4 * hidden)?, gpu.array(size.steps() * hidden)?);
     let mut step_dz = gpu.array(batch * 4 * hidden)?;
     let mut dc = dc_end.map_or_else(|| gpu.wide().zeros(batch * hidden), |dc| to_floats(gpu, dc))?;
-    let mut recurrent = dh_end.map(|dh| on_gpu(gpu, dh, None, None)).transpose()?;
+    let mut recurrent = dh_end.map(|dh| copy(gpu, dh)).transpose()?;
     for t in (0..time).rev() {
         let args = &mut [
             Arg::Read(gates.slice()),
@@ -261,7 +263,7 @@ fn steps_backward(gpu: &Gpu, size: Size, pass: &Backward<Array>, [dy, dh_end, dc
             Arg::Count(time),
             Arg::Count(hidden),
             Arg::Count(t),
-            Arg::Word(stated.into()),
+            Arg::Word(state.is_some().into()),
             Arg::Word(recurrent.is_some().into()),
             Arg::Word(dy.is_some().into()),
         ];

@@ -21,12 +21,13 @@ struct Gradient {
     float i, f, g, o, dc;
 };
 
-// From dh and dc at a step to dz, and dc for the step before.
-FUNCTION Gradient gradient(Cell now, float before, float dh, float dc) {
-    const float tanh_c = MATH(tanh)(now.c);
-    dc += dh * now.o * (1 - tanh_c * tanh_c);
-    const Gradient found = {dc * now.g * now.i * (1 - now.i), dc * before * now.f * (1 - now.f),
-                            dc * now.i * (1 - now.g * now.g), dh * tanh_c * now.o * (1 - now.o), dc * now.f};
+// From dh and dc at a step with cell state c to dz, and dc for the step before.
+FUNCTION Gradient gradient(READ_POINTER(T) gates, uint hidden, float c, float before, float dh, float dc) {
+    const float i = float(gates[0]), f = float(gates[hidden]);
+    const float g = float(gates[2 * hidden]), o = float(gates[3 * hidden]), tanh_c = MATH(tanh)(c);
+    dc += dh * o * (1 - tanh_c * tanh_c);
+    const Gradient found = {dc * g * i * (1 - i), dc * before * f * (1 - f), dc * i * (1 - g * g),
+                            dh * tanh_c * o * (1 - o), dc * f};
     return found;
 }
 
@@ -95,13 +96,7 @@ KERNEL(lstm_backward, READ(T, gates, 0), READ(float, cells, 1), READ(T, y, 2), R
             const float first_h = stated ? float(h0[row * hidden + u]) : 0;
             const float c_before = t > 0 ? cells[(step - 1) * hidden + u] : first_c;
             before[step * hidden + u] = T(t > 0 ? float(y[(step - 1) * hidden + u]) : first_h);
-            const Cell now = {float(gates[at]),
-                              float(gates[at + hidden]),
-                              float(gates[at + 2 * hidden]),
-                              float(gates[at + 3 * hidden]),
-                              cells[step * hidden + u],
-                              0};
-            const Gradient found = gradient(now, c_before, dh, dc);
+            const Gradient found = gradient(gates + at, hidden, cells[step * hidden + u], c_before, dh, dc);
             dc = found.dc;
             dzs[u] = found.i;
             dzs[hidden + u] = found.f;
@@ -161,13 +156,7 @@ KERNEL(lstm_step_backward, READ(T, gates, 0), READ(float, cells, 1), READ(T, y, 
         dh += float(dy[step * hidden + u]);
     const float c_before = t > 0 ? cells[(step - 1) * hidden + u] : stated ? float(c0[at]) : 0;
     before[step * hidden + u] = T(t > 0 ? float(y[(step - 1) * hidden + u]) : stated ? float(h0[at]) : 0);
-    const Cell now = {float(gates[gate]),
-                      float(gates[gate + hidden]),
-                      float(gates[gate + 2 * hidden]),
-                      float(gates[gate + 3 * hidden]),
-                      cells[step * hidden + u],
-                      0};
-    const Gradient found = gradient(now, c_before, dh, dc[at]);
+    const Gradient found = gradient(gates + gate, hidden, cells[step * hidden + u], c_before, dh, dc[at]);
     dc[at] = found.dc;
     const float parts[4] = {found.i, found.f, found.g, found.o};
     for (uint k = 0; k < 4; k++)

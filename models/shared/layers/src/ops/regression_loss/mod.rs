@@ -114,6 +114,10 @@ impl Op for RegressionLoss {
         "regression loss"
     }
 
+    fn wide(&self) -> bool {
+        true
+    }
+
     fn reference(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
         let e = (&inputs[0] - &inputs[1])?;
         let each = match self.kind {

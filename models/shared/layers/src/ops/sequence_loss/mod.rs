@@ -45,6 +45,10 @@ impl Op for SequenceLoss {
         "sequence loss"
     }
 
+    fn wide(&self) -> bool {
+        true
+    }
+
     fn reference(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
         let (o, y) = (&inputs[0], &inputs[1]);
         let (b, t, _) = o.dims3()?;

@@ -67,6 +67,10 @@ impl Op for Softmax {
         if self.log { "log-softmax" } else { "softmax" }
     }
 
+    fn wide(&self) -> bool {
+        true
+    }
+
     fn reference(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
         let x = &inputs[0];
         if x.elem_count() == 0 {

@@ -1,4 +1,4 @@
-//! Kernels on the CPU, for tests: compiled by the system's C++ compiler, run as fibers by `emulator.h`.
+//! Kernels on the CPU, for tests (feature `emulated`): compiled by the system's C++ compiler, run as fibers by `emulator.h`.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -21,7 +21,7 @@ thread_local! {
 
 /// Runs `f` with the ops of tensors on the CPU by their GPU kernels; the threads of a group take their turns in order, or
 /// `backwards`.
-pub(crate) fn with_emulation<R>(backwards: bool, f: impl FnOnce() -> R) -> R {
+pub fn with_emulation<R>(backwards: bool, f: impl FnOnce() -> R) -> R {
     let before = BACKWARDS.replace(backwards);
     let result = super::super::simd::overriding(&ACTIVE, true, f);
     BACKWARDS.set(before);
@@ -33,7 +33,7 @@ pub(super) fn active() -> bool {
 }
 
 /// The C++ compiler: the environment's `CXX`, or `c++`. None where there is none.
-pub(crate) fn compiler() -> Option<&'static str> {
+pub fn compiler() -> Option<&'static str> {
     static COMPILER: OnceLock<Option<String>> = OnceLock::new();
     let find = || {
         let name = std::env::var("CXX").unwrap_or_else(|_| "c++".into());

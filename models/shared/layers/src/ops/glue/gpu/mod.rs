@@ -3,8 +3,8 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
-#[cfg(test)]
-pub(crate) mod emulated;
+#[cfg(any(test, feature = "emulated"))]
+pub mod emulated;
 #[cfg(feature = "metal")]
 mod metal;
 
@@ -16,6 +16,7 @@ use candle_core::{DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
 
 use super::buffer::Memory;
 use super::node::View;
+use super::simd;
 
 /// Threads of a group where each takes an element of its own.
 pub const THREADS: usize = 256;
@@ -122,14 +123,6 @@ impl<'a> Slice<'a> {
         let Some((start, end)) = layout.contiguous_offsets() else { bail!("expected contiguous data") };
         Ok(Self { storage, start, len: end - start })
     }
-
-    /// Those from `start` on.
-    pub fn from(self, start: usize) -> Result<Self> {
-        if start > self.len {
-            bail!("{start} elements in an array of {}", self.len)
-        }
-        Ok(Self { start: self.start + start, len: self.len - start, ..self })
-    }
 }
 
 /// A matrix in a product: its elements by rows, or those of its transpose.
@@ -200,9 +193,9 @@ impl Gpu {
         Some(Self { device: backend(inputs[0].device())?, dtype })
     }
 
-    /// The type of the elements.
-    pub fn dtype(&self) -> DType {
-        self.dtype
+    /// Whether kernels will compute on what `x` is on.
+    pub fn runs(x: &Tensor) -> bool {
+        simd::fused() && Self::of(&[x]).is_some()
     }
 
     /// The same device, for elements of f32.
@@ -308,14 +301,14 @@ fn backend(device: &Device) -> Option<Arc<dyn Backend>> {
         Device::Cuda(device) => Some(Arc::new(device.clone())),
         #[cfg(feature = "metal")]
         Device::Metal(device) => Some(Arc::new(device.clone())),
-        #[cfg(test)]
+        #[cfg(any(test, feature = "emulated"))]
         Device::Cpu if emulated::active() => Some(Arc::new(emulated::Emulated)),
         _ => None,
     }
 }
 
 /// What `dialect.h` calls `dtype`.
-#[cfg(any(test, feature = "metal"))]
+#[cfg(any(test, feature = "emulated", feature = "metal"))]
 fn type_number(dtype: DType) -> u32 {
     match dtype {
         DType::BF16 => 2,

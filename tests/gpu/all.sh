@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# Everything that a machine with a GPU can show. What it prints and finds is kept in target/gpu/DEVICE.
+#
+#     bash tests/gpu/all.sh metal        on a Mac, with Rust
+#     bash tests/gpu/all.sh cuda         where a GPU and a toolkit are; or with the programs of pack.sh beside this script
+#
+#  1. zoo doctor --system: the device opens, and computes
+#  2. the tests of all ops on that device, in f32, bf16 and f16; on CUDA again under memcheck and racecheck, if there is a
+#     compute-sanitizer
+#  3. each model's training beside the CPU's: the loss of each of 20 steps within 1 %, in bf16 within 5 %
+#  4. step times in f32 and bf16, and what a profiler sees of one model, if there is nsys
+set -uo pipefail
+device="${1:?cuda or metal}"
+here="$(cd "$(dirname "$0")" && pwd)"
+if [ -x "$here/zoo" ]; then
+    zoo="$here/zoo" ops="$here/ops" results="$here/results"
+else
+    cd "$here/../.." || exit 1
+    cargo build --release -p zoo --features "$device" --locked || exit 1
+    ops=$(cargo test --release -p zoo-layers --features "$device" --lib --locked --no-run --message-format=json |
+        sed -n 's/.*"executable":"\([^"]*\)".*/\1/p')
+    zoo="${CARGO_TARGET_DIR:-$PWD/target}/release/zoo" results="$PWD/target/gpu/$device"
+fi
+rm -rf "$results" && mkdir -p "$results" && cd "$results" || exit 1
+failed=0
+
+# step NAME COMMAND…: keeps what it prints, says how it went, goes on.
+step() {
+    local name="$1" begin=$SECONDS
+    shift
+    if "$@" >"$name.log" 2>&1; then
+        echo "ok      $name ($((SECONDS - begin)) s)"
+    else
+        echo "FAILED  $name ($((SECONDS - begin)) s): $results/$name.log"
+        tail -n 5 "$name.log"
+        failed=1
+    fi
+}
+
+# losses RUN: the loss of each step.
+losses() {
+    sed -n 's/^{"step":[0-9]*,"loss":\([-0-9.e]*\),.*/\1/p' "$1/metrics.jsonl"
+}
+
+# beside TOLERANCE MODEL PRESET TYPE: the losses of a training there and on the CPU.
+beside() {
+    local tolerance="$1" model="$2" preset="$3" dtype="$4"
+    local run="$model-$preset-$dtype"
+    local shared="--preset $preset --steps 20 --set train.log_every=1 --set train.health_every=5"
+    rm -rf "$run" "$run-cpu"
+    # shellcheck disable=SC2086
+    "$zoo" train "$model" $shared --device "$device" --set train.dtype="$dtype" --out "$run" || return 1
+    # shellcheck disable=SC2086
+    "$zoo" train "$model" $shared --out "$run-cpu" || return 1
+    paste <(losses "$run") <(losses "$run-cpu") | awk -v tolerance="$tolerance" '
+        { print; d = $1 - $2; if (d < 0) d = -d; if (!(d <= tolerance * ($2 < 0 ? -$2 : $2))) bad = 1 }
+        END { exit bad || NR < 20 }'
+}
+
+works() {
+    "$zoo" doctor --system && "$zoo" doctor --system | grep -q -- "--device $device *works"
+}
+
+step doctor works
+step ops "$ops" --test-threads=1
+if [ "$device" = cuda ] && command -v compute-sanitizer >/dev/null; then
+    step memcheck compute-sanitizer --tool memcheck --error-exitcode 9 "$ops" --test-threads=1 ops::
+    step racecheck compute-sanitizer --tool racecheck --error-exitcode 9 "$ops" --test-threads=1 ops::
+else
+    echo "skipped: memcheck and racecheck (no compute-sanitizer, or not CUDA)"
+fi
+while read -r model preset; do
+    step "train-$model-$preset" beside 0.01 "$model" "$preset" f32
+    step "train-$model-$preset-bf16" beside 0.05 "$model" "$preset" bf16
+done <<END
+stock-lstm default
+char-gpt cpu
+trading-transformer running
+deepsif small
+deepsif tiny
+END
+step bench "$zoo" bench --device "$device" --seconds 4 --json
+step bench-bf16 "$zoo" bench --device "$device" --seconds 4 --set train.dtype=bf16 --json
+if [ "$device" = cuda ] && command -v nsys >/dev/null; then
+    step trace nsys profile --stats=true --force-overwrite=true --output=trace \
+        "$zoo" train char-gpt --preset cpu --steps 50 --device cuda --out traced
+else
+    echo "skipped: a trace (no nsys, or not CUDA)"
+fi
+exit $failed
