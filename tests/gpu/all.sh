@@ -8,7 +8,7 @@
 #  2. the tests of all ops on that device, in f32, bf16 and f16; on CUDA again under memcheck and racecheck, if there is a
 #     compute-sanitizer
 #  3. each model's training beside the CPU's: the loss of each of 20 steps within 1 %, in bf16 within 5 %
-#  4. step times in f32 and bf16, and what a profiler sees of one model, if there is nsys
+#  4. step times in f32, tf32 and bf16, and what a profiler sees of one model, if there is nsys
 set -uo pipefail
 device="${1:?cuda or metal}"
 here="$(cd "$(dirname "$0")" && pwd)"
@@ -23,6 +23,8 @@ else
 fi
 rm -rf "$results" && mkdir -p "$results" && cd "$results" || exit 1
 failed=0
+# The kernels run on the device here, not on the processor by way of a C++ compiler.
+export CXX=none
 
 # step NAME COMMAND…: keeps what it prints, says how it went, goes on.
 step() {
@@ -80,6 +82,7 @@ deepsif small
 deepsif tiny
 END
 step bench "$zoo" bench --device "$device" --seconds 4 --json
+step bench-tf32 "$zoo" bench --device "$device" --seconds 4 --set train.dtype=tf32 --json
 step bench-bf16 "$zoo" bench --device "$device" --seconds 4 --set train.dtype=bf16 --json
 if [ "$device" = cuda ] && command -v nsys >/dev/null; then
     step trace nsys profile --stats=true --force-overwrite=true --output=trace \

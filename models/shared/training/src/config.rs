@@ -43,6 +43,8 @@ pub enum OptimizerKind {
 pub enum ComputeType {
     /// Single precision.
     F32,
+    /// f32, but matrices are multiplied in TF32 on CUDA (eleven bits of precision, f32's range).
+    Tf32,
     /// Eight bits of precision, the range of f32.
     Bf16,
     /// Eleven bits of precision, to 65,504: the loss is scaled so that gradients fit.
@@ -103,7 +105,7 @@ pub struct TrainConfig {
     pub batch_size: usize,
     /// Micro-steps whose mean gradient makes a step.
     pub accumulate: u64,
-    /// What the ops of a step compute in: f32, bf16 or f16.
+    /// What the ops of a step compute in: f32, tf32, bf16 or f16.
     pub dtype: ComputeType,
     /// Decides initial values, order of samples, dropout and simulated data.
     pub seed: u64,
@@ -255,7 +257,7 @@ impl TrainConfig {
     /// What the ops of a step compute in.
     pub fn compute(&self) -> DType {
         match self.dtype {
-            ComputeType::F32 => DType::F32,
+            ComputeType::F32 | ComputeType::Tf32 => DType::F32,
             ComputeType::Bf16 => DType::BF16,
             ComputeType::F16 => DType::F16,
         }

@@ -114,7 +114,9 @@ impl Task for Line {
     }
 
     fn loss(&self, model: &Model, batch: &(Tensor, Tensor), mode: Mode) -> candle_core::Result<Loss> {
-        Ok(Loss { total: ops::mse(&self.forward(model, batch, mode)?, &batch.1)?, parts: vec![] })
+        let loss = ops::mse(&self.forward(model, batch, mode)?, &batch.1)?;
+        let total = if self.fault == "gentle" { (loss / 64.)? } else { loss };
+        Ok(Loss { total, parts: vec![] })
     }
 
     fn validate(&self, model: &Model, split: Split) -> candle_core::Result<Metrics> {
@@ -191,10 +193,10 @@ fn narrow_types_train_as_f32_does_and_f16_finds_the_scale_that_its_gradients_nee
         assert!(trainer.params().tensors().iter().all(|(_, t)| t.dtype() == candle_core::DType::F32));
         Ok((weights(&trainer)?, warned))
     };
-    let (exact, _) = trained("", "f32")?;
+    let (exact, _) = trained("gentle", "f32")?;
     for dtype in ["bf16", "f16"] {
-        let (narrow, _) = trained("", dtype)?;
-        assert!(narrow != exact, "{dtype}");
+        let (narrow, warned) = trained("gentle", dtype)?;
+        assert!(narrow != exact && warned.0.is_empty(), "{dtype} {:?}", warned.0);
         assert!(narrow.iter().zip(&exact).all(|(a, b)| (a - b).abs() < 0.02), "{dtype}: {narrow:?} {exact:?}");
     }
     let (found, warned) = trained("steep", "f16")?;

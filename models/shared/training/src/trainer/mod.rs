@@ -520,6 +520,8 @@ impl<'a, T: Task> Trainer<'a, T> {
         let compute = self.config.train.compute();
         let scale = self.state.scale.map_or(1., |s| s.factor);
         let (mut losses, mut grads) = (vec![], None::<Gradients>);
+        // One switch for the process, which other devices have no use for.
+        candle_core::cuda::set_gemm_reduced_precision_f32(self.config.train.dtype == ComputeType::Tf32);
         for micro in 0..count {
             let number = self.state.micro_batch + micro;
             let samples = match &self.experience {
@@ -538,6 +540,7 @@ impl<'a, T: Task> Trainer<'a, T> {
                 None => grads = Some(of_micro),
             }
         }
+        candle_core::cuda::set_gemm_reduced_precision_f32(false);
         let Some(mut grads) = grads else {
             return Err(Error::Usage("train.accumulate must be at least 1".into()));
         };

@@ -2,6 +2,7 @@
 // NaN. What it cannot show: address spaces, attributes, alignment, races that need two threads at the same instant.
 
 #include <cmath>
+#include <csetjmp>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -41,14 +42,15 @@ struct bf16 {
 namespace zoo {
 enum State { RUNS, AT_LANES, AT_GROUP, DONE };
 
+// Runs one kernel after another. It is entered by ucontext and left and taken up by longjmp, which asks nothing of the system.
 struct Fiber {
-    ucontext_t context;
+    std::vector<char> stack;
+    jmp_buf place;
+    bool entered;
     State state;
 };
 
 struct Machine {
-    ucontext_t home;
-    std::vector<Fiber> fibers;
     std::vector<std::vector<char>> shared;
     std::vector<float> slots;
     uint thread, threads;
@@ -59,17 +61,38 @@ struct Machine {
 
 inline thread_local Machine *machine;
 // Kept from launch to launch.
-inline thread_local std::vector<std::vector<char>> stacks;
+inline thread_local std::vector<Fiber> fibers;
+inline thread_local jmp_buf home;
 
-inline void entry() {
-    machine->kernel(machine->args);
-    machine->fibers[machine->thread].state = DONE;
+// Not inline, so that no variable of a kernel lives in the frame that is jumped from.
+__attribute__((noinline)) inline void stop(State state) {
+    Fiber &fiber = fibers[machine->thread];
+    fiber.state = state;
+    if (_setjmp(fiber.place) == 0)
+        _longjmp(home, 1);
 }
 
-inline void stop(State state) {
-    Fiber &fiber = machine->fibers[machine->thread];
-    fiber.state = state;
-    swapcontext(&fiber.context, &machine->home);
+inline void entry() {
+    for (;;) {
+        machine->kernel(machine->args);
+        stop(DONE);
+    }
+}
+
+// Until it stops.
+__attribute__((noinline)) inline void resume(Fiber &fiber) {
+    if (_setjmp(home) != 0)
+        return;
+    if (fiber.entered)
+        _longjmp(fiber.place, 1);
+    fiber.entered = true;
+    ucontext_t context;
+    getcontext(&context);
+    context.uc_stack.ss_sp = fiber.stack.data();
+    context.uc_stack.ss_size = fiber.stack.size();
+    context.uc_link = nullptr;
+    makecontext(&context, entry, 0);
+    setcontext(&context);
 }
 
 inline float shuffle(float v, uint mask) {
@@ -93,24 +116,17 @@ inline void *shared(size_t bytes, size_t id) {
 // All fibers, until each is done; false if some wait for others that never come.
 inline bool run_group(bool backwards) {
     Machine &m = *machine;
-    if (stacks.size() < m.threads)
-        stacks.resize(m.threads, std::vector<char>(64 * 1024));
-    for (uint i = 0; i < m.threads; i++) {
-        Fiber &fiber = m.fibers[i];
-        getcontext(&fiber.context);
-        fiber.context.uc_stack.ss_sp = stacks[i].data();
-        fiber.context.uc_stack.ss_size = stacks[i].size();
-        fiber.context.uc_link = &m.home;
-        fiber.state = RUNS;
-        makecontext(&fiber.context, entry, 0);
-    }
+    if (fibers.size() < m.threads)
+        fibers.resize(m.threads, Fiber{std::vector<char>(64 * 1024), {}, false, DONE});
+    for (uint i = 0; i < m.threads; i++)
+        fibers[i].state = RUNS;
     for (;;) {
         uint done = 0, at_group = 0, ran = 0;
         for (uint i = 0; i < m.threads; i++) {
             m.thread = backwards ? m.threads - 1 - i : i;
-            Fiber &fiber = m.fibers[m.thread];
+            Fiber &fiber = fibers[m.thread];
             if (fiber.state == RUNS) {
-                swapcontext(&m.home, &fiber.context);
+                resume(fiber);
                 ran++;
             }
             done += fiber.state == DONE;
@@ -120,16 +136,19 @@ inline bool run_group(bool backwards) {
             return true;
         uint released = at_group == m.threads ? m.threads : 0;
         for (uint i = 0; i < released; i++)
-            m.fibers[i].state = RUNS;
+            fibers[i].state = RUNS;
         for (uint first = 0; first < m.threads; first += 32) {
             uint at_lanes = 0;
             for (uint i = first; i < first + 32; i++)
-                at_lanes += m.fibers[i].state == AT_LANES;
+                at_lanes += fibers[i].state == AT_LANES;
             for (uint i = first; at_lanes == 32 && i < first + 32; i++, released++)
-                m.fibers[i].state = RUNS;
+                fibers[i].state = RUNS;
         }
-        if (ran == 0 && released == 0)
+        if (ran == 0 && released == 0) {
+            // What they are in the middle of is never finished.
+            fibers.clear();
             return false;
+        }
     }
 }
 
@@ -145,7 +164,6 @@ extern "C" int zoo_launch(void (*kernel)(void **), void **args, const uint *grou
     machine.kernel = kernel;
     machine.args = args;
     machine.threads = threads;
-    machine.fibers.resize(threads);
     machine.slots.resize(threads);
     for (uint z = 0; z < groups[2]; z++)
         for (uint y = 0; y < groups[1]; y++)
