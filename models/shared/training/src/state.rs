@@ -28,7 +28,7 @@ pub struct State {
     pub guard: Guard,
     /// What the loss is multiplied by where gradients are f16.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub scale: Option<LossScale>,
+    pub loss_scale: Option<LossScale>,
     /// How often critical health halved the rate.
     #[serde(default)]
     pub halvings: u32,

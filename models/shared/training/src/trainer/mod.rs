@@ -163,8 +163,8 @@ impl<'a, T: Task> Trainer<'a, T> {
         let frozen = T::build(&config.model, average.as_ref().unwrap_or(&params).eval_builder())?;
         let optimizer = Optimizer::new(train.rule(), &params, |p| train.group(p))?;
         let batches = Batches::new(samples, train.batch_size, train.seed);
-        let scale = (train.dtype == ComputeType::F16).then(LossScale::default);
-        let state = State { scale, ..State::default() };
+        let loss_scale = (train.dtype == ComputeType::F16).then(LossScale::default);
+        let state = State { loss_scale, ..State::default() };
         let (run, metrics, gradients) = (None, vec![], GradientReport::default());
         let watch = Watch::new::<T>(config, &params)?;
         let buffers = params.all().into_iter().filter(|p| p.buffer).map(|p| p.var).collect();
@@ -272,8 +272,8 @@ impl<'a, T: Task> Trainer<'a, T> {
         }
         self.optimizer.load(&saved.optimizer, saved.state.updates)?;
         self.state = saved.state;
-        let scale = self.state.scale.unwrap_or_default();
-        self.state.scale = (self.config.train.dtype == ComputeType::F16).then_some(scale);
+        let scale = self.state.loss_scale.unwrap_or_default();
+        self.state.loss_scale = (self.config.train.dtype == ComputeType::F16).then_some(scale);
         // What was collected elsewhere, or in other rounds, is of no use.
         let fits = self.state.round.as_ref().is_some_and(|r| r.origin == self.origin);
         match (&mut self.experience, &saved.experience) {
@@ -426,7 +426,7 @@ impl<'a, T: Task> Trainer<'a, T> {
             let statistics = self.buffers.iter().map(|b| b.copy()).collect::<candle_core::Result<Vec<_>>>()?;
             let mut step = self.micro_steps(lr, batch)?;
             let mut refusal = self.refusal(&step)?;
-            if let Some(scale) = &mut self.state.scale {
+            if let Some(scale) = &mut self.state.loss_scale {
                 let overflowed = step.loss.is_finite() && !step.norm.is_finite();
                 if scale.took(overflowed) && overflowed {
                     refusal = Some(Refusal::Overflow(scale.factor));
@@ -518,7 +518,7 @@ impl<'a, T: Task> Trainer<'a, T> {
     fn micro_steps(&mut self, lr: f64, batch: &mut dyn FnMut(u64) -> candle_core::Result<T::Batch>) -> Result<Step> {
         let TrainConfig { seed, accumulate: count, .. } = self.config.train;
         let compute = self.config.train.compute();
-        let scale = self.state.scale.map_or(1., |s| s.factor);
+        let scale = self.state.loss_scale.map_or(1., |s| s.factor);
         let (mut losses, mut grads) = (vec![], None::<Gradients>);
         // One switch for the process, which other devices have no use for.
         candle_core::cuda::set_gemm_reduced_precision_f32(self.config.train.dtype == ComputeType::Tf32);
