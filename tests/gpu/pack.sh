@@ -3,8 +3,8 @@
 #
 #     eval "$(bash tests/gpu/toolkit.sh)" && bash tests/gpu/pack.sh          writes target/gpu/zoo-cuda.tar.xz
 #
-# There: unpack it and run `bash all.sh cuda` in its folder. It needs the driver and, from CUDA 13, libcudart, libcublas,
-# libcublasLt and libcurand.
+# There: unpack it and run `bash all.sh cuda` in its folder. It needs the driver and, from CUDA 13, libcublas, libcublasLt and
+# libcurand.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 folder=target/gpu/zoo-cuda
