@@ -30,7 +30,8 @@ cp Cargo.lock "$check"
     echo '[patch.crates-io]'
     for crate in objc2-metal objc2-foundation objc2-core-foundation; do
         version=$(grep -A1 "^name = \"$crate\"" Cargo.lock | sed -n 's/^version = "\(.*\)"/\1/p')
-        cp -r "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/"$crate-$version" "$check/$crate"
+        source=$(ls -d "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/"$crate-$version" | tail -n 1)
+        cp -r "$source" "$check/$crate"
         find "$check/$crate" -name '*.rs' -exec sed -i '/link(.*kind = "framework"/d' {} +
         echo "$crate = { path = \"$crate\" }"
     done
