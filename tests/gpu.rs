@@ -4,7 +4,7 @@
 use candle_core::Device;
 use zoo_char_gpt::CharTask;
 use zoo_deepsif::DeepSifTask;
-use zoo_layers::ops::glue::gpu::emulated::{compiler, with_emulation};
+use zoo_layers::ops::glue::gpu::emulated::{ready, with_emulation};
 use zoo_stock_lstm::StockTask;
 use zoo_trading_transformer::TradingTask;
 use zoo_training::config::{Layers, resolve};
@@ -67,8 +67,7 @@ fn near<T: Task>(preset: &str, set: &[&str]) -> Result<()> {
 
 #[test]
 fn every_model_trains_by_the_kernels_for_gpus_as_by_those_for_the_cpu() -> Result<()> {
-    if compiler().is_none() {
-        println!("skipped: no C++ compiler (CXX or c++) to run GPU kernels on the CPU with");
+    if !ready() {
         return Ok(());
     }
     same::<StockTask>("default", &SMALL)?;
@@ -85,8 +84,7 @@ fn every_model_trains_by_the_kernels_for_gpus_as_by_those_for_the_cpu() -> Resul
 
 #[test]
 fn every_model_trains_in_bf16_and_f16() -> Result<()> {
-    if compiler().is_none() {
-        println!("skipped: no C++ compiler (CXX or c++) to run GPU kernels on the CPU with");
+    if !ready() {
         return Ok(());
     }
     near::<StockTask>("default", &SMALL)?;

@@ -58,17 +58,17 @@ impl LossScale {
     /// Steps without an overflow after which it doubles.
     const PATIENCE: u64 = 2000;
 
-    /// Takes up a step; whether a smaller factor may help where gradients overflowed.
+    /// Takes up a step; whether it answered gradients that overflowed by a smaller factor.
     pub(crate) fn took(&mut self, overflowed: bool) -> bool {
         self.steps += 1;
         let factor = match overflowed {
             true => (self.factor / 2.).max(1.),
             false if self.steps >= Self::PATIENCE => (self.factor * 2.).min(16_777_216.),
-            false => return true,
+            false => return false,
         };
-        let changed = factor != self.factor;
+        let answered = overflowed && factor != self.factor;
         *self = Self { factor, steps: 0 };
-        changed
+        answered
     }
 }
 
@@ -158,7 +158,7 @@ mod tests {
             scale.took(false);
         }
         assert_eq!(scale.factor, 32768.);
-        assert!(scale.took(false) && scale == LossScale { factor: 65536., steps: 0 });
+        assert!(!scale.took(false) && scale == LossScale { factor: 65536., steps: 0 });
         let mut least = LossScale { factor: 1., steps: 7 };
         assert!(!least.took(true), "nothing smaller would help");
     }

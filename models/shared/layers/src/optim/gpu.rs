@@ -1,6 +1,6 @@
 use candle_core::{Result, Tensor, bail};
 
-use super::{Moments, Rule, Update};
+use super::{Job, Moments, Rule, Update};
 use crate::ops::glue::gpu::{Arg, Gpu, Grid, Module, THREADS, module};
 use crate::ops::glue::{View, memories_mut};
 
@@ -12,24 +12,16 @@ const NORMED: usize = 16;
 /// Elements whose squares a group sums.
 const CHUNK: usize = 16 * 1024;
 
-/// A parameter to move, and the numbers for it.
-pub(super) struct Move<'a> {
-    pub(super) update: Update,
-    pub(super) grad: &'a Tensor,
-    /// The parameter and its state, f32.
-    pub(super) tensors: Vec<&'a Tensor>,
-}
-
-/// Moves parameters by their gradients, in place.
-pub(super) fn update(gpu: &Gpu, moves: &[Move]) -> Result<()> {
-    for moves in moves.chunks(SETS) {
-        let grads = moves.iter().map(|m| m.grad.contiguous()).collect::<Result<Vec<_>>>()?;
+/// Does the jobs in place; all tensors are f32.
+pub(super) fn update(gpu: &Gpu, jobs: &[Job]) -> Result<()> {
+    for jobs in jobs.chunks(SETS) {
+        let grads = jobs.iter().map(|job| job.grad.contiguous()).collect::<Result<Vec<_>>>()?;
         let views: Vec<View> = grads.iter().map(View::new).collect();
-        let all: Vec<&Tensor> = moves.iter().flat_map(|m| m.tensors.iter().copied()).collect();
+        let all: Vec<&Tensor> = jobs.iter().flat_map(Job::tensors).collect();
         memories_mut(&all, &mut |memories| {
             let (mut rest, mut args, mut fields, mut groups) = (memories, vec![], vec![], 0);
-            for (m, view) in moves.iter().zip(&views) {
-                let (own, after) = rest.split_at_mut(m.tensors.len());
+            for (job, view) in jobs.iter().zip(&views) {
+                let (own, after) = rest.split_at_mut(1 + job.state.len());
                 rest = after;
                 let [p, state @ ..] = own else { bail!("optimizer: no parameter") };
                 args.extend([Arg::Change(p), Arg::Read(view.slice()?)]);
@@ -38,10 +30,10 @@ pub(super) fn update(gpu: &Gpu, moves: &[Move]) -> Result<()> {
                 // What the rule does not keep is not touched.
                 args.extend((0..missing).map(|_| view.slice().map(Arg::Read)).collect::<Result<Vec<_>>>()?);
                 groups += view.count().div_ceil(THREADS);
-                fields.extend(numbers(m.update)?);
+                fields.extend(numbers(job.update)?);
                 fields.extend([view.count() as u32, groups as u32]);
             }
-            for _ in moves.len()..SETS {
+            for _ in jobs.len()..SETS {
                 args.extend((0..4).map(|_| views[0].slice().map(Arg::Read)).collect::<Result<Vec<_>>>()?);
                 fields.extend([0; FIELDS]);
             }

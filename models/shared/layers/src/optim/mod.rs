@@ -152,26 +152,30 @@ struct Job<'a> {
 /// Does all of them: on a GPU in as few launches as can be.
 fn apply(jobs: Vec<Job>) -> Result<()> {
     let (level, fused) = (simd::level()?, simd::fused());
-    let (mut there, mut here): (Vec<(Gpu, Job)>, Vec<Job>) = (vec![], vec![]);
+    // The parameters of a model are on one device.
+    let (mut gpu, mut there, mut here) = (None, vec![], vec![]);
     for job in jobs {
-        let tensors: Vec<&Tensor> = [job.grad, job.param.var.as_tensor()].into_iter().chain(&*job.state).collect();
         let plain = !fused || job.grad.dtype() != DType::F32 || matches!(job.update.rule, Rule::Muon { .. });
-        match Gpu::of(&tensors).filter(|_| !plain) {
-            Some(gpu) => there.push((gpu, job)),
+        match Gpu::of(&[&[job.grad], job.tensors().as_slice()].concat()).filter(|_| !plain) {
+            Some(found) => {
+                gpu = Some(found);
+                there.push(job);
+            }
             None => here.push(job),
         }
     }
-    if let Some((gpu, _)) = there.first() {
-        let moves = there.iter().map(|(_, Job { update, grad, param, state })| {
-            let tensors = std::iter::once(param.var.as_tensor()).chain(&**state).collect();
-            gpu::Move { update: *update, grad, tensors }
-        });
-        gpu::update(gpu, &moves.collect::<Vec<_>>())?;
+    if let Some(gpu) = gpu {
+        gpu::update(&gpu, &there)?;
     }
     here.into_iter().try_for_each(|job| job.apply(level, fused))
 }
 
 impl Job<'_> {
+    /// The parameter and its state.
+    fn tensors(&self) -> Vec<&Tensor> {
+        std::iter::once(self.param.var.as_tensor()).chain(&*self.state).collect()
+    }
+
     fn apply(self, level: Level, fused: bool) -> Result<()> {
         let Job { update, grad, param, state } = self;
         let mut tensors = vec![param.var.as_tensor()];

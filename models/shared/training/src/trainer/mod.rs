@@ -428,7 +428,7 @@ impl<'a, T: Task> Trainer<'a, T> {
             let mut refusal = self.refusal(&step)?;
             if let Some(scale) = &mut self.state.loss_scale {
                 let overflowed = step.loss.is_finite() && !step.norm.is_finite();
-                if scale.took(overflowed) && overflowed {
+                if scale.took(overflowed) {
                     refusal = Some(Refusal::Overflow(scale.factor));
                 }
             }

@@ -62,18 +62,23 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor, options: CrossEntropyOpt
     if !(0. ..=1.).contains(&smoothing) {
         bail!("cross-entropy: expected label smoothing in [0, 1], got {smoothing}")
     }
-    let targets = &targets.to_device(logits.device())?;
-    if options.ignore_index.is_none() && Gpu::runs(logits) {
-        let count = targets.elem_count();
-        if count == 0 {
-            bail!("cross-entropy: no target counts")
-        }
-        return apply_one(CrossEntropy { smoothing, count }, &[logits, &targets.to_dtype(DType::I64)?]);
+    let unseen = options.ignore_index.is_none() && Gpu::runs(logits);
+    let (targets, count) = match unseen {
+        true => (targets.to_device(logits.device())?.to_dtype(DType::I64)?, targets.elem_count()),
+        false => checked(logits, targets, classes, options.ignore_index)?,
+    };
+    if count == 0 {
+        bail!("cross-entropy: no target counts")
     }
+    apply_one(CrossEntropy { smoothing, count }, &[logits, &targets])
+}
+
+/// The targets beside the logits, and how many count.
+fn checked(logits: &Tensor, targets: &Tensor, classes: usize, ignore_index: Option<i64>) -> Result<(Tensor, usize)> {
     let mut numbers = targets.to_device(&Device::Cpu)?.to_dtype(DType::I64)?.flatten_all()?.to_vec1::<i64>()?;
     let mut count = 0;
     for t in &mut numbers {
-        if options.ignore_index == Some(*t) {
+        if ignore_index == Some(*t) {
             *t = IGNORED;
         } else if *t < 0 || *t >= classes as i64 {
             bail!("cross-entropy: target {t} is none of {classes} classes")
@@ -81,11 +86,7 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor, options: CrossEntropyOpt
             count += 1;
         }
     }
-    if count == 0 {
-        bail!("cross-entropy: no target counts")
-    }
-    let targets = Tensor::from_vec(numbers, rows, logits.device())?;
-    apply_one(CrossEntropy { smoothing, count }, &[logits, &targets])
+    Ok((Tensor::from_vec(numbers, targets.dims(), logits.device())?, count))
 }
 
 impl Op for CrossEntropy {

@@ -61,15 +61,14 @@ fn lookup(op: Embedding, ids: &Tensor, table: &Tensor, positions: Option<&Tensor
     if !ids.dtype().is_int() {
         bail!("embedding: expected integers as ids, got {:?}", ids.dtype())
     }
-    let ids = ids.to_dtype(DType::I64)?;
+    let mut ids = ids.to_dtype(DType::I64)?;
     if Gpu::runs(table) {
-        let ids = ids.to_device(table.device())?;
-        let inputs: Vec<&Tensor> = [&ids, table].into_iter().chain(positions).collect();
-        return apply_one(op, &inputs);
-    }
-    let on_host = ids.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<i64>()?;
-    if let Some(id) = on_host.iter().find(|id| !(0..rows as i64).contains(*id)) {
-        bail!("embedding: id {id} is none of {rows} rows")
+        ids = ids.to_device(table.device())?;
+    } else {
+        let on_host = ids.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<i64>()?;
+        if let Some(id) = on_host.iter().find(|id| !(0..rows as i64).contains(*id)) {
+            bail!("embedding: id {id} is none of {rows} rows")
+        }
     }
     let mut inputs = vec![&ids, table];
     inputs.extend(positions);

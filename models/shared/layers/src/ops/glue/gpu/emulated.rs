@@ -33,7 +33,7 @@ pub(super) fn active() -> bool {
 }
 
 /// The C++ compiler: the environment's `CXX`, or `c++`. None where there is none.
-pub fn compiler() -> Option<&'static str> {
+pub(crate) fn compiler() -> Option<&'static str> {
     static COMPILER: OnceLock<Option<String>> = OnceLock::new();
     let find = || {
         let name = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
@@ -41,6 +41,14 @@ pub fn compiler() -> Option<&'static str> {
         works.then_some(name)
     };
     COMPILER.get_or_init(find).as_deref()
+}
+
+/// Whether there is a compiler; says on stdout that a test is skipped if not.
+pub fn ready() -> bool {
+    if compiler().is_none() {
+        println!("skipped: no C++ compiler (CXX or c++) to run GPU kernels on the CPU with");
+    }
+    compiler().is_some()
 }
 
 /// Elements that are NaN until they are written.
@@ -231,14 +239,6 @@ mod tests {
             Storage::Cpu(CpuStorage::F16(data)) => data.iter().map(|v| v.to_f32()).collect(),
             _ => vec![],
         }
-    }
-
-    /// Whether there is a compiler; says so if not.
-    fn ready() -> bool {
-        if compiler().is_none() {
-            println!("skipped: no C++ compiler (CXX or c++) to run GPU kernels on the CPU with");
-        }
-        compiler().is_some()
     }
 
     fn one_group(threads: usize) -> Grid {
