@@ -7,6 +7,7 @@ pub mod optim;
 mod params;
 pub mod random;
 mod sampling;
+pub mod statistics;
 
 pub use layers::{
     AttentionConfig, BlockConfig, Dropout, Embedding, KvCache, Linear, Lstm, LstmConfig, LstmOutput, Mlp, MlpConfig,

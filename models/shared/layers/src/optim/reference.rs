@@ -45,7 +45,7 @@ pub(super) fn update(u: Update, grad: &Tensor, var: &Var, state: &mut [Tensor]) 
     var.set(&p)
 }
 
-fn orthogonal(x: &Tensor) -> Result<Tensor> {
+pub(super) fn orthogonal(x: &Tensor) -> Result<Tensor> {
     let (rows, columns) = x.dims2()?;
     // x xᵀ is the smaller product if x is wide.
     let x = if rows > columns { x.t()? } else { x.clone() };

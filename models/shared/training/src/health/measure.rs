@@ -3,8 +3,9 @@
 use std::ops::Range;
 use std::path::Path;
 
-use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 use serde::{Deserialize, Deserializer, Serialize};
+use zoo_layers::statistics::{self, Row, count, total, with_values};
 use zoo_layers::{Gradients, Param};
 
 use super::{DEAD, Probe, ProbeKind, Profile, RELATIVE_ZERO, Role, SATURATED, STILL, ZERO};
@@ -165,71 +166,48 @@ fn share(part: usize, all: usize) -> f64 {
     short(part as f64 / all.max(1) as f64)
 }
 
-/// Lends a tensor's values, copied only where they do not lie in order on the CPU.
-fn with_values<R>(t: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
-    {
-        let (storage, layout) = t.storage_and_layout();
-        if let (Storage::Cpu(CpuStorage::F32(data)), Some((start, end))) = (&*storage, layout.contiguous_offsets()) {
-            return Ok(f(&data[start..end]));
-        }
+/// Elements of a row where a tensor has no rows of its own.
+const CHUNK: usize = 16 * 1024;
+
+/// How many elements a row has, of a gradient of a parameter of such a role and shape.
+fn width(name: &str, role: Role, dims: &[usize]) -> usize {
+    match (role, dims) {
+        (Role::Table, [_, width]) if *width > 0 => *width,
+        // Queries, keys, values.
+        (_, [n]) if packed_bias(name) && n.is_multiple_of(3) && *n > 0 => n / 3,
+        _ => CHUNK,
     }
-    Ok(f(&t.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?))
 }
 
-/// Lanes of a sum: enough for the compiler to use vectors.
-const LANES: usize = 16;
+fn packed_bias(name: &str) -> bool {
+    ["in_proj_bias", "c_attn.bias", "qkv.bias"].iter().any(|ending| name.ends_with(ending))
+}
 
-/// Adds up `f` of all values.
-fn total(parts: &[&[f32]], f: impl Fn(f32) -> f64 + Copy) -> f64 {
-    let mut lanes = [0f64; LANES];
-    for part in parts {
-        let chunks = part.chunks_exact(LANES);
-        let rest = chunks.remainder();
-        for chunk in chunks {
-            for (lane, v) in lanes.iter_mut().zip(chunk) {
-                *lane += f(*v);
+/// The rows whose elements may be other than zero.
+fn alive(name: &str, role: Role, dims: &[usize], rows: &[Row]) -> Vec<usize> {
+    let all = || (0..rows.len()).collect();
+    match rows {
+        // With rotary positions, say, a key's bias has a gradient all the same.
+        [q, k, v] if dims.len() == 1 && packed_bias(name) => {
+            if k.squares <= 1e-6 * (q.squares + v.squares) {
+                vec![0, 2]
+            } else {
+                all()
             }
         }
-        lanes[0] += rest.iter().map(|v| f(*v)).sum::<f64>();
-    }
-    lanes.iter().sum()
-}
-
-fn count(parts: &[&[f32]], f: impl Fn(f32) -> bool + Copy) -> usize {
-    let mut n = 0;
-    for part in parts {
-        for chunk in part.chunks(4096) {
-            n += chunk.iter().map(|v| u32::from(f(*v))).sum::<u32>() as usize;
+        _ if ["k_proj.bias", "key.bias"].iter().any(|n| name.ends_with(n))
+            && rows.iter().map(|r| r.squares).sum::<f64>()
+                < 1e-10 * rows.iter().map(|r| r.len).sum::<usize>() as f64 =>
+        {
+            vec![]
         }
-    }
-    n
-}
-
-/// The elements of a gradient that may be other than zero; `dims` are the tensor's.
-fn alive<'a>(name: &str, role: Role, dims: &[usize], g: &'a [f32]) -> Vec<&'a [f32]> {
-    let last = name.rsplit('.').next().unwrap_or_default();
-    // With rotary positions, say, a key's bias has a gradient all the same.
-    let square = |part: &[f32]| part.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
-    let packed = last == "in_proj_bias" || name.ends_with("c_attn.bias") || name.ends_with("qkv.bias");
-    if packed && dims.len() == 1 && g.len().is_multiple_of(3) {
-        // Queries, keys, values.
-        let c = g.len() / 3;
-        let keys = square(&g[c..2 * c]);
-        if keys <= 1e-6 * (square(g) - keys) {
-            return vec![&g[..c], &g[2 * c..]];
+        _ if role == Role::Table && dims.len() == 2 => {
+            let looked_up: Vec<usize> = (0..rows.len()).filter(|i| rows[*i].nonzero > 0).collect();
+            // Nothing looked up at all is no reason for zeros.
+            if looked_up.is_empty() { all() } else { looked_up }
         }
+        _ => all(),
     }
-    if ["k_proj.bias", "key.bias"].iter().any(|n| name.ends_with(n)) && square(g) < 1e-10 * g.len() as f64 {
-        return vec![];
-    }
-    if let (Role::Table, &[rows, width]) = (role, dims)
-        && width > 0
-    {
-        let looked_up: Vec<&[f32]> = g.chunks(width).filter(|row| row.iter().any(|v| *v != 0.)).collect();
-        // Nothing looked up at all is no reason for zeros.
-        return if looked_up.is_empty() && rows > 0 { vec![g] } else { looked_up };
-    }
-    vec![g]
 }
 
 /// Of a parameter whose step changed it by so much; see [`change`].
@@ -261,36 +239,38 @@ fn parameter(profile: &Profile, watched: &Watched, changed: Option<(f64, f64)>) 
     if gradient.dims() != weight.dims() {
         bail!("{name} is {:?}, its gradient {:?}", weight.dims(), gradient.dims())
     }
-    with_values(gradient, |g| {
-        let parts = alive(name, role, weight.dims(), g);
-        let n: usize = parts.iter().map(|p| p.len()).sum();
-        let squares = total(&parts, |v| f64::from(v) * f64::from(v));
-        let rms = (squares / n.max(1) as f64).sqrt();
-        let zeros = count(&parts, |v| v.abs() < ZERO as f32);
-        let relative = (RELATIVE_ZERO * rms) as f32;
-        // Below the least normal number the comparison would say nothing.
-        let relative_zeros = if rms > 0. { count(&parts, |v| v.abs() < relative.max(f32::MIN_POSITIVE)) } else { n };
-        let dead = zeros.min(relative_zeros);
-        ParameterHealth {
-            expected: elements - n,
-            norm: short(squares.sqrt()),
-            zeros: share(zeros, n),
-            relative_zeros: share(relative_zeros, n),
-            dead: share(dead, n),
-            not_finite: count(&[g], |v| !v.is_finite()),
-            ..base
+    let width = width(name, role, weight.dims());
+    let rows = statistics::rows(gradient, None, width, ZERO as f32)?;
+    let alive = alive(name, role, weight.dims(), &rows);
+    let over = |f: fn(&Row) -> usize| alive.iter().map(|i| f(&rows[*i])).sum::<usize>();
+    let (n, zeros) = (over(|row| row.len), over(|row| row.small));
+    let squares: f64 = alive.iter().map(|i| rows[*i].squares).sum();
+    let rms = (squares / n.max(1) as f64).sqrt();
+    // Below the least normal number the comparison would say nothing.
+    let relative = ((RELATIVE_ZERO * rms) as f32).max(f32::MIN_POSITIVE);
+    let relative_zeros = match rms > 0. {
+        true => {
+            let small = statistics::small(gradient, width, relative)?;
+            alive.iter().map(|i| small[*i]).sum()
         }
+        false => n,
+    };
+    Ok(ParameterHealth {
+        expected: elements - n,
+        norm: short(squares.sqrt()),
+        zeros: share(zeros, n),
+        relative_zeros: share(relative_zeros, n),
+        dead: share(zeros.min(relative_zeros), n),
+        not_finite: rows.iter().map(|row| row.not_finite).sum(),
+        ..base
     })
 }
 
 /// ‖after - before‖² and ‖before‖².
 fn change(after: &Tensor, before: &Tensor) -> Result<(f64, f64)> {
-    with_values(after, |after| {
-        with_values(before, |before| {
-            let square = |v: f32| f64::from(v) * f64::from(v);
-            (after.iter().zip(before).map(|(a, b)| square(a - b)).sum(), total(&[before], square))
-        })
-    })?
+    let squares = |rows: Vec<Row>| rows.iter().map(|row| row.squares).sum::<f64>();
+    let moved = statistics::rows(after, Some(before), CHUNK, 0.)?;
+    Ok((squares(moved), squares(statistics::rows(before, None, CHUNK, 0.)?)))
 }
 
 fn pooling(logits: &Tensor) -> Result<PoolingHealth> {
@@ -315,9 +295,8 @@ fn probe(probe: &Probe) -> Result<ProbeHealth> {
     let features = probe.values.dims().last().copied().unwrap_or(1).max(1);
     with_values(&probe.values, |x| {
         let n = x.len();
-        let parts = [x];
-        let mean = total(&parts, f64::from) / n.max(1) as f64;
-        let variance = total(&parts, |v| (f64::from(v) - mean).powi(2)) / n.max(1) as f64;
+        let mean = total(x, f64::from) / n.max(1) as f64;
+        let variance = total(x, |v| (f64::from(v) - mean).powi(2)) / n.max(1) as f64;
         let (mut greatest, mut means, mut squares) = (vec![0f32; features], vec![0f64; features], vec![0f64; features]);
         let rows = (n / features).max(1) as f64;
         for row in x.chunks(features) {
@@ -339,11 +318,10 @@ fn probe(probe: &Probe) -> Result<ProbeHealth> {
         let group = |(name, range): &(&'static str, Range<usize>)| {
             let values: Vec<f32> =
                 x.chunks(features).flat_map(|row| row.get(range.clone()).unwrap_or_default()).copied().collect();
-            let part = [values.as_slice()];
             GroupHealth {
                 name: name.to_string(),
-                active: share(count(&part, |v| v.abs() >= STILL as f32), values.len()),
-                scale: short((total(&part, |v| f64::from(v).powi(2)) / values.len().max(1) as f64).sqrt()),
+                active: share(count(&values, |v| v.abs() >= STILL as f32), values.len()),
+                scale: short((total(&values, |v| f64::from(v).powi(2)) / values.len().max(1) as f64).sqrt()),
             }
         };
         ProbeHealth {
@@ -353,9 +331,9 @@ fn probe(probe: &Probe) -> Result<ProbeHealth> {
             std: short(variance.sqrt()),
             min: short(f64::from(x.iter().copied().fold(f32::INFINITY, f32::min))),
             max: short(f64::from(x.iter().copied().fold(f32::NEG_INFINITY, f32::max))),
-            saturated: share(count(&parts, |v| v.abs() > SATURATED as f32), n),
-            dead: share(count(&parts, |v| v.abs() < DEAD as f32), n),
-            not_finite: count(&parts, |v| !v.is_finite()),
+            saturated: share(count(x, |v| v.abs() > SATURATED as f32), n),
+            dead: share(count(x, |v| v.abs() < DEAD as f32), n),
+            not_finite: count(x, |v| !v.is_finite()),
             features,
             still,
             spread: short(scales.last().copied().unwrap_or(1.) / middle),

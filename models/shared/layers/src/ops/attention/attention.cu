@@ -231,6 +231,298 @@ KERNEL(attention_dots, READ(T, o, 0), READ(T, grad, 1), WRITE(float, dots, 2), V
         dots[head * g.tq + i] = sum;
 }
 
+#ifdef TENSOR_CORES
+
+// The same on tensor cores, for heads of a multiple of 8 features: each 32 lanes have 16 rows of their group's 64, and hold
+// their products in registers, where a lane has 2 columns of every 8 of row lane / 4, and of the row 8 further.
+#define LANES_ROWS 64
+
+// A row of a head lies so far from the next in shared memory that 8 of them begin in different banks.
+#define ROW(D) (D + 8)
+
+// Rows `first`.. of a head into shared memory, with zeros around them.
+template <uint D, uint ROWS>
+FUNCTION void load_rows(SHARED_POINTER(T) to, READ_POINTER(T) from, uint first, uint rows, uint row, uint d,
+                        uint self) {
+    for (uint at = self; at < ROWS * (D / 8); at += 2 * LANES_ROWS) {
+        const uint r = at / (D / 8), e = at % (D / 8) * 8;
+        uint4 v = {0, 0, 0, 0};
+        if (first + r < rows && e < d)
+            v = *reinterpret_cast<const uint4 *>(from + (first + r) * row + e);
+        *reinterpret_cast<uint4 *>(to + r * ROW(D) + e) = v;
+    }
+}
+
+// The lanes' 16 rows of 64 in shared memory, as left factors of 16 columns each.
+template <uint D> FUNCTION void left(uint (&a)[D / 16][4], SHARED_POINTER(const T) rows, uint self) {
+    const uint lane = self % 32;
+    UNROLL
+    for (uint k = 0; k < D / 16; k++)
+        load_matrices<false>(a[k], rows + (self / 32 * 16 + lane % 16) * ROW(D) + k * 16 + lane / 16 * 8);
+}
+
+// products (16, N) = the lanes' rows · those in shared memory, transposed.
+template <uint D, uint N>
+FUNCTION void across(float (&products)[N / 8][4], const uint (&a)[D / 16][4], SHARED_POINTER(const T) rows, uint lane) {
+    UNROLL
+    for (uint n = 0; n < N / 16; n++) {
+        float *c0 = products[2 * n], *c1 = products[2 * n + 1];
+        UNROLL
+        for (uint c = 0; c < 4; c++)
+            c0[c] = c1[c] = 0;
+        UNROLL
+        for (uint k = 0; k < D / 16; k++) {
+            uint b[4];
+            load_matrices<false>(b, rows + (16 * n + lane % 8 + lane / 16 * 8) * ROW(D) + k * 16 + lane / 8 % 2 * 8);
+            multiply(c0, a[k], b[0], b[1]);
+            multiply(c1, a[k], b[2], b[3]);
+        }
+    }
+}
+
+// result (16, D) += weights (16, N) · the rows in shared memory.
+template <uint D, uint N>
+FUNCTION void along(float (&result)[D / 8][4], const float (&weights)[N / 8][4], SHARED_POINTER(const T) rows,
+                    uint lane) {
+    UNROLL
+    for (uint k = 0; k < N / 16; k++) {
+        const float *w0 = weights[2 * k], *w1 = weights[2 * k + 1];
+        const uint a[4] = {pair(w0[0], w0[1]), pair(w0[2], w0[3]), pair(w1[0], w1[1]), pair(w1[2], w1[3])};
+        UNROLL
+        for (uint e = 0; e < D / 16; e++) {
+            uint b[4];
+            load_matrices<true>(b, rows + (16 * k + lane % 16) * ROW(D) + 16 * e + lane / 16 * 8);
+            multiply(result[2 * e], a, b[0], b[1]);
+            multiply(result[2 * e + 1], a, b[2], b[3]);
+        }
+    }
+}
+
+template <uint D> FUNCTION void zero(float (&result)[D / 8][4]) {
+    UNROLL
+    for (uint e = 0; e < D / 8; e++)
+        UNROLL
+        for (uint c = 0; c < 4; c++)
+            result[e][c] = 0;
+}
+
+// factor[0] or factor[1] times the lane's two rows of a result, i[0] and i[1] of `rows`.
+template <uint D>
+FUNCTION void store(WRITE_POINTER(T) to, const float (&result)[D / 8][4], const float (&factor)[2], const uint (&i)[2],
+                    uint rows, uint row, uint d, uint lane) {
+    UNROLL
+    for (uint e = 0; e < D / 8; e++)
+        UNROLL
+        for (uint c = 0; c < 4; c++)
+            if (8 * e < d && i[c / 2] < rows)
+                to[i[c / 2] * row + 8 * e + lane % 4 * 2 + c % 2] = T(factor[c / 2] * result[e][c]);
+}
+
+// Over the 4 lanes of a row.
+FUNCTION float quad_sum(float v, uint self) {
+    v += SHUFFLE_XOR(v, 2, self);
+    return v + SHUFFLE_XOR(v, 1, self);
+}
+
+FUNCTION float quad_max(float v, uint self) {
+    v = larger(v, SHUFFLE_XOR(v, 2, self));
+    return larger(v, SHUFFLE_XOR(v, 1, self));
+}
+
+#define KEYS 64
+
+template <uint D>
+FUNCTION void tensor_forward(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) v, READ_POINTER(T) mask,
+                             WRITE_POINTER(T) o, WRITE_POINTER(float) logs, Sizes g, SHARED_POINTER(T) ks,
+                             SHARED_POINTER(T) vs, uint self, uint block, uint head) {
+    const uint of_q = head / g.heads * g.q_batch + head % g.heads * g.q_head;
+    const uint of_k = head / g.heads * g.k_batch + head % g.heads * g.k_head;
+    const uint of_m = head / g.heads * g.m_batch + head % g.heads * g.m_head;
+    const uint lane = self % 32, row = block * LANES_ROWS + self / 32 * 16 + lane / 4, i[2] = {row, row + 8};
+    uint a[D / 16][4];
+    load_rows<D, LANES_ROWS>(ks, q + of_q, block * LANES_ROWS, g.tq, g.q_row, g.d, self);
+    BARRIER();
+    left<D>(a, ks, self);
+    float largest[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0}, result[D / 8][4];
+    zero<D>(result);
+    for (uint first = 0; first < seen(g, block * LANES_ROWS + LANES_ROWS); first += KEYS) {
+        BARRIER();
+        load_rows<D, KEYS>(ks, k + of_k, first, g.tk, g.k_row, g.d, self);
+        load_rows<D, KEYS>(vs, v + of_k, first, g.tk, g.k_row, g.d, self);
+        BARRIER();
+        float s[KEYS / 8][4], next[2] = {largest[0], largest[1]}, part[2] = {0, 0}, shift[2], correction[2];
+        across<D, KEYS>(s, a, ks, lane);
+        UNROLL
+        for (uint n = 0; n < KEYS / 8; n++)
+            UNROLL
+            for (uint c = 0; c < 4; c++) {
+                s[n][c] = score(s[n][c], mask + of_m, g, i[c / 2], first + 8 * n + lane % 4 * 2 + c % 2);
+                next[c / 2] = larger(next[c / 2], s[n][c]);
+            }
+        UNROLL
+        for (uint h = 0; h < 2; h++) {
+            next[h] = quad_max(next[h], self);
+            // A row that has seen nothing yet has nothing to correct.
+            shift[h] = next[h] == -INFINITY ? 0 : next[h];
+            correction[h] = MATH(exp)(largest[h] - shift[h]);
+            largest[h] = next[h];
+        }
+        UNROLL
+        for (uint n = 0; n < KEYS / 8; n++)
+            UNROLL
+            for (uint c = 0; c < 4; c++) {
+                const float p = MATH(exp)(s[n][c] - shift[c / 2]);
+                part[c / 2] += p;
+                s[n][c] = p * kept_share(g, head, i[c / 2], first + 8 * n + lane % 4 * 2 + c % 2);
+            }
+        UNROLL
+        for (uint h = 0; h < 2; h++)
+            sum[h] = sum[h] * correction[h] + quad_sum(part[h], self);
+        UNROLL
+        for (uint e = 0; e < D / 8; e++)
+            UNROLL
+            for (uint c = 0; c < 4; c++)
+                result[e][c] *= correction[c / 2];
+        along<D, KEYS>(result, s, vs, lane);
+    }
+    const float factor[2] = {sum[0] == 0 ? 0 : 1 / sum[0], sum[1] == 0 ? 0 : 1 / sum[1]};
+    store<D>(o + of_q, result, factor, i, g.tq, g.q_row, g.d, lane);
+    // Where nothing is seen, exp(S - L) has to be nothing too.
+    UNROLL
+    for (uint h = 0; h < 2; h++)
+        if (lane % 4 == 0 && i[h] < g.tq)
+            logs[head * g.tq + i[h]] = sum[h] == 0 ? INFINITY : largest[h] + MATH(log)(sum[h]);
+}
+
+// Keys, or queries, that pass by in the backward pass: two tiles of them hold one of LANES_ROWS, too.
+#define PASSING (LANES_ROWS / 2)
+
+template <uint D>
+FUNCTION void tensor_queries(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) v, READ_POINTER(T) mask,
+                             READ_POINTER(T) grad, READ_POINTER(float) logs, READ_POINTER(float) dots,
+                             WRITE_POINTER(T) dq, Sizes g, SHARED_POINTER(T) tiles, uint self, uint block, uint head) {
+    const uint of_q = head / g.heads * g.q_batch + head % g.heads * g.q_head;
+    const uint of_k = head / g.heads * g.k_batch + head % g.heads * g.k_head;
+    const uint of_m = head / g.heads * g.m_batch + head % g.heads * g.m_head;
+    const uint lane = self % 32, row = block * LANES_ROWS + self / 32 * 16 + lane / 4, i[2] = {row, row + 8};
+    SHARED_POINTER(T) ks = tiles;
+    SHARED_POINTER(T) vs = tiles + PASSING * ROW(D);
+    uint of_queries[D / 16][4], of_grads[D / 16][4];
+    load_rows<D, LANES_ROWS>(tiles, q + of_q, block * LANES_ROWS, g.tq, g.q_row, g.d, self);
+    BARRIER();
+    left<D>(of_queries, tiles, self);
+    BARRIER();
+    load_rows<D, LANES_ROWS>(tiles, grad + of_q, block * LANES_ROWS, g.tq, g.q_row, g.d, self);
+    BARRIER();
+    left<D>(of_grads, tiles, self);
+    float log[2], mean[2], result[D / 8][4];
+    UNROLL
+    for (uint h = 0; h < 2; h++) {
+        log[h] = i[h] < g.tq ? logs[head * g.tq + i[h]] : INFINITY;
+        mean[h] = i[h] < g.tq ? dots[head * g.tq + i[h]] : 0;
+    }
+    zero<D>(result);
+    for (uint first = 0; first < seen(g, block * LANES_ROWS + LANES_ROWS); first += PASSING) {
+        BARRIER();
+        load_rows<D, PASSING>(ks, k + of_k, first, g.tk, g.k_row, g.d, self);
+        load_rows<D, PASSING>(vs, v + of_k, first, g.tk, g.k_row, g.d, self);
+        BARRIER();
+        float s[PASSING / 8][4], dp[PASSING / 8][4];
+        across<D, PASSING>(s, of_queries, ks, lane);
+        across<D, PASSING>(dp, of_grads, vs, lane);
+        UNROLL
+        for (uint n = 0; n < PASSING / 8; n++)
+            UNROLL
+            for (uint c = 0; c < 4; c++) {
+                const uint j = first + 8 * n + lane % 4 * 2 + c % 2;
+                const float p = MATH(exp)(score(s[n][c], mask + of_m, g, i[c / 2], j) - log[c / 2]);
+                s[n][c] = p * (dp[n][c] * kept_share(g, head, i[c / 2], j) - mean[c / 2]);
+            }
+        along<D, PASSING>(result, s, ks, lane);
+    }
+    const float factor[2] = {g.scale, g.scale};
+    store<D>(dq + of_q, result, factor, i, g.tq, g.q_row, g.d, lane);
+}
+
+template <uint D>
+FUNCTION void tensor_keys(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) v, READ_POINTER(T) mask,
+                          READ_POINTER(T) grad, READ_POINTER(float) logs, READ_POINTER(float) dots,
+                          WRITE_POINTER(T) dk, WRITE_POINTER(T) dv, Sizes g, SHARED_POINTER(T) tiles, uint self,
+                          uint block, uint head) {
+    const uint of_q = head / g.heads * g.q_batch + head % g.heads * g.q_head;
+    const uint of_k = head / g.heads * g.k_batch + head % g.heads * g.k_head;
+    const uint of_m = head / g.heads * g.m_batch + head % g.heads * g.m_head;
+    const uint lane = self % 32, row = block * LANES_ROWS + self / 32 * 16 + lane / 4, j[2] = {row, row + 8};
+    // More would not fit into the registers.
+    const uint N = D > 64 ? PASSING / 2 : PASSING;
+    SHARED_POINTER(T) qs = tiles;
+    SHARED_POINTER(T) gs = tiles + N * ROW(D);
+    uint of_keys[D / 16][4], of_values[D / 16][4];
+    load_rows<D, LANES_ROWS>(tiles, k + of_k, block * LANES_ROWS, g.tk, g.k_row, g.d, self);
+    BARRIER();
+    left<D>(of_keys, tiles, self);
+    BARRIER();
+    load_rows<D, LANES_ROWS>(tiles, v + of_k, block * LANES_ROWS, g.tk, g.k_row, g.d, self);
+    BARRIER();
+    left<D>(of_values, tiles, self);
+    float keys[D / 8][4], values[D / 8][4];
+    zero<D>(keys);
+    zero<D>(values);
+    for (uint first = 0; first < g.tq; first += N) {
+        // No query of this tile sees a key of the block.
+        if (seen(g, first + N) <= block * LANES_ROWS)
+            continue;
+        BARRIER();
+        load_rows<D, N>(qs, q + of_q, first, g.tq, g.q_row, g.d, self);
+        load_rows<D, N>(gs, grad + of_q, first, g.tq, g.q_row, g.d, self);
+        BARRIER();
+        float p[N / 8][4], ds[N / 8][4];
+        across<D, N>(p, of_keys, qs, lane);
+        across<D, N>(ds, of_values, gs, lane);
+        UNROLL
+        for (uint n = 0; n < N / 8; n++)
+            UNROLL
+            for (uint c = 0; c < 4; c++) {
+                const uint i = first + 8 * n + lane % 4 * 2 + c % 2, at = head * g.tq + i;
+                const float s = score(p[n][c], mask + of_m, g, i, j[c / 2]);
+                const float weight = i < g.tq ? MATH(exp)(s - logs[at]) : 0, mean = i < g.tq ? dots[at] : 0;
+                const float share = kept_share(g, head, i, j[c / 2]);
+                p[n][c] = weight * share;
+                ds[n][c] = weight * (ds[n][c] * share - mean);
+            }
+        along<D, N>(values, p, gs, lane);
+        along<D, N>(keys, ds, qs, lane);
+    }
+    const float scale[2] = {g.scale, g.scale}, one[2] = {1, 1};
+    store<D>(dk + of_k, keys, scale, j, g.tk, g.k_row, g.d, lane);
+    store<D>(dv + of_k, values, one, j, g.tk, g.k_row, g.d, lane);
+}
+
+#define TENSOR_HEAD(D)                                                                                                 \
+    KERNEL(attention_tensor_forward_##D, READ(T, q, 0), READ(T, k, 1), READ(T, v, 2), READ(T, mask, 3),                \
+           WRITE(T, o, 4), WRITE(float, logs, 5), VALUE(Sizes, g, 6)) {                                                \
+        SHARED(T, ks, KEYS *ROW(D));                                                                                   \
+        SHARED(T, vs, KEYS *ROW(D));                                                                                   \
+        tensor_forward<D>(q, k, v, mask, o, logs, g, ks, vs, THREAD, GROUP.y, GROUP.x);                                \
+    }                                                                                                                  \
+    KERNEL(attention_tensor_queries_##D, READ(T, q, 0), READ(T, k, 1), READ(T, v, 2), READ(T, mask, 3),                \
+           READ(T, grad, 4), READ(float, logs, 5), READ(float, dots, 6), WRITE(T, dq, 7), VALUE(Sizes, g, 8)) {        \
+        SHARED(T, tiles, LANES_ROWS *ROW(D));                                                                          \
+        tensor_queries<D>(q, k, v, mask, grad, logs, dots, dq, g, tiles, THREAD, GROUP.y, GROUP.x);                    \
+    }                                                                                                                  \
+    KERNEL(attention_tensor_keys_##D, READ(T, q, 0), READ(T, k, 1), READ(T, v, 2), READ(T, mask, 3), READ(T, grad, 4), \
+           READ(float, logs, 5), READ(float, dots, 6), WRITE(T, dk, 7), WRITE(T, dv, 8), VALUE(Sizes, g, 9)) {         \
+        SHARED(T, tiles, LANES_ROWS *ROW(D));                                                                          \
+        tensor_keys<D>(q, k, v, mask, grad, logs, dots, dk, dv, g, tiles, THREAD, GROUP.y, GROUP.x);                   \
+    }
+
+TENSOR_HEAD(16)
+TENSOR_HEAD(32)
+TENSOR_HEAD(64)
+TENSOR_HEAD(128)
+
+#endif
+
 #define HEAD(D, TILE)                                                                                                  \
     KERNEL(attention_forward_##D, READ(T, q, 0), READ(T, k, 1), READ(T, v, 2), READ(T, mask, 3), WRITE(T, o, 4),       \
            WRITE(float, logs, 5), VALUE(Sizes, g, 6)) {                                                                \

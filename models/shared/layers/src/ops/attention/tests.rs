@@ -21,6 +21,9 @@ fn kernels_and_gradients_agree_with_the_reference() -> Result<()> {
         (3, 4, 64, 64, 16),
         (1, 1, 3, 70, 32),
         (1, 1, 257, 257, 4),
+        (1, 1, 70, 70, 64),
+        (1, 1, 9, 100, 128),
+        (1, 1, 64, 130, 24),
     ] {
         // With one key the weights are 1 whatever the scores: their gradient is zero but for rounding.
         let wants = [tk > 1, tk > 1, true];

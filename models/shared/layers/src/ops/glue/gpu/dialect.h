@@ -6,6 +6,8 @@
 //   SHARED(type, name, size)           memory of a group; BARRIER() is for all of its threads
 //   group_sum(v), group_max(v)         of all threads of a group, the same bits in each of them, in a fixed order;
 //                                      the kernel declares SUMS first
+//   TENSOR_CORES                       is defined where 32 lanes can multiply small matrices of 16-bit numbers together,
+//                                      with load_matrices and multiply
 
 #if defined(__CUDACC__)
 
@@ -19,7 +21,7 @@ typedef __half f16;
 #define READ(type, name, at) const type *__restrict__ name
 #define WRITE(type, name, at) type *__restrict__ name
 #define VALUE(type, name, at) const type name
-#define SHARED(type, name, size) __shared__ type name[size]
+#define SHARED(type, name, size) __shared__ __align__(16) type name[size]
 #define SHARED_POINTER(type) type *
 #define READ_POINTER(type) const type *__restrict__
 #define WRITE_POINTER(type) type *__restrict__
@@ -70,6 +72,71 @@ typedef bf16 T;
 typedef f16 T;
 #else
 typedef float T;
+#endif
+
+#if TYPE != TYPE_F32 && !defined(__METAL_VERSION__)
+#define TENSOR_CORES
+#endif
+
+#if defined(TENSOR_CORES) && defined(__CUDACC__)
+
+// Four matrices of 8 by 8: lane 8 m + r names row r of matrix m. Word m of a lane then holds the elements at row lane / 4
+// and columns lane % 4 * 2 and the next, or those of the transposed matrix.
+template <bool TRANSPOSED> FUNCTION void load_matrices(uint *words, SHARED_POINTER(const T) row) {
+    const uint at = (uint)__cvta_generic_to_shared(row);
+    if (TRANSPOSED)
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                     : "r"(at)
+                     : "memory");
+    else
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                     : "r"(at)
+                     : "memory");
+}
+
+#if TYPE == TYPE_BF16
+#define ZOO_MMA "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
+#else
+#define ZOO_MMA "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"
+#endif
+
+// C (16, 8) += A (16, 16) · B (16, 8). With g = lane / 4 and t = lane % 4 * 2 a lane holds, each with the next column:
+// A at (g, t), (g + 8, t), (g, t + 8), (g + 8, t + 8), C at (g, t), (g + 8, t), and B at (t, g), (t + 8, g) with the next row.
+FUNCTION void multiply(float *c, const uint *a, uint b0, uint b1) {
+    asm volatile(ZOO_MMA " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+#elif defined(TENSOR_CORES)
+
+template <bool TRANSPOSED> FUNCTION void load_matrices(uint *words, SHARED_POINTER(const T) row) {
+    zoo::load_matrices(words, row, TRANSPOSED);
+}
+
+FUNCTION void multiply(float *c, const uint *a, uint b0, uint b1) {
+    zoo::multiply<T>(c, a, b0, b1);
+}
+
+#endif
+
+#if defined(TENSOR_CORES)
+// Before a loop over an array that is to lie in registers.
+#ifdef __CUDACC__
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL
+#endif
+
+// Two numbers in a word.
+FUNCTION uint pair(float first, float second) {
+    const T both[2] = {T(first), T(second)};
+    uint word;
+    memcpy(&word, both, 4);
+    return word;
+}
 #endif
 
 #define SUMS SHARED(float, zoo_sums, 32)
@@ -141,5 +208,9 @@ FUNCTION Words philox(uint index, uint step0, uint step1, uint key0, uint key1) 
 
 // Whether dropout keeps element e (see ops/dropout).
 FUNCTION bool kept(uint e, uint threshold, uint step0, uint step1, uint key0, uint key1) {
-    return philox(16 * (e / 64) + e % 16, step0, step1, key0, key1).w[e % 64 / 16] >= threshold;
+    const Words words = philox(16 * (e / 64) + e % 16, step0, step1, key0, key1);
+    const uint quarter = e % 64 / 16;
+    // Chosen, not indexed: an indexed array would lie in memory.
+    const uint low = quarter == 0 ? words.w[0] : words.w[1], high = quarter == 2 ? words.w[2] : words.w[3];
+    return (quarter < 2 ? low : high) >= threshold;
 }

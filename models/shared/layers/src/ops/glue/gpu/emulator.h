@@ -1,6 +1,7 @@
 // Runs kernels on the CPU: each thread of a group is a fiber of its own, and stops at barriers. Shared memory starts as
 // NaN. What it cannot show: address spaces, attributes, alignment, races that need two threads at the same instant.
 
+#include <array>
 #include <cmath>
 #include <csetjmp>
 #include <cstddef>
@@ -20,6 +21,10 @@ using std::isnan;
 
 struct uint3 {
     uint x, y, z;
+};
+
+struct uint4 {
+    uint x, y, z, w;
 };
 
 // The upper half of a float, rounded to the nearest.
@@ -53,6 +58,9 @@ struct Fiber {
 struct Machine {
     std::vector<std::vector<char>> shared;
     std::vector<float> slots;
+    // What each thread shows the others of its lanes.
+    std::vector<std::array<uint, 6>> words;
+    std::vector<const void *> rows;
     uint thread, threads;
     uint3 group;
     void (*kernel)(void **);
@@ -102,6 +110,38 @@ inline float shuffle(float v, uint mask) {
     const float other = machine->slots[self ^ mask];
     stop(AT_LANES);
     return other;
+}
+
+// The functions of dialect.h, as the PTX ISA lays out their matrices.
+template <class T> void load_matrices(uint *words, const T *row, bool transposed) {
+    const uint self = machine->thread, first = self / 32 * 32, g = self % 32 / 4, t = self % 4 * 2;
+    machine->rows[self] = row;
+    stop(AT_LANES);
+    for (uint m = 0; m < 4; m++)
+        for (uint next = 0; next < 2; next++) {
+            const uint r = transposed ? t + next : g, column = transposed ? g : t + next;
+            const T *of = static_cast<const T *>(machine->rows[first + 8 * m + r]);
+            memcpy(reinterpret_cast<char *>(words + m) + 2 * next, of + column, 2);
+        }
+    stop(AT_LANES);
+}
+
+template <class T> void multiply(float *c, const uint *a, uint b0, uint b1) {
+    const uint self = machine->thread, first = self / 32 * 32;
+    machine->words[self] = {a[0], a[1], a[2], a[3], b0, b1};
+    stop(AT_LANES);
+    const auto element = [first](uint lane, uint word, uint next) {
+        T v;
+        memcpy(&v, reinterpret_cast<const char *>(&machine->words[first + lane][word]) + 2 * next, 2);
+        return float(v);
+    };
+    for (uint i = 0; i < 4; i++) {
+        const uint row = self % 32 / 4 + i / 2 * 8, column = self % 4 * 2 + i % 2;
+        for (uint k = 0; k < 16; k++)
+            c[i] += element(row % 8 * 4 + k % 8 / 2, row / 8 + k / 8 * 2, k % 2) *
+                    element(column * 4 + k % 8 / 2, 4 + k / 8, k % 2);
+    }
+    stop(AT_LANES);
 }
 
 inline void *shared(size_t bytes, size_t id) {
@@ -165,6 +205,8 @@ extern "C" int zoo_launch(void (*kernel)(void **), void **args, const uint *grou
     machine.args = args;
     machine.threads = threads;
     machine.slots.resize(threads);
+    machine.words.resize(threads);
+    machine.rows.resize(threads);
     for (uint z = 0; z < groups[2]; z++)
         for (uint y = 0; y < groups[1]; y++)
             for (uint x = 0; x < groups[0]; x++) {

@@ -33,6 +33,11 @@ fn pipeline(device: &MetalDevice, module: &Module, name: &str, dtype: DType) -> 
 }
 
 impl Backend for MetalDevice {
+    /// The kernels for them are CUDA's.
+    fn tensor_cores(&self) -> bool {
+        false
+    }
+
     fn alloc(&self, dtype: DType, len: usize) -> Result<Storage> {
         let buffer = self.new_buffer_builder().with_size_for(len.max(1), dtype).with_label("zoo").build()?;
         Ok(Storage::Metal(MetalStorage::new(buffer, self.clone(), len, dtype)))

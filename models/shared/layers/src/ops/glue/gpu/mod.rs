@@ -169,6 +169,11 @@ trait Backend: Send + Sync {
     /// Memory that nobody has written yet.
     fn alloc(&self, dtype: DType, len: usize) -> Result<Storage>;
 
+    /// Whether `dialect.h` defines TENSOR_CORES here for elements of 16 bits.
+    fn tensor_cores(&self) -> bool {
+        true
+    }
+
     /// Runs kernel `name` of `module`, compiled for elements of `dtype`.
     fn launch(&self, module: &Module, name: &str, dtype: DType, grid: Grid, args: &mut [Arg]) -> Result<()>;
 }
@@ -196,6 +201,11 @@ impl Gpu {
     /// Whether kernels will compute on what `x` is on.
     pub fn runs(x: &Tensor) -> bool {
         simd::fused() && Self::of(&[x]).is_some()
+    }
+
+    /// Whether kernels for tensor cores exist for the type at hand.
+    pub fn tensor_cores(&self) -> bool {
+        self.dtype != DType::F32 && self.device.tensor_cores()
     }
 
     /// The same device, for elements of f32.
