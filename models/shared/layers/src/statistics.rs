@@ -60,7 +60,7 @@ pub fn small(x: &Tensor, width: usize, limit: f32) -> Result<Vec<usize>> {
 
 /// By the kernel, where one runs.
 fn on_gpu(x: &Tensor, minus: Option<&Tensor>, width: usize, limit: f32) -> Result<Option<Vec<Row>>> {
-    let (all, width) = ([x, minus.unwrap_or(x)], width.max(1));
+    let (differences, all, width) = (minus.is_some(), [x, minus.unwrap_or(x)], width.max(1));
     let Some(gpu) = Gpu::of(&all).filter(|_| simd::fused() && x.elem_count() > 0) else { return Ok(None) };
     let [x, minus] = [all[0].contiguous()?, all[1].contiguous()?];
     let (views, n) = ([View::new(&x), View::new(&minus)], x.elem_count());
@@ -71,7 +71,7 @@ fn on_gpu(x: &Tensor, minus: Option<&Tensor>, width: usize, limit: f32) -> Resul
         Arg::Write(&mut sums),
         Arg::Count(n),
         Arg::Count(width),
-        Arg::Word((x.id() != minus.id()).into()),
+        Arg::Word(differences.into()),
         Arg::Float(limit.into()),
     ];
     gpu.launch(&KERNELS, "row_statistics", Grid::rows(n.div_ceil(width), width), args)?;
@@ -162,6 +162,13 @@ mod tests {
             }
         }
         assert!(rows(&x, Some(&random(1, &[5])?), 4, 1e-8).is_err());
+        let across = y.reshape((10, 100))?.t()?;
+        if ready() {
+            let there = with_emulation(false, || rows(&across, None, 10, 1.))?;
+            assert_eq!(there[3].small, rows(&across, None, 10, 1.)?[3].small);
+            assert!((there[3].squares - rows(&across, None, 10, 1.)?[3].squares).abs() < 1e-5);
+            assert_eq!(with_emulation(false, || rows(&y, Some(&y), 1000, 1.))?[0].squares, 0.);
+        }
         Ok(())
     }
 }

@@ -188,12 +188,8 @@ fn alive(name: &str, role: Role, dims: &[usize], rows: &[Row]) -> Vec<usize> {
     let all = || (0..rows.len()).collect();
     match rows {
         // With rotary positions, say, a key's bias has a gradient all the same.
-        [q, k, v] if dims.len() == 1 && packed_bias(name) => {
-            if k.squares <= 1e-6 * (q.squares + v.squares) {
-                vec![0, 2]
-            } else {
-                all()
-            }
+        [q, k, v] if dims.len() == 1 && packed_bias(name) && q.len == v.len => {
+            if k.squares.is_finite() && k.squares <= 1e-6 * (q.squares + v.squares) { vec![0, 2] } else { all() }
         }
         _ if ["k_proj.bias", "key.bias"].iter().any(|n| name.ends_with(n))
             && rows.iter().map(|r| r.squares).sum::<f64>()

@@ -61,6 +61,32 @@ FUNCTION float kept_share(Sizes g, uint head, uint i, uint j) {
     return kept(e, g.threshold, g.step0, g.step1, g.key0, g.key1) ? g.keep : 0;
 }
 
+// What a row's softmax divides by, as largest score and logarithm of a sum: added up, the sum would be lost beside a
+// padding's -1e9.
+struct Shift {
+    float largest, log;
+};
+
+// Of query i; beyond the last one, and where nothing is seen, all weights are nothing.
+FUNCTION Shift shift_of(READ_POINTER(float) logs, Sizes g, uint head, uint i) {
+    const uint at = 2 * (head * g.tq + i);
+    Shift nothing = {0, INFINITY};
+    if (i >= g.tq)
+        return nothing;
+    Shift of_row = {logs[at], logs[at + 1]};
+    return of_row;
+}
+
+FUNCTION void keep_shift(WRITE_POINTER(float) logs, Sizes g, uint head, uint i, float largest, float sum) {
+    const uint at = 2 * (head * g.tq + i);
+    logs[at] = sum == 0 ? 0 : largest;
+    logs[at + 1] = sum == 0 ? INFINITY : MATH(log)(sum);
+}
+
+FUNCTION float weight(float score, Shift shift) {
+    return MATH(exp)(score - shift.largest - shift.log);
+}
+
 // How many keys the queries before `end` can see.
 FUNCTION uint seen(Sizes g, uint end) {
     const uint last = end < g.tq ? end : g.tq;
@@ -116,9 +142,8 @@ FUNCTION void forward(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) v, R
     for (uint e = 0; e < D / 8; e++)
         if (lane + 8 * e < g.d)
             o[of_q + i * g.q_row + lane + 8 * e] = T(sum == 0 ? 0 : result[e] / sum);
-    // Where nothing is seen, exp(S - L) has to be nothing too.
     if (lane == 0)
-        logs[head * g.tq + i] = sum == 0 ? INFINITY : largest + MATH(log)(sum);
+        keep_shift(logs, g, head, i, largest, sum);
 }
 
 // dQ of a tile of queries.
@@ -131,7 +156,8 @@ FUNCTION void queries(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) v, R
     const uint of_k = head / g.heads * g.k_batch + head % g.heads * g.k_head;
     const uint of_m = head / g.heads * g.m_batch + head % g.heads * g.m_head;
     const uint r = self / 8, lane = self % 8, i = block * TILE + r;
-    const float log = i < g.tq ? logs[head * g.tq + i] : INFINITY, mean = i < g.tq ? dots[head * g.tq + i] : 0;
+    const Shift shift = shift_of(logs, g, head, i);
+    const float mean = i < g.tq ? dots[head * g.tq + i] : 0;
     float result[D / 8];
     for (uint e = 0; e < D / 8; e++)
         result[e] = 0;
@@ -150,7 +176,7 @@ FUNCTION void queries(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) v, R
         for (uint c = 0; c < TILE / 8; c++) {
             const uint j = lane + 8 * c;
             const float s = score(dot<D>(qs + r * (D + 1), ks + j * (D + 1)), mask + of_m, g, i, first + j);
-            const float p = MATH(exp)(s - log);
+            const float p = weight(s, shift);
             ps[r * (TILE + 1) + j] = p * (dp[c] * kept_share(g, head, i, first + j) - mean);
         }
         BARRIER();
@@ -189,7 +215,7 @@ FUNCTION void keys(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) v, READ
         for (uint c = 0; c < TILE / 8; c++) {
             const uint i = first + lane + 8 * c;
             const float s = score(dot<D>(ks + r * (D + 1), qs + (lane + 8 * c) * (D + 1)), mask + of_m, g, i, j);
-            p[c] = i < g.tq ? MATH(exp)(s - logs[head * g.tq + i]) : 0;
+            p[c] = weight(s, shift_of(logs, g, head, i));
             ps[r * (TILE + 1) + lane + 8 * c] = p[c] * kept_share(g, head, i, j);
         }
         BARRIER();
@@ -387,11 +413,10 @@ FUNCTION void tensor_forward(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(
     }
     const float factor[2] = {sum[0] == 0 ? 0 : 1 / sum[0], sum[1] == 0 ? 0 : 1 / sum[1]};
     store<D>(o + of_q, result, factor, i, g.tq, g.q_row, g.d, lane);
-    // Where nothing is seen, exp(S - L) has to be nothing too.
     UNROLL
     for (uint h = 0; h < 2; h++)
         if (lane % 4 == 0 && i[h] < g.tq)
-            logs[head * g.tq + i[h]] = sum[h] == 0 ? INFINITY : largest[h] + MATH(log)(sum[h]);
+            keep_shift(logs, g, head, i[h], largest[h], sum[h]);
 }
 
 // Keys, or queries, that pass by in the backward pass: two tiles of them hold one of LANES_ROWS, too.
@@ -415,10 +440,11 @@ FUNCTION void tensor_queries(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(
     load_rows<D, LANES_ROWS>(tiles, grad + of_q, block * LANES_ROWS, g.tq, g.q_row, g.d, self);
     BARRIER();
     left<D>(of_grads, tiles, self);
-    float log[2], mean[2], result[D / 8][4];
+    Shift shift[2];
+    float mean[2], result[D / 8][4];
     UNROLL
     for (uint h = 0; h < 2; h++) {
-        log[h] = i[h] < g.tq ? logs[head * g.tq + i[h]] : INFINITY;
+        shift[h] = shift_of(logs, g, head, i[h]);
         mean[h] = i[h] < g.tq ? dots[head * g.tq + i[h]] : 0;
     }
     zero<D>(result);
@@ -435,7 +461,7 @@ FUNCTION void tensor_queries(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(
             UNROLL
             for (uint c = 0; c < 4; c++) {
                 const uint j = first + 8 * n + lane % 4 * 2 + c % 2;
-                const float p = MATH(exp)(score(s[n][c], mask + of_m, g, i[c / 2], j) - log[c / 2]);
+                const float p = weight(score(s[n][c], mask + of_m, g, i[c / 2], j), shift[c / 2]);
                 s[n][c] = p * (dp[n][c] * kept_share(g, head, i[c / 2], j) - mean[c / 2]);
             }
         along<D, PASSING>(result, s, ks, lane);
@@ -483,12 +509,11 @@ FUNCTION void tensor_keys(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) 
         for (uint n = 0; n < N / 8; n++)
             UNROLL
             for (uint c = 0; c < 4; c++) {
-                const uint i = first + 8 * n + lane % 4 * 2 + c % 2, at = head * g.tq + i;
-                const float s = score(p[n][c], mask + of_m, g, i, j[c / 2]);
-                const float weight = i < g.tq ? MATH(exp)(s - logs[at]) : 0, mean = i < g.tq ? dots[at] : 0;
-                const float share = kept_share(g, head, i, j[c / 2]);
-                p[n][c] = weight * share;
-                ds[n][c] = weight * (ds[n][c] * share - mean);
+                const uint i = first + 8 * n + lane % 4 * 2 + c % 2;
+                const float w = weight(score(p[n][c], mask + of_m, g, i, j[c / 2]), shift_of(logs, g, head, i));
+                const float share = kept_share(g, head, i, j[c / 2]), mean = i < g.tq ? dots[head * g.tq + i] : 0;
+                p[n][c] = w * share;
+                ds[n][c] = w * (ds[n][c] * share - mean);
             }
         along<D, N>(values, p, gs, lane);
         along<D, N>(keys, ds, qs, lane);

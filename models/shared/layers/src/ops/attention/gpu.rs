@@ -68,7 +68,7 @@ impl Plan {
 pub(super) fn forward(op: &Attention, gpu: &Gpu, inputs: &[View], save: bool) -> Result<Option<GpuForward>> {
     let Some(plan) = plan(op, gpu, inputs, &[]) else { return Ok(None) };
     let (q, mask) = (&inputs[0], inputs.get(3).unwrap_or(&inputs[0]));
-    let (mut o, mut logs) = (gpu.array(q.count())?, gpu.floats(plan.heads * plan.tq)?);
+    let (mut o, mut logs) = (gpu.array(q.count())?, gpu.floats(2 * plan.heads * plan.tq)?);
     let args = &mut [
         Arg::Read(q.slice()?),
         Arg::Read(inputs[1].slice()?),

@@ -105,9 +105,9 @@ template <bool TRANSPOSED> FUNCTION void load_matrices(uint *words, SHARED_POINT
 // C (16, 8) += A (16, 16) · B (16, 8). With g = lane / 4 and t = lane % 4 * 2 a lane holds, each with the next column:
 // A at (g, t), (g + 8, t), (g, t + 8), (g + 8, t + 8), C at (g, t), (g + 8, t), and B at (t, g), (t + 8, g) with the next row.
 FUNCTION void multiply(float *c, const uint *a, uint b0, uint b1) {
-    asm volatile(ZOO_MMA " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    asm(ZOO_MMA " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 #elif defined(TENSOR_CORES)
