@@ -15,6 +15,17 @@ struct Sizes {
     uint step0, step1, key0, key1;
 };
 
+// Where a head of a batch begins in queries and results, in keys and values, and in the mask.
+struct Head {
+    uint q, k, m;
+};
+
+FUNCTION Head begin(Sizes g, uint head) {
+    const uint batch = head / g.heads, h = head % g.heads;
+    Head of = {batch * g.q_batch + h * g.q_head, batch * g.k_batch + h * g.k_head, batch * g.m_batch + h * g.m_head};
+    return of;
+}
+
 // Rows `first`.. of a head into shared memory, with zeros around them.
 template <uint D, uint TILE>
 FUNCTION void load(SHARED_POINTER(float) to, READ_POINTER(T) from, uint first, uint rows, uint row, uint d, uint self) {
@@ -97,22 +108,20 @@ template <uint D, uint TILE>
 FUNCTION void forward(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) v, READ_POINTER(T) mask, WRITE_POINTER(T) o,
                       WRITE_POINTER(float) logs, Sizes g, SHARED_POINTER(float) qs, SHARED_POINTER(float) ks,
                       SHARED_POINTER(float) ps, uint self, uint block, uint head) {
-    const uint of_q = head / g.heads * g.q_batch + head % g.heads * g.q_head;
-    const uint of_k = head / g.heads * g.k_batch + head % g.heads * g.k_head;
-    const uint of_m = head / g.heads * g.m_batch + head % g.heads * g.m_head;
+    const Head of = begin(g, head);
     const uint r = self / 8, lane = self % 8, i = block * TILE + r;
     float largest = -INFINITY, sum = 0, result[D / 8];
     for (uint e = 0; e < D / 8; e++)
         result[e] = 0;
-    load<D, TILE>(qs, q + of_q, block * TILE, g.tq, g.q_row, g.d, self);
+    load<D, TILE>(qs, q + of.q, block * TILE, g.tq, g.q_row, g.d, self);
     for (uint first = 0; first < seen(g, block * TILE + TILE); first += TILE) {
         BARRIER();
-        load<D, TILE>(ks, k + of_k, first, g.tk, g.k_row, g.d, self);
+        load<D, TILE>(ks, k + of.k, first, g.tk, g.k_row, g.d, self);
         BARRIER();
         float s[TILE / 8], next = largest;
         for (uint c = 0; c < TILE / 8; c++) {
             const uint j = lane + 8 * c;
-            s[c] = score(dot<D>(qs + r * (D + 1), ks + j * (D + 1)), mask + of_m, g, i, first + j);
+            s[c] = score(dot<D>(qs + r * (D + 1), ks + j * (D + 1)), mask + of.m, g, i, first + j);
             next = larger(next, s[c]);
         }
         next = row_max(next, self);
@@ -128,7 +137,7 @@ FUNCTION void forward(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) v, R
         sum = sum * correction + row_sum(part, self);
         largest = next;
         BARRIER();
-        load<D, TILE>(ks, v + of_k, first, g.tk, g.k_row, g.d, self);
+        load<D, TILE>(ks, v + of.k, first, g.tk, g.k_row, g.d, self);
         BARRIER();
         for (uint e = 0; e < D / 8; e++) {
             float total = result[e] * correction;
@@ -141,7 +150,7 @@ FUNCTION void forward(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) v, R
         return;
     for (uint e = 0; e < D / 8; e++)
         if (lane + 8 * e < g.d)
-            o[of_q + i * g.q_row + lane + 8 * e] = T(sum == 0 ? 0 : result[e] / sum);
+            o[of.q + i * g.q_row + lane + 8 * e] = T(sum == 0 ? 0 : result[e] / sum);
     if (lane == 0)
         keep_shift(logs, g, head, i, largest, sum);
 }
@@ -152,30 +161,28 @@ FUNCTION void queries(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) v, R
                       READ_POINTER(T) grad, READ_POINTER(float) logs, READ_POINTER(float) dots, WRITE_POINTER(T) dq,
                       Sizes g, SHARED_POINTER(float) qs, SHARED_POINTER(float) ks, SHARED_POINTER(float) gs,
                       SHARED_POINTER(float) ps, uint self, uint block, uint head) {
-    const uint of_q = head / g.heads * g.q_batch + head % g.heads * g.q_head;
-    const uint of_k = head / g.heads * g.k_batch + head % g.heads * g.k_head;
-    const uint of_m = head / g.heads * g.m_batch + head % g.heads * g.m_head;
+    const Head of = begin(g, head);
     const uint r = self / 8, lane = self % 8, i = block * TILE + r;
     const Shift shift = shift_of(logs, g, head, i);
     const float mean = i < g.tq ? dots[head * g.tq + i] : 0;
     float result[D / 8];
     for (uint e = 0; e < D / 8; e++)
         result[e] = 0;
-    load<D, TILE>(qs, q + of_q, block * TILE, g.tq, g.q_row, g.d, self);
-    load<D, TILE>(gs, grad + of_q, block * TILE, g.tq, g.q_row, g.d, self);
+    load<D, TILE>(qs, q + of.q, block * TILE, g.tq, g.q_row, g.d, self);
+    load<D, TILE>(gs, grad + of.q, block * TILE, g.tq, g.q_row, g.d, self);
     for (uint first = 0; first < seen(g, block * TILE + TILE); first += TILE) {
         BARRIER();
-        load<D, TILE>(ks, v + of_k, first, g.tk, g.k_row, g.d, self);
+        load<D, TILE>(ks, v + of.k, first, g.tk, g.k_row, g.d, self);
         BARRIER();
         float dp[TILE / 8];
         for (uint c = 0; c < TILE / 8; c++)
             dp[c] = dot<D>(gs + r * (D + 1), ks + (lane + 8 * c) * (D + 1));
         BARRIER();
-        load<D, TILE>(ks, k + of_k, first, g.tk, g.k_row, g.d, self);
+        load<D, TILE>(ks, k + of.k, first, g.tk, g.k_row, g.d, self);
         BARRIER();
         for (uint c = 0; c < TILE / 8; c++) {
             const uint j = lane + 8 * c;
-            const float s = score(dot<D>(qs + r * (D + 1), ks + j * (D + 1)), mask + of_m, g, i, first + j);
+            const float s = score(dot<D>(qs + r * (D + 1), ks + j * (D + 1)), mask + of.m, g, i, first + j);
             const float p = weight(s, shift);
             ps[r * (TILE + 1) + j] = p * (dp[c] * kept_share(g, head, i, first + j) - mean);
         }
@@ -186,7 +193,7 @@ FUNCTION void queries(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) v, R
     }
     for (uint e = 0; e < D / 8 && i < g.tq; e++)
         if (lane + 8 * e < g.d)
-            dq[of_q + i * g.q_row + lane + 8 * e] = T(g.scale * result[e]);
+            dq[of.q + i * g.q_row + lane + 8 * e] = T(g.scale * result[e]);
 }
 
 // dK and dV of a tile of keys: here rows are keys, and queries pass by.
@@ -195,31 +202,29 @@ FUNCTION void keys(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) v, READ
                    READ_POINTER(float) logs, READ_POINTER(float) dots, WRITE_POINTER(T) dk, WRITE_POINTER(T) dv, Sizes g,
                    SHARED_POINTER(float) qs, SHARED_POINTER(float) ks, SHARED_POINTER(float) vs,
                    SHARED_POINTER(float) ps, uint self, uint block, uint head) {
-    const uint of_q = head / g.heads * g.q_batch + head % g.heads * g.q_head;
-    const uint of_k = head / g.heads * g.k_batch + head % g.heads * g.k_head;
-    const uint of_m = head / g.heads * g.m_batch + head % g.heads * g.m_head;
+    const Head of = begin(g, head);
     const uint r = self / 8, lane = self % 8, j = block * TILE + r;
     float keys[D / 8], values[D / 8];
     for (uint e = 0; e < D / 8; e++)
         keys[e] = values[e] = 0;
-    load<D, TILE>(ks, k + of_k, block * TILE, g.tk, g.k_row, g.d, self);
-    load<D, TILE>(vs, v + of_k, block * TILE, g.tk, g.k_row, g.d, self);
+    load<D, TILE>(ks, k + of.k, block * TILE, g.tk, g.k_row, g.d, self);
+    load<D, TILE>(vs, v + of.k, block * TILE, g.tk, g.k_row, g.d, self);
     for (uint first = 0; first < g.tq; first += TILE) {
         // No query of this tile sees a key of the block.
         if (seen(g, first + TILE) <= block * TILE)
             continue;
         BARRIER();
-        load<D, TILE>(qs, q + of_q, first, g.tq, g.q_row, g.d, self);
+        load<D, TILE>(qs, q + of.q, first, g.tq, g.q_row, g.d, self);
         BARRIER();
         float p[TILE / 8];
         for (uint c = 0; c < TILE / 8; c++) {
             const uint i = first + lane + 8 * c;
-            const float s = score(dot<D>(ks + r * (D + 1), qs + (lane + 8 * c) * (D + 1)), mask + of_m, g, i, j);
+            const float s = score(dot<D>(ks + r * (D + 1), qs + (lane + 8 * c) * (D + 1)), mask + of.m, g, i, j);
             p[c] = weight(s, shift_of(logs, g, head, i));
             ps[r * (TILE + 1) + lane + 8 * c] = p[c] * kept_share(g, head, i, j);
         }
         BARRIER();
-        load<D, TILE>(qs, grad + of_q, first, g.tq, g.q_row, g.d, self);
+        load<D, TILE>(qs, grad + of.q, first, g.tq, g.q_row, g.d, self);
         BARRIER();
         for (uint e = 0; e < D / 8; e++)
             for (uint c = 0; c < TILE; c++)
@@ -232,7 +237,7 @@ FUNCTION void keys(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) v, READ
         BARRIER();
         for (uint c = 0; c < TILE / 8; c++)
             ps[r * (TILE + 1) + lane + 8 * c] = p[c];
-        load<D, TILE>(qs, q + of_q, first, g.tq, g.q_row, g.d, self);
+        load<D, TILE>(qs, q + of.q, first, g.tq, g.q_row, g.d, self);
         BARRIER();
         for (uint e = 0; e < D / 8; e++)
             for (uint c = 0; c < TILE; c++)
@@ -240,15 +245,15 @@ FUNCTION void keys(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) v, READ
     }
     for (uint e = 0; e < D / 8 && j < g.tk; e++)
         if (lane + 8 * e < g.d) {
-            dk[of_k + j * g.k_row + lane + 8 * e] = T(g.scale * keys[e]);
-            dv[of_k + j * g.k_row + lane + 8 * e] = T(values[e]);
+            dk[of.k + j * g.k_row + lane + 8 * e] = T(g.scale * keys[e]);
+            dv[of.k + j * g.k_row + lane + 8 * e] = T(values[e]);
         }
 }
 
 // D of mod.rs: dO · O, a row by 32 lanes.
 KERNEL(attention_dots, READ(T, o, 0), READ(T, grad, 1), WRITE(float, dots, 2), VALUE(Sizes, g, 3)) {
     const uint i = GROUP.y, head = GROUP.x;
-    const uint first = head / g.heads * g.q_batch + head % g.heads * g.q_head + i * g.q_row;
+    const uint first = begin(g, head).q + i * g.q_row;
     float sum = 0;
     for (uint e = THREAD; e < g.d; e += THREADS)
         sum += float(o[first + e]) * float(grad[first + e]);
@@ -279,12 +284,17 @@ FUNCTION void load_rows(SHARED_POINTER(T) to, READ_POINTER(T) from, uint first, 
     }
 }
 
-// The lanes' 16 rows of 64 in shared memory, as left factors of 16 columns each.
-template <uint D> FUNCTION void left(uint (&a)[D / 16][4], SHARED_POINTER(const T) rows, uint self) {
+// The lanes' 16 rows of the group's from `first` on, as left factors of 16 columns each; by way of `tile`.
+template <uint D>
+FUNCTION void left(uint (&a)[D / 16][4], SHARED_POINTER(T) tile, READ_POINTER(T) from, uint first, uint rows, uint row,
+                   uint d, uint self) {
     const uint lane = self % 32;
+    load_rows<D, LANES_ROWS>(tile, from, first, rows, row, d, self);
+    BARRIER();
     UNROLL
     for (uint k = 0; k < D / 16; k++)
-        load_matrices<false>(a[k], rows + (self / 32 * 16 + lane % 16) * ROW(D) + k * 16 + lane / 16 * 8);
+        load_matrices<false>(a[k], tile + (self / 32 * 16 + lane % 16) * ROW(D) + k * 16 + lane / 16 * 8);
+    BARRIER();
 }
 
 // products (16, N) = the lanes' rows · those in shared memory, transposed.
@@ -361,20 +371,16 @@ template <uint D>
 FUNCTION void tensor_forward(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) v, READ_POINTER(T) mask,
                              WRITE_POINTER(T) o, WRITE_POINTER(float) logs, Sizes g, SHARED_POINTER(T) ks,
                              SHARED_POINTER(T) vs, uint self, uint block, uint head) {
-    const uint of_q = head / g.heads * g.q_batch + head % g.heads * g.q_head;
-    const uint of_k = head / g.heads * g.k_batch + head % g.heads * g.k_head;
-    const uint of_m = head / g.heads * g.m_batch + head % g.heads * g.m_head;
+    const Head of = begin(g, head);
     const uint lane = self % 32, row = block * LANES_ROWS + self / 32 * 16 + lane / 4, i[2] = {row, row + 8};
     uint a[D / 16][4];
-    load_rows<D, LANES_ROWS>(ks, q + of_q, block * LANES_ROWS, g.tq, g.q_row, g.d, self);
-    BARRIER();
-    left<D>(a, ks, self);
+    left<D>(a, ks, q + of.q, block * LANES_ROWS, g.tq, g.q_row, g.d, self);
     float largest[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0}, result[D / 8][4];
     zero<D>(result);
     for (uint first = 0; first < seen(g, block * LANES_ROWS + LANES_ROWS); first += KEYS) {
         BARRIER();
-        load_rows<D, KEYS>(ks, k + of_k, first, g.tk, g.k_row, g.d, self);
-        load_rows<D, KEYS>(vs, v + of_k, first, g.tk, g.k_row, g.d, self);
+        load_rows<D, KEYS>(ks, k + of.k, first, g.tk, g.k_row, g.d, self);
+        load_rows<D, KEYS>(vs, v + of.k, first, g.tk, g.k_row, g.d, self);
         BARRIER();
         float s[KEYS / 8][4], next[2] = {largest[0], largest[1]}, part[2] = {0, 0}, shift[2], correction[2];
         across<D, KEYS>(s, a, ks, lane);
@@ -382,7 +388,7 @@ FUNCTION void tensor_forward(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(
         for (uint n = 0; n < KEYS / 8; n++)
             UNROLL
             for (uint c = 0; c < 4; c++) {
-                s[n][c] = score(s[n][c], mask + of_m, g, i[c / 2], first + 8 * n + lane % 4 * 2 + c % 2);
+                s[n][c] = score(s[n][c], mask + of.m, g, i[c / 2], first + 8 * n + lane % 4 * 2 + c % 2);
                 next[c / 2] = larger(next[c / 2], s[n][c]);
             }
         UNROLL
@@ -412,7 +418,7 @@ FUNCTION void tensor_forward(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(
         along<D, KEYS>(result, s, vs, lane);
     }
     const float factor[2] = {sum[0] == 0 ? 0 : 1 / sum[0], sum[1] == 0 ? 0 : 1 / sum[1]};
-    store<D>(o + of_q, result, factor, i, g.tq, g.q_row, g.d, lane);
+    store<D>(o + of.q, result, factor, i, g.tq, g.q_row, g.d, lane);
     UNROLL
     for (uint h = 0; h < 2; h++)
         if (lane % 4 == 0 && i[h] < g.tq)
@@ -426,20 +432,13 @@ template <uint D>
 FUNCTION void tensor_queries(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) v, READ_POINTER(T) mask,
                              READ_POINTER(T) grad, READ_POINTER(float) logs, READ_POINTER(float) dots,
                              WRITE_POINTER(T) dq, Sizes g, SHARED_POINTER(T) tiles, uint self, uint block, uint head) {
-    const uint of_q = head / g.heads * g.q_batch + head % g.heads * g.q_head;
-    const uint of_k = head / g.heads * g.k_batch + head % g.heads * g.k_head;
-    const uint of_m = head / g.heads * g.m_batch + head % g.heads * g.m_head;
+    const Head of = begin(g, head);
     const uint lane = self % 32, row = block * LANES_ROWS + self / 32 * 16 + lane / 4, i[2] = {row, row + 8};
     SHARED_POINTER(T) ks = tiles;
     SHARED_POINTER(T) vs = tiles + PASSING * ROW(D);
     uint of_queries[D / 16][4], of_grads[D / 16][4];
-    load_rows<D, LANES_ROWS>(tiles, q + of_q, block * LANES_ROWS, g.tq, g.q_row, g.d, self);
-    BARRIER();
-    left<D>(of_queries, tiles, self);
-    BARRIER();
-    load_rows<D, LANES_ROWS>(tiles, grad + of_q, block * LANES_ROWS, g.tq, g.q_row, g.d, self);
-    BARRIER();
-    left<D>(of_grads, tiles, self);
+    left<D>(of_queries, tiles, q + of.q, block * LANES_ROWS, g.tq, g.q_row, g.d, self);
+    left<D>(of_grads, tiles, grad + of.q, block * LANES_ROWS, g.tq, g.q_row, g.d, self);
     Shift shift[2];
     float mean[2], result[D / 8][4];
     UNROLL
@@ -450,8 +449,8 @@ FUNCTION void tensor_queries(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(
     zero<D>(result);
     for (uint first = 0; first < seen(g, block * LANES_ROWS + LANES_ROWS); first += PASSING) {
         BARRIER();
-        load_rows<D, PASSING>(ks, k + of_k, first, g.tk, g.k_row, g.d, self);
-        load_rows<D, PASSING>(vs, v + of_k, first, g.tk, g.k_row, g.d, self);
+        load_rows<D, PASSING>(ks, k + of.k, first, g.tk, g.k_row, g.d, self);
+        load_rows<D, PASSING>(vs, v + of.k, first, g.tk, g.k_row, g.d, self);
         BARRIER();
         float s[PASSING / 8][4], dp[PASSING / 8][4];
         across<D, PASSING>(s, of_queries, ks, lane);
@@ -461,13 +460,13 @@ FUNCTION void tensor_queries(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(
             UNROLL
             for (uint c = 0; c < 4; c++) {
                 const uint j = first + 8 * n + lane % 4 * 2 + c % 2;
-                const float p = weight(score(s[n][c], mask + of_m, g, i[c / 2], j), shift[c / 2]);
+                const float p = weight(score(s[n][c], mask + of.m, g, i[c / 2], j), shift[c / 2]);
                 s[n][c] = p * (dp[n][c] * kept_share(g, head, i[c / 2], j) - mean[c / 2]);
             }
         along<D, PASSING>(result, s, ks, lane);
     }
     const float factor[2] = {g.scale, g.scale};
-    store<D>(dq + of_q, result, factor, i, g.tq, g.q_row, g.d, lane);
+    store<D>(dq + of.q, result, factor, i, g.tq, g.q_row, g.d, lane);
 }
 
 template <uint D>
@@ -475,22 +474,15 @@ FUNCTION void tensor_keys(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) 
                           READ_POINTER(T) grad, READ_POINTER(float) logs, READ_POINTER(float) dots,
                           WRITE_POINTER(T) dk, WRITE_POINTER(T) dv, Sizes g, SHARED_POINTER(T) tiles, uint self,
                           uint block, uint head) {
-    const uint of_q = head / g.heads * g.q_batch + head % g.heads * g.q_head;
-    const uint of_k = head / g.heads * g.k_batch + head % g.heads * g.k_head;
-    const uint of_m = head / g.heads * g.m_batch + head % g.heads * g.m_head;
+    const Head of = begin(g, head);
     const uint lane = self % 32, row = block * LANES_ROWS + self / 32 * 16 + lane / 4, j[2] = {row, row + 8};
     // More would not fit into the registers.
     const uint N = D > 64 ? PASSING / 2 : PASSING;
     SHARED_POINTER(T) qs = tiles;
     SHARED_POINTER(T) gs = tiles + N * ROW(D);
     uint of_keys[D / 16][4], of_values[D / 16][4];
-    load_rows<D, LANES_ROWS>(tiles, k + of_k, block * LANES_ROWS, g.tk, g.k_row, g.d, self);
-    BARRIER();
-    left<D>(of_keys, tiles, self);
-    BARRIER();
-    load_rows<D, LANES_ROWS>(tiles, v + of_k, block * LANES_ROWS, g.tk, g.k_row, g.d, self);
-    BARRIER();
-    left<D>(of_values, tiles, self);
+    left<D>(of_keys, tiles, k + of.k, block * LANES_ROWS, g.tk, g.k_row, g.d, self);
+    left<D>(of_values, tiles, v + of.k, block * LANES_ROWS, g.tk, g.k_row, g.d, self);
     float keys[D / 8][4], values[D / 8][4];
     zero<D>(keys);
     zero<D>(values);
@@ -499,8 +491,8 @@ FUNCTION void tensor_keys(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) 
         if (seen(g, first + N) <= block * LANES_ROWS)
             continue;
         BARRIER();
-        load_rows<D, N>(qs, q + of_q, first, g.tq, g.q_row, g.d, self);
-        load_rows<D, N>(gs, grad + of_q, first, g.tq, g.q_row, g.d, self);
+        load_rows<D, N>(qs, q + of.q, first, g.tq, g.q_row, g.d, self);
+        load_rows<D, N>(gs, grad + of.q, first, g.tq, g.q_row, g.d, self);
         BARRIER();
         float p[N / 8][4], ds[N / 8][4];
         across<D, N>(p, of_keys, qs, lane);
@@ -510,7 +502,7 @@ FUNCTION void tensor_keys(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) 
             UNROLL
             for (uint c = 0; c < 4; c++) {
                 const uint i = first + 8 * n + lane % 4 * 2 + c % 2;
-                const float w = weight(score(p[n][c], mask + of_m, g, i, j[c / 2]), shift_of(logs, g, head, i));
+                const float w = weight(score(p[n][c], mask + of.m, g, i, j[c / 2]), shift_of(logs, g, head, i));
                 const float share = kept_share(g, head, i, j[c / 2]), mean = i < g.tq ? dots[head * g.tq + i] : 0;
                 p[n][c] = w * share;
                 ds[n][c] = w * (ds[n][c] * share - mean);
@@ -519,8 +511,8 @@ FUNCTION void tensor_keys(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) 
         along<D, N>(keys, ds, qs, lane);
     }
     const float scale[2] = {g.scale, g.scale}, one[2] = {1, 1};
-    store<D>(dk + of_k, keys, scale, j, g.tk, g.k_row, g.d, lane);
-    store<D>(dv + of_k, values, one, j, g.tk, g.k_row, g.d, lane);
+    store<D>(dk + of.k, keys, scale, j, g.tk, g.k_row, g.d, lane);
+    store<D>(dv + of.k, values, one, j, g.tk, g.k_row, g.d, lane);
 }
 
 #define TENSOR_HEAD(D)                                                                                                 \
