@@ -4,11 +4,14 @@
 use candle_core::Device;
 use zoo_char_gpt::CharTask;
 use zoo_deepsif::DeepSifTask;
+use zoo_layers::ops::autocast;
+use zoo_layers::ops::glue::foreign;
 use zoo_layers::ops::glue::gpu::emulated::{ready, with_emulation};
+use zoo_layers::{Mode, Params};
 use zoo_stock_lstm::StockTask;
 use zoo_trading_transformer::TradingTask;
 use zoo_training::config::{Layers, resolve};
-use zoo_training::{Event, Observer, Result, Task, Trainer};
+use zoo_training::{Event, Observer, Result, Split, Task, Trainer};
 
 const SMALL: [&str; 4] = ["data.simulated_days=200", "model.window=10", "model.hidden=12", "train.batch_size=8"];
 
@@ -93,6 +96,44 @@ fn every_model_trains_in_bf16_and_f16() -> Result<()> {
     near::<TradingTask>("ppo-tiny", &[])?;
     for kind in ["model.kind=transformer", "model.kind=lstm", "model.kind=post-ln"] {
         near::<DeepSifTask>("tiny", &[kind])?;
+    }
+    Ok(())
+}
+
+/// The shapes of operations of candle's in the graph of a training loss.
+fn others<T: Task>(preset: &str, set: &[&str]) -> Result<Vec<Vec<usize>>> {
+    let set: Vec<String> = set.iter().map(|s| s.to_string()).collect();
+    let mut config = resolve::<T>(&Layers { preset: Some(preset), file: None, set: &set })?;
+    T::settle(&mut config)?;
+    let task = T::open(&config.model, &config.data, config.train.seed, None, &Device::Cpu)?;
+    let params = Params::init(1, &Device::Cpu);
+    let model = T::build(&config.model, params.builder())?;
+    let batch = task.batch(Split::Train, &[0, 1])?;
+    let loss = || autocast(config.train.compute(), || task.loss(&model, &batch, Mode::Train { seed: 1, step: 1 }));
+    Ok(foreign(&loss()?.total))
+}
+
+#[test]
+fn no_operation_of_candles_is_between_a_loss_and_its_parameters() -> Result<()> {
+    fn check<T: Task>(preset: &str, set: &[&str]) -> Result<()> {
+        let none = |found: Vec<Vec<usize>>, place: &str| {
+            assert!(found.is_empty(), "{} {preset} {set:?} {place}: {found:?}", T::NAME);
+        };
+        none(others::<T>(preset, set)?, "on the CPU");
+        if ready() {
+            for dtype in ["train.dtype=f32", "train.dtype=bf16"] {
+                none(with_emulation(false, || others::<T>(preset, &[set, &[dtype]].concat()))?, dtype);
+            }
+        }
+        Ok(())
+    }
+    check::<StockTask>("default", &SMALL)?;
+    check::<CharTask>("tiny", &[])?;
+    check::<CharTask>("tiny", &["model.tied=false", "model.bias=true", "model.separate_qkv=true"])?;
+    check::<TradingTask>("tiny", &[])?;
+    check::<TradingTask>("tiny", &["model.input_norm=running", "model.recency=1"])?;
+    for kind in ["model.kind=transformer", "model.kind=lstm", "model.kind=post-ln"] {
+        check::<DeepSifTask>("tiny", &[kind])?;
     }
     Ok(())
 }

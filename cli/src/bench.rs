@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use candle_core::cuda::set_gemm_reduced_precision_f32;
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 use zoo_layers::ops::autocast;
 use zoo_layers::ops::glue::simd;
 use zoo_layers::{Mode, Params};
-use zoo_training::config::{Layers, resolve};
+use zoo_training::config::{ComputeType, Layers, resolve};
 use zoo_training::{Batches, Event, Observer, Split, Task, Trainer};
 
 use crate::args::BenchArgs;
@@ -22,7 +23,7 @@ pub(crate) struct Options {
     batch: Option<usize>,
     set: Vec<String>,
     device: Device,
-    /// Floating-point operations a second of large products.
+    /// Floating-point operations a second of large products in f32.
     peak: f64,
 }
 
@@ -49,7 +50,7 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
         return bench_ops::run(args);
     }
     let device = registry::device(&args.device)?;
-    let peak = matmul_peak(&device)?;
+    let peak = matmul_peak(&device, DType::F32)?;
     let (preset, set) = (args.preset.clone(), args.set.clone());
     let options = Options { seconds: args.seconds, preset, batch: args.batch, set, device, peak };
     let mut cases = vec![];
@@ -92,14 +93,23 @@ fn case<T: Task>(preset: &str, options: &Options) -> anyhow::Result<Case> {
     let task = T::open(&config.model, &config.data, config.train.seed, None, device)?;
     let acts = task.experience(&config)?.is_some();
     config.train.overfit_batch = !acts;
-    reset_peak_memory();
+    reset_peak_memory(device);
     let Trained { step: train, round } = train_seconds(&task, &config, options)?;
     let infer = infer_seconds(&task, &config, options)?;
-    let memory = peak_memory_mb();
+    let memory = peak_memory_mb(device);
     let data = if acts { None } else { Some(data_seconds(&task, &config, options)?) };
     let batch = config.train.batch_size * config.train.accumulate as usize;
     // The backward pass has two products for each of the forward pass.
-    let share = 3. * T::flops(&config.model) * batch as f64 / train / options.peak;
+    let peak = match config.train.dtype {
+        ComputeType::F32 => options.peak,
+        of_products => {
+            set_gemm_reduced_precision_f32(of_products == ComputeType::Tf32);
+            let peak = matmul_peak(device, config.train.compute())?;
+            set_gemm_reduced_precision_f32(false);
+            peak
+        }
+    };
+    let share = 3. * T::flops(&config.model) * batch as f64 / train / peak;
     let name = format!("{} {preset} b{batch}", T::NAME);
     let row = vec![
         name.clone(),
@@ -227,30 +237,75 @@ pub(crate) fn median(mut times: Vec<f64>) -> f64 {
     times.get(times.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// The best of several large f32 products, in floating-point operations a second.
-fn matmul_peak(device: &Device) -> anyhow::Result<f64> {
-    const N: usize = 1536;
-    let a = Tensor::ones((N, N), DType::F32, device)?;
+/// The best of several large products of `dtype`, in floating-point operations a second.
+fn matmul_peak(device: &Device, dtype: DType) -> anyhow::Result<f64> {
+    // What fills the device.
+    let n = if device.is_cpu() { 1536 } else { 8192 };
+    let a = Tensor::ones((n, n), dtype, device)?;
     let mut best = f64::INFINITY;
     for _ in 0..8 {
+        device.synchronize()?;
         let start = Instant::now();
         a.matmul(&a)?;
         device.synchronize()?;
         best = best.min(start.elapsed().as_secs_f64());
     }
-    Ok(2. * (N as f64).powi(3) / best)
+    Ok(2. * (n as f64).powi(3) / best)
 }
 
-/// Lets Linux count the process's peak memory anew.
-fn reset_peak_memory() {
-    // Where that is not possible the peak includes what came before.
-    let _ = std::fs::write("/proc/self/clear_refs", "5");
+/// Lets the peak of memory be counted anew.
+fn reset_peak_memory(device: &Device) {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => gpu_memory::reset(device),
+        // Where that is not possible the peak includes what came before.
+        _ => drop(std::fs::write("/proc/self/clear_refs", "5")),
+    }
 }
 
-/// The process's peak memory in MB (10⁶ bytes), where Linux tells it.
-fn peak_memory_mb() -> Option<f64> {
+/// The peak of memory in MB (10⁶ bytes): that of a CUDA device, elsewhere the process's, where Linux tells it.
+fn peak_memory_mb(device: &Device) -> Option<f64> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => Some(gpu_memory::peak(device)? as f64 / 1e6),
+        _ => process_peak_mb(),
+    }
+}
+
+fn process_peak_mb() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
     let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024. / 1e6)
+}
+
+/// What the driver counts of the memory that tensors are in.
+#[cfg(feature = "cuda")]
+mod gpu_memory {
+    use candle_core::Device;
+    use candle_core::cuda_backend::cudarc::driver::sys::{self, CUmemPool_attribute_enum::*, CUresult};
+
+    const PEAK: sys::CUmemPool_attribute = CU_MEMPOOL_ATTR_USED_MEM_HIGH;
+
+    fn pool(device: &Device) -> Option<sys::CUmemoryPool> {
+        let Device::Cuda(cuda) = device else { return None };
+        let (id, mut pool) = (cuda.cuda_stream().context().cu_device(), std::ptr::null_mut());
+        // SAFETY: the device is open, and the pool is written before it is read.
+        let found = unsafe { sys::cuDeviceGetDefaultMemPool(&raw mut pool, id) };
+        (found == CUresult::CUDA_SUCCESS).then_some(pool)
+    }
+
+    pub(super) fn reset(device: &Device) {
+        let Some(pool) = pool(device) else { return };
+        let mut zero = 0u64;
+        // SAFETY: this attribute is a number of 64 bits, and 0 is what resets it.
+        unsafe { sys::cuMemPoolSetAttribute(pool, PEAK, (&raw mut zero).cast()) };
+    }
+
+    pub(super) fn peak(device: &Device) -> Option<u64> {
+        let mut bytes = 0u64;
+        // SAFETY: this attribute is a number of 64 bits.
+        let got = unsafe { sys::cuMemPoolGetAttribute(pool(device)?, PEAK, (&raw mut bytes).cast()) };
+        (got == CUresult::CUDA_SUCCESS).then_some(bytes)
+    }
 }

@@ -184,7 +184,13 @@ pub(crate) fn device(name: &str) -> anyhow::Result<Device> {
         "cpu" if !name.contains(':') => Ok(Device::Cpu),
         "cuda" => {
             built(candle_core::utils::cuda_is_available(), "cuda")?;
-            Device::new_cuda(ordinal).with_context(|| format!("--device {name}"))
+            let device = Device::new_cuda(ordinal).with_context(|| format!("--device {name}"))?;
+            #[cfg(feature = "cuda")]
+            if let Device::Cuda(cuda) = &device {
+                // SAFETY: everything that is computed on this device is on its one stream, in order.
+                unsafe { cuda.disable_event_tracking() }
+            }
+            Ok(device)
         }
         "metal" => {
             built(candle_core::utils::metal_is_available(), "metal")?;

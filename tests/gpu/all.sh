@@ -8,18 +8,22 @@
 #  2. the tests of all ops on that device, in f32, bf16 and f16; on CUDA again under memcheck and racecheck, if there is a
 #     compute-sanitizer
 #  3. each model's training beside the CPU's: the loss of each of 20 steps within 1 %, in bf16 within 5 %
-#  4. step times in f32, tf32 and bf16, and what a profiler sees of one model, if there is nsys
+#  4. step times in f32, tf32 and bf16, of ops in f32 and bf16, and what a profiler sees of one model, if there is nsys
+#  5. on CUDA, with a python that has torch (PYTHON names it): PyTorch's times in the same types, as it is, compiled and with
+#     graphs, and a table of both
+#  6. with TEXT=tiny_shakespeare.txt: the preset baby to its end, f32 and bf16, its time and its loss; by PyTorch, too
 set -uo pipefail
 device="${1:?cuda or metal}"
 here="$(cd "$(dirname "$0")" && pwd)"
 if [ -x "$here/zoo" ]; then
-    zoo="$here/zoo" ops="$here/ops" results="$here/results"
+    zoo="$here/zoo" ops="$here/ops" results="$here/results" fixtures="$here/fixtures"
 else
     cd "$here/../.." || exit 1
     cargo build --release -p zoo --features "$device" --locked || exit 1
     ops=$(cargo test --release -p zoo-layers --features "$device" --lib --locked --no-run --message-format=json |
         sed -n 's/.*"executable":"\([^"]*\)".*/\1/p')
     zoo="${CARGO_TARGET_DIR:-$PWD/target}/release/zoo" results="$PWD/target/gpu/$device"
+    fixtures="$PWD/tests/fixtures"
 fi
 rm -rf "$results" && mkdir -p "$results" && cd "$results" || exit 1
 failed=0
@@ -81,13 +85,48 @@ trading-transformer running
 deepsif small
 deepsif tiny
 END
-step bench "$zoo" bench --device "$device" --seconds 4 --json
+step bench-f32 "$zoo" bench --device "$device" --seconds 4 --json
 step bench-tf32 "$zoo" bench --device "$device" --seconds 4 --set train.dtype=tf32 --json
 step bench-bf16 "$zoo" bench --device "$device" --seconds 4 --set train.dtype=bf16 --json
+step ops-f32 "$zoo" bench --ops --device "$device" --json
+step ops-bf16 "$zoo" bench --ops --device "$device" --set train.dtype=bf16 --json
 if [ "$device" = cuda ] && command -v nsys >/dev/null; then
     step trace nsys profile --stats=true --force-overwrite=true --output=trace \
         "$zoo" train char-gpt --preset cpu --steps 50 --device cuda --out traced
 else
     echo "skipped: a trace (no nsys, or not CUDA)"
+fi
+
+python="${PYTHON:-python3}" peer="$fixtures/bench_torch.py"
+if [ "$device" = cuda ] && "$python" -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
+    torch=1
+    for dtype in f32 tf32 bf16; do
+        for mode in "" default reduce-overhead; do
+            # shellcheck disable=SC2086
+            step "torch-$dtype${mode:+-$mode}" "$python" "$peer" --device cuda --dtype "$dtype" ${mode:+--compile "$mode"}
+        done
+    done
+    step lstm-adamw "$zoo" bench deepsif --preset lstm --set train.optimizer=adamw --device cuda --json
+    step compare "$python" "$fixtures/compare_torch.py" .
+    cat compare.log
+else
+    torch=
+    echo "skipped: PyTorch's times (no python with torch for CUDA; PYTHON names one)"
+fi
+
+# baby NAME TYPE: a training to its end, and its judgement.
+baby() {
+    time "$zoo" train char-gpt --preset baby --data "$TEXT" --device "$device" --set train.dtype="$2" --out "$1" &&
+        "$zoo" eval char-gpt --checkpoint "$1" --data "$TEXT" --device "$device"
+}
+if [ -n "${TEXT:-}" ]; then
+    step baby-f32 baby baby-f32 f32
+    step baby-bf16 baby baby-bf16 bf16
+    if [ -n "$torch" ]; then
+        step torch-baby "$python" "$peer" --recipe --preset baby --data "$TEXT" --device cuda --dtype bf16 --compile
+    fi
+    tail -n 4 baby-*.log torch-baby.log 2>/dev/null
+else
+    echo "skipped: baby (TEXT names no text)"
 fi
 exit $failed

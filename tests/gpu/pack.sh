@@ -16,5 +16,7 @@ tests=$(cargo test --release -p zoo-layers --features cuda --lib --locked --no-r
 strip -o "$folder/zoo" "${CARGO_TARGET_DIR:-target}/release/zoo"
 strip -o "$folder/ops" "$tests"
 cp tests/gpu/all.sh "$folder"
+mkdir "$folder/fixtures"
+cp tests/fixtures/{bench_torch,compare_torch,deepsif,trading_transformer,numbers_and_files}.py "$folder/fixtures"
 tar -cJf "$folder.tar.xz" -C target/gpu zoo-cuda
 ls -l "$folder" "$folder.tar.xz"

@@ -21,7 +21,6 @@ pub struct Parts {
 /// # Errors
 /// Other shapes.
 pub fn loss(activity: &Tensor, target: &Tensor) -> Result<Parts> {
-    let parts = sequence_loss(activity, target)?;
-    let weights = Tensor::new(&[1., SPARSITY, SMOOTHNESS], activity.device())?.to_dtype(parts.dtype())?;
-    Ok(Parts { total: (&parts * weights)?.sum_all()?, parts: parts.detach() })
+    let (total, parts) = sequence_loss(activity, target, [1., SPARSITY, SMOOTHNESS])?;
+    Ok(Parts { total, parts: parts.detach() })
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Result, Tensor};
+use zoo_layers::ops::backward;
 use zoo_layers::optim::{Moments, Optimizer, Rule, decay_matrices};
 use zoo_layers::{Linear, Params, init, ops};
 
@@ -73,7 +74,7 @@ impl Logistic {
                     best = Some((now, copies.collect::<Result<_>>()?));
                 }
             }
-            optimizer.step(&params.gradients(&loss(&train)?.backward()?), RATE, 1.)?;
+            optimizer.step(&params.gradients(&backward(&loss(&train)?)?), RATE, 1.)?;
         }
         if let Some((_, best)) = &best {
             params.set(best)?;

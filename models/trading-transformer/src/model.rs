@@ -174,7 +174,7 @@ impl TradingTransformer {
     /// What the encoder sees of projected bars, (b, s, d) to (b, s, d).
     pub(crate) fn place(&self, projected: &Tensor, mode: Mode) -> Result<Tensor> {
         let x = self.projection_dropout.forward(projected, mode)?;
-        self.norm.forward(&x.broadcast_add(&self.positions.to_dtype(x.dtype())?)?)
+        self.norm.forward(&ops::add_dropout(&self.positions, &x, None)?)
     }
 
     /// (b, s, d) to (b, s, d).
@@ -189,15 +189,13 @@ impl TradingTransformer {
     /// Encoded bars (b, s, d) to features (b, o).
     pub(crate) fn aggregate(&self, x: &Tensor) -> Result<Tensor> {
         let x = self.output_norm.forward(x)?;
-        let (b, s, _) = x.dims3()?;
-        let weights = self.pooling_weights()?.to_dtype(x.dtype())?.reshape((1, 1, s))?.broadcast_as((b, 1, s))?;
-        self.aggregator.forward(&weights.matmul(&x)?.squeeze(1)?) // (b, o)
+        self.aggregator.forward(&ops::pool(&x, &self.pooling_weights()?)?) // (b, o)
     }
 
     /// The weight of each bar in the mean over them, oldest first (s).
     pub fn pooling_weights(&self) -> Result<Tensor> {
         match &self.recency {
-            Some(ramp) => ops::softmax(&(&self.pooling + ramp)?),
+            Some(ramp) => ops::softmax(&ops::add_dropout(&self.pooling, ramp, None)?),
             None => ops::softmax(&self.pooling),
         }
     }

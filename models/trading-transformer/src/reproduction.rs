@@ -5,6 +5,7 @@
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 use serde::Serialize;
+use zoo_layers::ops::backward;
 use zoo_layers::optim::{Moments, Optimizer, Rule, clip_factor, decay_matrices, global_norm};
 use zoo_layers::random::{Purpose, Stream};
 use zoo_layers::{Gradients, Mode, Params, ops};
@@ -260,7 +261,7 @@ impl Trial {
             let (x, y) = task.batch(Split::Train, &indices)?;
             let (input, logits) = self.forward(&x, Mode::Train { seed: settings.seed, step: number })?;
             let loss = ops::cross_entropy(&logits, &y, Default::default())?;
-            let mut grads = self.params.gradients(&loss.backward()?);
+            let mut grads = self.params.gradients(&backward(&loss)?);
             if self.arm.position_gradient != 1.
                 && let Some(g) = projection(&grads)
             {
@@ -377,7 +378,7 @@ impl Trial {
         }
         let (x, y) = task.batch(Split::Train, &idle)?;
         let loss = ops::cross_entropy(&self.forward(&x, Mode::Eval)?.1, &y, Default::default())?;
-        let Some(gradient) = projection(&self.params.gradients(&loss.backward()?)) else { return Ok(0) };
+        let Some(gradient) = projection(&self.params.gradients(&backward(&loss)?)) else { return Ok(0) };
         let columns = gradient.t()?.contiguous()?.to_vec2::<f32>()?;
         let norm = |c: &[f32]| c.iter().map(|v| v * v).sum::<f32>().sqrt();
         let mut different: Vec<Vec<f32>> = vec![];

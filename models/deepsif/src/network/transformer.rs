@@ -67,7 +67,7 @@ fn placed(x: &Tensor, positions: &Tensor) -> Result<Tensor> {
     if t > all {
         bail!("deepsif: {t} time steps, but the model has positions for {all} (model.positions)")
     }
-    x.broadcast_add(&positions.narrow(0, 0, t)?.to_dtype(x.dtype())?)
+    ops::add_dropout(&positions.narrow(0, 0, t)?, x, None)
 }
 
 impl PreLn {

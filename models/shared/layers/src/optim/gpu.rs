@@ -1,7 +1,8 @@
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 
+use super::muon::{COEFFICIENTS, STEPS};
 use super::{Job, Moments, Rule, Update};
-use crate::ops::glue::gpu::{Arg, Gpu, Grid, Module, THREADS, module};
+use crate::ops::glue::gpu::{Arg, Array, Factor, Gpu, Grid, Module, Slice, THREADS, module};
 use crate::ops::glue::{View, memories_mut};
 
 const KERNELS: Module = module!("optim");
@@ -62,7 +63,7 @@ fn numbers(u: Update) -> Result<[u32; FIELDS - 2]> {
         }
         Rule::Sgd { momentum: m, nesterov: n } => (rule, momentum, nesterov) = (1, m, n),
         Rule::RmsProp { alpha, eps: e, momentum: m } => (rule, beta2, eps, momentum) = (2, alpha, e, m),
-        Rule::Muon { .. } => bail!("optimizer: Muon has no kernel"),
+        Rule::Muon { .. } => bail!("optimizer: Muon moves matrices one by one"),
     }
     let floats = [u.scale, keep, coupled, lr, beta1, 1. - beta1, beta2, 1. - beta2, root, eps, momentum];
     let mut fields = [0; FIELDS - 2];
@@ -73,29 +74,73 @@ fn numbers(u: Update) -> Result<[u32; FIELDS - 2]> {
     Ok(fields)
 }
 
+/// Moves a matrix by Muon: the steps of the reference.
+pub(super) fn muon(gpu: &Gpu, job: &Job, momentum: f64) -> Result<()> {
+    let (rows, columns) = job.param.var.dims2()?;
+    let (n, u) = (rows * columns, job.update);
+    let grad = job.grad.contiguous()?;
+    let grad = View::new(&grad);
+    // y = keep · y + share · x
+    let blend = |y: Arg, x: Slice, keep: f64, share: f64| {
+        let args = &mut [y, Arg::Read(x), Arg::Count(x.len), Arg::Float(keep), Arg::Float(share)];
+        gpu.launch(&KERNELS, "blend", Grid::each(x.len), args)
+    };
+    memories_mut(&job.tensors(), &mut |memories| {
+        let [p, buffer] = memories else { bail!("optimizer: no momentum of {}", job.param.name) };
+        let mut x = gpu.array(n)?;
+        let mut args = vec![Arg::Read(grad.slice()?), Arg::Change(buffer), Arg::Write(&mut x), Arg::Count(n)];
+        args.extend([momentum, u.scale].map(Arg::Float));
+        gpu.launch(&KERNELS, "muon_begin", Grid::each(n), &mut args)?;
+        let squares = gpu.totals(&square_sums(gpu, &[x.slice()])?, 1, 1.)?;
+        let args = &mut [Arg::Write(&mut x), Arg::Read(squares.slice()), Arg::Count(n)];
+        gpu.launch(&KERNELS, "muon_normal", Grid::each(n), args)?;
+        let [a, b, c] = COEFFICIENTS.map(f64::from);
+        let side = rows.min(columns);
+        for _ in 0..STEPS {
+            let (straight, across) = (Factor::rows(x.slice()), Factor::transposed(x.slice()));
+            let wide = rows <= columns;
+            let (left, right, long) = if wide { (straight, across, columns) } else { (across, straight, rows) };
+            let square = gpu.matmul([side, side, long], left, right)?;
+            let factor = Factor::rows(square.slice());
+            let mut polynomial = gpu.matmul([side, side, side], factor, factor)?;
+            blend(Arg::Write(&mut polynomial), square.slice(), c, b)?;
+            let factor = Factor::rows(polynomial.slice());
+            let (left, right) = if wide { (factor, straight) } else { (straight, factor) };
+            let moved = gpu.matmul([rows, columns, side], left, right)?;
+            blend(Arg::Write(&mut x), moved.slice(), a, 1.)?;
+        }
+        let rate = u.lr * 0.2 * (rows.max(columns) as f64).sqrt();
+        blend(Arg::Change(p), x.slice(), 1. - u.lr * u.weight_decay, -rate)
+    })
+}
+
 /// The sum of the squares of all of `tensors`, with one number that comes back to the host; infinite beyond f32's range.
 pub(super) fn squares(gpu: &Gpu, tensors: &[&Tensor]) -> Result<f64> {
     let tensors = tensors.iter().map(|t| t.contiguous()).collect::<Result<Vec<_>>>()?;
     let views: Vec<View> = tensors.iter().map(View::new).collect();
-    let chunks = |v: &View| v.count().div_ceil(CHUNK);
-    let mut parts = gpu.floats(views.iter().map(chunks).sum())?;
+    let parts = square_sums(gpu, &views.iter().map(View::slice).collect::<Result<Vec<_>>>()?)?;
+    gpu.of_type(DType::F32).totals(&parts, 1, 1.)?.into_tensor(()).to_scalar::<f32>().map(f64::from)
+}
+
+/// Sums of squares, those of a chunk each.
+fn square_sums(gpu: &Gpu, all: &[Slice]) -> Result<Array> {
+    let chunks = |x: &Slice| x.len.div_ceil(CHUNK);
+    let mut parts = gpu.floats(all.iter().map(chunks).sum())?;
     let mut at = 0;
-    for views in views.chunks(NORMED) {
+    for some in all.chunks(NORMED) {
         let mut args = vec![];
         let (mut counts, mut ends, mut groups) = ([0; NORMED], [0; NORMED], 0);
-        for (i, view) in views.iter().enumerate() {
-            args.push(Arg::Read(view.slice()?));
-            groups += chunks(view);
-            (counts[i], ends[i]) = (view.count() as u32, groups as u32);
+        for (i, x) in some.iter().enumerate() {
+            args.push(Arg::Read(*x));
+            groups += chunks(x);
+            (counts[i], ends[i]) = (x.len as u32, groups as u32);
         }
-        for _ in views.len()..NORMED {
-            args.push(Arg::Read(views[0].slice()?));
-        }
+        args.extend((some.len()..NORMED).map(|_| Arg::Read(some[0])));
         let fields = [counts.as_slice(), &ends, &[at as u32, CHUNK as u32]].concat();
         args.extend([Arg::Write(&mut parts), Arg::Fields(&fields)]);
         let grid = Grid::rows(groups, CHUNK);
         gpu.launch(&KERNELS, "squares", grid, &mut args)?;
         at += groups;
     }
-    gpu.wide().totals(&parts, 1, 1.)?.into_tensor(()).to_scalar::<f32>().map(f64::from)
+    Ok(parts)
 }

@@ -155,13 +155,15 @@ fn apply(jobs: Vec<Job>) -> Result<()> {
     // The parameters of a model are on one device.
     let (mut gpu, mut there, mut here) = (None, vec![], vec![]);
     for job in jobs {
-        let plain = !fused || job.grad.dtype() != DType::F32 || matches!(job.update.rule, Rule::Muon { .. });
-        match Gpu::of(&[&[job.grad], job.tensors().as_slice()].concat()).filter(|_| !plain) {
-            Some(found) => {
+        let plain = !fused || job.grad.dtype() != DType::F32;
+        let found = Gpu::of(&[&[job.grad], job.tensors().as_slice()].concat()).filter(|_| !plain);
+        match (found, job.update.rule) {
+            (Some(found), Rule::Muon { momentum }) => gpu::muon(&found, &job, momentum)?,
+            (Some(found), _) => {
                 gpu = Some(found);
                 there.push(job);
             }
-            None => here.push(job),
+            (None, _) => here.push(job),
         }
     }
     if let Some(gpu) = gpu {
@@ -469,6 +471,28 @@ mod tests {
             assert!((step * grad)?.sum_all()?.to_scalar::<f32>()? > 0.);
         }
         assert!(Optimizer::new(rule, &params, decay_matrices(0.)).is_err(), "a vector is no matrix");
+        Ok(())
+    }
+
+    #[test]
+    fn muon_moves_by_gpu_kernels_as_by_those_of_the_cpu() -> Result<()> {
+        if emulated::compiler().is_none() {
+            return Ok(());
+        }
+        let train = || -> Result<Vec<f32>> {
+            let params = Params::init(4, &Device::Cpu);
+            for (dims, name) in [((7, 20), "wide"), ((200, 150), "tall"), ((9, 9), "square")] {
+                params.builder().get_with_hints(dims, name, init::normal(0., 1.))?;
+            }
+            let group = |_: &Param| Group { lr_scale: 1., weight_decay: 0.1, rule: None };
+            let mut muon = Optimizer::new(Rule::Muon { momentum: 0.95 }, &params, group)?;
+            (0..3).try_for_each(|step| muon.step(&gradients(&params, step)?, 0.1, 0.3))?;
+            let state = muon.state().into_iter().map(|(_, t)| t.flatten_all()?.to_vec1::<f32>());
+            Ok([values(&params)?, state.collect::<Result<Vec<_>>>()?.concat()].concat())
+        };
+        let (here, there) = (train()?, emulated::with_emulation(false, train)?);
+        assert!(here.iter().zip(&there).all(|(a, b)| (a - b).abs() < 2e-4 * a.abs().max(1.)));
+        assert!(here != there, "the kernels did not run");
         Ok(())
     }
 

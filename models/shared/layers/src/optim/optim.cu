@@ -69,6 +69,30 @@ KERNEL(update, WRITE(float, p0, 0), READ(float, g0, 1), WRITE(float, a0, 2), WRI
     }
 }
 
+// y = keep · y + share · x.
+KERNEL(blend, WRITE(float, y, 0), READ(float, x, 1), VALUE(uint, n, 2), VALUE(float, keep, 3), VALUE(float, share, 4)) {
+    const uint i = GROUP.x * THREADS + THREAD;
+    if (i < n)
+        y[i] = keep * y[i] + share * x[i];
+}
+
+// Muon's momentum, and x, the direction to be made orthogonal.
+KERNEL(muon_begin, READ(float, grad, 0), WRITE(float, buffer, 1), WRITE(float, x, 2), VALUE(uint, n, 3),
+       VALUE(float, momentum, 4), VALUE(float, scale, 5)) {
+    const uint i = GROUP.x * THREADS + THREAD;
+    if (i >= n)
+        return;
+    const float g = grad[i] * scale;
+    buffer[i] = momentum * buffer[i] + g;
+    x[i] = g + momentum * buffer[i];
+}
+
+KERNEL(muon_normal, WRITE(float, x, 0), READ(float, squares, 1), VALUE(uint, n, 2)) {
+    const uint i = GROUP.x * THREADS + THREAD;
+    if (i < n)
+        x[i] /= MATH(sqrt)(squares[0]) + 1e-7f;
+}
+
 #define NORMED 16
 
 struct Squares {

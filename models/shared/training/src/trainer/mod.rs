@@ -10,7 +10,7 @@ use regex::Regex;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use zoo_checkpoint::Description;
-use zoo_layers::ops::autocast;
+use zoo_layers::ops::{autocast, backward_scaled};
 use zoo_layers::optim::{Optimizer, average, clip_factor, global_norm, norm_squared};
 use zoo_layers::{Gradients, Mode, Params};
 
@@ -530,8 +530,7 @@ impl<'a, T: Task> Trainer<'a, T> {
             };
             let result =
                 autocast(compute, || self.task.loss(&self.model, &samples, Mode::Train { seed, step: number }))?;
-            let total = if scale == 1. { result.total.clone() } else { (&result.total * scale)? };
-            let of_micro = self.params.gradients(&total.backward()?);
+            let of_micro = self.params.gradients(&backward_scaled(&result.total, scale)?);
             // Neither is waited for before the whole step is under way; without their history the graph is free.
             let parts = result.parts.into_iter().map(|(name, value)| (name, value.detach()));
             losses.push((result.total.detach(), parts.collect::<Vec<_>>()));

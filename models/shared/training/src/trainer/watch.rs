@@ -2,6 +2,7 @@
 
 use candle_core::Tensor;
 use serde_json::Value;
+use zoo_layers::ops::backward;
 use zoo_layers::optim::global_norm;
 use zoo_layers::random::{Purpose, Stream};
 use zoo_layers::{Gradients, Mode, Param, Params};
@@ -114,7 +115,7 @@ impl<T: Task> Trainer<'_, T> {
         self.gather(&mut Silent)?;
         let batch = self.spread(self.config.train.batch_size)?;
         let loss = self.task.loss(&self.model, &batch, Mode::Eval)?.total;
-        let grads = self.params.gradients(&loss.backward()?);
+        let grads = self.params.gradients(&backward(&loss)?);
         let trainable = self.params.trainable();
         let probes = self.task.probes(&self.model, &batch)?;
         let watched = Watched::of(&trainable, &grads, None);

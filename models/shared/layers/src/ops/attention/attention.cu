@@ -3,9 +3,10 @@
 
 struct Sizes {
     uint heads, tq, tk, d;
-    // How far apart batches, heads and rows are: of queries and results, of keys and values, of the mask.
+    // How far apart batches, heads and rows are: of queries, of keys and values, of results, of the mask.
     uint q_batch, q_head, q_row;
     uint k_batch, k_head, k_row;
+    uint o_batch, o_head, o_row;
     uint m_batch, m_head, m_row;
     uint causal, masked;
     float scale;
@@ -15,14 +16,15 @@ struct Sizes {
     uint step0, step1, key0, key1;
 };
 
-// Where a head of a batch begins in queries and results, in keys and values, and in the mask.
+// Where a head of a batch begins in queries, in keys and values, in results, and in the mask.
 struct Head {
-    uint q, k, m;
+    uint q, k, o, m;
 };
 
 FUNCTION Head begin(Sizes g, uint head) {
     const uint batch = head / g.heads, h = head % g.heads;
-    Head of = {batch * g.q_batch + h * g.q_head, batch * g.k_batch + h * g.k_head, batch * g.m_batch + h * g.m_head};
+    Head of = {batch * g.q_batch + h * g.q_head, batch * g.k_batch + h * g.k_head, batch * g.o_batch + h * g.o_head,
+               batch * g.m_batch + h * g.m_head};
     return of;
 }
 
@@ -150,7 +152,7 @@ FUNCTION void forward(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) v, R
         return;
     for (uint e = 0; e < D / 8; e++)
         if (lane + 8 * e < g.d)
-            o[of.q + i * g.q_row + lane + 8 * e] = T(sum == 0 ? 0 : result[e] / sum);
+            o[of.o + i * g.o_row + lane + 8 * e] = T(sum == 0 ? 0 : result[e] / sum);
     if (lane == 0)
         keep_shift(logs, g, head, i, largest, sum);
 }
@@ -169,7 +171,7 @@ FUNCTION void queries(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) v, R
     for (uint e = 0; e < D / 8; e++)
         result[e] = 0;
     load<D, TILE>(qs, q + of.q, block * TILE, g.tq, g.q_row, g.d, self);
-    load<D, TILE>(gs, grad + of.q, block * TILE, g.tq, g.q_row, g.d, self);
+    load<D, TILE>(gs, grad + of.o, block * TILE, g.tq, g.o_row, g.d, self);
     for (uint first = 0; first < seen(g, block * TILE + TILE); first += TILE) {
         BARRIER();
         load<D, TILE>(ks, v + of.k, first, g.tk, g.k_row, g.d, self);
@@ -224,7 +226,7 @@ FUNCTION void keys(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) v, READ
             ps[r * (TILE + 1) + lane + 8 * c] = p[c] * kept_share(g, head, i, j);
         }
         BARRIER();
-        load<D, TILE>(qs, grad + of.q, first, g.tq, g.q_row, g.d, self);
+        load<D, TILE>(qs, grad + of.o, first, g.tq, g.o_row, g.d, self);
         BARRIER();
         for (uint e = 0; e < D / 8; e++)
             for (uint c = 0; c < TILE; c++)
@@ -253,7 +255,7 @@ FUNCTION void keys(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) v, READ
 // D of mod.rs: dO · O, a row by 32 lanes.
 KERNEL(attention_dots, READ(T, o, 0), READ(T, grad, 1), WRITE(float, dots, 2), VALUE(Sizes, g, 3)) {
     const uint i = GROUP.y, head = GROUP.x;
-    const uint first = begin(g, head).q + i * g.q_row;
+    const uint first = begin(g, head).o + i * g.o_row;
     float sum = 0;
     for (uint e = THREAD; e < g.d; e += THREADS)
         sum += float(o[first + e]) * float(grad[first + e]);
@@ -349,9 +351,10 @@ FUNCTION void store(WRITE_POINTER(T) to, const float (&result)[D / 8][4], const 
     UNROLL
     for (uint e = 0; e < D / 8; e++)
         UNROLL
-        for (uint c = 0; c < 4; c++)
-            if (8 * e < d && i[c / 2] < rows)
-                to[i[c / 2] * row + 8 * e + lane % 4 * 2 + c % 2] = T(factor[c / 2] * result[e][c]);
+        for (uint h = 0; h < 2; h++)
+            if (8 * e < d && i[h] < rows)
+                *reinterpret_cast<uint *>(to + i[h] * row + 8 * e + lane % 4 * 2) =
+                    pair(factor[h] * result[e][2 * h], factor[h] * result[e][2 * h + 1]);
 }
 
 // Over the 4 lanes of a row.
@@ -418,7 +421,7 @@ FUNCTION void tensor_forward(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(
         along<D, KEYS>(result, s, vs, lane);
     }
     const float factor[2] = {sum[0] == 0 ? 0 : 1 / sum[0], sum[1] == 0 ? 0 : 1 / sum[1]};
-    store<D>(o + of.q, result, factor, i, g.tq, g.q_row, g.d, lane);
+    store<D>(o + of.o, result, factor, i, g.tq, g.o_row, g.d, lane);
     UNROLL
     for (uint h = 0; h < 2; h++)
         if (lane % 4 == 0 && i[h] < g.tq)
@@ -438,7 +441,7 @@ FUNCTION void tensor_queries(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(
     SHARED_POINTER(T) vs = tiles + PASSING * ROW(D);
     uint of_queries[D / 16][4], of_grads[D / 16][4];
     left<D>(of_queries, tiles, q + of.q, block * LANES_ROWS, g.tq, g.q_row, g.d, self);
-    left<D>(of_grads, tiles, grad + of.q, block * LANES_ROWS, g.tq, g.q_row, g.d, self);
+    left<D>(of_grads, tiles, grad + of.o, block * LANES_ROWS, g.tq, g.o_row, g.d, self);
     Shift shift[2];
     float mean[2], result[D / 8][4];
     UNROLL
@@ -492,7 +495,7 @@ FUNCTION void tensor_keys(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) 
             continue;
         BARRIER();
         load_rows<D, N>(qs, q + of.q, first, g.tq, g.q_row, g.d, self);
-        load_rows<D, N>(gs, grad + of.q, first, g.tq, g.q_row, g.d, self);
+        load_rows<D, N>(gs, grad + of.o, first, g.tq, g.o_row, g.d, self);
         BARRIER();
         float p[N / 8][4], ds[N / 8][4];
         across<D, N>(p, of_keys, qs, lane);

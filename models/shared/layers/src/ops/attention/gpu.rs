@@ -1,8 +1,8 @@
 use candle_core::{Result, bail};
 
-use super::{Attention, geometry};
-use crate::ops::dropout::{copy, draws};
-use crate::ops::glue::gpu::{Arg, Array, Gpu, GpuForward, Grid, Module, module};
+use super::Attention;
+use crate::ops::dropout::draws;
+use crate::ops::glue::gpu::{Arg, Array, Gpu, GpuForward, Grid, Module, Slice, module};
 use crate::ops::glue::{Backward, View};
 
 const KERNELS: Module = module!("attention");
@@ -27,26 +27,29 @@ const TENSOR: (usize, usize) = (64, 128);
 
 /// None where there is no kernel: heads of more than 128 features, or too many places or weights to number.
 fn plan(op: &Attention, gpu: &Gpu, inputs: &[View], more: &[View]) -> Option<Plan> {
-    let g = geometry(inputs[0].dims(), inputs[1].dims(), op.heads);
+    let g = op.geometry(inputs);
     // Those read 8 elements at once.
     let aligned = |view: &View| view.slice().is_ok_and(|slice| slice.start.is_multiple_of(8));
-    let tensor = gpu.tensor_cores() && g.d.is_multiple_of(8) && inputs[..3].iter().chain(more).all(aligned);
+    let tensor = gpu.tensor_cores() && g.d.is_multiple_of(8) && inputs.iter().take(3).chain(more).all(aligned);
     let kernel = [(16, 32), (32, 32), (64, 32), (128, 16)].into_iter().find(|(features, _)| g.d <= *features)?;
     let heads = g.batch * g.heads;
     if g.tq.max(g.tk) > ROWS || u32::try_from(heads * g.tq * g.tk.max(g.d)).is_err() {
         return None;
     }
     // How far apart batches, heads and rows are.
-    let apart = |view: &View, t: usize| match view.dims().len() {
+    let side_by_side = |t: usize, width: usize| [t * width, g.d, width];
+    let apart = |t: usize| match inputs[0].dims().len() {
         4 => [g.heads * t * g.d, t * g.d, g.d],
-        _ => [t * g.heads * g.d, g.d, g.heads * g.d],
+        _ => side_by_side(t, g.heads * g.d),
     };
+    let packed = side_by_side(g.tq, 3 * g.heads * g.d);
+    let [of_queries, of_keys] = if op.packed { [packed; 2] } else { [apart(g.tq), apart(g.tk)] };
     let mask = inputs.get(3).map_or([0; 3], |mask| {
         let (dims, one) = (mask.dims(), |n: usize, apart: usize| if n == 1 { 0 } else { apart });
         [one(dims[0], dims[1] * dims[2] * dims[3]), one(dims[1], dims[2] * dims[3]), one(dims[2], dims[3])]
     });
     let mut sizes = vec![g.heads, g.tq, g.tk, g.d];
-    sizes.extend([apart(&inputs[0], g.tq), apart(&inputs[1], g.tk), mask].concat());
+    sizes.extend([of_queries, of_keys, apart(g.tq), mask].concat());
     let mut fields = sizes.into_iter().map(|n| u32::try_from(n).ok()).collect::<Option<Vec<_>>>()?;
     fields.extend([op.causal.into(), inputs.get(3).is_some().into(), (op.scale as f32).to_bits()]);
     fields.extend(draws(op.dropout.as_ref()));
@@ -65,43 +68,52 @@ impl Plan {
     }
 }
 
+/// Queries, keys, values and mask; something else in the place of a mask that there is not.
+fn parts<'a>(op: &Attention, inputs: &'a [View]) -> Result<[Slice<'a>; 4]> {
+    if op.packed {
+        let all = inputs[0].slice()?;
+        let c = inputs[0].width() / 3;
+        let part = |i: usize| Slice { start: all.start + i * c, len: all.len.saturating_sub(i * c), ..all };
+        return Ok([part(0), part(1), part(2), all]);
+    }
+    let [q, k, v] = [&inputs[0], &inputs[1], &inputs[2]];
+    Ok([q.slice()?, k.slice()?, v.slice()?, inputs.get(3).unwrap_or(q).slice()?])
+}
+
 pub(super) fn forward(op: &Attention, gpu: &Gpu, inputs: &[View], save: bool) -> Result<Option<GpuForward>> {
     let Some(plan) = plan(op, gpu, inputs, &[]) else { return Ok(None) };
-    let (q, mask) = (&inputs[0], inputs.get(3).unwrap_or(&inputs[0]));
-    let (mut o, mut logs) = (gpu.array(q.count())?, gpu.floats(2 * plan.heads * plan.tq)?);
-    let args = &mut [
-        Arg::Read(q.slice()?),
-        Arg::Read(inputs[1].slice()?),
-        Arg::Read(inputs[2].slice()?),
-        Arg::Read(mask.slice()?),
-        Arg::Write(&mut o),
-        Arg::Write(&mut logs),
-        Arg::Fields(&plan.fields),
-    ];
-    gpu.launch(&KERNELS, &plan.name("forward"), plan.grid(plan.tq), args)?;
-    let saved = if save { vec![copy(gpu, o.slice())?, logs] } else { vec![] };
-    Ok(Some(GpuForward::one(o, q, saved)))
+    let shape = op.shape(inputs);
+    let (mut o, mut logs) = (gpu.array(shape.elem_count())?, gpu.floats(2 * plan.heads * plan.tq)?);
+    let mut args: Vec<Arg> = parts(op, inputs)?.map(Arg::Read).into();
+    args.extend([Arg::Write(&mut o), Arg::Write(&mut logs), Arg::Fields(&plan.fields)]);
+    gpu.launch(&KERNELS, &plan.name("forward"), plan.grid(plan.tq), &mut args)?;
+    Ok(Some(GpuForward { outputs: vec![(o, shape)], saved: if save { vec![logs] } else { vec![] } }))
 }
 
 pub(super) fn backward(op: &Attention, gpu: &Gpu, pass: &Backward<Array>) -> Result<Vec<Option<Array>>> {
-    let (Some(grad), [o, logs]) = (&pass.grads[0], pass.saved) else { bail!("attention: no gradient") };
+    let (Some(grad), [o], [logs]) = (&pass.grads[0], pass.outputs, pass.saved) else { bail!("attention: no gradient") };
     let Some(plan) = plan(op, gpu, pass.inputs, std::slice::from_ref(grad)) else { bail!("attention: no kernel") };
-    let [q, k, v] = [&pass.inputs[0], &pass.inputs[1], &pass.inputs[2]];
-    let mask = pass.inputs.get(3).unwrap_or(q);
     let mut dots = gpu.floats(plan.heads * plan.tq)?;
-    let args = &mut [Arg::Read(o.slice()), Arg::Read(grad.slice()?), Arg::Write(&mut dots), Arg::Fields(&plan.fields)];
+    let args = &mut [Arg::Read(o.slice()?), Arg::Read(grad.slice()?), Arg::Write(&mut dots), Arg::Fields(&plan.fields)];
     gpu.launch(&KERNELS, "attention_dots", Grid { groups: [plan.heads, plan.tq], threads: 32 }, args)?;
-    let (mut dq, mut dk, mut dv) = (gpu.array(q.count())?, gpu.array(k.count())?, gpu.array(v.count())?);
-    let read = || {
-        let inputs = [q.slice()?, k.slice()?, v.slice()?, mask.slice()?, grad.slice()?, logs.slice(), dots.slice()];
-        Ok::<_, candle_core::Error>(inputs.map(Arg::Read))
+    let launch = |pass_name: &str, t: usize, to: Vec<Arg>| -> Result<()> {
+        let mut args: Vec<Arg> = parts(op, pass.inputs)?.map(Arg::Read).into();
+        args.extend([grad.slice()?, logs.slice(), dots.slice()].map(Arg::Read));
+        args.extend(to);
+        args.push(Arg::Fields(&plan.fields));
+        gpu.launch(&KERNELS, &plan.name(pass_name), plan.grid(t), &mut args)
     };
-    let mut args: Vec<Arg> = read()?.into();
-    args.extend([Arg::Write(&mut dq), Arg::Fields(&plan.fields)]);
-    gpu.launch(&KERNELS, &plan.name("queries"), plan.grid(plan.tq), &mut args)?;
-    let mut args: Vec<Arg> = read()?.into();
-    args.extend([Arg::Write(&mut dk), Arg::Write(&mut dv), Arg::Fields(&plan.fields)]);
-    gpu.launch(&KERNELS, &plan.name("keys"), plan.grid(plan.tk), &mut args)?;
+    if op.packed {
+        let c = pass.inputs[0].width() / 3;
+        let mut all = gpu.array(pass.inputs[0].count())?;
+        launch("queries", plan.tq, vec![Arg::Write(&mut all)])?;
+        launch("keys", plan.tk, vec![Arg::WriteFrom(&mut all, &[c, 2 * c])])?;
+        return Ok(vec![Some(all)]);
+    }
+    let like = |i: usize| gpu.array(pass.inputs[i].count());
+    let (mut dq, mut dk, mut dv) = (like(0)?, like(1)?, like(2)?);
+    launch("queries", plan.tq, vec![Arg::Write(&mut dq)])?;
+    launch("keys", plan.tk, vec![Arg::Write(&mut dk), Arg::Write(&mut dv)])?;
     let mut grads = vec![Some(dq), Some(dk), Some(dv)];
     grads.extend(pass.inputs.get(3).map(|_| None));
     Ok(grads)

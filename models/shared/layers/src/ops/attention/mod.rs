@@ -44,6 +44,15 @@ struct Attention {
     causal: bool,
     scale: f64,
     dropout: Option<Dropout>,
+    /// Whether queries, keys and values are one input (b, t, 3 h d), in this order.
+    packed: bool,
+}
+
+/// [`attention`] of each place over the others of `qkv` (b, t, 3 h d): a place's queries, keys and values side by side, those
+/// of all `heads` each.
+pub(super) fn self_attention(qkv: &Tensor, heads: usize, causal: bool, dropout: Option<Dropout>) -> Result<Tensor> {
+    let scale = 1. / (qkv.dim(2)? as f64 / (3 * heads) as f64).sqrt();
+    apply_one(Attention { heads, causal, scale, dropout, packed: true }, &[qkv])
 }
 
 /// Attention of queries `q` over keys `k` and values `v`, with an additive `mask` that broadcasts to (b, h, tq, tk).
@@ -80,7 +89,7 @@ pub fn attention(
     }
     let dropout = Dropout::of(dropout)?;
     let scale = scale.unwrap_or(1. / (g.d as f64).sqrt());
-    let op = Attention { heads, causal, scale, dropout };
+    let op = Attention { heads, causal, scale, dropout, packed: false };
     let Some(mask) = mask else { return apply_one(op, &[q, k, v]) };
     // Rank four, with the last two dimensions in full.
     let mut dims = vec![1; 4usize.saturating_sub(mask.rank())];
@@ -136,12 +145,36 @@ pub(super) fn plain(
 }
 
 impl Attention {
-    fn heads_of<'a>(&self, view: &'a View) -> Result<Heads<'a>> {
-        let (data, dims) = (view.f32()?, view.dims());
-        Ok(match dims {
+    fn geometry(&self, inputs: &[View]) -> Geometry {
+        let q = inputs[0].dims();
+        match self.packed {
+            true => Geometry { batch: q[0], heads: self.heads, tq: q[1], tk: q[1], d: q[2] / (3 * self.heads) },
+            false => geometry(q, inputs[1].dims(), self.heads),
+        }
+    }
+
+    /// Of the result.
+    fn shape(&self, inputs: &[View]) -> Shape {
+        let dims = inputs[0].dims();
+        if self.packed { Shape::from((dims[0], dims[1], dims[2] / 3)) } else { Shape::from(dims) }
+    }
+
+    fn heads_of<'a>(&self, data: &'a [f32], dims: &[usize]) -> Heads<'a> {
+        match dims {
             [_, h, t, d] => Heads { data, batch: h * t * d, head: t * d, row: *d },
             _ => Heads::side_by_side(data, dims[1], dims[2], dims[2] / self.heads),
-        })
+        }
+    }
+
+    /// Queries, keys and values.
+    fn parts<'a>(&self, inputs: &'a [View]) -> Result<[Heads<'a>; 3]> {
+        if !self.packed {
+            let [q, k, v] = [inputs[0].f32()?, inputs[1].f32()?, inputs[2].f32()?];
+            return Ok([(q, 0), (k, 1), (v, 2)].map(|(data, i)| self.heads_of(data, inputs[i].dims())));
+        }
+        let (all, g) = (inputs[0].f32()?, self.geometry(inputs));
+        let c = g.heads * g.d;
+        Ok([0, 1, 2].map(|i| Heads::side_by_side(&all[(i * c).min(all.len())..], g.tq, 3 * c, g.d)))
     }
 }
 
@@ -163,27 +196,36 @@ impl Op for Attention {
         Ok(vec![self.plain_of(inputs)?])
     }
 
+    fn needs_outputs(&self) -> bool {
+        true
+    }
+
     fn cpu_forward(&self, inputs: &[View], save: bool) -> Result<Forward> {
-        let g = geometry(inputs[0].dims(), inputs[1].dims(), self.heads);
-        let [q, k, v] = [self.heads_of(&inputs[0])?, self.heads_of(&inputs[1])?, self.heads_of(&inputs[2])?];
-        let (data, logs) = cpu::forward(g, &self.rule(), q, k, v, mask_of(inputs)?, q)?;
-        let saved = if save { vec![data.clone(), logs] } else { vec![] };
-        Ok(Forward { outputs: vec![Output { data, shape: Shape::from(inputs[0].dims()) }], saved })
+        let (g, [q, k, v], shape) = (self.geometry(inputs), self.parts(inputs)?, self.shape(inputs));
+        let to = self.heads_of(&[], shape.dims());
+        let (data, logs) = cpu::forward(g, &self.rule(), q, k, v, mask_of(inputs)?, to)?;
+        Ok(Forward { outputs: vec![Output { data, shape }], saved: if save { vec![logs] } else { vec![] } })
     }
 
     fn cpu_backward(&self, pass: &Backward) -> Result<Vec<Option<Vec<f32>>>> {
-        let Some(grad) = &pass.grads[0] else { bail!("attention: no gradient") };
-        let inputs = pass.inputs;
-        let g = geometry(inputs[0].dims(), inputs[1].dims(), self.heads);
-        let [q, k, v] = [self.heads_of(&inputs[0])?, self.heads_of(&inputs[1])?, self.heads_of(&inputs[2])?];
-        let dout = self.heads_of(grad)?;
-        let (mut dq, mut dk, mut dv) = (vec![0.; q.data.len()], vec![0.; k.data.len()], vec![0.; v.data.len()]);
-        let saved = cpu::Saved { output: Heads { data: &pass.saved[0], ..q }, logs: &pass.saved[1] };
-        let to = [q.onto(Pointer::of(&mut dq)), k.onto(Pointer::of(&mut dk)), v.onto(Pointer::of(&mut dv))];
-        cpu::backward(g, &self.rule(), [q, k, v], mask_of(inputs)?, saved, dout, to)?;
-        let mut grads = vec![Some(dq), Some(dk), Some(dv)];
-        grads.extend(inputs.get(3).map(|_| None));
-        Ok(grads)
+        let (Some(grad), [output]) = (&pass.grads[0], pass.outputs) else { bail!("attention: no gradient") };
+        let (inputs, dims) = (pass.inputs, output.dims());
+        let (g, parts) = (self.geometry(inputs), self.parts(inputs)?);
+        let saved = cpu::Saved { output: self.heads_of(output.f32()?, dims), logs: &pass.saved[0] };
+        let dout = self.heads_of(grad.f32()?, dims);
+        let mut grads: Vec<Vec<f32>> = inputs.iter().take(3).map(|input| vec![0.; input.count()]).collect();
+        let c = g.heads * g.d;
+        let to = match grads.as_mut_slice() {
+            [all] => [0, 1, 2].map(|i| parts[i].onto(Pointer::of(all).part(i * c))),
+            [dq, dk, dv] => {
+                let [q, k, v] = parts;
+                [q.onto(Pointer::of(dq)), k.onto(Pointer::of(dk)), v.onto(Pointer::of(dv))]
+            }
+            _ => bail!("attention: {} inputs", inputs.len()),
+        };
+        cpu::backward(g, &self.rule(), parts, mask_of(inputs)?, saved, dout, to)?;
+        // None of a mask.
+        Ok(grads.into_iter().map(Some).chain(inputs.get(3).map(|_| None)).collect())
     }
 
     fn gpu_forward(&self, gpu: &Gpu, inputs: &[View], save: bool) -> Result<Option<GpuForward>> {
@@ -198,6 +240,11 @@ impl Op for Attention {
 impl Attention {
     /// O in plain candle operations.
     fn plain_of(&self, inputs: &[Tensor]) -> Result<Tensor> {
+        if let ([qkv], true) = (inputs, self.packed) {
+            let c = qkv.dim(2)? / 3;
+            let part = |i: usize| qkv.narrow(2, i * c, c)?.contiguous();
+            return Self { packed: false, ..self.clone() }.plain_of(&[part(0)?, part(1)?, part(2)?]);
+        }
         let four = inputs[0].rank() == 4;
         let split = |x: &Tensor| -> Result<Tensor> {
             let &[b, t, c] = x.dims() else { return Ok(x.clone()) };

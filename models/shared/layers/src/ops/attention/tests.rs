@@ -8,7 +8,7 @@ use crate::random::Purpose;
 
 fn op(heads: usize, causal: bool, dropout: bool, d: usize) -> Result<Attention> {
     let dropout = if dropout { Some(Dropout::new(0.3, Stream::new(1, Purpose::Dropout, 2, 3))?) } else { None };
-    Ok(Attention { heads, causal, scale: 1. / (d as f64).sqrt(), dropout })
+    Ok(Attention { heads, causal, scale: 1. / (d as f64).sqrt(), dropout, packed: false })
 }
 
 #[test]
@@ -36,6 +36,17 @@ fn kernels_and_gradients_agree_with_the_reference() -> Result<()> {
                 let of = |seed, t| random(seed, &[b, t, h * d]);
                 check(&op, &[of(1, tq)?, of(2, tk)?, of(3, tk)?], &wants)?;
             }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn queries_keys_and_values_may_lie_side_by_side() -> Result<()> {
+    for (b, h, t, d) in [(1, 1, 2, 1), (2, 3, 5, 4), (1, 2, 70, 24), (2, 2, 33, 64), (1, 1, 20, 128), (0, 2, 3, 4)] {
+        for (causal, dropout) in [(false, true), (true, false)] {
+            let op = Attention { packed: true, ..op(h, causal, dropout, d)? };
+            check(&op, &[random(1, &[b, t, 3 * h * d])?], &[true])?;
         }
     }
     Ok(())

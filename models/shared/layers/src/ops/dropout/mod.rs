@@ -68,7 +68,7 @@ pub(super) fn copy(gpu: &Gpu, x: Slice) -> Result<Array> {
     on_gpu(gpu, x, None, None)
 }
 
-/// `residual` + dropout(`x`) on a GPU, as far as there is either.
+/// `residual` + dropout(`x`) on a GPU, as far as there is either; the residual may be one for several parts of `x`.
 pub(super) fn on_gpu(gpu: &Gpu, x: Slice, residual: Option<Slice>, dropout: Option<&Dropout>) -> Result<Array> {
     let mut y = gpu.array(x.len)?;
     let mut args = vec![
@@ -76,7 +76,7 @@ pub(super) fn on_gpu(gpu: &Gpu, x: Slice, residual: Option<Slice>, dropout: Opti
         Arg::Read(residual.unwrap_or(x)),
         Arg::Write(&mut y),
         Arg::Count(x.len),
-        Arg::Word(residual.is_some().into()),
+        Arg::Count(residual.map_or(0, |residual| residual.len)),
     ];
     args.extend(draws(dropout).map(Arg::Word));
     // Sixteen threads, with a block of words each, for 64 elements.

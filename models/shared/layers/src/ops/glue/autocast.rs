@@ -2,8 +2,10 @@
 
 use std::cell::Cell;
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Result, Tensor, bail};
 
+use super::gpu::{Array, Gpu, GpuForward, Slice};
+use super::node::{Backward, Forward, Op, View, apply_one};
 use super::simd::overriding;
 
 thread_local! {
@@ -25,5 +27,53 @@ pub(super) fn cast(inputs: &[&Tensor], wide: bool) -> Result<Option<Vec<Tensor>>
     if !inputs.iter().any(|t| differs(t)) {
         return Ok(None);
     }
-    inputs.iter().map(|t| if differs(t) { t.to_dtype(to) } else { Ok((*t).clone()) }).collect::<Result<_>>().map(Some)
+    let one = |t: &Tensor| match differs(t) {
+        true if (t.dtype() == DType::F32 || to == DType::F32) && Gpu::runs(t) => apply_one(Cast { to }, &[t]),
+        true => t.to_dtype(to),
+        false => Ok(t.clone()),
+    };
+    // Casting is an op, too.
+    autocast(DType::F32, || inputs.iter().map(|t| one(t)).collect::<Result<_>>()).map(Some)
+}
+
+/// Between f32 and a narrower type.
+struct Cast {
+    to: DType,
+}
+
+impl Cast {
+    fn on_gpu(gpu: &Gpu, x: Slice, to: DType) -> Result<Array> {
+        match (gpu.dtype(), to) {
+            (DType::F32, narrow) => gpu.of_type(narrow).from_floats(x),
+            (_, DType::F32) => gpu.to_floats(x),
+            (from, to) => bail!("cast: from {from:?} to {to:?}"),
+        }
+    }
+}
+
+impl Op for Cast {
+    fn name(&self) -> &'static str {
+        "cast"
+    }
+
+    fn reference(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        Ok(vec![inputs[0].to_dtype(self.to)?])
+    }
+
+    fn cpu_forward(&self, _: &[View], _: bool) -> Result<Forward> {
+        bail!("cast: from f32 to {:?} on the CPU", self.to)
+    }
+
+    fn cpu_backward(&self, _: &Backward) -> Result<Vec<Option<Vec<f32>>>> {
+        bail!("cast: no kernel on the CPU")
+    }
+
+    fn gpu_forward(&self, gpu: &Gpu, inputs: &[View], _: bool) -> Result<Option<GpuForward>> {
+        Ok(Some(GpuForward::one(Self::on_gpu(gpu, inputs[0].slice()?, self.to)?, &inputs[0], vec![])))
+    }
+
+    fn gpu_backward(&self, gpu: &Gpu, pass: &Backward<Array>) -> Result<Vec<Option<Array>>> {
+        let Some(grad) = &pass.grads[0] else { bail!("cast: no gradient") };
+        Ok(vec![Some(Self::on_gpu(&gpu.of_type(self.to), grad.slice()?, gpu.dtype())?)])
+    }
 }

@@ -2,6 +2,7 @@
 //! vectorised functions, and the checker of gradients.
 
 mod autocast;
+mod backward;
 mod buffer;
 pub mod check;
 pub mod gpu;
@@ -13,5 +14,6 @@ pub mod simd;
 pub mod vector;
 
 pub use autocast::autocast;
+pub use backward::{backward, backward_scaled, foreign};
 pub use buffer::{Buffer, Memory, Pointer, StorageMut, memories_mut, slices_mut, with_scratch};
 pub use node::{Backward, Forward, Op, Output, View, apply, apply_one};

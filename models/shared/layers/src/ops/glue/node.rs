@@ -15,15 +15,16 @@
 //! Backward visits the outputs first, which put their gradients aside, then the last token, which runs the kernel's
 //! backward once and keeps what belongs to the earlier tokens. Nothing is copied, packed or stored twice.
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use candle_core::op::BackpropOp;
 use candle_core::{
     CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, MetalStorage, Result, Shape, Storage,
-    StorageRef, Tensor, bail,
+    StorageRef, Tensor, TensorId, bail,
 };
 
 use super::autocast::cast;
+use super::backward::{forget, remember};
 use super::gpu::{Array, Gpu, GpuForward, Slice};
 use super::simd;
 
@@ -106,6 +107,8 @@ pub struct Forward {
 pub struct Backward<'a, S = Vec<f32>> {
     /// The inputs of the forward pass.
     pub inputs: &'a [View<'a>],
+    /// The outputs, if the op [wants](Op::needs_outputs) to see them again.
+    pub outputs: &'a [View<'a>],
     /// What the forward kernel saved.
     pub saved: &'a [S],
     /// The gradient of each output, `None` where the loss does not depend on it.
@@ -127,6 +130,16 @@ pub trait Op: Send + Sync + 'static {
 
     /// The CPU kernel's backward pass: a gradient for each input that needs one.
     fn cpu_backward(&self, pass: &Backward) -> Result<Vec<Option<Vec<f32>>>>;
+
+    /// Whether the backward kernels want to see the outputs.
+    fn needs_outputs(&self) -> bool {
+        false
+    }
+
+    /// Whether the gradient of an input is that of the first output, unchanged: no kernel is asked for it.
+    fn passes(&self, _input: usize) -> bool {
+        false
+    }
 
     /// Whether it computes in f32 under [`autocast`](super::autocast).
     fn wide(&self) -> bool {
@@ -154,20 +167,19 @@ pub trait Op: Send + Sync + 'static {
 /// reference. Backward passes over one graph must follow each other: two threads at once would mix their gradients.
 pub fn apply<O: Op>(op: O, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
     let cast = cast(inputs, op.wide())?;
-    let cast: Option<Vec<&Tensor>> = cast.as_ref().map(|inputs| inputs.iter().collect());
-    let inputs = cast.as_deref().unwrap_or(inputs);
+    let args = cast.unwrap_or_else(|| inputs.iter().map(|t| (*t).clone()).collect());
     if !simd::fused() {
-        let inputs: Vec<Tensor> = inputs.iter().map(|t| (*t).clone()).collect();
-        return op.reference(&inputs);
+        return op.reference(&args);
     }
-    let gpu = Gpu::of(inputs);
-    let on_cpu = inputs.iter().all(|t| t.device().is_cpu() && (t.dtype() == DType::F32 || t.dtype().is_int()));
+    let gpu = Gpu::of(&args.iter().collect::<Vec<_>>());
+    let on_cpu = args.iter().all(|t| t.device().is_cpu() && (t.dtype() == DType::F32 || t.dtype().is_int()));
     if gpu.is_none() && !on_cpu {
-        let inputs: Vec<Tensor> = inputs.iter().map(|t| (*t).clone()).collect();
-        return op.composed(&inputs);
+        return op.composed(&args);
     }
-    let inputs = inputs.iter().map(|t| t.contiguous()).collect::<Result<Vec<_>>>()?;
-    let needs: Vec<bool> = inputs.iter().map(|t| t.track_op() && t.dtype().is_float()).collect();
+    let needs: Vec<bool> = args.iter().map(|t| t.track_op() && t.dtype().is_float()).collect();
+    // A copy for the kernels is no part of the graph.
+    let inputs = args.iter().map(|t| if t.is_contiguous() { Ok(t.clone()) } else { t.detach().contiguous() });
+    let inputs = inputs.collect::<Result<Vec<_>>>()?;
     let save = needs.iter().any(|n| *n);
     let made = {
         let views: Vec<View> = inputs.iter().map(View::new).collect();
@@ -184,7 +196,7 @@ pub fn apply<O: Op>(op: O, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
             }
         }
     };
-    let Some((outputs, saved)): Option<(Vec<Made>, Saved)> = made else { return op.composed(&inputs) };
+    let Some((outputs, saved)): Option<(Vec<Made>, Saved)> = made else { return op.composed(&args) };
     if !save {
         return Ok(outputs.into_iter().map(|(storage, shape)| tensor(storage, shape)).collect());
     }
@@ -193,10 +205,17 @@ pub fn apply<O: Op>(op: O, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
         op: Box::new(op),
         needs,
         saved,
+        outputs: OnceLock::new(),
         pending: Mutex::new(Pending { outputs: grads, inputs: vec![] }),
+        args,
         inputs,
     });
-    call.attach(outputs)
+    let outputs = call.clone().attach(outputs)?;
+    if call.op.needs_outputs() {
+        // Their memory without their history, of which the call is a part.
+        call.outputs.get_or_init(|| outputs.iter().map(Tensor::detach).collect());
+    }
+    Ok(outputs)
 }
 
 /// A result of a kernel, where it is.
@@ -216,11 +235,16 @@ pub fn apply_one<O: Op>(op: O, inputs: &[&Tensor]) -> Result<Tensor> {
 }
 
 /// One application of an op, shared by its links.
-struct Call {
+pub(super) struct Call {
     op: Box<dyn Op>,
+    /// What it was applied to.
+    args: Vec<Tensor>,
+    /// The same for kernels, which want it contiguous.
     inputs: Vec<Tensor>,
     needs: Vec<bool>,
     saved: Saved,
+    /// If the op wants to see them again.
+    outputs: OnceLock<Vec<Tensor>>,
     pending: Mutex<Pending>,
 }
 
@@ -241,7 +265,7 @@ impl Call {
         let tracked: Vec<usize> = (0..self.inputs.len()).filter(|&i| self.needs[i]).collect();
         if let ([_], true) = (outputs.as_slice(), tracked.len() <= 3) {
             let role = Role { slots: tracked.clone(), token: false, output: Some(0), runs: true };
-            let args: Vec<&Tensor> = tracked.iter().map(|&i| &self.inputs[i]).collect();
+            let args: Vec<&Tensor> = tracked.iter().map(|&i| &self.args[i]).collect();
             return outputs.into_iter().map(|o| Link::new(&self, role.clone(), o).attach(&args)).collect();
         }
         let mut rest = tracked.as_slice();
@@ -250,7 +274,7 @@ impl Call {
             let (now, later) = rest.split_at(rest.len().min(3 - usize::from(token.is_some())));
             rest = later;
             let role = Role { slots: now.to_vec(), token: token.is_some(), output: None, runs: rest.is_empty() };
-            let args: Vec<&Tensor> = token.iter().chain(now.iter().map(|&i| &self.inputs[i])).collect();
+            let args: Vec<&Tensor> = token.iter().chain(now.iter().map(|&i| &self.args[i])).collect();
             token = Some(Link::new(&self, role, (self.token()?, Shape::from(()))).attach(&args)?);
         }
         let Some(token) = token else { bail!("{}: no input has a gradient", self.op.name()) };
@@ -259,6 +283,17 @@ impl Call {
             Link::new(&self, role, o).attach(&[&token])
         };
         outputs.into_iter().enumerate().map(one).collect()
+    }
+
+    /// How many outputs it has.
+    pub(super) fn outputs(&self) -> usize {
+        self.pending().outputs.len()
+    }
+
+    /// What it was applied to and has a gradient, with that, from the gradients of the outputs.
+    pub(super) fn gradients(&self, outputs: Vec<Option<Tensor>>) -> Result<Vec<(&Tensor, Tensor)>> {
+        let each = self.args.iter().zip(&self.needs).zip(self.run(outputs)?);
+        Ok(each.filter_map(|((arg, needed), grad)| needed.then_some((arg, grad?))).collect())
     }
 
     /// One element, which nobody reads.
@@ -274,38 +309,47 @@ impl Call {
         self.pending.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// The kernel's backward pass for the gradients put aside so far.
+    /// The kernel's backward pass: from the gradients of the outputs to those of the inputs.
     fn run(&self, grads: Vec<Option<Tensor>>) -> Result<Vec<Option<Tensor>>> {
         let grads = grads.into_iter().map(|g| g.map(|g| g.contiguous()).transpose()).collect::<Result<Vec<_>>>()?;
+        let passed = |i: usize| grads[0].as_ref().filter(|_| self.op.passes(i));
+        let needs: Vec<bool> = self.needs.iter().enumerate().map(|(i, n)| *n && passed(i).is_none()).collect();
+        let mut found: Vec<Option<Tensor>> = (0..needs.len()).map(|i| passed(i).cloned()).collect();
+        if !needs.contains(&true) {
+            return Ok(found);
+        }
         let inputs: Vec<View> = self.inputs.iter().map(View::new).collect();
+        let outputs: Vec<View> = self.outputs.get().into_iter().flatten().map(View::new).collect();
         let grads: Vec<Option<View>> = grads.iter().map(|g| g.as_ref().map(View::new)).collect();
-        let (inputs, grads, needs) = (&inputs, &grads, &self.needs);
-        let found: Vec<Option<Storage>> = match &self.saved {
+        let (inputs, outputs, grads, needs) = (&inputs, &outputs, &grads, &needs);
+        let made: Vec<Option<Storage>> = match &self.saved {
             Saved::Cpu(saved) => {
-                let found = self.op.cpu_backward(&Backward { inputs, saved, grads, needs })?;
-                found.into_iter().map(|g| g.map(|g| Storage::Cpu(CpuStorage::F32(g)))).collect()
+                let made = self.op.cpu_backward(&Backward { inputs, outputs, saved, grads, needs })?;
+                made.into_iter().map(|g| g.map(|g| Storage::Cpu(CpuStorage::F32(g)))).collect()
             }
             Saved::Gpu(gpu, saved) => {
-                let found = self.op.gpu_backward(gpu, &Backward { inputs, saved, grads, needs })?;
-                found.into_iter().map(|g| g.map(Array::into_storage)).collect()
+                let made = self.op.gpu_backward(gpu, &Backward { inputs, outputs, saved, grads, needs })?;
+                made.into_iter().map(|g| g.map(Array::into_storage)).collect()
             }
         };
-        let each = found.into_iter().zip(&self.inputs);
-        Ok(each.map(|(g, input)| g.map(|g| tensor(g, input.shape().clone()))).collect())
+        for ((found, made), input) in found.iter_mut().zip(made).zip(&self.inputs) {
+            *found = found.take().or(made.map(|g| tensor(g, input.shape().clone())));
+        }
+        Ok(found)
     }
 }
 
 /// What a link of a call stands for.
 #[derive(Clone)]
-struct Role {
+pub(super) struct Role {
     /// The inputs whose gradients it returns.
     slots: Vec<usize>,
     /// Whether its first argument is the previous token.
     token: bool,
     /// The output it carries; `None` for a token.
-    output: Option<usize>,
+    pub(super) output: Option<usize>,
     /// Whether it is the one that runs the backward kernel.
-    runs: bool,
+    pub(super) runs: bool,
 }
 
 /// A node of candle's graph: its forward hands over a result that is already there, its backward passes gradients on.
@@ -314,20 +358,33 @@ struct Link {
     role: Role,
     result: Mutex<Option<Storage>>,
     shape: Shape,
+    /// The tensor that has it as its origin.
+    id: Arc<OnceLock<TensorId>>,
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        if let Some(id) = self.id.get() {
+            forget(*id);
+        }
+    }
 }
 
 impl Link {
     fn new(call: &Arc<Call>, role: Role, (result, shape): Made) -> Self {
-        Self { call: call.clone(), role, result: Mutex::new(Some(result)), shape }
+        Self { call: call.clone(), role, result: Mutex::new(Some(result)), shape, id: Arc::default() }
     }
 
     fn attach(self, args: &[&Tensor]) -> Result<Tensor> {
-        match args {
-            [a] => a.apply_op1(self),
-            [a, b] => a.apply_op2(b, self),
-            [a, b, c] => a.apply_op3(b, c, self),
+        let (call, role, id) = (self.call.clone(), self.role.clone(), self.id.clone());
+        let made = match args {
+            [a] => a.apply_op1(self)?,
+            [a, b] => a.apply_op2(b, self)?,
+            [a, b, c] => a.apply_op3(b, c, self)?,
             _ => bail!("{}: a link takes one to three tensors", self.call.op.name()),
-        }
+        };
+        remember(*id.get_or_init(|| made.id()), &call, role);
+        Ok(made)
     }
 
     fn take<S>(&self, on_device: impl Fn(Storage) -> Option<S>) -> Result<(S, Shape)> {

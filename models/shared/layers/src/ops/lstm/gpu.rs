@@ -1,4 +1,4 @@
-use candle_core::{Result, Shape, bail};
+use candle_core::{DType, Result, Shape, bail};
 
 use super::Lstm;
 use crate::ops::dropout::{copy, on_gpu};
@@ -46,18 +46,6 @@ fn state<'a>(inputs: &'a [View]) -> Result<State<'a>> {
 /// x after dropout.
 fn dropped(op: &Lstm, gpu: &Gpu, x: &View) -> Result<Option<Array>> {
     op.dropout.as_ref().map(|d| on_gpu(gpu, x.slice()?, None, Some(d))).transpose()
-}
-
-fn to_floats(gpu: &Gpu, x: Slice) -> Result<Array> {
-    let mut y = gpu.floats(x.len)?;
-    gpu.launch(&KERNELS, "to_floats", Grid::each(x.len), &mut [Arg::Read(x), Arg::Write(&mut y), Arg::Count(x.len)])?;
-    Ok(y)
-}
-
-fn from_floats(gpu: &Gpu, x: Slice) -> Result<Array> {
-    let mut y = gpu.array(x.len)?;
-    gpu.launch(&KERNELS, "from_floats", Grid::each(x.len), &mut [Arg::Read(x), Arg::Write(&mut y), Arg::Count(x.len)])?;
-    Ok(y)
 }
 
 /// What the steps of a layer leave behind.
@@ -128,8 +116,8 @@ fn steps(gpu: &Gpu, size: Size, z: &mut Array, w_hh: Slice, state: State) -> Res
     let Size { batch, time, hidden, .. } = size;
     let (mut y, mut cells) = (gpu.array(size.steps() * hidden)?, gpu.floats(size.steps() * hidden)?);
     let (mut h, mut c) = match state {
-        Some([h, c]) => (copy(gpu, h)?, to_floats(gpu, c)?),
-        None => (gpu.array(batch * hidden)?, gpu.wide().zeros(batch * hidden)?),
+        Some([h, c]) => (copy(gpu, h)?, gpu.to_floats(c)?),
+        None => (gpu.array(batch * hidden)?, gpu.of_type(DType::F32).zeros(batch * hidden)?),
     };
     for t in 0..time {
         let recurrent = match t > 0 || state.is_some() {
@@ -151,7 +139,7 @@ fn steps(gpu: &Gpu, size: Size, z: &mut Array, w_hh: Slice, state: State) -> Res
         ];
         gpu.launch(&KERNELS, "lstm_step", Grid::each(batch * hidden), args)?;
     }
-    Ok(Sequence { y, cells, h, c: from_floats(gpu, c.slice())? })
+    Ok(Sequence { y, cells, h, c: gpu.from_floats(c.slice())? })
 }
 
 /// What the backward pass through the steps finds.
@@ -244,7 +232,7 @@ fn steps_backward(gpu: &Gpu, size: Size, pass: &Backward<Array>, [dy, dh_end, dc
     let [h0, c0] = state.unwrap_or([w; 2]);
     let (mut dz, mut before) = (gpu.array(size.steps() * 4 * hidden)?, gpu.array(size.steps() * hidden)?);
     let mut step_dz = gpu.array(batch * 4 * hidden)?;
-    let mut dc = dc_end.map_or_else(|| gpu.wide().zeros(batch * hidden), |dc| to_floats(gpu, dc))?;
+    let mut dc = dc_end.map_or_else(|| gpu.of_type(DType::F32).zeros(batch * hidden), |dc| gpu.to_floats(dc))?;
     let mut recurrent = dh_end.map(|dh| copy(gpu, dh)).transpose()?;
     for t in (0..time).rev() {
         let args = &mut [
@@ -272,5 +260,5 @@ fn steps_backward(gpu: &Gpu, size: Size, pass: &Backward<Array>, [dy, dh_end, dc
         recurrent = Some(gpu.matmul([batch, hidden, 4 * hidden], through.0, through.1)?);
     }
     let Some(dh) = recurrent else { bail!("lstm: no steps") };
-    Ok(Found { dz, before, dh, dc: from_floats(gpu, dc.slice())? })
+    Ok(Found { dz, before, dh, dc: gpu.from_floats(dc.slice())? })
 }

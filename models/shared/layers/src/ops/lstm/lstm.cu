@@ -162,15 +162,3 @@ KERNEL(lstm_step_backward, READ(T, gates, 0), READ(float, cells, 1), READ(T, y, 
     for (uint k = 0; k < 4; k++)
         dz[gate + k * hidden] = step_dz[(4 * row + k) * hidden + u] = T(parts[k]);
 }
-
-KERNEL(to_floats, READ(T, x, 0), WRITE(float, y, 1), VALUE(uint, n, 2)) {
-    const uint i = GROUP.x * THREADS + THREAD;
-    if (i < n)
-        y[i] = float(x[i]);
-}
-
-KERNEL(from_floats, READ(float, x, 0), WRITE(T, y, 1), VALUE(uint, n, 2)) {
-    const uint i = GROUP.x * THREADS + THREAD;
-    if (i < n)
-        y[i] = T(x[i]);
-}

@@ -4,7 +4,7 @@ use super::cpu::{self, Gradients};
 use super::{AddDropout, Affine, AffineAt, Inputs, NormAt, PreNorm};
 use crate::ops::activation::Activation;
 use crate::ops::attention::cpu::{Geometry, Heads, Rule, Saved, backward, forward};
-use crate::ops::attention::{AttentionOptions, attention, plain};
+use crate::ops::attention::{AttentionOptions, attention, plain, self_attention};
 use crate::ops::dropout::{Dropout, apply_mask};
 use crate::ops::glue::matmul::{Blend, affine_into, matmul, matmul_into};
 use crate::ops::glue::product::Matrix;
@@ -161,16 +161,18 @@ impl Op for SelfAttention {
     }
 
     fn composed(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
-        let (_, _, c) = inputs[0].dims3()?;
         let n = NormAt::composed(self.norm.as_ref(), inputs)?;
         let each = self.input.iter().map(|at| at.composed(&n, inputs, Activation::Identity));
         let each = each.collect::<Result<Vec<_>>>()?;
-        let part = |i: usize| if each.len() == 1 { each[0].narrow(2, i * c, c) } else { Ok(each[i].clone()) };
-        let dropout = self.weights.as_ref().map(|d| (d.p, d.stream.clone()));
-        let options = AttentionOptions { causal: self.causal, scale: None, dropout };
-        let o = attention(&part(0)?, &part(1)?, &part(2)?, self.heads, None, options)?;
+        let o = match each.as_slice() {
+            [q, k, v] => {
+                let dropout = self.weights.as_ref().map(|d| (d.p, d.stream.clone()));
+                attention(q, k, v, self.heads, None, AttentionOptions { causal: self.causal, scale: None, dropout })?
+            }
+            _ => self_attention(&each[0], self.heads, self.causal, self.weights.clone())?,
+        };
         let z = self.output.composed(&o, inputs, Activation::Identity)?;
-        Ok(vec![apply_one(AddDropout { dropout: self.dropout.clone() }, &[&inputs[0], &z])?])
+        Ok(vec![apply_one(AddDropout { dropout: self.dropout.clone(), shared: false }, &[&inputs[0], &z])?])
     }
 
     fn cpu_forward(&self, inputs: &[View], save: bool) -> Result<Forward> {

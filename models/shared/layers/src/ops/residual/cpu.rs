@@ -12,16 +12,17 @@ use crate::ops::norm::cpu as norm;
 /// Elements a thread takes at a time.
 const CHUNK: usize = 16 * 1024;
 
-/// x + dropout(z), in the place of z.
+/// x + dropout(z), in the place of z, which has as many elements or several times as many.
 pub(super) fn add_dropped(x: &[f32], mut z: Vec<f32>, dropout: Option<&Dropout>) -> Result<Vec<f32>> {
-    let (level, n) = (simd::level()?, z.len());
-    assert_eq!(x.len(), n);
+    let (level, n, period) = (simd::level()?, z.len(), x.len().max(1));
+    assert!(n.is_multiple_of(period));
     let to = Pointer::of(&mut z);
-    parallel::for_each(n.div_ceil(CHUNK), |task| {
-        let first = task * CHUNK;
-        let x = &x[first..n.min(first + CHUNK)];
+    let chunks = period.div_ceil(CHUNK);
+    parallel::for_each(n / period * chunks, |task| {
+        let (start, from) = (task / chunks * period, task % chunks * CHUNK);
+        let x = &x[from..period.min(from + CHUNK)];
         // SAFETY: the chunk lies within z.
-        level.run(AddDropped { x, z: unsafe { to.at(first) }, first, dropout });
+        level.run(AddDropped { x, z: unsafe { to.at(start + from) }, first: start + from, dropout });
     });
     Ok(z)
 }

@@ -76,7 +76,7 @@ impl Op for Mlp {
             h = apply_one(dropout.clone(), &[&h])?;
         }
         let z = self.second.composed(&h, inputs, Activation::Identity)?;
-        Ok(vec![apply_one(AddDropout { dropout: self.dropout.clone() }, &[&inputs[0], &z])?])
+        Ok(vec![apply_one(AddDropout { dropout: self.dropout.clone(), shared: false }, &[&inputs[0], &z])?])
     }
 
     fn cpu_forward(&self, inputs: &[View], save: bool) -> Result<Forward> {

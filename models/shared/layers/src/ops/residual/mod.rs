@@ -126,17 +126,20 @@ impl NormAt {
 #[derive(Clone)]
 struct AddDropout {
     dropout: Option<Dropout>,
+    /// Whether x is one for several parts of the branch.
+    shared: bool,
 }
 
-/// `x` + dropout(`branch`), of the same shape, in one node.
+/// `x` + dropout(`branch`), in one node. `x` has the shape of `branch` or of its last dimensions, such as positions (t, c) for
+/// (b, t, c).
 ///
 /// # Errors
-/// Shapes that differ, or a probability outside [0, 1).
+/// Other shapes, or a probability outside [0, 1).
 pub fn add_dropout(x: &Tensor, branch: &Tensor, drop: Option<(f64, Stream)>) -> Result<Tensor> {
-    if x.dims() != branch.dims() {
+    if !branch.dims().ends_with(x.dims()) {
         bail!("residual: x {:?} and branch {:?} differ in shape", x.dims(), branch.dims())
     }
-    apply_one(AddDropout { dropout: Dropout::of(drop)? }, &[x, branch])
+    apply_one(AddDropout { dropout: Dropout::of(drop)?, shared: x.rank() < branch.rank() }, &[x, branch])
 }
 
 impl Op for AddDropout {
@@ -145,32 +148,35 @@ impl Op for AddDropout {
     }
 
     fn reference(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
-        Ok(vec![(&inputs[0] + apply_mask(&inputs[1], self.dropout.as_ref())?)?])
+        Ok(vec![apply_mask(&inputs[1], self.dropout.as_ref())?.broadcast_add(&inputs[0])?])
+    }
+
+    fn passes(&self, input: usize) -> bool {
+        if input == 0 { !self.shared } else { self.dropout.is_none() }
     }
 
     fn cpu_forward(&self, inputs: &[View], _: bool) -> Result<Forward> {
         let data = cpu::add_dropped(inputs[0].f32()?, inputs[1].f32()?.to_vec(), self.dropout.as_ref())?;
-        Ok(Forward { outputs: vec![Output { data, shape: inputs[0].dims().into() }], saved: vec![] })
+        Ok(Forward { outputs: vec![Output { data, shape: inputs[1].dims().into() }], saved: vec![] })
     }
 
     fn cpu_backward(&self, pass: &Backward) -> Result<Vec<Option<Vec<f32>>>> {
         let Some(grad) = &pass.grads[0] else { bail!("residual: no gradient") };
         let dy = grad.f32()?;
-        let branch = || match &self.dropout {
-            Some(dropout) => dropout.masked(dy),
-            None => Ok(dy.to_vec()),
-        };
-        Ok(vec![pass.needs[0].then(|| dy.to_vec()), pass.needs[1].then(branch).transpose()?])
+        let x = pass.needs[0].then(|| linear::cpu::column_sums(dy, pass.inputs[0].count()));
+        let dropout = self.dropout.as_ref().filter(|_| pass.needs[1]);
+        Ok(vec![x, dropout.map(|d| d.masked(dy)).transpose()?])
     }
 
     fn gpu_forward(&self, gpu: &Gpu, inputs: &[View], _: bool) -> Result<Option<GpuForward>> {
         let y = on_gpu(gpu, inputs[1].slice()?, Some(inputs[0].slice()?), self.dropout.as_ref())?;
-        Ok(Some(GpuForward::one(y, &inputs[0], vec![])))
+        Ok(Some(GpuForward::one(y, &inputs[1], vec![])))
     }
 
     fn gpu_backward(&self, gpu: &Gpu, pass: &Backward<Array>) -> Result<Vec<Option<Array>>> {
         let Some(grad) = &pass.grads[0] else { bail!("residual: no gradient") };
-        let each = [None, self.dropout.as_ref()].into_iter().zip(pass.needs);
-        each.map(|(dropout, needs)| needs.then(|| on_gpu(gpu, grad.slice()?, None, dropout)).transpose()).collect()
+        let x = pass.needs[0].then(|| gpu.column_sums(grad.slice()?, pass.inputs[0].count())).transpose()?;
+        let dropout = self.dropout.as_ref().filter(|_| pass.needs[1]);
+        Ok(vec![x, dropout.map(|d| on_gpu(gpu, grad.slice()?, None, Some(d))).transpose()?])
     }
 }

@@ -106,7 +106,13 @@ fn the_attention_branch_agrees_with_its_reference() -> Result<()> {
 fn the_residual_sum_agrees_with_its_reference() -> Result<()> {
     for dims in [&[1][..], &[3, 7], &[2, 5, 33], &[0, 3], &[2, 9000]] {
         for drop in [false, true] {
-            check(&AddDropout { dropout: drop_if(drop, 1)? }, &[random(1, dims)?, random(2, dims)?], &[true; 2])?;
+            let dropout = drop_if(drop, 1)?;
+            let whole = AddDropout { dropout: dropout.clone(), shared: false };
+            check(&whole, &[random(1, dims)?, random(2, dims)?], &[true; 2])?;
+            let shared = AddDropout { dropout, shared: true };
+            let several = [&[3, 2], dims].concat();
+            check(&shared, &[random(1, dims)?, random(2, &several)?], &[true; 2])?;
+            check(&shared, &[random(1, dims)?, random(2, &several)?], &[false, true])?;
         }
     }
     let x = random(1, &[2])?;

@@ -84,17 +84,20 @@ impl Op for Softmax {
         }])
     }
 
-    fn cpu_forward(&self, inputs: &[View], save: bool) -> Result<Forward> {
+    fn needs_outputs(&self) -> bool {
+        true
+    }
+
+    fn cpu_forward(&self, inputs: &[View], _: bool) -> Result<Forward> {
         let dims = inputs[0].dims();
         let data = cpu::forward(self.log, dims[dims.len() - 1], inputs[0].f32()?)?;
-        let saved = if save { vec![data.clone()] } else { vec![] };
-        Ok(Forward { outputs: vec![Output { data, shape: dims.into() }], saved })
+        Ok(Forward { outputs: vec![Output { data, shape: dims.into() }], saved: vec![] })
     }
 
     fn cpu_backward(&self, pass: &Backward) -> Result<Vec<Option<Vec<f32>>>> {
         let Some(grad) = &pass.grads[0] else { bail!("{}: no gradient", self.name()) };
         let dims = pass.inputs[0].dims();
-        Ok(vec![Some(cpu::backward(self.log, dims[dims.len() - 1], grad.f32()?, &pass.saved[0])?)])
+        Ok(vec![Some(cpu::backward(self.log, dims[dims.len() - 1], grad.f32()?, pass.outputs[0].f32()?)?)])
     }
 
     fn gpu_forward(&self, gpu: &Gpu, inputs: &[View], _: bool) -> Result<Option<GpuForward>> {
@@ -103,11 +106,9 @@ impl Op for Softmax {
 
     fn gpu_backward(&self, gpu: &Gpu, pass: &Backward<Array>) -> Result<Vec<Option<Array>>> {
         let Some(grad) = &pass.grads[0] else { bail!("{}: no gradient", self.name()) };
-        // Made again: that costs less than to keep it.
-        let y = self.on_gpu(gpu, &pass.inputs[0])?;
         let mut dx = gpu.array(grad.count())?;
         let args = &mut [
-            Arg::Read(y.slice()),
+            Arg::Read(pass.outputs[0].slice()?),
             Arg::Read(grad.slice()?),
             Arg::Write(&mut dx),
             Arg::Count(grad.width()),

@@ -58,9 +58,15 @@ impl Backend for CudaDevice {
         }
         let mut values = vec![];
         for arg in args.iter_mut() {
-            values.push(match arg {
+            let value = match arg {
                 Arg::Read(slice) => Value::Pointer(address(slice.storage, slice.start)?),
                 Arg::Write(array) => Value::Pointer(address(&array.storage, 0)?),
+                Arg::WriteFrom(array, starts) => {
+                    for start in starts.iter() {
+                        values.push(Value::Pointer(address(&array.storage, *start)?));
+                    }
+                    continue;
+                }
                 Arg::Change(Memory { storage: StorageMut::Cuda(storage), start, .. }) => {
                     Value::Pointer(at(storage, *start)?)
                 }
@@ -69,7 +75,8 @@ impl Backend for CudaDevice {
                 Arg::Word(w) => Value::Word(*w),
                 Arg::Float(f) => Value::Float(*f as f32),
                 Arg::Fields(words) => Value::Fields(words),
-            });
+            };
+            values.push(value);
         }
 
         let mut builder = function.builder();

@@ -75,12 +75,15 @@ fn address(slice: &Slice) -> Result<*const c_void> {
     })
 }
 
-fn address_mut(array: &mut Array) -> Result<*const c_void> {
+fn address_mut(array: &mut Array, start: usize) -> Result<*const c_void> {
+    fn at<T>(data: &mut [T], start: usize) -> *const c_void {
+        data[start..].as_mut_ptr().cast_const().cast()
+    }
     Ok(match &mut array.storage {
-        Storage::Cpu(CpuStorage::F32(data)) => data.as_mut_ptr().cast_const().cast(),
-        Storage::Cpu(CpuStorage::BF16(data)) => data.as_mut_ptr().cast_const().cast(),
-        Storage::Cpu(CpuStorage::F16(data)) => data.as_mut_ptr().cast_const().cast(),
-        Storage::Cpu(CpuStorage::I64(data)) => data.as_mut_ptr().cast_const().cast(),
+        Storage::Cpu(CpuStorage::F32(data)) => at(data, start),
+        Storage::Cpu(CpuStorage::BF16(data)) => at(data, start),
+        Storage::Cpu(CpuStorage::F16(data)) => at(data, start),
+        Storage::Cpu(CpuStorage::I64(data)) => at(data, start),
         _ => bail!("expected numbers on the CPU"),
     })
 }
@@ -158,9 +161,15 @@ fn launch(module: &Module, name: &str, dtype: DType, grid: Grid, args: &mut [Arg
     let library = library(module, dtype)?;
     let mut values = vec![];
     for arg in args.iter_mut() {
-        values.push(match arg {
+        let value = match arg {
             Arg::Read(slice) => Value::Pointer(address(slice)?),
-            Arg::Write(array) => Value::Pointer(address_mut(array)?),
+            Arg::Write(array) => Value::Pointer(address_mut(array, 0)?),
+            Arg::WriteFrom(array, starts) => {
+                for start in starts.iter() {
+                    values.push(Value::Pointer(address_mut(array, *start)?));
+                }
+                continue;
+            }
             Arg::Change(Memory { storage: StorageMut::Cpu(CpuStorage::F32(data)), start, .. }) => {
                 Value::Pointer(data[*start..].as_mut_ptr().cast_const().cast())
             }
@@ -169,7 +178,8 @@ fn launch(module: &Module, name: &str, dtype: DType, grid: Grid, args: &mut [Arg
             Arg::Word(w) => Value::Word(*w),
             Arg::Float(f) => Value::Float(*f as f32),
             Arg::Fields(words) => Value::Fields(words),
-        });
+        };
+        values.push(value);
     }
 
     let mut pointers: Vec<*const c_void> = values

@@ -48,7 +48,8 @@ impl Backend for MetalDevice {
         let guard = self.command_encoder()?;
         let encoder: &candle_metal_kernels::metal::ComputeCommandEncoder = guard.as_ref();
         encoder.set_compute_pipeline_state(&pipeline);
-        for (at, arg) in args.iter_mut().enumerate() {
+        let mut at = 0;
+        for arg in args.iter_mut() {
             // Barriers are derived from what is said to be an input or an output.
             match arg {
                 Arg::Read(slice) => {
@@ -59,6 +60,14 @@ impl Backend for MetalDevice {
                 Arg::Write(array) => {
                     let Storage::Metal(storage) = &array.storage else { bail!("{name}: expected an array on Metal") };
                     encoder.set_output_buffer(at, Some(storage.buffer()), 0);
+                }
+                Arg::WriteFrom(array, starts) => {
+                    let Storage::Metal(storage) = &array.storage else { bail!("{name}: expected an array on Metal") };
+                    for (i, start) in starts.iter().enumerate() {
+                        let offset = start * storage.dtype().size_in_bytes();
+                        encoder.set_output_buffer(at + i, Some(storage.buffer()), offset);
+                    }
+                    at += starts.len() - 1;
                 }
                 Arg::Change(memory) => {
                     let StorageMut::Metal(storage) = &memory.storage else {
@@ -72,6 +81,7 @@ impl Backend for MetalDevice {
                 Arg::Float(f) => encoder.set_bytes(at, &(*f as f32)),
                 Arg::Fields(words) => encoder.set_bytes_directly(at, 4 * words.len(), words.as_ptr().cast()),
             }
+            at += 1;
         }
         let size = |width, height| MTLSize { width, height, depth: 1 };
         encoder.dispatch_thread_groups(size(grid.groups[0], grid.groups[1]), size(grid.threads, 1));

@@ -52,6 +52,8 @@ pub enum Arg<'a, 'b> {
     Read(Slice<'a>),
     /// An array to write.
     Write(&'a mut Array),
+    /// The same one as several arguments, which begin at these elements of it.
+    WriteFrom(&'a mut Array, &'a [usize]),
     /// A tensor's own memory, to change.
     Change(&'a mut Memory<'b>),
     /// A number.
@@ -208,9 +210,30 @@ impl Gpu {
         self.dtype != DType::F32 && self.device.tensor_cores()
     }
 
-    /// The same device, for elements of f32.
-    pub fn wide(&self) -> Self {
-        Self { dtype: DType::F32, ..self.clone() }
+    /// The same device, for elements of `dtype`.
+    pub fn of_type(&self, dtype: DType) -> Self {
+        Self { dtype, ..self.clone() }
+    }
+
+    /// The type at hand.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Elements of the type at hand as floats.
+    pub fn to_floats(&self, x: Slice) -> Result<Array> {
+        let mut y = self.floats(x.len)?;
+        let args = &mut [Arg::Read(x), Arg::Write(&mut y), Arg::Count(x.len)];
+        self.launch(&SUM, "to_floats", Grid::each(x.len), args)?;
+        Ok(y)
+    }
+
+    /// Floats as elements of the type at hand.
+    pub fn from_floats(&self, x: Slice) -> Result<Array> {
+        let mut y = self.array(x.len)?;
+        let args = &mut [Arg::Read(x), Arg::Write(&mut y), Arg::Count(x.len)];
+        self.launch(&SUM, "from_floats", Grid::each(x.len), args)?;
+        Ok(y)
     }
 
     /// Room for `len` elements of the type at hand.
@@ -293,7 +316,7 @@ impl Gpu {
             let n = match arg {
                 Arg::Count(n) => *n,
                 Arg::Read(slice) => slice.len,
-                Arg::Write(array) => array.len,
+                Arg::Write(array) | Arg::WriteFrom(array, _) => array.len,
                 Arg::Change(memory) => memory.len,
                 Arg::Word(_) | Arg::Float(_) | Arg::Fields(_) => 0,
             };

@@ -50,3 +50,16 @@ KERNEL(column_totals, READ(float, sums, 0), WRITE(T, totals, 1), VALUE(uint, wid
         sum += sums[i * width + column];
     totals[column] = T(sum);
 }
+
+// Between the type at hand and floats.
+KERNEL(to_floats, READ(T, x, 0), WRITE(float, y, 1), VALUE(uint, n, 2)) {
+    const uint i = GROUP.x * THREADS + THREAD;
+    if (i < n)
+        y[i] = float(x[i]);
+}
+
+KERNEL(from_floats, READ(float, x, 0), WRITE(T, y, 1), VALUE(uint, n, 2)) {
+    const uint i = GROUP.x * THREADS + THREAD;
+    if (i < n)
+        y[i] = T(x[i]);
+}

@@ -1,0 +1,317 @@
+//! The backward pass over a graph of our own ops.
+//!
+//! candle's own starts every gradient as zeros and adds to them, though nearly all have one contribution: two more passes
+//! over memory for each tensor of the graph, and on a GPU most of a small model's launches. Here the first contribution is
+//! the gradient. candle tells the order of the nodes and not what they are; ours are known by their ids, and a node that
+//! shares the memory of one of ours is a view of it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, Weak};
+
+use candle_core::backprop::GradStore;
+use candle_core::{Layout, Result, Storage, Tensor, TensorId};
+
+use super::node::{Call, Role};
+
+type Nodes = HashMap<TensorId, (Weak<Call>, Role)>;
+
+/// What a node of the graph stands for, by its tensor's id, as long as the graph lives.
+static NODES: LazyLock<Mutex<Nodes>> = LazyLock::new(Default::default);
+
+fn nodes() -> MutexGuard<'static, Nodes> {
+    // The lock only guards single insertions and removals.
+    NODES.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+pub(super) fn remember(id: TensorId, call: &Arc<Call>, role: Role) {
+    nodes().insert(id, (Arc::downgrade(call), role));
+}
+
+pub(super) fn forget(id: TensorId) {
+    nodes().remove(&id);
+}
+
+/// How a tensor with a gradient got its elements.
+enum Kind {
+    Variable,
+    /// Something that an op of ours made, or a token between its inputs and outputs.
+    Node(Arc<Call>, Role),
+    View(View),
+    /// An operation of candle's.
+    Foreign,
+}
+
+/// Elements of another tensor, each at most once.
+#[derive(Clone)]
+struct View {
+    base: Tensor,
+    layout: Layout,
+}
+
+/// The gradients of `loss`, a tensor of one element, by all variables that it depends on: what `loss.backward()` returns,
+/// without its zeros and additions where all of the graph are ops of this library, views of their results and variables.
+/// With other operations among them it is `loss.backward()`.
+///
+/// # Errors
+/// Those of the operations' backward passes.
+pub fn backward(loss: &Tensor) -> Result<GradStore> {
+    backward_scaled(loss, 1.)
+}
+
+/// [`backward`] of `scale` times `loss`.
+///
+/// # Errors
+/// As [`backward`].
+pub fn backward_scaled(loss: &Tensor, scale: f64) -> Result<GradStore> {
+    let kinds = kinds(loss);
+    if kinds.iter().any(|(_, kind)| matches!(kind, Kind::Foreign)) {
+        return if scale == 1. { loss.backward() } else { (loss * scale)?.backward() };
+    }
+    let views = kinds.iter().filter_map(|(t, kind)| match kind {
+        Kind::View(view) => Some((t.id(), view.clone())),
+        _ => None,
+    });
+    let mut sums = Sums { views: views.collect(), grads: HashMap::new() };
+    // A call's outputs come before the node that runs its backward pass.
+    let mut waiting: HashMap<*const Call, Vec<Option<Tensor>>> = HashMap::new();
+    sums.add(loss, Tensor::full(scale as f32, loss.shape(), loss.device())?.to_dtype(loss.dtype())?)?;
+    for (node, kind) in &kinds {
+        let Kind::Node(call, role) = kind else { continue };
+        let outputs = waiting.entry(Arc::as_ptr(call)).or_insert_with(|| vec![None; call.outputs()]);
+        if let Some(output) = role.output {
+            outputs[output] = sums.grads.remove(&node.id()).map(|sum| sum.of_shape(node)).transpose()?;
+        }
+        if role.runs {
+            let outputs = waiting.remove(&Arc::as_ptr(call)).unwrap_or_default();
+            if outputs.iter().any(Option::is_some) {
+                for (arg, grad) in call.gradients(outputs)? {
+                    sums.add(arg, grad)?;
+                }
+            }
+        }
+    }
+    let mut found = GradStore::default();
+    for (node, kind) in &kinds {
+        if let (Kind::Variable, Some(sum)) = (kind, sums.grads.remove(&node.id())) {
+            found.insert(node, sum.of_shape(node)?);
+        }
+    }
+    Ok(found)
+}
+
+/// The shapes of what in the graph of `loss` is an operation of candle's: with any, [`backward`] is candle's.
+pub fn foreign(loss: &Tensor) -> Vec<Vec<usize>> {
+    let foreign = kinds(loss).into_iter().filter(|(_, kind)| matches!(kind, Kind::Foreign));
+    foreign.map(|(t, _)| t.dims().to_vec()).collect()
+}
+
+/// All nodes that lead from variables to `loss`, each before those that it depends on.
+fn kinds(loss: &Tensor) -> Vec<(&Tensor, Kind)> {
+    let known = nodes();
+    let direct = |t: &Tensor| {
+        if t.is_variable() {
+            return Kind::Variable;
+        }
+        let call = known.get(&t.id()).and_then(|(call, role)| Some((call.upgrade()?, role.clone())));
+        call.map_or(Kind::Foreign, |(call, role)| Kind::Node(call, role))
+    };
+    let mut all: Vec<(&Tensor, Kind)> = loss.sorted_nodes().into_iter().map(|t| (t, direct(t))).collect();
+    drop(known);
+    let owners = all.iter().filter(|(_, kind)| !matches!(kind, Kind::Foreign)).map(|(t, _)| (memory(t), *t));
+    let owners: HashMap<*const Storage, &Tensor> = owners.collect();
+    for (tensor, kind) in &mut all {
+        if let (Kind::Foreign, Some(base)) = (&kind, owners.get(&memory(tensor)))
+            && let Some(view) = View::of(tensor, base)
+        {
+            *kind = Kind::View(view);
+        }
+    }
+    all
+}
+
+/// Where a tensor's elements are: one place for all views of them.
+fn memory(tensor: &Tensor) -> *const Storage {
+    &raw const *tensor.storage_and_layout().0
+}
+
+impl View {
+    /// None unless `tensor` is a reshaped or permuted `base`, or a range of it.
+    fn of(tensor: &Tensor, base: &Tensor) -> Option<Self> {
+        let (layout, whole) = (tensor.layout(), base.layout());
+        let all = whole.is_contiguous() && whole.start_offset() == 0;
+        let view = Self { base: base.clone(), layout: layout.clone() };
+        (all && (view.order().is_some() || view.range().is_some())).then_some(view)
+    }
+
+    /// The view's dimensions from the slowest to the fastest, if it has all elements of the base.
+    fn order(&self) -> Option<Vec<usize>> {
+        let mut order: Vec<usize> = (0..self.layout.dims().len()).collect();
+        order.sort_by_key(|&d| std::cmp::Reverse((self.layout.stride()[d], self.layout.dims()[d])));
+        let mut expected = self.layout.shape().elem_count();
+        let complete = expected == self.base.elem_count() && self.layout.start_offset() == 0;
+        let steps = order.iter().all(|&d| {
+            let size = self.layout.dims()[d];
+            expected /= size.max(1);
+            size == 1 || self.layout.stride()[d] == expected
+        });
+        (complete && steps).then_some(order)
+    }
+
+    /// A shape of the base, the dimension of it in which the view is a range, and the first place there.
+    fn range(&self) -> Option<(Vec<usize>, usize, usize)> {
+        let (whole, dims) = (self.base.layout(), self.layout.dims());
+        let offset = self.layout.start_offset();
+        if self.layout.is_contiguous() {
+            return Some((vec![self.base.elem_count()], 0, offset));
+        }
+        if whole.stride() != self.layout.stride() {
+            return None;
+        }
+        let mut differing = (0..dims.len()).filter(|&d| dims[d] != whole.dims()[d]);
+        let (dim, None) = (differing.next()?, differing.next()) else { return None };
+        let stride = whole.stride()[dim];
+        let first = offset / stride.max(1);
+        let within = stride * first == offset && first + dims[dim] <= whole.dims()[dim];
+        within.then(|| (whole.dims().to_vec(), dim, first))
+    }
+}
+
+/// A gradient that may still grow.
+enum Sum {
+    Whole(Tensor),
+    /// Memory of our own of any shape, zero but for these ranges of one dimension.
+    Ranges(Tensor, usize, Vec<std::ops::Range<usize>>),
+}
+
+impl Sum {
+    fn of_shape(self, tensor: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Whole(sum) => Ok(sum),
+            Self::Ranges(sum, ..) => sum.reshape(tensor.shape()),
+        }
+    }
+}
+
+/// The gradients so far, of variables and of what our ops made.
+struct Sums {
+    views: HashMap<TensorId, View>,
+    grads: HashMap<TensorId, Sum>,
+}
+
+impl Sums {
+    fn add(&mut self, tensor: &Tensor, grad: Tensor) -> Result<()> {
+        let Some(View { base, layout }) = self.views.get(&tensor.id()).cloned() else {
+            return self.add_whole(tensor, grad);
+        };
+        let view = View { base, layout };
+        let base = &view.base;
+        if let Some(order) = view.order() {
+            return self.add_whole(base, grad.permute(order)?.contiguous()?.reshape(base.shape())?);
+        }
+        let Some((shape, dim, first)) = view.range() else { return Ok(()) };
+        let grad = if shape.len() == 1 { grad.flatten_all()? } else { grad.contiguous()? };
+        let range = first..first + grad.dim(dim)?;
+        if let Some(Sum::Ranges(sum, of, ranges)) = self.grads.get_mut(&base.id())
+            && (sum.dims(), *of) == (shape.as_slice(), dim)
+            && ranges.iter().all(|r| r.end <= range.start || range.end <= r.start)
+        {
+            sum.slice_set(&grad, dim, first)?;
+            ranges.push(range);
+            return Ok(());
+        }
+        let sum = Tensor::zeros(shape, grad.dtype(), grad.device())?;
+        sum.slice_set(&grad, dim, first)?;
+        match self.grads.get(&base.id()) {
+            Some(_) => self.add_whole(base, sum.reshape(base.shape())?),
+            None => {
+                self.grads.insert(base.id(), Sum::Ranges(sum, dim, vec![range]));
+                Ok(())
+            }
+        }
+    }
+
+    fn add_whole(&mut self, tensor: &Tensor, grad: Tensor) -> Result<()> {
+        let sum = match self.grads.remove(&tensor.id()) {
+            Some(sum) => (sum.of_shape(tensor)? + grad)?,
+            None => grad,
+        };
+        self.grads.insert(tensor.id(), Sum::Whole(sum));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{D, Device, Var};
+
+    use super::*;
+    use crate::ops::glue::check::random;
+    use crate::ops::{Activation, AttentionOptions, add_dropout, attention, layer_norm, linear, mse};
+    use crate::{Lstm, LstmConfig, Mode, Params};
+
+    fn var(seed: u64, dims: &[usize]) -> Result<Var> {
+        Var::from_tensor(&random(seed, dims)?)
+    }
+
+    /// Both ways to the gradients of `vars`, and whether ours was taken.
+    fn compare(loss: &Tensor, vars: &[&Var], ours: bool) -> Result<()> {
+        assert_eq!(foreign(loss).is_empty(), ours, "{:?}", foreign(loss));
+        let (expected, found) = ((loss * 3.)?.backward()?, backward_scaled(loss, 3.)?);
+        for (i, var) in vars.iter().enumerate() {
+            let (Some(a), Some(b)) = (expected.get(var), found.get(var)) else {
+                assert!(expected.get(var).is_none() && found.get(var).is_none(), "{i}");
+                continue;
+            };
+            let (error, size) = ((a - b)?.abs()?.max_all()?, a.abs()?.max_all()?);
+            let (error, size) = (error.to_scalar::<f32>()?, size.to_scalar::<f32>()?);
+            assert!(error <= 1e-6 * size && size > 0., "{i}: off by {error} of {size}");
+            assert!(b.dims() == var.dims() && !b.track_op());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn gradients_are_those_of_candle_through_views_shared_results_and_ranges() -> Result<()> {
+        let (x, w, gain, target) = (var(1, &[2, 5, 6])?, var(2, &[18, 6])?, var(3, &[6])?, random(4, &[2, 5, 6])?);
+        let identity = Activation::Identity;
+        // Ranges, one of them twice; a norm that two use; a weight in whole and in part; turned results.
+        let n = layer_norm(&x, Some(&gain), None, 1e-5)?;
+        let qkv = linear(&n, &w, None, identity)?;
+        let part = |i: usize| qkv.narrow(D::Minus1, 6 * i, 6);
+        let options = || AttentionOptions { causal: true, scale: None, dropout: None };
+        let o = attention(&part(0)?, &part(1)?, &part(2)?, 2, None, options())?;
+        let o = add_dropout(&o, &part(1)?, None)?;
+        let o = add_dropout(&o, &n, None)?;
+        let square = w.as_tensor().narrow(0, 3, 6)?;
+        let turned = linear(&o.transpose(0, 1)?, &square, None, Activation::Gelu)?.transpose(0, 1)?;
+        let vars = [&x, &w, &gain];
+        compare(&mse(&turned, &target)?, &vars, true)?;
+        // With an operation of candle's anywhere among them it is candle's.
+        compare(&mse(&(turned * 2.)?, &target)?, &vars, false)
+    }
+
+    #[test]
+    fn any_of_several_outputs_and_other_variables_may_be_left_out() -> Result<()> {
+        let (x, unused) = (var(1, &[3, 4, 2])?, var(2, &[2])?);
+        let params = Params::init(1, &Device::Cpu);
+        let config = LstmConfig { input: 2, hidden: 5, layers: 2, dropout: 0. };
+        let lstm = Lstm::new(config, params.builder())?;
+        let weights: Vec<Var> = params.trainable().into_iter().map(|p| p.var).collect();
+        let vars: Vec<&Var> = [&x, &unused].into_iter().chain(&weights).collect();
+        for found in [lstm.forward(&x, Mode::Eval)?.outputs, lstm.forward_last(&x, Mode::Eval)?] {
+            compare(&mse(&found, &found.zeros_like()?)?, &vars, true)?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn nothing_is_remembered_of_a_graph_that_is_gone() -> Result<()> {
+        let x = var(1, &[3, 4])?;
+        let y = layer_norm(&x, None, None, 1e-5)?;
+        let id = y.id();
+        assert!(nodes().contains_key(&id));
+        drop(y);
+        assert!(!nodes().contains_key(&id));
+        Ok(())
+    }
+}

@@ -1,0 +1,97 @@
+//! A weighted sum over places.
+//!
+//! With x (b, s, c), weights w (s) and g = dL/dy:
+//!
+//! ```text
+//! forward   y[b, c] = Σ_s w[s] x[b, s, c]
+//! backward  dx[b, s, c] = w[s] g[b, c]      dw[s] = Σ_b,c g[b, c] x[b, s, c]
+//! ```
+
+mod cpu;
+#[cfg(test)]
+mod tests;
+
+use candle_core::{Result, Tensor, bail};
+
+use super::glue::gpu::{Arg, Array, Gpu, GpuForward, Grid, Module, module};
+use super::glue::{Backward, Forward, Op, Output, View, apply_one};
+use super::linear::cpu::column_sums;
+
+const KERNELS: Module = module!("pool");
+
+#[derive(Clone)]
+struct Pool;
+
+/// The sum of the places of `x` (b, s, c), each times its number in `weights` (s): (b, c).
+///
+/// # Errors
+/// Other shapes.
+pub fn pool(x: &Tensor, weights: &Tensor) -> Result<Tensor> {
+    let (_, s, _) = x.dims3()?;
+    if weights.dims() != [s] {
+        bail!("pool: weights {:?} for {:?}, expected ({s})", weights.dims(), x.dims())
+    }
+    apply_one(Pool, &[x, weights])
+}
+
+fn size(x: &View) -> [usize; 3] {
+    let dims = x.dims();
+    [dims[0], dims[1], dims[2]]
+}
+
+impl Op for Pool {
+    fn name(&self) -> &'static str {
+        "pool"
+    }
+
+    fn reference(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        let s = inputs[1].elem_count();
+        Ok(vec![inputs[0].broadcast_mul(&inputs[1].reshape((1, s, 1))?)?.sum(1)?])
+    }
+
+    fn cpu_forward(&self, inputs: &[View], _: bool) -> Result<Forward> {
+        let size @ [b, _, c] = size(&inputs[0]);
+        let data = cpu::forward(size, inputs[0].f32()?, inputs[1].f32()?)?;
+        Ok(Forward { outputs: vec![Output { data, shape: (b, c).into() }], saved: vec![] })
+    }
+
+    fn cpu_backward(&self, pass: &Backward) -> Result<Vec<Option<Vec<f32>>>> {
+        let Some(grad) = &pass.grads[0] else { bail!("pool: no gradient") };
+        let (size, x, w) = (size(&pass.inputs[0]), pass.inputs[0].f32()?, pass.inputs[1].f32()?);
+        let (dx, dw) = cpu::backward(size, x, w, grad.f32()?)?;
+        Ok(vec![Some(dx), pass.needs[1].then(|| column_sums(&dw, w.len()))])
+    }
+
+    fn gpu_forward(&self, gpu: &Gpu, inputs: &[View], _: bool) -> Result<Option<GpuForward>> {
+        let [b, s, c] = size(&inputs[0]);
+        let mut y = gpu.array(b * c)?;
+        let (x, w) = (inputs[0].slice()?, inputs[1].slice()?);
+        let args =
+            &mut [Arg::Read(x), Arg::Read(w), Arg::Write(&mut y), Arg::Count(b * c), Arg::Count(s), Arg::Count(c)];
+        gpu.launch(&KERNELS, "pool_forward", Grid::each(b * c), args)?;
+        Ok(Some(GpuForward { outputs: vec![(y, (b, c).into())], saved: vec![] }))
+    }
+
+    fn gpu_backward(&self, gpu: &Gpu, pass: &Backward<Array>) -> Result<Vec<Option<Array>>> {
+        let Some(grad) = &pass.grads[0] else { bail!("pool: no gradient") };
+        let ([b, s, c], g) = (size(&pass.inputs[0]), grad.slice()?);
+        let (x, w) = (pass.inputs[0].slice()?, pass.inputs[1].slice()?);
+        let of_x = || {
+            let mut dx = gpu.array(x.len)?;
+            let counts = [x.len, s, c].map(Arg::Count);
+            let mut args = vec![Arg::Read(w), Arg::Read(g), Arg::Write(&mut dx)];
+            args.extend(counts);
+            gpu.launch(&KERNELS, "pool_backward", Grid::each(x.len), &mut args)?;
+            Ok::<_, candle_core::Error>(dx)
+        };
+        let of_weights = || {
+            let mut dw = gpu.array(s)?;
+            let counts = [b, s, c].map(Arg::Count);
+            let mut args = vec![Arg::Read(x), Arg::Read(g), Arg::Write(&mut dw)];
+            args.extend(counts);
+            gpu.launch(&KERNELS, "pool_weights", Grid::rows(s, b * c), &mut args)?;
+            Ok::<_, candle_core::Error>(dw)
+        };
+        Ok(vec![pass.needs[0].then(of_x).transpose()?, pass.needs[1].then(of_weights).transpose()?])
+    }
+}
