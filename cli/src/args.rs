@@ -551,7 +551,7 @@ pub(crate) struct BenchArgs {
     /// The models; all by default
     pub(crate) models: Vec<String>,
     /// Measure ops beside their plain references instead of models
-    #[arg(long, conflicts_with_all = ["models", "preset", "batch", "set", "device"])]
+    #[arg(long, conflicts_with_all = ["models", "preset", "batch"])]
     pub(crate) ops: bool,
     /// Only this preset
     #[arg(long, value_name = "NAME")]
@@ -559,7 +559,7 @@ pub(crate) struct BenchArgs {
     /// Samples a step, instead of the preset's (train.batch_size)
     #[arg(long, value_name = "N")]
     pub(crate) batch: Option<usize>,
-    /// One setting over everything else, such as train.dtype=bf16
+    /// One setting over everything else, such as train.dtype=bf16 (with --ops that alone)
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) set: Vec<String>,
     /// Seconds for each case (an op takes half of it)

@@ -37,12 +37,27 @@ FUNCTION void load(SHARED_POINTER(float) to, READ_POINTER(T) from, uint first, u
     }
 }
 
-// a[0]·b[0] + … of two rows in shared memory.
-template <uint D> FUNCTION float dot(SHARED_POINTER(const float) a, SHARED_POINTER(const float) b) {
-    float sum = 0;
-    for (uint e = 0; e < D; e++)
-        sum += a[e] * b[e];
-    return sum;
+// products[c] = a · row 8 c of those from `rows` on, all in shared memory: an element of a is read once for all of them.
+template <uint D, uint N>
+FUNCTION void dots(LOCAL_POINTER(float) products, SHARED_POINTER(const float) a, SHARED_POINTER(const float) rows) {
+    for (uint c = 0; c < N; c++)
+        products[c] = 0;
+    for (uint e = 0; e < D; e++) {
+        const float x = a[e];
+        for (uint c = 0; c < N; c++)
+            products[c] += x * rows[8 * c * (D + 1) + e];
+    }
+}
+
+// result[e] += Σ_c weights[c] · column 8 e of row c.
+template <uint D, uint ROWS>
+FUNCTION void add_rows(LOCAL_POINTER(float) result, SHARED_POINTER(const float) weights,
+                       SHARED_POINTER(const float) rows) {
+    for (uint c = 0; c < ROWS; c++) {
+        const float weight = weights[c];
+        for (uint e = 0; e < D / 8; e++)
+            result[e] += weight * rows[c * (D + 1) + 8 * e];
+    }
 }
 
 // Over the 8 threads of a row.
@@ -121,9 +136,9 @@ FUNCTION void forward(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) v, R
         load<D, TILE>(ks, k + of.k, first, g.tk, g.k_row, g.d, self);
         BARRIER();
         float s[TILE / 8], next = largest;
+        dots<D, TILE / 8>(s, qs + r * (D + 1), ks + lane * (D + 1));
         for (uint c = 0; c < TILE / 8; c++) {
-            const uint j = lane + 8 * c;
-            s[c] = score(dot<D>(qs + r * (D + 1), ks + j * (D + 1)), mask + of.m, g, i, first + j);
+            s[c] = score(s[c], mask + of.m, g, i, first + lane + 8 * c);
             next = larger(next, s[c]);
         }
         next = row_max(next, self);
@@ -141,12 +156,9 @@ FUNCTION void forward(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) v, R
         BARRIER();
         load<D, TILE>(ks, v + of.k, first, g.tk, g.k_row, g.d, self);
         BARRIER();
-        for (uint e = 0; e < D / 8; e++) {
-            float total = result[e] * correction;
-            for (uint c = 0; c < TILE; c++)
-                total += ps[r * (TILE + 1) + c] * ks[c * (D + 1) + lane + 8 * e];
-            result[e] = total;
-        }
+        for (uint e = 0; e < D / 8; e++)
+            result[e] *= correction;
+        add_rows<D, TILE>(result, ps + r * (TILE + 1), ks + lane);
     }
     if (i >= g.tq)
         return;
@@ -160,13 +172,13 @@ FUNCTION void forward(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) v, R
 // dQ of a tile of queries.
 template <uint D, uint TILE>
 FUNCTION void queries(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) v, READ_POINTER(T) mask,
-                      READ_POINTER(T) grad, READ_POINTER(float) logs, READ_POINTER(float) dots, WRITE_POINTER(T) dq,
+                      READ_POINTER(T) grad, READ_POINTER(float) logs, READ_POINTER(float) means, WRITE_POINTER(T) dq,
                       Sizes g, SHARED_POINTER(float) qs, SHARED_POINTER(float) ks, SHARED_POINTER(float) gs,
                       SHARED_POINTER(float) ps, uint self, uint block, uint head) {
     const Head of = begin(g, head);
     const uint r = self / 8, lane = self % 8, i = block * TILE + r;
     const Shift shift = shift_of(logs, g, head, i);
-    const float mean = i < g.tq ? dots[head * g.tq + i] : 0;
+    const float mean = i < g.tq ? means[head * g.tq + i] : 0;
     float result[D / 8];
     for (uint e = 0; e < D / 8; e++)
         result[e] = 0;
@@ -176,22 +188,19 @@ FUNCTION void queries(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) v, R
         BARRIER();
         load<D, TILE>(ks, v + of.k, first, g.tk, g.k_row, g.d, self);
         BARRIER();
-        float dp[TILE / 8];
-        for (uint c = 0; c < TILE / 8; c++)
-            dp[c] = dot<D>(gs + r * (D + 1), ks + (lane + 8 * c) * (D + 1));
+        float dp[TILE / 8], s[TILE / 8];
+        dots<D, TILE / 8>(dp, gs + r * (D + 1), ks + lane * (D + 1));
         BARRIER();
         load<D, TILE>(ks, k + of.k, first, g.tk, g.k_row, g.d, self);
         BARRIER();
+        dots<D, TILE / 8>(s, qs + r * (D + 1), ks + lane * (D + 1));
         for (uint c = 0; c < TILE / 8; c++) {
             const uint j = lane + 8 * c;
-            const float s = score(dot<D>(qs + r * (D + 1), ks + j * (D + 1)), mask + of.m, g, i, first + j);
-            const float p = weight(s, shift);
+            const float p = weight(score(s[c], mask + of.m, g, i, first + j), shift);
             ps[r * (TILE + 1) + j] = p * (dp[c] * kept_share(g, head, i, first + j) - mean);
         }
         BARRIER();
-        for (uint e = 0; e < D / 8; e++)
-            for (uint c = 0; c < TILE; c++)
-                result[e] += ps[r * (TILE + 1) + c] * ks[c * (D + 1) + lane + 8 * e];
+        add_rows<D, TILE>(result, ps + r * (TILE + 1), ks + lane);
     }
     for (uint e = 0; e < D / 8 && i < g.tq; e++)
         if (lane + 8 * e < g.d)
@@ -201,7 +210,7 @@ FUNCTION void queries(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) v, R
 // dK and dV of a tile of keys: here rows are keys, and queries pass by.
 template <uint D, uint TILE>
 FUNCTION void keys(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) v, READ_POINTER(T) mask, READ_POINTER(T) grad,
-                   READ_POINTER(float) logs, READ_POINTER(float) dots, WRITE_POINTER(T) dk, WRITE_POINTER(T) dv, Sizes g,
+                   READ_POINTER(float) logs, READ_POINTER(float) means, WRITE_POINTER(T) dk, WRITE_POINTER(T) dv, Sizes g,
                    SHARED_POINTER(float) qs, SHARED_POINTER(float) ks, SHARED_POINTER(float) vs,
                    SHARED_POINTER(float) ps, uint self, uint block, uint head) {
     const Head of = begin(g, head);
@@ -218,32 +227,28 @@ FUNCTION void keys(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) v, READ
         BARRIER();
         load<D, TILE>(qs, q + of.q, first, g.tq, g.q_row, g.d, self);
         BARRIER();
-        float p[TILE / 8];
+        float p[TILE / 8], dp[TILE / 8];
+        dots<D, TILE / 8>(p, ks + r * (D + 1), qs + lane * (D + 1));
         for (uint c = 0; c < TILE / 8; c++) {
             const uint i = first + lane + 8 * c;
-            const float s = score(dot<D>(ks + r * (D + 1), qs + (lane + 8 * c) * (D + 1)), mask + of.m, g, i, j);
-            p[c] = weight(s, shift_of(logs, g, head, i));
+            p[c] = weight(score(p[c], mask + of.m, g, i, j), shift_of(logs, g, head, i));
             ps[r * (TILE + 1) + lane + 8 * c] = p[c] * kept_share(g, head, i, j);
         }
         BARRIER();
         load<D, TILE>(qs, grad + of.o, first, g.tq, g.o_row, g.d, self);
         BARRIER();
-        for (uint e = 0; e < D / 8; e++)
-            for (uint c = 0; c < TILE; c++)
-                values[e] += ps[r * (TILE + 1) + c] * qs[c * (D + 1) + lane + 8 * e];
+        add_rows<D, TILE>(values, ps + r * (TILE + 1), qs + lane);
+        dots<D, TILE / 8>(dp, vs + r * (D + 1), qs + lane * (D + 1));
         for (uint c = 0; c < TILE / 8; c++) {
             const uint i = first + lane + 8 * c;
-            const float dp = dot<D>(vs + r * (D + 1), qs + (lane + 8 * c) * (D + 1)) * kept_share(g, head, i, j);
-            p[c] *= dp - (i < g.tq ? dots[head * g.tq + i] : 0);
+            p[c] *= dp[c] * kept_share(g, head, i, j) - (i < g.tq ? means[head * g.tq + i] : 0);
         }
         BARRIER();
         for (uint c = 0; c < TILE / 8; c++)
             ps[r * (TILE + 1) + lane + 8 * c] = p[c];
         load<D, TILE>(qs, q + of.q, first, g.tq, g.q_row, g.d, self);
         BARRIER();
-        for (uint e = 0; e < D / 8; e++)
-            for (uint c = 0; c < TILE; c++)
-                keys[e] += ps[r * (TILE + 1) + c] * qs[c * (D + 1) + lane + 8 * e];
+        add_rows<D, TILE>(keys, ps + r * (TILE + 1), qs + lane);
     }
     for (uint e = 0; e < D / 8 && j < g.tk; e++)
         if (lane + 8 * e < g.d) {
@@ -253,7 +258,7 @@ FUNCTION void keys(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) v, READ
 }
 
 // D of mod.rs: dO · O, a row by 32 lanes.
-KERNEL(attention_dots, READ(T, o, 0), READ(T, grad, 1), WRITE(float, dots, 2), VALUE(Sizes, g, 3)) {
+KERNEL(attention_dots, READ(T, o, 0), READ(T, grad, 1), WRITE(float, means, 2), VALUE(Sizes, g, 3)) {
     const uint i = GROUP.y, head = GROUP.x;
     const uint first = begin(g, head).o + i * g.o_row;
     float sum = 0;
@@ -261,7 +266,7 @@ KERNEL(attention_dots, READ(T, o, 0), READ(T, grad, 1), WRITE(float, dots, 2), V
         sum += float(o[first + e]) * float(grad[first + e]);
     sum = lane_sum(sum, THREAD);
     if (THREAD == 0)
-        dots[head * g.tq + i] = sum;
+        means[head * g.tq + i] = sum;
 }
 
 #ifdef TENSOR_CORES
@@ -433,7 +438,7 @@ FUNCTION void tensor_forward(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(
 
 template <uint D>
 FUNCTION void tensor_queries(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) v, READ_POINTER(T) mask,
-                             READ_POINTER(T) grad, READ_POINTER(float) logs, READ_POINTER(float) dots,
+                             READ_POINTER(T) grad, READ_POINTER(float) logs, READ_POINTER(float) means,
                              WRITE_POINTER(T) dq, Sizes g, SHARED_POINTER(T) tiles, uint self, uint block, uint head) {
     const Head of = begin(g, head);
     const uint lane = self % 32, row = block * LANES_ROWS + self / 32 * 16 + lane / 4, i[2] = {row, row + 8};
@@ -447,7 +452,7 @@ FUNCTION void tensor_queries(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(
     UNROLL
     for (uint h = 0; h < 2; h++) {
         shift[h] = shift_of(logs, g, head, i[h]);
-        mean[h] = i[h] < g.tq ? dots[head * g.tq + i[h]] : 0;
+        mean[h] = i[h] < g.tq ? means[head * g.tq + i[h]] : 0;
     }
     zero<D>(result);
     for (uint first = 0; first < seen(g, block * LANES_ROWS + LANES_ROWS); first += PASSING) {
@@ -474,7 +479,7 @@ FUNCTION void tensor_queries(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(
 
 template <uint D>
 FUNCTION void tensor_keys(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) v, READ_POINTER(T) mask,
-                          READ_POINTER(T) grad, READ_POINTER(float) logs, READ_POINTER(float) dots,
+                          READ_POINTER(T) grad, READ_POINTER(float) logs, READ_POINTER(float) means,
                           WRITE_POINTER(T) dk, WRITE_POINTER(T) dv, Sizes g, SHARED_POINTER(T) tiles, uint self,
                           uint block, uint head) {
     const Head of = begin(g, head);
@@ -506,7 +511,7 @@ FUNCTION void tensor_keys(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) 
             for (uint c = 0; c < 4; c++) {
                 const uint i = first + 8 * n + lane % 4 * 2 + c % 2;
                 const float w = weight(score(p[n][c], mask + of.m, g, i, j[c / 2]), shift_of(logs, g, head, i));
-                const float share = kept_share(g, head, i, j[c / 2]), mean = i < g.tq ? dots[head * g.tq + i] : 0;
+                const float share = kept_share(g, head, i, j[c / 2]), mean = i < g.tq ? means[head * g.tq + i] : 0;
                 p[n][c] = w * share;
                 ds[n][c] = w * (ds[n][c] * share - mean);
             }
@@ -526,14 +531,14 @@ FUNCTION void tensor_keys(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) 
         tensor_forward<D>(q, k, v, mask, o, logs, g, ks, vs, THREAD, GROUP.y, GROUP.x);                                \
     }                                                                                                                  \
     KERNEL(attention_tensor_queries_##D, READ(T, q, 0), READ(T, k, 1), READ(T, v, 2), READ(T, mask, 3),                \
-           READ(T, grad, 4), READ(float, logs, 5), READ(float, dots, 6), WRITE(T, dq, 7), VALUE(Sizes, g, 8)) {        \
+           READ(T, grad, 4), READ(float, logs, 5), READ(float, means, 6), WRITE(T, dq, 7), VALUE(Sizes, g, 8)) {        \
         SHARED(T, tiles, LANES_ROWS *ROW(D));                                                                          \
-        tensor_queries<D>(q, k, v, mask, grad, logs, dots, dq, g, tiles, THREAD, GROUP.y, GROUP.x);                    \
+        tensor_queries<D>(q, k, v, mask, grad, logs, means, dq, g, tiles, THREAD, GROUP.y, GROUP.x);                    \
     }                                                                                                                  \
     KERNEL(attention_tensor_keys_##D, READ(T, q, 0), READ(T, k, 1), READ(T, v, 2), READ(T, mask, 3), READ(T, grad, 4), \
-           READ(float, logs, 5), READ(float, dots, 6), WRITE(T, dk, 7), WRITE(T, dv, 8), VALUE(Sizes, g, 9)) {         \
+           READ(float, logs, 5), READ(float, means, 6), WRITE(T, dk, 7), WRITE(T, dv, 8), VALUE(Sizes, g, 9)) {         \
         SHARED(T, tiles, LANES_ROWS *ROW(D));                                                                          \
-        tensor_keys<D>(q, k, v, mask, grad, logs, dots, dk, dv, g, tiles, THREAD, GROUP.y, GROUP.x);                   \
+        tensor_keys<D>(q, k, v, mask, grad, logs, means, dk, dv, g, tiles, THREAD, GROUP.y, GROUP.x);                   \
     }
 
 TENSOR_HEAD(16)
@@ -552,20 +557,20 @@ TENSOR_HEAD(128)
         forward<D, TILE>(q, k, v, mask, o, logs, g, qs, ks, ps, THREAD, GROUP.y, GROUP.x);                             \
     }                                                                                                                  \
     KERNEL(attention_queries_##D, READ(T, q, 0), READ(T, k, 1), READ(T, v, 2), READ(T, mask, 3), READ(T, grad, 4),     \
-           READ(float, logs, 5), READ(float, dots, 6), WRITE(T, dq, 7), VALUE(Sizes, g, 8)) {                          \
+           READ(float, logs, 5), READ(float, means, 6), WRITE(T, dq, 7), VALUE(Sizes, g, 8)) {                          \
         SHARED(float, qs, TILE *(D + 1));                                                                              \
         SHARED(float, ks, TILE *(D + 1));                                                                              \
         SHARED(float, gs, TILE *(D + 1));                                                                              \
         SHARED(float, ps, TILE *(TILE + 1));                                                                           \
-        queries<D, TILE>(q, k, v, mask, grad, logs, dots, dq, g, qs, ks, gs, ps, THREAD, GROUP.y, GROUP.x);            \
+        queries<D, TILE>(q, k, v, mask, grad, logs, means, dq, g, qs, ks, gs, ps, THREAD, GROUP.y, GROUP.x);            \
     }                                                                                                                  \
     KERNEL(attention_keys_##D, READ(T, q, 0), READ(T, k, 1), READ(T, v, 2), READ(T, mask, 3), READ(T, grad, 4),        \
-           READ(float, logs, 5), READ(float, dots, 6), WRITE(T, dk, 7), WRITE(T, dv, 8), VALUE(Sizes, g, 9)) {         \
+           READ(float, logs, 5), READ(float, means, 6), WRITE(T, dk, 7), WRITE(T, dv, 8), VALUE(Sizes, g, 9)) {         \
         SHARED(float, qs, TILE *(D + 1));                                                                              \
         SHARED(float, ks, TILE *(D + 1));                                                                              \
         SHARED(float, vs, TILE *(D + 1));                                                                              \
         SHARED(float, ps, TILE *(TILE + 1));                                                                           \
-        keys<D, TILE>(q, k, v, mask, grad, logs, dots, dk, dv, g, qs, ks, vs, ps, THREAD, GROUP.y, GROUP.x);           \
+        keys<D, TILE>(q, k, v, mask, grad, logs, means, dk, dv, g, qs, ks, vs, ps, THREAD, GROUP.y, GROUP.x);           \
     }
 
 // As much shared memory as Metal has, 32 KB, is enough for each.

@@ -25,6 +25,7 @@ typedef __half f16;
 #define SHARED_POINTER(type) type *
 #define READ_POINTER(type) const type *__restrict__
 #define WRITE_POINTER(type) type *__restrict__
+#define LOCAL_POINTER(type) type *
 #define FUNCTION static __device__ __forceinline__
 #define THREAD threadIdx.x
 #define THREADS blockDim.x
@@ -52,6 +53,7 @@ typedef half f16;
 #define SHARED_POINTER(type) threadgroup type *
 #define READ_POINTER(type) device const type *
 #define WRITE_POINTER(type) device type *
+#define LOCAL_POINTER(type) thread type *
 #define FUNCTION static inline
 #define THREAD zoo_thread
 #define THREADS zoo_threads.x

@@ -232,6 +232,7 @@ extern "C" int zoo_launch(void (*kernel)(void **), void **args, const uint *grou
 #define SHARED_POINTER(type) type *
 #define READ_POINTER(type) const type *
 #define WRITE_POINTER(type) type *
+#define LOCAL_POINTER(type) type *
 #define FUNCTION static inline
 #define THREAD zoo::machine->thread
 #define THREADS zoo::machine->threads
