@@ -1,4 +1,4 @@
-//! `zoo bench --ops`: every op beside its `reference()`, forward and backward.
+//! `zoo bench --ops`: every op beside its `reference()`, forward and backward, both by candle's backward pass.
 
 use std::time::Instant;
 
@@ -190,6 +190,11 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
         _ => return Err(Error::Usage("--ops: the only setting is train.dtype, f32, bf16 or f16".into()).into()),
     };
     let at = Place { device: registry::device(&args.device)?, dtype };
+    if at.device.is_cpu() && dtype != DType::F32 {
+        return Err(
+            Error::Usage("--ops: the CPU has no kernels for narrow types; add --device cuda or metal".into()).into()
+        );
+    }
     let seconds = args.seconds / 8.;
     let mut rows = vec![
         ["op", "forward ms", "and backward ms", "reference", "and backward ms", "times"].map(String::from).to_vec(),

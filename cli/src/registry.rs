@@ -184,7 +184,8 @@ pub(crate) fn device(name: &str) -> anyhow::Result<Device> {
         "cpu" if !name.contains(':') => Ok(Device::Cpu),
         "cuda" => {
             built(candle_core::utils::cuda_is_available(), "cuda")?;
-            let device = Device::new_cuda(ordinal).with_context(|| format!("--device {name}"))?;
+            // One stream for all threads: candle's usual ones are the threads' own, and would not wait for each other.
+            let device = Device::new_cuda_with_stream(ordinal).with_context(|| format!("--device {name}"))?;
             #[cfg(feature = "cuda")]
             if let Device::Cuda(cuda) = &device {
                 // SAFETY: everything that is computed on this device is on its one stream, in order.

@@ -15,6 +15,13 @@
 set -uo pipefail
 device="${1:?cuda or metal}"
 here="$(cd "$(dirname "$0")" && pwd)"
+# absolute PATH: it is used elsewhere.
+absolute() {
+    case "$1" in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac
+}
+TEXT="${TEXT:+$(absolute "$TEXT")}"
+python="${PYTHON:-python3}"
+case "$python" in */*) python="$(absolute "$python")" ;; esac
 if [ -x "$here/zoo" ]; then
     zoo="$here/zoo" ops="$here/ops" results="$here/results" fixtures="$here/fixtures"
 else
@@ -97,7 +104,7 @@ else
     echo "skipped: a trace (no nsys, or not CUDA)"
 fi
 
-python="${PYTHON:-python3}" peer="$fixtures/bench_torch.py"
+peer="$fixtures/bench_torch.py"
 if [ "$device" = cuda ] && "$python" -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
     torch=1
     for dtype in f32 tf32 bf16; do
@@ -105,8 +112,11 @@ if [ "$device" = cuda ] && "$python" -c 'import torch; assert torch.cuda.is_avai
             # shellcheck disable=SC2086
             step "torch-$dtype${mode:+-$mode}" "$python" "$peer" --device cuda --dtype "$dtype" ${mode:+--compile "$mode"}
         done
+        for preset in lstm post-ln; do
+            step "$preset-adamw-$dtype" "$zoo" bench deepsif --preset "$preset" --set train.optimizer=adamw \
+                --set train.dtype="$dtype" --device cuda --json
+        done
     done
-    step lstm-adamw "$zoo" bench deepsif --preset lstm --set train.optimizer=adamw --device cuda --json
     step compare "$python" "$fixtures/compare_torch.py" .
     cat compare.log
 else

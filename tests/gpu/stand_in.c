@@ -50,7 +50,7 @@ static void count(Counter *counter) {
 #define NOTHING(name) int name(void) { COUNT(#name); return OK; }
 NOTHING(cuInit) NOTHING(cuCtxSetCurrent) NOTHING(cuCtxDestroy_v2) NOTHING(cuDevicePrimaryCtxRelease_v2)
 NOTHING(cuEventDestroy_v2) NOTHING(cuEventRecord) NOTHING(cuStreamDestroy_v2) NOTHING(cuStreamSynchronize)
-NOTHING(cuStreamWaitEvent) NOTHING(cuModuleUnload) NOTHING(cublasDestroy_v2) NOTHING(cublasSetStream_v2)
+NOTHING(cuStreamWaitEvent) NOTHING(cuCtxSynchronize) NOTHING(cuModuleUnload) NOTHING(cublasDestroy_v2) NOTHING(cublasSetStream_v2)
 NOTHING(cublasGemmStridedBatchedEx) NOTHING(cublasDgemmStridedBatched) NOTHING(curandDestroyGenerator)
 NOTHING(curandSetPseudoRandomGeneratorSeed) NOTHING(curandSetStream)
 // Nothing is ever written: all that a program reads back is zero.

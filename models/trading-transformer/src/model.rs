@@ -195,7 +195,7 @@ impl TradingTransformer {
     /// The weight of each bar in the mean over them, oldest first (s).
     pub fn pooling_weights(&self) -> Result<Tensor> {
         match &self.recency {
-            Some(ramp) => ops::softmax(&ops::add_dropout(&self.pooling, ramp, None)?),
+            Some(ramp) => ops::autocast(DType::F32, || ops::softmax(&ops::add_dropout(&self.pooling, ramp, None)?)),
             None => ops::softmax(&self.pooling),
         }
     }

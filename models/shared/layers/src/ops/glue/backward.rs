@@ -45,7 +45,15 @@ enum Kind {
 #[derive(Clone)]
 struct View {
     base: Tensor,
-    layout: Layout,
+    part: Part,
+}
+
+#[derive(Clone)]
+enum Part {
+    /// All elements: the view's dimensions from the slowest to the fastest.
+    All(Vec<usize>),
+    /// A shape of the base, the dimension of it in which the view is a range, and the first place there.
+    Range(Vec<usize>, usize, usize),
 }
 
 /// The gradients of `loss`, a tensor of one element, by all variables that it depends on: what `loss.backward()` returns,
@@ -138,42 +146,42 @@ impl View {
     /// None unless `tensor` is a reshaped or permuted `base`, or a range of it.
     fn of(tensor: &Tensor, base: &Tensor) -> Option<Self> {
         let (layout, whole) = (tensor.layout(), base.layout());
-        let all = whole.is_contiguous() && whole.start_offset() == 0;
-        let view = Self { base: base.clone(), layout: layout.clone() };
-        (all && (view.order().is_some() || view.range().is_some())).then_some(view)
-    }
-
-    /// The view's dimensions from the slowest to the fastest, if it has all elements of the base.
-    fn order(&self) -> Option<Vec<usize>> {
-        let mut order: Vec<usize> = (0..self.layout.dims().len()).collect();
-        order.sort_by_key(|&d| std::cmp::Reverse((self.layout.stride()[d], self.layout.dims()[d])));
-        let mut expected = self.layout.shape().elem_count();
-        let complete = expected == self.base.elem_count() && self.layout.start_offset() == 0;
-        let steps = order.iter().all(|&d| {
-            let size = self.layout.dims()[d];
-            expected /= size.max(1);
-            size == 1 || self.layout.stride()[d] == expected
-        });
-        (complete && steps).then_some(order)
-    }
-
-    /// A shape of the base, the dimension of it in which the view is a range, and the first place there.
-    fn range(&self) -> Option<(Vec<usize>, usize, usize)> {
-        let (whole, dims) = (self.base.layout(), self.layout.dims());
-        let offset = self.layout.start_offset();
-        if self.layout.is_contiguous() {
-            return Some((vec![self.base.elem_count()], 0, offset));
-        }
-        if whole.stride() != self.layout.stride() {
+        if !whole.is_contiguous() || whole.start_offset() != 0 {
             return None;
         }
-        let mut differing = (0..dims.len()).filter(|&d| dims[d] != whole.dims()[d]);
-        let (dim, None) = (differing.next()?, differing.next()) else { return None };
-        let stride = whole.stride()[dim];
-        let first = offset / stride.max(1);
-        let within = stride * first == offset && first + dims[dim] <= whole.dims()[dim];
-        within.then(|| (whole.dims().to_vec(), dim, first))
+        let part = order(layout, whole).map(Part::All).or_else(|| range(layout, whole))?;
+        Some(Self { base: base.clone(), part })
     }
+}
+
+/// The dimensions of a view from the slowest to the fastest, if it has all elements of `whole`.
+fn order(view: &Layout, whole: &Layout) -> Option<Vec<usize>> {
+    let mut order: Vec<usize> = (0..view.dims().len()).collect();
+    order.sort_by_key(|&d| std::cmp::Reverse((view.stride()[d], view.dims()[d])));
+    let mut expected = view.shape().elem_count();
+    let complete = expected == whole.shape().elem_count() && view.start_offset() == 0;
+    let steps = order.iter().all(|&d| {
+        let size = view.dims()[d];
+        expected /= size.max(1);
+        size == 1 || view.stride()[d] == expected
+    });
+    (complete && steps).then_some(order)
+}
+
+fn range(view: &Layout, whole: &Layout) -> Option<Part> {
+    let (dims, offset) = (view.dims(), view.start_offset());
+    if view.is_contiguous() {
+        return Some(Part::Range(vec![whole.shape().elem_count()], 0, offset));
+    }
+    if whole.stride() != view.stride() {
+        return None;
+    }
+    let mut differing = (0..dims.len()).filter(|&d| dims[d] != whole.dims()[d]);
+    let (dim, None) = (differing.next()?, differing.next()) else { return None };
+    let stride = whole.stride()[dim];
+    let first = offset / stride.max(1);
+    let within = stride * first == offset && first + dims[dim] <= whole.dims()[dim];
+    within.then(|| Part::Range(whole.dims().to_vec(), dim, first))
 }
 
 /// A gradient that may still grow.
@@ -200,15 +208,15 @@ struct Sums {
 
 impl Sums {
     fn add(&mut self, tensor: &Tensor, grad: Tensor) -> Result<()> {
-        let Some(View { base, layout }) = self.views.get(&tensor.id()).cloned() else {
+        let Some(View { base, part }) = self.views.get(&tensor.id()).cloned() else {
             return self.add_whole(tensor, grad);
         };
-        let view = View { base, layout };
-        let base = &view.base;
-        if let Some(order) = view.order() {
-            return self.add_whole(base, grad.permute(order)?.contiguous()?.reshape(base.shape())?);
-        }
-        let Some((shape, dim, first)) = view.range() else { return Ok(()) };
+        let (shape, dim, first) = match part {
+            Part::All(order) => {
+                return self.add_whole(&base, grad.permute(order)?.contiguous()?.reshape(base.shape())?);
+            }
+            Part::Range(shape, dim, first) => (shape, dim, first),
+        };
         let grad = if shape.len() == 1 { grad.flatten_all()? } else { grad.contiguous()? };
         let range = first..first + grad.dim(dim)?;
         if let Some(Sum::Ranges(sum, of, ranges)) = self.grads.get_mut(&base.id())
@@ -222,7 +230,7 @@ impl Sums {
         let sum = Tensor::zeros(shape, grad.dtype(), grad.device())?;
         sum.slice_set(&grad, dim, first)?;
         match self.grads.get(&base.id()) {
-            Some(_) => self.add_whole(base, sum.reshape(base.shape())?),
+            Some(_) => self.add_whole(&base, sum.reshape(base.shape())?),
             None => {
                 self.grads.insert(base.id(), Sum::Ranges(sum, dim, vec![range]));
                 Ok(())

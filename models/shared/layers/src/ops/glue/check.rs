@@ -160,7 +160,7 @@ const HALVES_TOO: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 fn devices() -> Result<Vec<Device>> {
     let mut devices: Vec<Device> = vec![];
     if cfg!(feature = "cuda") {
-        devices.push(Device::new_cuda(0)?);
+        devices.push(Device::new_cuda_with_stream(0)?);
     }
     if cfg!(feature = "metal") {
         devices.push(Device::new_metal(0)?);

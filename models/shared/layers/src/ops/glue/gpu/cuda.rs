@@ -36,7 +36,7 @@ impl Backend for CudaDevice {
         let function = self.get_or_load_custom_func(name, &full, ptx)?;
         let stream = self.cuda_stream();
         let at = |storage: &CudaStorage, start: usize| -> Result<u64> {
-            // Everything runs on the device's one stream, in order: no event has to be waited for.
+            // What one thread does, or all of them on a device made with a stream, is in order: no event has to be waited for.
             let of = |pointer: u64, size: usize| pointer + (start * size) as u64;
             Ok(match &storage.slice {
                 CudaStorageSlice::F32(s) => of(s.device_ptr(&stream).0, 4),
