@@ -42,13 +42,11 @@ enum Kind {
 }
 
 /// Elements of another tensor, each at most once.
-#[derive(Clone)]
 struct View {
     base: Tensor,
     part: Part,
 }
 
-#[derive(Clone)]
 enum Part {
     /// All elements: the view's dimensions from the slowest to the fastest.
     All(Vec<usize>),
@@ -76,7 +74,7 @@ pub fn backward_scaled(loss: &Tensor, scale: f64) -> Result<GradStore> {
         return if scale == 1. { loss.backward() } else { (loss * scale)?.backward() };
     }
     let views = kinds.iter().filter_map(|(t, kind)| match kind {
-        Kind::View(view) => Some((t.id(), view.clone())),
+        Kind::View(view) => Some((t.id(), view)),
         _ => None,
     });
     let mut sums = Sums { views: views.collect(), grads: HashMap::new() };
@@ -201,21 +199,21 @@ impl Sum {
 }
 
 /// The gradients so far, of variables and of what our ops made.
-struct Sums {
-    views: HashMap<TensorId, View>,
+struct Sums<'a> {
+    views: HashMap<TensorId, &'a View>,
     grads: HashMap<TensorId, Sum>,
 }
 
-impl Sums {
+impl Sums<'_> {
     fn add(&mut self, tensor: &Tensor, grad: Tensor) -> Result<()> {
-        let Some(View { base, part }) = self.views.get(&tensor.id()).cloned() else {
+        let Some(&View { base, part }) = self.views.get(&tensor.id()) else {
             return self.add_whole(tensor, grad);
         };
         let (shape, dim, first) = match part {
             Part::All(order) => {
-                return self.add_whole(&base, grad.permute(order)?.contiguous()?.reshape(base.shape())?);
+                return self.add_whole(base, grad.permute(order.as_slice())?.contiguous()?.reshape(base.shape())?);
             }
-            Part::Range(shape, dim, first) => (shape, dim, first),
+            Part::Range(shape, dim, first) => (shape, *dim, *first),
         };
         let grad = if shape.len() == 1 { grad.flatten_all()? } else { grad.contiguous()? };
         let range = first..first + grad.dim(dim)?;
@@ -227,10 +225,10 @@ impl Sums {
             ranges.push(range);
             return Ok(());
         }
-        let sum = Tensor::zeros(shape, grad.dtype(), grad.device())?;
+        let sum = Tensor::zeros(shape.as_slice(), grad.dtype(), grad.device())?;
         sum.slice_set(&grad, dim, first)?;
         match self.grads.get(&base.id()) {
-            Some(_) => self.add_whole(&base, sum.reshape(base.shape())?),
+            Some(_) => self.add_whole(base, sum.reshape(base.shape())?),
             None => {
                 self.grads.insert(base.id(), Sum::Ranges(sum, dim, vec![range]));
                 Ok(())

@@ -13,7 +13,7 @@ mod tests;
 
 use candle_core::{Result, Tensor, bail};
 
-use super::glue::gpu::{Arg, Array, Gpu, GpuForward, Grid, Module, module};
+use super::glue::gpu::{Arg, Array, Gpu, GpuForward, Grid, Module, Slice, module};
 use super::glue::{Backward, Forward, Op, Output, View, apply_one};
 use super::linear::cpu::column_sums;
 
@@ -76,22 +76,15 @@ impl Op for Pool {
         let Some(grad) = &pass.grads[0] else { bail!("pool: no gradient") };
         let ([b, s, c], g) = (size(&pass.inputs[0]), grad.slice()?);
         let (x, w) = (pass.inputs[0].slice()?, pass.inputs[1].slice()?);
-        let of_x = || {
-            let mut dx = gpu.array(x.len)?;
-            let counts = [x.len, s, c].map(Arg::Count);
-            let mut args = vec![Arg::Read(w), Arg::Read(g), Arg::Write(&mut dx)];
-            args.extend(counts);
-            gpu.launch(&KERNELS, "pool_backward", Grid::each(x.len), &mut args)?;
-            Ok::<_, candle_core::Error>(dx)
+        let side = |kernel: &str, grid: Grid, other: Slice, len: usize, count: usize| {
+            let mut gradient = gpu.array(len)?;
+            let mut args = vec![Arg::Read(other), Arg::Read(g), Arg::Write(&mut gradient)];
+            args.extend([count, s, c].map(Arg::Count));
+            gpu.launch(&KERNELS, kernel, grid, &mut args)?;
+            Ok::<_, candle_core::Error>(gradient)
         };
-        let of_weights = || {
-            let mut dw = gpu.array(s)?;
-            let counts = [b, s, c].map(Arg::Count);
-            let mut args = vec![Arg::Read(x), Arg::Read(g), Arg::Write(&mut dw)];
-            args.extend(counts);
-            gpu.launch(&KERNELS, "pool_weights", Grid::rows(s, b * c), &mut args)?;
-            Ok::<_, candle_core::Error>(dw)
-        };
+        let of_x = || side("pool_backward", Grid::each(x.len), w, x.len, x.len);
+        let of_weights = || side("pool_weights", Grid::rows(s, b * c), x, s, b);
         Ok(vec![pass.needs[0].then(of_x).transpose()?, pass.needs[1].then(of_weights).transpose()?])
     }
 }
