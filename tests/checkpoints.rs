@@ -27,7 +27,7 @@ fn failure(output: &Output, code: i32) -> String {
 }
 
 fn file(path: &str) -> String {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path).to_string_lossy().into_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path).to_string_lossy().into_owned()
 }
 
 fn fixture(name: &str) -> String {

@@ -229,7 +229,7 @@ fn a_trading_transformer_is_trained_watched_judged_and_applied() -> Outcome {
     let text = zoo(dir.path(), &["doctor", "run"]);
     let text = String::from_utf8_lossy(&text.stdout).into_owned();
     for part in
-        ["gradient health: healthy (5 looks", "key bias", "position features", "zeros (|g| < 1e-8) by parameter"]
+        ["gradient health: healthy (5 checks", "key bias", "position features", "zeros (|g| < 1e-8) by parameter"]
     {
         assert!(text.contains(part), "{part} in {text}");
     }
@@ -267,7 +267,7 @@ fn a_trading_transformer_is_trained_watched_judged_and_applied() -> Outcome {
         (&["--input", "closes.csv"][..], "closes.csv: no column Open, which the features of a bar need"),
         (
             &["--input", "prices.csv", "--horizon", "3"],
-            "--horizon 3: this model tells the direction of the next 5 bars",
+            "trading-transformer has no flag --horizon: it is one of stock-lstm",
         ),
     ] {
         let output = zoo(dir.path(), &[&["predict", "trading-transformer", "--checkpoint", "run"], args].concat());
@@ -347,7 +347,16 @@ fn a_policy_is_trained_judged_over_seeds_and_applied() -> Outcome {
         (&["train", "trading-transformer", "--preset", "ppo-tiny", "--overfit-batch"][..], 2, "by acting"),
         (&["train", "trading-transformer", "--preset", "ppo-tiny", "--set", "data.sizes=[1.0, 0.5]"], 2, "data.sizes"),
         (&["train", "trading-transformer", "--preset", "ppo-tiny", "--set", "data.stop=0"], 2, "data.stop"),
-        (&["train", "trading-transformer", "--preset", "ppo-tiny", "--set", "train.ppo.clip=0"], 2, "train.ppo.clip"),
+        (
+            &["train", "trading-transformer", "--preset", "ppo-tiny", "--set", "ppo.clip=0"],
+            2,
+            "ppo.clip must be positive",
+        ),
+        (
+            &["train", "trading-transformer", "--preset", "ppo-tiny", "--set", "train.ppo.clip=0.1"],
+            2,
+            "unknown key train.ppo.clip: it is ppo.clip now",
+        ),
         (
             &["train", "trading-transformer", "--preset", "ppo-tiny", "--set", "data.walk_forward=9"],
             1,
@@ -371,7 +380,7 @@ fn a_policy_is_trained_judged_over_seeds_and_applied() -> Outcome {
         (
             &["predict", "trading-transformer", "--checkpoint", "1", "--input", "prices.csv", "--horizon", "3"],
             2,
-            "policy",
+            "trading-transformer has no flag --horizon: it is one of stock-lstm",
         ),
     ] {
         let output = zoo(dir.path(), args);
@@ -460,7 +469,7 @@ fn settings_are_tuned_and_a_search_goes_on_where_it_stopped() -> Outcome {
 
 #[test]
 fn the_weights_in_the_repository_are_those_of_their_card() -> Outcome {
-    let weights = Path::new(env!("CARGO_MANIFEST_DIR")).join("../weights");
+    let weights = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../weights");
     for (model, name, total) in [
         ("stock-lstm", "stock-lstm", 31_051),
         ("deepsif", "deepsif-small", 546_986),
@@ -670,7 +679,7 @@ fn bad_calls_of_generate_are_one_line_each() -> Outcome {
         assert_eq!(output.status.code(), Some(code), "{text}");
         assert!(text.contains(expected) && output.stdout.is_empty() && text.trim().lines().count() == 1, "{text}");
     }
-    let stock = concat!(env!("CARGO_MANIFEST_DIR"), "/../weights/stock-lstm.safetensors");
+    let stock = concat!(env!("CARGO_MANIFEST_DIR"), "/../../weights/stock-lstm.safetensors");
     for (args, expected) in [
         (&["generate", "char-gpt", "--checkpoint", stock][..], "weights of stock-lstm, expected char-gpt"),
         (&["generate", "stock-lstm", "--checkpoint", stock], "stock-lstm does not write text"),
@@ -703,8 +712,8 @@ fn server(right: Vec<u8>) -> Result<String, Box<dyn std::error::Error>> {
 #[test]
 fn data_is_fetched_by_name_once_and_checked() -> Outcome {
     let (dir, cache) = (tempfile::tempdir()?, tempfile::tempdir()?);
-    let folder =
-        std::env::var("ZOO_TEST_DATA").unwrap_or_else(|_| format!("{}/../../shared/data", env!("CARGO_MANIFEST_DIR")));
+    let folder = std::env::var("ZOO_TEST_DATA")
+        .unwrap_or_else(|_| format!("{}/../../../shared/data", env!("CARGO_MANIFEST_DIR")));
     let right = std::fs::read(format!("{folder}/shakespeare/tiny_shakespeare.txt")).ok();
     let address = server(right.clone().unwrap_or_default())?;
     let home = cache.path().display().to_string();
@@ -809,7 +818,7 @@ fn deepsif_trains_on_samples_of_a_file() -> Outcome {
 fn a_published_deepsif_checkpoint_gives_what_pytorch_says() -> Outcome {
     let dir = tempfile::tempdir()?;
     let dir = dir.path();
-    let fixture = |name: &str| format!("{}/../tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"));
+    let fixture = |name: &str| format!("{}/../../tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"));
     let published = fixture("deepsif_published.pth");
     let convert = ["convert", &published, "imported.safetensors", "--model", "deepsif"];
     let refused = zoo(dir, &convert);
@@ -830,9 +839,7 @@ fn a_published_deepsif_checkpoint_gives_what_pytorch_says() -> Outcome {
     let checkpoint = zoo_checkpoint::read(&dir.join("imported.safetensors"), &Device::Cpu)?;
     let config: Value = serde_json::from_str(&checkpoint.metadata["config"])?;
     let config: zoo_deepsif::Config = serde_json::from_value(config["model"].clone())?;
-    let params = Params::load(checkpoint.tensors, &Device::Cpu);
-    let network = zoo_deepsif::Network::new(&config, params.builder())?;
-    params.check()?;
+    let (network, _) = Params::restore(checkpoint.tensors, &Device::Cpu, |vb| zoo_deepsif::Network::new(&config, vb))?;
     let expected = zoo_checkpoint::read(fixture("deepsif_published.safetensors").as_ref(), &Device::Cpu)?.tensors;
     let off = (network.forward(&expected["eeg"], Mode::Eval)? - &expected["activity"])?;
     let off = off.abs()?.max_all()?.to_scalar::<f32>()?;

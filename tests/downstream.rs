@@ -9,7 +9,7 @@ use std::time::Instant;
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 fn program() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/downstream")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/downstream")
 }
 
 /// Cargo on that program, without network and with its own target directory.

@@ -10,8 +10,8 @@ use zoo_layers::ops::glue::gpu::emulated::{ready, with_emulation};
 use zoo_layers::{Mode, Params};
 use zoo_stock_lstm::StockTask;
 use zoo_trading_transformer::TradingTask;
-use zoo_training::config::{Layers, resolve};
-use zoo_training::{Event, Observer, Result, Split, Task, Trainer};
+use zoo_training::config::{Overrides, resolve};
+use zoo_training::{Event, Observer, Recipe, Result, Split, Trainer};
 
 const SMALL: [&str; 4] = ["data.simulated_days=200", "model.window=10", "model.hidden=12", "train.batch_size=8"];
 
@@ -31,10 +31,10 @@ impl Observer for Numbers {
     }
 }
 
-fn numbers<T: Task>(preset: &str, set: &[&str]) -> Result<Vec<(String, f64)>> {
+fn numbers<T: Recipe>(preset: &str, set: &[&str]) -> Result<Vec<(String, f64)>> {
     let always = ["train.steps=6", "train.eval_every=3", "train.health_every=2", "train.log_every=1"];
     let set: Vec<String> = always.iter().chain(set).map(|s| s.to_string()).collect();
-    let mut config = resolve::<T>(&Layers { preset: Some(preset), file: None, set: &set })?;
+    let mut config = resolve::<T>(&Overrides { preset: Some(preset), set: &set, ..Overrides::default() })?;
     T::settle(&mut config)?;
     let task = T::open(&config.model, &config.data, config.train.seed, None, &Device::Cpu)?;
     let mut numbers = Numbers::default();
@@ -42,7 +42,7 @@ fn numbers<T: Task>(preset: &str, set: &[&str]) -> Result<Vec<(String, f64)>> {
     Ok(numbers.0)
 }
 
-fn same<T: Task>(preset: &str, set: &[&str]) -> Result<()> {
+fn same<T: Recipe>(preset: &str, set: &[&str]) -> Result<()> {
     let here = numbers::<T>(preset, set)?;
     let there = with_emulation(false, || numbers::<T>(preset, set))?;
     assert_eq!(here.len(), there.len());
@@ -55,7 +55,7 @@ fn same<T: Task>(preset: &str, set: &[&str]) -> Result<()> {
 }
 
 /// Losses in a narrow type beside those in f32.
-fn near<T: Task>(preset: &str, set: &[&str]) -> Result<()> {
+fn near<T: Recipe>(preset: &str, set: &[&str]) -> Result<()> {
     let exact = numbers::<T>(preset, set)?;
     // f16 finds its scale by leaving out the first updates.
     for dtype in ["train.dtype=bf16", "train.dtype=f16"] {
@@ -101,9 +101,9 @@ fn every_model_trains_in_bf16_and_f16() -> Result<()> {
 }
 
 /// The shapes of operations of candle's in the graph of a training loss.
-fn others<T: Task>(preset: &str, set: &[&str]) -> Result<Vec<Vec<usize>>> {
+fn others<T: Recipe>(preset: &str, set: &[&str]) -> Result<Vec<Vec<usize>>> {
     let set: Vec<String> = set.iter().map(|s| s.to_string()).collect();
-    let mut config = resolve::<T>(&Layers { preset: Some(preset), file: None, set: &set })?;
+    let mut config = resolve::<T>(&Overrides { preset: Some(preset), set: &set, ..Overrides::default() })?;
     T::settle(&mut config)?;
     let task = T::open(&config.model, &config.data, config.train.seed, None, &Device::Cpu)?;
     let params = Params::init(1, &Device::Cpu);
@@ -115,7 +115,7 @@ fn others<T: Task>(preset: &str, set: &[&str]) -> Result<Vec<Vec<usize>>> {
 
 #[test]
 fn no_operation_of_candles_is_between_a_loss_and_its_parameters() -> Result<()> {
-    fn check<T: Task>(preset: &str, set: &[&str]) -> Result<()> {
+    fn check<T: Recipe>(preset: &str, set: &[&str]) -> Result<()> {
         let none = |found: Vec<Vec<usize>>, place: &str| {
             assert!(found.is_empty(), "{} {preset} {set:?} {place}: {found:?}", T::NAME);
         };

@@ -7,9 +7,9 @@ use zoo_deepsif::DeepSifTask;
 use zoo_stock_lstm::StockTask;
 use zoo_trading_transformer::reproduction::{ARMS, Settings, read, run};
 use zoo_trading_transformer::{InputNorm, TradingTask};
-use zoo_training::config::{Layers, resolve};
+use zoo_training::config::{Overrides, resolve};
 use zoo_training::health::{Kind, Level};
-use zoo_training::{Event, Observer, Result, Task, Trainer};
+use zoo_training::{Event, Observer, Recipe, Result, Trainer};
 
 /// What was raised.
 #[derive(Default)]
@@ -23,10 +23,10 @@ impl Observer for Raised {
     }
 }
 
-fn raised<T: Task>(preset: &str, set: &[&str]) -> Result<Vec<(Level, Kind, String)>> {
+fn raised<T: Recipe>(preset: &str, set: &[&str]) -> Result<Vec<(Level, Kind, String)>> {
     let set: Vec<String> =
         ["train.health_every=5", "train.steps=60"].iter().chain(set).map(|s| s.to_string()).collect();
-    let mut config = resolve::<T>(&Layers { preset: Some(preset), file: None, set: &set })?;
+    let mut config = resolve::<T>(&Overrides { preset: Some(preset), set: &set, ..Overrides::default() })?;
     T::settle(&mut config)?;
     let task = T::open(&config.model, &config.data, config.train.seed, None, &Device::Cpu)?;
     let mut raised = Raised::default();
@@ -57,7 +57,7 @@ fn healthy_runs_of_all_models_raise_nothing() -> Result<()> {
 fn to_look_changes_nothing() -> Result<()> {
     let weights = |set: &[&str]| -> Result<Vec<Vec<f32>>> {
         let set: Vec<String> = set.iter().map(|s| s.to_string()).collect();
-        let config = resolve::<TradingTask>(&Layers { preset: Some("tiny"), file: None, set: &set })?;
+        let config = resolve::<TradingTask>(&Overrides { preset: Some("tiny"), set: &set, ..Overrides::default() })?;
         let task = TradingTask::open(&config.model, &config.data, config.train.seed, None, &Device::Cpu)?;
         let mut trainer = Trainer::new(&task, &config, &Device::Cpu)?;
         trainer.train(&mut Raised::default(), &|| false)?;

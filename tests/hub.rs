@@ -160,7 +160,7 @@ impl FakeHub {
 }
 
 fn weights() -> Result<Vec<u8>, Box<dyn std::error::Error>> {
-    Ok(std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../weights/stock-lstm.safetensors"))?)
+    Ok(std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../weights/stock-lstm.safetensors"))?)
 }
 
 fn failure(output: &Output) -> String {

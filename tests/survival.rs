@@ -28,8 +28,8 @@ const RUN: Run = (
 const POLICY: Run = (
     "trading-transformer",
     "model.head=policy model.input_norm=running model.dropout=0.0 model.bars=4 model.width=16 model.heads=2 model.hidden=32 \
-     model.features_dim=8 data.simulated_days=500 data.episode=30 train.ppo.environments=4 train.ppo.rollout=128 train.ppo.passes=2 \
-     train.ppo.target_kl=0.0005 train.batch_size=128 train.steps=150 train.eval_every=50 train.log_every=3 train.checkpoint_every=3 \
+     model.features_dim=8 data.simulated_days=500 data.episode=30 ppo.environments=4 ppo.rollout=128 ppo.passes=2 \
+     ppo.target_kl=0.0005 train.batch_size=128 train.steps=150 train.eval_every=50 train.log_every=3 train.checkpoint_every=3 \
      train.health_every=10 train.keep=3",
 );
 

@@ -5,8 +5,8 @@ use zoo_char_gpt::{CharGpt, CharTask, Sampling};
 use zoo_deepsif::DeepSifTask;
 use zoo_market::simulate;
 use zoo_stock_lstm::{Config, Forecaster, Source, StockLstm, StockTask};
-use zoo_training::config::{Layers, resolve};
-use zoo_training::{End, Error, RunDirectory, Silent, Split, Task, Trainer};
+use zoo_training::config::{Overrides, resolve};
+use zoo_training::{End, Error, Recipe, RunFiles, Silent, Split, Task, Trainer};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -18,7 +18,11 @@ fn settings(set: &[&str]) -> Vec<String> {
 #[test]
 fn every_parameter_gets_a_gradient_and_moves() -> Outcome {
     for preset in StockTask::PRESETS {
-        let config = resolve::<StockTask>(&Layers { preset: Some(preset.name), file: None, set: &settings(&[]) })?;
+        let config = resolve::<StockTask>(&Overrides {
+            preset: Some(preset.name),
+            set: &settings(&[]),
+            ..Overrides::default()
+        })?;
         let task = StockTask::open(&config.model, &config.data, 1, None, &Device::Cpu)?;
         let mut trainer = Trainer::new(&task, &config, &Device::Cpu)?;
         let before = trainer
@@ -43,7 +47,7 @@ fn every_parameter_of_all_deepsif_networks_gets_a_gradient_and_moves() -> Outcom
     let kinds = ["model.kind=transformer", "model.kind=lstm", "model.kind=post-ln"];
     for (kind, optimizer) in kinds.into_iter().flat_map(|k| [(k, "adamw"), (k, "muon")]) {
         let set = [kind.to_string(), format!("train.optimizer={optimizer}"), "model.positions=50".into()];
-        let config = resolve::<DeepSifTask>(&Layers { preset: Some("tiny"), file: None, set: &set })?;
+        let config = resolve::<DeepSifTask>(&Overrides { preset: Some("tiny"), set: &set, ..Overrides::default() })?;
         let task = DeepSifTask::open(&config.model, &config.data, 1, None, &Device::Cpu)?;
         let mut trainer = Trainer::new(&task, &config, &Device::Cpu)?;
         let values = |t: &candle_core::Tensor| t.flatten_all()?.to_vec1::<f32>();
@@ -71,11 +75,12 @@ fn every_parameter_of_all_deepsif_networks_gets_a_gradient_and_moves() -> Outcom
 fn a_trained_model_loads_from_one_file_and_forecasts_as_it_was_judged() -> Outcome {
     let dir = tempfile::tempdir()?;
     for preset in ["default", "ohlcv"] {
-        let config = resolve::<StockTask>(&Layers { preset: Some(preset), file: None, set: &settings(&[]) })?;
+        let config =
+            resolve::<StockTask>(&Overrides { preset: Some(preset), set: &settings(&[]), ..Overrides::default() })?;
         let task = StockTask::open(&config.model, &config.data, config.train.seed, None, &Device::Cpu)?;
-        let run = RunDirectory::create(&dir.path().join(preset), "")?;
+        let run = RunFiles::at(&dir.path().join(preset));
         let mut trainer = Trainer::new(&task, &config, &Device::Cpu)?;
-        trainer.keep_in(&run);
+        trainer.begin(run.path())?;
         assert_eq!(trainer.train(&mut Silent, &|| false)?.end, End::Finished);
         let forecaster: Forecaster = StockLstm::load(&run.last(), &Device::Cpu)?;
         let bars = simulate(300, config.train.seed).bars;
@@ -95,7 +100,7 @@ fn a_trained_model_loads_from_one_file_and_forecasts_as_it_was_judged() -> Outco
 
 #[test]
 fn the_writer_in_the_repository_writes_words() -> Outcome {
-    let weights = concat!(env!("CARGO_MANIFEST_DIR"), "/../weights/char-gpt-cpu.safetensors");
+    let weights = concat!(env!("CARGO_MANIFEST_DIR"), "/../../weights/char-gpt-cpu.safetensors");
     let writer = CharGpt::load(weights.as_ref(), &Device::Cpu)?;
     let sampling = Sampling { tokens: 300, temperature: 0.5, ..Sampling::default() };
     let text = writer.generate("ROMEO:\n", &sampling)?;
@@ -115,7 +120,7 @@ fn a_file_that_is_no_model_or_damaged_is_refused_by_name() -> Outcome {
     let message = StockLstm::load(&path, &Device::Cpu).map(|_| ()).unwrap_err().to_string();
     assert!(message.contains("weights.safetensors: no model in its metadata"), "{message}");
     // Neither does one that says what it is, but holds no numbers.
-    let mut bytes = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../weights/stock-lstm.safetensors"))?;
+    let mut bytes = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../../weights/stock-lstm.safetensors"))?;
     let last = bytes.len() - 4;
     bytes[last..].copy_from_slice(&f32::NAN.to_le_bytes());
     std::fs::write(&path, bytes)?;
@@ -126,8 +131,8 @@ fn a_file_that_is_no_model_or_damaged_is_refused_by_name() -> Outcome {
 
 #[test]
 fn real_prices_are_read_and_adjusted() -> Outcome {
-    let data =
-        std::env::var("ZOO_TEST_DATA").unwrap_or_else(|_| format!("{}/../../shared/data", env!("CARGO_MANIFEST_DIR")));
+    let data = std::env::var("ZOO_TEST_DATA")
+        .unwrap_or_else(|_| format!("{}/../../../shared/data", env!("CARGO_MANIFEST_DIR")));
     let path = format!("{data}/stocks/aapl_daily_1984_2008.csv");
     if !std::path::Path::new(&path).exists() {
         println!("skipped: no {path} (ZOO_TEST_DATA names the folder)");
@@ -161,19 +166,18 @@ fn dropout_and_augmentation_end_in_the_same_bytes_interrupted_or_not_at_any_numb
     Ok(())
 }
 
-fn same_bytes<T: Task<Architecture: Sync, Source: Sync>>(set: &[&str]) -> Outcome {
+fn same_bytes<T: Recipe<Architecture: Sync, Source: Sync, Settings: Sync>>(set: &[&str]) -> Outcome {
     let dir = tempfile::tempdir()?;
     let set: Vec<String> = set.iter().chain(&["train.checkpoint_every=7"]).map(|s| s.to_string()).collect();
-    let mut config = resolve::<T>(&Layers { preset: Some("tiny"), file: None, set: &set })?;
+    let mut config = resolve::<T>(&Overrides { preset: Some("tiny"), set: &set, ..Overrides::default() })?;
     T::settle(&mut config)?;
     let task = T::open(&config.model, &config.data, config.train.seed, None, &Device::Cpu)?;
     let run = |name: &str, threads: usize, interruptions: &[u64]| -> Result<Vec<u8>, Box<dyn std::error::Error>> {
         let path = dir.path().join(name);
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
-        let run = RunDirectory::create(&path, "")?;
         let stopped = pool.install(|| -> zoo_training::Result<()> {
             let mut trainer = Trainer::new(&task, &config, &Device::Cpu)?;
-            trainer.keep_in(&run);
+            trainer.begin(&path)?;
             for after in interruptions {
                 let steps = std::cell::Cell::new(0);
                 let stop = || {
@@ -181,13 +185,14 @@ fn same_bytes<T: Task<Architecture: Sync, Source: Sync>>(set: &[&str]) -> Outcom
                     steps.get() == *after
                 };
                 assert_eq!(trainer.train(&mut Silent, &stop)?.end, End::Interrupted);
-                trainer = Trainer::resume(&task, &config, &Device::Cpu, &run, &[], &mut Silent)?;
+                drop(trainer);
+                trainer = Trainer::resume(&task, &config, &Device::Cpu, &path, &[], &mut Silent)?;
             }
             assert_eq!(trainer.train(&mut Silent, &|| false)?.end, End::Finished);
             Ok(())
         });
         stopped?;
-        Ok(std::fs::read(run.last())?)
+        Ok(std::fs::read(RunFiles::at(&path).last())?)
     };
     let whole = run("whole", 1, &[])?;
     assert_eq!(whole, run("two", 2, &[])?, "{} {set:?}", T::NAME);

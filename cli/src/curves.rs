@@ -1,4 +1,4 @@
-//! `curves.svg` and `curves.png`: loss, metrics, gradient norm and rate over the steps; `metrics.csv` if asked for.
+//! `curves.svg` and `curves.png`: loss, metrics, gradient norm and learning rate over the steps; `metrics.csv` if asked for.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -6,11 +6,10 @@ use std::time::{Duration, Instant};
 
 use plotters::coord::Shift;
 use plotters::prelude::*;
-use zoo_training::{Event, History, Observer};
+use zoo_training::{Event, History, Observer, RunFiles};
 
-use crate::output::note;
+use crate::output::{csv_text, warn};
 use crate::plot::{self, COLORS, Line, failed, panel};
-use crate::predict::csv_text;
 
 const SIZE: (u32, u32) = (1000, 800);
 /// Pictures are drawn again while training at most this often.
@@ -30,9 +29,9 @@ impl Curves {
         Self { directory: directory.into(), history: History::default(), csv, drawn: Instant::now(), broken: false }
     }
 
-    /// Takes up what a resumed run has in `metrics.jsonl`.
+    /// Reads what a resumed run has in `metrics.jsonl`.
     pub(crate) fn replay(&mut self) -> zoo_training::Result<()> {
-        if self.directory.join("metrics.jsonl").exists() {
+        if RunFiles::at(&self.directory).metrics().exists() {
             self.history = History::read(&self.directory)?;
         }
         Ok(())
@@ -68,7 +67,7 @@ impl Curves {
             return;
         }
         if let Err(e) = self.draw() {
-            note(&format!("zoo: warning: {e:#}"));
+            warn(format!("{e:#}"));
             self.broken = true;
         }
     }
@@ -156,9 +155,9 @@ mod tests {
         assert!(curves.svg()?.contains("learning rate"));
         for step in 1..20_000 {
             let loss = if step == 7 { f64::NAN } else { 1. / step as f64 };
-            curves.observe(&Event::Step { step, loss, parts: &[("a part", 1.)], lr: 1e-3, grad_norm: 0. });
+            curves.observe(&Event::Step { step, loss, parts: &[("a part", 1.)].into(), lr: 1e-3, grad_norm: 0. });
         }
-        curves.observe(&Event::Evaluated { step: 5, metrics: &vec![("loss", 2.), ("rmse", 3.)], best: true });
+        curves.observe(&Event::Evaluated { step: 5, metrics: &[("loss", 2.), ("rmse", 3.)].into(), best: true });
         assert!(curves.history.curves.iter().all(|c| c.points.len() <= 8192));
         let number = plot::number;
         assert_eq!(

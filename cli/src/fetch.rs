@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use zoo_training::{Dataset, Task};
+use zoo_training::{Dataset, Recipe};
 
 use crate::output::note;
 
 /// What `--data` stands for: a file, or one of the task's data sets, which is fetched if it is not there yet. A file of
 /// that name comes first.
-pub(crate) fn found<T: Task>(data: Option<&Path>) -> anyhow::Result<Option<PathBuf>> {
+pub(crate) fn found<T: Recipe>(data: Option<&Path>) -> anyhow::Result<Option<PathBuf>> {
     let Some(path) = data else { return Ok(None) };
     match T::DATASETS.iter().find(|d| Path::new(d.name) == path && !path.exists()) {
         Some(dataset) => Ok(Some(fetched(dataset)?)),

@@ -2,9 +2,60 @@
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
+use anyhow::Context;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use zoo_training::Error;
+
+/// What the program is called, and the flags of the verb at work by the keys that they set.
+static PROGRAM: OnceLock<&'static str> = OnceLock::new();
+static FLAGS: OnceLock<Vec<(&'static str, &'static str)>> = OnceLock::new();
+
+/// What the program is called.
+pub(crate) fn program() -> &'static str {
+    PROGRAM.get_or_init(|| "zoo")
+}
+
+/// Names the program; the first name stays.
+pub(crate) fn name_program(name: &'static str) {
+    let _ = PROGRAM.set(name);
+}
+
+/// Has messages name these flags where they would name the keys that the flags set.
+pub(crate) fn word_keys_as_flags(flags: Vec<(&'static str, &'static str)>) {
+    let _ = FLAGS.set(flags);
+}
+
+/// A message with flags in place of keys that have one: libraries know no flags.
+fn worded(message: &str) -> String {
+    let part_of_name = |c: char| c.is_alphanumeric() || matches!(c, '_' | '.' | '-');
+    let mut text = message.to_string();
+    for (key, flag) in FLAGS.get().into_iter().flatten() {
+        let mut from = 0;
+        while let Some(at) = text[from..].find(key).map(|at| from + at) {
+            let end = at + key.len();
+            // Not a part of a longer key.
+            let whole = !text[..at].ends_with(part_of_name)
+                && !text[end..].starts_with(|c: char| c.is_alphanumeric() || c == '_');
+            if whole {
+                text.replace_range(at..end, &format!("--{flag}"));
+            }
+            from = if whole { at + flag.len() + 2 } else { end };
+        }
+    }
+    text
+}
+
+/// Warns of something, in a line on stderr.
+pub(crate) fn warn(what: impl std::fmt::Display) {
+    note(&format!("{}: warning: {}", program(), worded(&what.to_string())));
+}
+
+/// Remarks something, in a line on stderr.
+pub(crate) fn remark(what: impl std::fmt::Display) {
+    note(&format!("{}: note: {what}", program()));
+}
 
 /// Writes to stdout. A reader that went away (`| head`) is no error.
 pub(crate) fn print(text: &str) {
@@ -12,7 +63,7 @@ pub(crate) fn print(text: &str) {
     if let Err(e) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         let gone = e.kind() == std::io::ErrorKind::BrokenPipe;
         if !gone {
-            note(&format!("zoo: error: stdout: {e}"));
+            note(&format!("{}: error: stdout: {e}", program()));
         }
         std::process::exit(if gone { 0 } else { 1 });
     }
@@ -62,7 +113,7 @@ pub(crate) fn refuse_call(e: &clap::Error) -> ExitCode {
         _ => None,
     });
     let tip = tips.into_iter().next().map_or(String::new(), |t| format!(" (did you mean {t}?)"));
-    note(&format!("zoo: {message}{tip}; see zoo --help"));
+    note(&format!("{0}: {message}{tip}; see {0} --help", program()));
     ExitCode::from(2)
 }
 
@@ -75,14 +126,38 @@ pub(crate) fn message(e: &anyhow::Error) -> String {
         if !message.contains(&line) {
             message = if message.is_empty() { line } else { format!("{message}: {line}") };
         }
+        message.push_str(&cause.downcast_ref().map_or(String::new(), way_out));
     }
     message
 }
 
+/// What to do about an error on this command line, where the error does not say it.
+fn way_out(e: &Error) -> String {
+    match e {
+        Error::RunExists(path) => {
+            format!(": continue it with --resume {}, or choose another --out", path.display())
+        }
+        Error::OnlyWeights(path) => format!(": begin a new run with them by --init-from {}", path.display()),
+        Error::Changed { differences, .. } => {
+            let flags: String = differences.iter().map(|d| format!(" --allow-change {}", d.key)).collect();
+            format!(": undo the change, or allow it with{flags}")
+        }
+        Error::NoSuchKey(_) => " to allow a change of (--print-config lists the keys)".into(),
+        Error::Critical { .. } => {
+            format!("; {} doctor says what to try, and --resume --allow-change KEY goes on with it", program())
+        }
+        _ => String::new(),
+    }
+}
+
 /// Failed work (1) or a wrong call (2), in one line.
 pub(crate) fn fail(e: &anyhow::Error) -> ExitCode {
-    note(&format!("zoo: error: {}", message(e)));
-    ExitCode::from(if matches!(e.downcast_ref(), Some(Error::Usage(_))) { 2 } else { 1 })
+    note(&format!("{}: error: {}", program(), worded(&message(e))));
+    let wrong_call = matches!(
+        e.downcast_ref(),
+        Some(Error::Usage(_) | Error::RunExists(_) | Error::Changed { .. } | Error::NoSuchKey(_))
+    );
+    ExitCode::from(if wrong_call { 2 } else { 1 })
 }
 
 /// A count with a comma every three digits.
@@ -96,6 +171,17 @@ pub(crate) fn grouped(n: usize) -> String {
         text.push(c);
     }
     text
+}
+
+/// A table of comma-separated values.
+pub(crate) fn csv_text(header: &[impl AsRef<[u8]>], rows: &[Vec<String>]) -> anyhow::Result<String> {
+    let mut writer = csv::Writer::from_writer(vec![]);
+    writer.write_record(header)?;
+    for row in rows {
+        writer.write_record(row)?;
+    }
+    let bytes = writer.into_inner().context("writing the table")?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Rows as aligned columns: the first to the left, the others to the right.

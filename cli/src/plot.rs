@@ -275,7 +275,7 @@ where
     for ((name, points), color) in lines.iter().zip(COLORS.iter().cycle()) {
         let legend = move |(x, y)| PathElement::new([(x, y), (x + 15, y)], color);
         let series = LineSeries::new(points.iter().copied(), color.stroke_width(2));
-        chart.draw_series(series).map_err(failed)?.label(*name).legend(legend);
+        chart.draw_series(series).map_err(failed)?.label(name.as_ref()).legend(legend);
     }
     let mut legend = chart.configure_series_labels();
     legend.position(SeriesLabelPosition::UpperLeft).background_style(WHITE.mix(0.8)).border_style(BLACK.mix(0.2));

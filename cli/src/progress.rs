@@ -4,8 +4,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use zoo_training::{Event, Observer};
 
-use crate::doctor;
-use crate::output::note;
+use crate::health;
+use crate::output::{note, program};
 
 pub(crate) struct Progress {
     bar: Option<ProgressBar>,
@@ -66,8 +66,8 @@ impl Observer for Progress {
                 }
             }
             Event::Saved { .. } | Event::Collected { .. } => {}
-            Event::Health(finding) => self.say(&format!("zoo: {}", doctor::line(finding))),
-            Event::Warning(message) => self.say(&format!("zoo: warning: {message}")),
+            Event::Health(finding) => self.say(&format!("{}: {}", program(), health::line(finding))),
+            Event::Warning(message) => self.say(&format!("{}: warning: {message}", program())),
         }
     }
 }

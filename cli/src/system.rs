@@ -1,4 +1,4 @@
-//! `zoo doctor --system`: what this build and this machine can do.
+//! `doctor --system`: what this build and this machine can do.
 
 use std::process::Command;
 
@@ -9,8 +9,8 @@ use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 use zoo_layers::ops;
 use zoo_layers::ops::glue::simd;
 
+use crate::device::device as device_named;
 use crate::output::{message, print, print_json};
-use crate::registry;
 
 /// A graphics card, as NVIDIA's driver describes it.
 struct Gpu {
@@ -109,7 +109,7 @@ fn devices(gpus: usize) -> Vec<Usable> {
     let cuda = (0..gpus.max(1)).map(|i| if i == 0 { "cuda".into() } else { format!("cuda:{i}") });
     let names = std::iter::once("cpu".to_string()).chain(cuda).chain(std::iter::once("metal".to_string()));
     let usable = |device: String| {
-        let tried = registry::device(&device).and_then(|d| computes(&d));
+        let tried = device_named(&device).and_then(|d| computes(&d));
         let why_not = tried.err().map(|e| message(&e).replace(&format!("--device {device}: "), ""));
         Usable { device, why_not }
     };

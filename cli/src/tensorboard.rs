@@ -11,7 +11,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use crc::{CRC_32_ISCSI, Crc};
 use zoo_training::{Error, Event, Observer};
 
-use crate::output::note;
+use crate::output::warn;
 
 const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
 
@@ -44,7 +44,7 @@ impl TensorBoard {
         let length = (event.len() as u64).to_le_bytes();
         let framed = [&length[..], &masked(&length), &event, &masked(&event)].concat();
         if let Err(e) = file.write_all(&framed) {
-            note(&format!("zoo: warning: {}: {e}", self.path.display()));
+            warn(format!("{}: {e}", self.path.display()));
             self.file = None;
         }
     }
@@ -86,7 +86,7 @@ impl Observer for TensorBoard {
                 let values: Vec<_> = metrics.iter().map(|(name, v)| (tag(name), *v)).collect();
                 self.scalars(*step, &values);
                 if let Some(Err(e)) = self.file.as_mut().map(Write::flush) {
-                    note(&format!("zoo: warning: {}: {e}", self.path.display()));
+                    warn(format!("{}: {e}", self.path.display()));
                     self.file = None;
                 }
             }
@@ -118,6 +118,8 @@ fn masked(bytes: &[u8]) -> [u8; 4] {
 
 #[cfg(test)]
 mod tests {
+    use zoo_training::Metrics;
+
     use super::*;
 
     #[test]
@@ -126,8 +128,8 @@ mod tests {
         assert_eq!((varint(1), varint(300)), (vec![1], vec![0xac, 2]));
         let dir = tempfile::tempdir()?;
         let mut board = TensorBoard::new(dir.path())?;
-        let metrics = vec![("loss", 0.5), ("rmse", 2.)];
-        board.observe(&Event::Step { step: 300, loss: 1., parts: &[], lr: 0.1, grad_norm: 2. });
+        let metrics = [("loss", 0.5), ("rmse", 2.)].into();
+        board.observe(&Event::Step { step: 300, loss: 1., parts: &Metrics::default(), lr: 0.1, grad_norm: 2. });
         board.observe(&Event::Evaluated { step: 300, metrics: &metrics, best: true });
         let bytes = std::fs::read(&board.path)?;
         let (mut at, mut events) = (0, vec![]);

@@ -1,5 +1,8 @@
 use serde::{Deserialize, Serialize};
 
+/// The model's name, which its weights carry.
+pub(crate) const NAME: &str = "char-gpt";
+
 /// The table `[model]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -144,7 +144,7 @@ pub(crate) fn adopt(foreign: &Foreign) -> Result<(Config, Source, Value)> {
         None => {
             return Err(Error::Usage(format!(
                 "the {} checkpoint does not say which characters its {vocabulary} numbers mean: name the text that it was \
-                 trained on by --data (char-gpt takes models of characters, not of tokens)",
+                 trained on by data.path (char-gpt takes models of characters, not of tokens)",
                 foreign.layout
             )));
         }

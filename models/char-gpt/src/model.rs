@@ -12,6 +12,7 @@ use zoo_layers::{
     TransformerBlock, init, ops,
 };
 
+use crate::config::NAME;
 use crate::{Config, Gelu, Vocabulary, Writer};
 
 /// Added to the variance in the norms.
@@ -153,22 +154,16 @@ impl CharGpt {
         ops::linear(&self.norm.forward(x)?, head, None, ops::Activation::Identity) // (b, t, v)
     }
 
-    /// Loads what `zoo train char-gpt` wrote: weights, sizes and vocabulary are in the one file.
+    /// Loads trained weights: weights, sizes and vocabulary are in the one file.
     ///
     /// # Errors
     /// The file cannot be read, is not a character GPT, or its tensors do not fit its own description.
     pub fn load(path: &Path, device: &Device) -> Result<Writer> {
-        let wrapped = candle_core::Error::wrap;
-        let file = zoo_checkpoint::read(path, device).map_err(wrapped)?;
-        let described = Description::parse(&file.metadata, "char-gpt", path).map_err(wrapped)?;
-        let (config, vocabulary): (Config, String) = described.read(path).map_err(wrapped)?;
-        let params = Params::load(file.tensors, device);
-        let model = Self::new(&config, params.builder())?;
-        if let Err(e) = params.check() {
-            bail!("{}: {e}", path.display())
-        }
-        Writer::new(model, Vocabulary::new(&vocabulary)?, device)
-            .map_err(|e| candle_core::Error::msg(format!("{}: {e}", path.display())))
+        let (config, vocabulary, tensors): (Config, String, _) =
+            Description::open(path, NAME, device).map_err(candle_core::Error::wrap)?;
+        let named = |e| candle_core::Error::msg(format!("{}: {e}", path.display()));
+        let (model, _) = Params::restore(tensors, device, |vb| Self::new(&config, vb)).map_err(named)?;
+        Writer::new(model, Vocabulary::new(&vocabulary)?, device).map_err(named)
     }
 }
 

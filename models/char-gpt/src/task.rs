@@ -9,13 +9,14 @@ use serde_json::{Map, Value};
 use zoo_checkpoint::Description;
 use zoo_layers::ops::cross_entropy;
 use zoo_layers::{Mode, Sampling};
-use zoo_training::config::ConfigOf;
-use zoo_training::health::{Probe, ProbeKind};
+use zoo_training::config::{AdamConfig, ConfigOf};
+use zoo_training::health::{AttentionSettings, Probe, ProbeKind, Repair};
 use zoo_training::{
-    Dataset, Error, Evaluation, Foreign, Layout, Loss, Metrics, OptimizerKind, Preset, ScheduleKind, Split, Task,
-    TrainConfig,
+    Dataset, Error, Evaluation, Foreign, Generate, Import, Layout, Loss, Metrics, OptimizerConfig, Preset, Recipe,
+    ScheduleKind, Split, Task, TrainConfig,
 };
 
+use crate::config::NAME;
 use crate::data::{ALPHABET, dialogue};
 use crate::ngram::NGram;
 use crate::{CharGpt, Config, Source, Vocabulary, Writer, layout};
@@ -129,18 +130,102 @@ fn share_known(text: &str, known: &HashSet<String>) -> f64 {
 
 /// Nats a character in other units.
 fn metrics(loss: f64) -> Metrics {
-    vec![("loss", loss), ("bits_per_character", loss / std::f64::consts::LN_2), ("perplexity", loss.exp())]
+    [("loss", loss), ("bits_per_character", loss / std::f64::consts::LN_2), ("perplexity", loss.exp())].into()
 }
 
 impl Task for CharTask {
-    const NAME: &'static str = "char-gpt";
+    const NAME: &'static str = NAME;
+    type Architecture = Config;
+    type Source = Source;
+    type Settings = AttentionSettings;
+    type Model = CharGpt;
+    /// Characters (b, t) and those that follow each (b, t).
+    type Batch = (Tensor, Tensor);
+
+    fn build(config: &Config, vb: VarBuilder) -> Result<CharGpt> {
+        CharGpt::new(config, vb)
+    }
+
+    fn fingerprint(&self) -> String {
+        let numbers = self.text.iter().copied().chain([self.valid as u32]).flat_map(u32::to_le_bytes);
+        let bytes: Vec<u8> = numbers.chain(self.vocabulary.text().into_bytes()).collect();
+        zoo_checkpoint::sha256_of(&bytes)
+    }
+
+    fn fitted(&self) -> Value {
+        self.vocabulary.text().into()
+    }
+
+    fn samples(&self, split: Split) -> usize {
+        match split {
+            // A window may begin at any character.
+            Split::Train => self.valid - self.context,
+            Split::Valid | Split::Test if self.text.len() == self.valid => 0,
+            Split::Valid | Split::Test => self.valid_windows(),
+        }
+    }
+
+    fn batch(&self, split: Split, indices: &[usize]) -> Result<(Tensor, Tensor)> {
+        let starts: Vec<usize> = indices.iter().map(|i| self.start(split, *i)).collect();
+        self.windows(&starts, self.context)
+    }
+
+    /// Cross-entropy in nats, averaged over all characters of the batch.
+    fn loss(&self, model: &CharGpt, batch: &(Tensor, Tensor), mode: Mode) -> Result<Loss> {
+        let logits = self.forward(model, batch, mode)?;
+        Ok(Loss::new(cross_entropy(&logits, &batch.1, Default::default())?))
+    }
+
+    /// What a batch leaves open: the entropy of what follows each beginning of a window, as far as beginnings repeat.
+    fn least_loss(&self, (ids, targets): &(Tensor, Tensor)) -> Result<Option<f64>> {
+        let (ids, targets) =
+            (ids.to_device(&Device::Cpu)?.to_vec2::<i64>()?, targets.to_device(&Device::Cpu)?.to_vec2::<i64>()?);
+        let mut behind: BTreeMap<&[i64], BTreeMap<i64, f64>> = BTreeMap::new();
+        for (ids, targets) in ids.iter().zip(&targets) {
+            for (t, target) in targets.iter().enumerate() {
+                *behind.entry(&ids[..=t]).or_default().entry(*target).or_default() += 1.;
+            }
+        }
+        let (mut sum, mut total) = (0., 0.);
+        for counts in behind.values() {
+            let n: f64 = counts.values().sum();
+            sum -= counts.values().map(|c| c * (c / n).ln()).sum::<f64>();
+            total += n;
+        }
+        Ok(Some(sum / total))
+    }
+
+    fn repair(config: &ConfigOf<Self>) -> Option<Box<dyn Repair>> {
+        config.task.repair.repair(config.train.seed)
+    }
+
+    fn probes(&self, model: &CharGpt, (ids, _): &(Tensor, Tensor)) -> Result<Vec<Probe>> {
+        let kind = |name: &str| if name.ends_with("hidden") { ProbeKind::Activation } else { ProbeKind::Output };
+        let all = model.activations(ids)?;
+        Ok(all.iter().map(|(name, values)| Probe::new(name, kind(name), values)).collect())
+    }
+
+    fn validate(&self, model: &CharGpt, split: Split) -> Result<Metrics> {
+        let (all, step) = match split {
+            // Windows of the training part overlap: some of them tell enough.
+            Split::Train => (self.samples(split), self.samples(split).div_ceil(SOME)),
+            Split::Valid | Split::Test => (self.samples(split), 1),
+        };
+        let all = all / step;
+        let n = if self.eval_windows == 0 { all } else { all.min(self.eval_windows) };
+        let starts: Vec<usize> = (0..n).map(|i| self.start(split, i * all / n.max(1) * step)).collect();
+        Ok(metrics(self.sum(model, &starts, self.context)? / (n * self.context).max(1) as f64))
+    }
+}
+
+impl Recipe for CharTask {
     const SUMMARY: &'static str = "GPT that writes text one character at a time";
     const PRESETS: &'static [Preset] = &[
         Preset { name: "cpu", summary: "nanoGPT's recipe for a CPU: 4 layers of 128, 2,000 steps", toml: "" },
         Preset {
             name: "cpu-fast",
             summary: "the same model by Muon at a linearly falling rate, 600 steps",
-            toml: "[train]\noptimizer = \"muon\"\nlr = 0.015\nmomentum = 0.9\nschedule = \"linear\"\nmin_lr = 0.0\n\
+            toml: "[train]\noptimizer = \"muon\"\nlr = 0.015\nschedule = \"linear\"\nmin_lr = 0.0\n\
                    warmup_steps = 20\nsteps = 600\neval_every = 200\n",
         },
         Preset {
@@ -173,23 +258,14 @@ impl Task for CharTask {
         sha256: "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
     }];
     const JUDGED: Split = Split::Valid;
-    const LAYOUTS: &'static [Layout] = layout::LAYOUTS;
-    type Architecture = Config;
-    type Source = Source;
-    type Model = CharGpt;
-    /// Characters (b, t) and those that follow each (b, t).
-    type Batch = (Tensor, Tensor);
 
     /// nanoGPT's recipe for a CPU.
     fn training() -> TrainConfig {
         TrainConfig {
             steps: 2000,
             batch_size: 12,
-            optimizer: OptimizerKind::AdamW,
+            optimizer: OptimizerConfig::AdamW(AdamConfig { beta2: 0.99, weight_decay: 0.1, ..AdamConfig::default() }),
             lr: 1e-3,
-            beta1: 0.9,
-            beta2: 0.99,
-            weight_decay: 0.1,
             clip_norm: 1.,
             schedule: ScheduleKind::Cosine,
             warmup_steps: 100,
@@ -214,7 +290,7 @@ impl Task for CharTask {
         config.data.vocabulary = match theirs {
             Some(theirs) if !known.is_empty() && *known != theirs => {
                 return Err(Error::Usage(format!(
-                    "data.vocabulary is not that of {}: leave it out (--set data.vocabulary=)",
+                    "data.vocabulary is not that of {}: leave it out (set it to an empty text)",
                     weights.display()
                 )));
             }
@@ -225,22 +301,6 @@ impl Task for CharTask {
         };
         config.model.vocabulary = config.data.vocabulary.chars().count();
         Ok(())
-    }
-
-    fn recognize(tensors: &[(&str, &[usize])]) -> Option<&'static Layout> {
-        layout::recognize(tensors)
-    }
-
-    fn adopt(foreign: &Foreign) -> zoo_training::Result<(Config, Source, Value)> {
-        layout::adopt(foreign)
-    }
-
-    fn entries(layout: &Layout, config: &Config) -> zoo_training::Result<Map<String, Value>> {
-        layout::entries(layout, config)
-    }
-
-    fn build(config: &Config, vb: VarBuilder) -> Result<CharGpt> {
-        CharGpt::new(config, vb)
     }
 
     fn explain(config: &Config) -> String {
@@ -267,11 +327,11 @@ impl Task for CharTask {
         parts.join("\n")
     }
 
-    fn flops(config: &Config) -> f64 {
+    fn flops(config: &Config) -> Option<f64> {
         let &Config { vocabulary, context, layers, width, hidden, .. } = config;
         let of_weights = layers * (4 * width * width + 2 * width * hidden) + vocabulary * width;
         // Scores and values of the half that causal attention sees.
-        2. * (context * of_weights + layers * context * context * width) as f64
+        Some(2. * (context * of_weights + layers * context * context * width) as f64)
     }
 
     fn open(
@@ -326,75 +386,8 @@ impl Task for CharTask {
         format!("{}, {all} characters, {} different; the last {valid} validate", self.origin, self.vocabulary.len())
     }
 
-    fn fingerprint(&self) -> String {
-        let numbers = self.text.iter().copied().chain([self.valid as u32]).flat_map(u32::to_le_bytes);
-        let bytes: Vec<u8> = numbers.chain(self.vocabulary.text().into_bytes()).collect();
-        zoo_checkpoint::sha256_of(&bytes)
-    }
-
-    fn fitted(&self) -> Value {
-        self.vocabulary.text().into()
-    }
-
-    fn samples(&self, split: Split) -> usize {
-        match split {
-            // A window may begin at any character.
-            Split::Train => self.valid - self.context,
-            Split::Valid | Split::Test if self.text.len() == self.valid => 0,
-            Split::Valid | Split::Test => self.valid_windows(),
-        }
-    }
-
-    fn batch(&self, split: Split, indices: &[usize]) -> Result<(Tensor, Tensor)> {
-        let starts: Vec<usize> = indices.iter().map(|i| self.start(split, *i)).collect();
-        self.windows(&starts, self.context)
-    }
-
     fn forward(&self, model: &CharGpt, (ids, _): &(Tensor, Tensor), mode: Mode) -> Result<Tensor> {
         model.forward(ids, mode)
-    }
-
-    /// Cross-entropy in nats, averaged over all characters of the batch.
-    fn loss(&self, model: &CharGpt, batch: &(Tensor, Tensor), mode: Mode) -> Result<Loss> {
-        let logits = self.forward(model, batch, mode)?;
-        Ok(Loss { total: cross_entropy(&logits, &batch.1, Default::default())?, parts: vec![] })
-    }
-
-    /// What a batch leaves open: the entropy of what follows each beginning of a window, as far as beginnings repeat.
-    fn least_loss(&self, (ids, targets): &(Tensor, Tensor)) -> Result<Option<f64>> {
-        let (ids, targets) =
-            (ids.to_device(&Device::Cpu)?.to_vec2::<i64>()?, targets.to_device(&Device::Cpu)?.to_vec2::<i64>()?);
-        let mut behind: BTreeMap<&[i64], BTreeMap<i64, f64>> = BTreeMap::new();
-        for (ids, targets) in ids.iter().zip(&targets) {
-            for (t, target) in targets.iter().enumerate() {
-                *behind.entry(&ids[..=t]).or_default().entry(*target).or_default() += 1.;
-            }
-        }
-        let (mut sum, mut total) = (0., 0.);
-        for counts in behind.values() {
-            let n: f64 = counts.values().sum();
-            sum -= counts.values().map(|c| c * (c / n).ln()).sum::<f64>();
-            total += n;
-        }
-        Ok(Some(sum / total))
-    }
-
-    fn probes(&self, model: &CharGpt, (ids, _): &(Tensor, Tensor)) -> Result<Vec<Probe>> {
-        let kind = |name: &str| if name.ends_with("hidden") { ProbeKind::Activation } else { ProbeKind::Output };
-        let all = model.activations(ids)?;
-        Ok(all.iter().map(|(name, values)| Probe::new(name, kind(name), values)).collect())
-    }
-
-    fn validate(&self, model: &CharGpt, split: Split) -> Result<Metrics> {
-        let (all, step) = match split {
-            // Windows of the training part overlap: some of them tell enough.
-            Split::Train => (self.samples(split), self.samples(split).div_ceil(SOME)),
-            Split::Valid | Split::Test => (self.samples(split), 1),
-        };
-        let all = all / step;
-        let n = if self.eval_windows == 0 { all } else { all.min(self.eval_windows) };
-        let starts: Vec<usize> = (0..n).map(|i| self.start(split, i * all / n.max(1) * step)).collect();
-        Ok(metrics(self.sum(model, &starts, self.context)? / (n * self.context).max(1) as f64))
     }
 
     fn evaluate(&self, model: &CharGpt, split: Split) -> Result<Evaluation> {
@@ -411,7 +404,7 @@ impl Task for CharTask {
         let known: HashSet<String> = words(&self.characters(&self.text[..self.valid])).collect();
         let judged = |loss: f64, text: &str| {
             let mut metrics = metrics(loss);
-            metrics.push(("known_words", share_known(text, &known)));
+            metrics.push("known_words", share_known(text, &known));
             metrics
         };
         let sampling = Sampling { tokens: WRITTEN, seed: SEED, ..Sampling::default() };
@@ -424,7 +417,8 @@ impl Task for CharTask {
             true => format!("beats the {name} ({loss:.4} against {of:.4} nats a character)"),
             false => format!("does not beat the {name} ({loss:.4} against {of:.4} nats a character)"),
         };
-        let baselines = vec![("bigram", judged(bigram.0, &bigram.1)), ("5-gram", judged(fivegram.0, &fivegram.1))];
+        let baselines =
+            vec![("bigram".into(), judged(bigram.0, &bigram.1)), ("5-gram".into(), judged(fivegram.0, &fivegram.1))];
         let of_text = share_known(&self.characters(&self.text[self.valid..]), &known);
         let remarks = vec![
             format!("The model {} and {}.", better("bigram", bigram.0), better("interpolated 5-gram", fivegram.0)),
@@ -440,7 +434,9 @@ impl Task for CharTask {
         ];
         Ok(Evaluation { samples: characters, metrics, baselines, remarks, ..Evaluation::default() })
     }
+}
 
+impl Generate for CharTask {
     fn generate(
         model: &CharGpt,
         fitted: &Value,
@@ -451,5 +447,21 @@ impl Task for CharTask {
     ) -> zoo_training::Result<()> {
         let vocabulary = Vocabulary::new(fitted.as_str().unwrap_or_default())?;
         Ok(Writer::new(model.clone(), vocabulary, device)?.stream(prompt, sampling, sink)?)
+    }
+}
+
+impl Import for CharTask {
+    const LAYOUTS: &'static [Layout] = layout::LAYOUTS;
+
+    fn recognize(tensors: &[(&str, &[usize])]) -> Option<&'static Layout> {
+        layout::recognize(tensors)
+    }
+
+    fn adopt(foreign: &Foreign) -> zoo_training::Result<(Config, Source, Value)> {
+        layout::adopt(foreign)
+    }
+
+    fn entries(layout: &Layout, config: &Config) -> zoo_training::Result<Map<String, Value>> {
+        layout::entries(layout, config)
     }
 }

@@ -7,14 +7,14 @@ use candle_core::{Device, IndexOp, Tensor};
 use zoo_char_gpt::{CharGpt, CharTask, Config};
 use zoo_layers::optim::norm_squared;
 use zoo_layers::{Mode, Params};
-use zoo_training::config::{ConfigOf, Layers, resolve};
-use zoo_training::{Event, Observer, Split, Task, Trainer};
+use zoo_training::config::{ConfigOf, Overrides, resolve};
+use zoo_training::{Event, Observer, Recipe, Split, Task, Trainer};
 
 type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
 fn configured(preset: &str, set: &[&str]) -> Outcome<ConfigOf<CharTask>> {
     let set: Vec<String> = set.iter().map(|s| s.to_string()).collect();
-    let mut config = resolve::<CharTask>(&Layers { preset: Some(preset), file: None, set: &set })?;
+    let mut config = resolve::<CharTask>(&Overrides { preset: Some(preset), set: &set, ..Overrides::default() })?;
     CharTask::settle(&mut config)?;
     Ok(config)
 }
@@ -171,7 +171,7 @@ fn phase_4_a_trained_model_writes_more_known_words_than_a_bigram() -> Outcome {
     trainer.train(&mut Steps::default(), &|| false)?;
     let model = CharTask::build(&config.model, trainer.params().eval_builder())?;
     let judged = task.evaluate(&model, Split::Valid)?;
-    let known = |m: &zoo_training::Metrics| m.iter().find(|(n, _)| *n == "known_words").map_or(f64::NAN, |(_, v)| *v);
+    let known = |m: &zoo_training::Metrics| m.value("known_words");
     let (of_model, of_bigram, of_fivegram) =
         (known(&judged.metrics), known(&judged.baselines[0].1), known(&judged.baselines[1].1));
     assert!(of_model > of_bigram + 0.2, "{of_model} {of_bigram}");

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use zoo_checkpoint::Description;
 use zoo_layers::{Mode, Params};
 
+use crate::config::NAME;
 use crate::{Config, Network};
 
 /// A place in millimetres: right, front, up.
@@ -74,22 +75,16 @@ pub(crate) fn strengths(activity: &[f32], regions: usize) -> Vec<f64> {
 }
 
 impl DeepSif {
-    /// Loads what `zoo train deepsif` wrote: weights, sizes, electrodes and regions are in the one file.
+    /// Loads trained weights: weights, sizes, electrodes and regions are in the one file.
     ///
     /// # Errors
     /// The file cannot be read, is not a DeepSIF network, or its tensors do not fit its own description.
     pub fn load(path: &Path, device: &Device) -> Result<Self> {
-        let wrapped = candle_core::Error::wrap;
-        let file = zoo_checkpoint::read(path, device).map_err(wrapped)?;
-        let described = Description::parse(&file.metadata, "deepsif", path).map_err(wrapped)?;
-        let (config, montage): (Config, Montage) = described.read(path).map_err(wrapped)?;
-        let params = Params::load(file.tensors, device);
-        let network = Network::new(&config, params.builder())?;
-        if let Err(e) = params.check() {
-            bail!("{}: {e}", path.display())
-        }
-        Self::new(network, &config, montage, device)
-            .map_err(|e| candle_core::Error::msg(format!("{}: {e}", path.display())))
+        let (config, montage, tensors): (Config, Montage, _) =
+            Description::open(path, NAME, device).map_err(candle_core::Error::wrap)?;
+        let named = |e| candle_core::Error::msg(format!("{}: {e}", path.display()));
+        let (network, _) = Params::restore(tensors, device, |vb| Network::new(&config, vb)).map_err(named)?;
+        Self::new(network, &config, montage, device).map_err(named)
     }
 
     pub(crate) fn new(network: Network, config: &Config, montage: Montage, device: &Device) -> Result<Self> {

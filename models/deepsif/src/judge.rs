@@ -178,8 +178,8 @@ pub(crate) fn evaluate(network: &Network, samples: &Samples, split: Split) -> Re
     let mut metrics = of(&judged, 0);
     let n = judged.len().max(1) as f64;
     let [error, zero] = judged.iter().fold([0.; 2], |[e, z], j| [e + j.errors[0] / n, z + j.errors[1] / n]);
-    metrics.push(("squared_error", error));
-    let baselines = (1..names.len()).map(|i| (names[i], of(&judged, i))).collect();
+    metrics.push("squared_error", error);
+    let baselines = (1..names.len()).map(|i| (names[i].into(), of(&judged, i))).collect();
 
     let mut remarks = vec![format!(
         "Squared error, summed over regions: {error:.4}; {zero:.4} for an image that is zero. The network is read {}.",
@@ -256,5 +256,5 @@ fn parted(
         }
     }
     let header = [what, "method", "samples"].into_iter().chain(Row::NAMES).map(String::from).collect();
-    Table { name, header, rows }
+    Table { name: name.into(), header, rows }
 }

@@ -1,7 +1,7 @@
 //! Checkpoints of the published network: a dictionary with `state_dict`, `arch` and `attribute_list`.
 
 use serde_json::{Map, Value, json};
-use zoo_training::{Error, Foreign, Layout, Result, Task};
+use zoo_training::{Error, Foreign, Layout, Recipe, Result, Task};
 
 use crate::{Config, DeepSifTask, FilterActivation, Kind, Source};
 
@@ -40,7 +40,7 @@ pub(crate) fn adopt(foreign: &Foreign) -> Result<(Config, Source, Value)> {
     };
     let config = Config { sensors, sources, filter, activation: *activation, layers, ..Config::lstm() };
     let Some(data) = foreign.data else {
-        return refuse("does not say where its electrodes and regions are: name the head's folder by --data".into());
+        return refuse("does not say where its electrodes and regions are: name the head's folder by data.path".into());
     };
     let source = Source { path: data.display().to_string(), ..Source::default() };
     let task = DeepSifTask::open(&config, &source, 0, None, &candle_core::Device::Cpu)?;

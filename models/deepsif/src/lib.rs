@@ -5,6 +5,8 @@ mod config;
 #[cfg(feature = "train")]
 mod data;
 #[cfg(feature = "train")]
+mod experiment;
+#[cfg(feature = "train")]
 pub mod head;
 mod image;
 #[cfg(feature = "train")]
@@ -31,8 +33,12 @@ mod view;
 #[cfg(feature = "train")]
 pub use config::Source;
 pub use config::{Config, FilterActivation, Kind};
+#[cfg(feature = "train")]
+pub use experiment::EXPERIMENTS;
 pub use image::{DeepSif, Electrode, Image, Montage, Place, prepare};
 pub use loss::{Parts, loss};
 pub use network::Network;
+#[cfg(feature = "train")]
+pub use predict::ImageOptions;
 #[cfg(feature = "train")]
 pub use task::DeepSifTask;

@@ -1,11 +1,12 @@
-//! `zoo predict deepsif`: the sources of a recording.
+//! The sources of a recording.
 
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use zoo_checkpoint::matlab::{self, Variable};
-use zoo_training::{Error, Picture, Prediction, Request, Result};
+use zoo_training::{Error, Flag, Picture, Prediction, Request, Result};
 
 use crate::head::Head;
 use crate::inverse::{Inverse, Method};
@@ -20,6 +21,21 @@ const FEWEST: usize = 10;
 const SHOWN: [&str; 5] = ["strongest region", "second", "third", "fourth", "fifth"];
 /// Milliseconds of a time step.
 const STEP: f64 = 2.;
+
+/// What an image is compared with.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ImageOptions {
+    /// A MATLAB file of the regions that are known to be active; none if empty.
+    pub truth: String,
+}
+
+/// The flags for it.
+pub(crate) const FLAGS: &[Flag] = &[Flag::value(
+    "truth",
+    "PATH",
+    "predict.truth",
+    "Regions that are known to be active (a MATLAB file), to compare the image with",
+)];
 
 /// Numbers in rows.
 struct Rows {
@@ -130,12 +146,9 @@ fn overlap(name: &str, truth: &Truth, sources: &[f32], strengths: &[f64]) -> (Va
     (value, text)
 }
 
-pub(crate) fn predict(imager: &DeepSif, head: Option<&Head>, request: &Request) -> Result<Prediction> {
+pub(crate) fn predict(imager: &DeepSif, head: Option<&Head>, request: &Request<ImageOptions>) -> Result<Prediction> {
     let input = request.input;
     let refuse = |what: String| Error::Data(format!("{}: {what}", input.display()));
-    if request.horizon != 1 {
-        return Err(Error::Usage("--horizon: EEG is imaged, not forecast".into()));
-    }
     let Rows { name, mut rows, mut columns, mut values } = read(input)?;
     let montage = imager.montage();
     let (n, steps, m) = (montage.electrodes.len(), montage.steps, montage.regions.len());
@@ -179,7 +192,8 @@ pub(crate) fn predict(imager: &DeepSif, head: Option<&Head>, request: &Request) 
         ("regions_found".to_string(), found.len().into()),
         ("strongest_region".to_string(), order[0].0.into()),
     ]);
-    if let Some(path) = request.truth {
+    let truth = Some(Path::new(&request.options.truth)).filter(|path| !path.as_os_str().is_empty());
+    if let Some(path) = truth {
         let known = regions(path, m)?;
         let patch = Patch { centre: known[0], regions: known.iter().map(|r| (*r, 1.)).collect() };
         let sample = Sample { eeg: vec![], sources: vec![(patch, vec![0.; steps])], snr: f64::NAN, stored: None };
@@ -194,14 +208,14 @@ pub(crate) fn predict(imager: &DeepSif, head: Option<&Head>, request: &Request) 
         remarks.push(format!("Held against the {} regions of {}:", known.len(), path.display()));
         remarks.extend(all.iter().map(|(_, text)| text.replace('_', " ")));
         if head.is_none() {
-            remarks.push("With --data and the head's folder, classical methods stand beside it.".into());
+            remarks.push("With the head's folder (data.path), classical methods stand beside it.".into());
         }
         summary.insert("overlap".into(), all.into_iter().map(|(value, _)| value).collect());
     }
     let lines = SHOWN
         .into_iter()
         .zip(&order)
-        .map(|(name, (region, _))| (name, course(*region).enumerate().map(|(t, v)| (t as f64, v)).collect()));
+        .map(|(name, (region, _))| (name.into(), course(*region).enumerate().map(|(t, v)| (t as f64, v)).collect()));
     let picture = Picture {
         maps: view::maps(head, montage, &strengths, &values),
         title: "activity over milliseconds".into(),

@@ -4,14 +4,17 @@ use candle_core::{Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use serde_json::{Map, Value, json};
 use zoo_layers::Mode;
-use zoo_training::health::{Probe, ProbeKind, Profile, Role};
+use zoo_training::config::{AdamConfig, ConfigOf};
+use zoo_training::health::{AttentionSettings, Probe, ProbeKind, Profile, Repair, Role};
 use zoo_training::{
-    Error, Evaluation, Foreign, Layout, Loss, Metrics, OptimizerKind, Prediction, Preset, Request, ScheduleKind, Split,
-    Task, TrainConfig,
+    Error, Evaluation, Flag, Foreign, Import, Layout, Loss, Metrics, OptimizerConfig, Predict, Prediction, Preset,
+    Recipe, Request, ScheduleKind, Split, Task, TrainConfig,
 };
 
+use crate::config::NAME;
 use crate::data::{Batch, Samples, head};
 use crate::head::{Head, distance};
+use crate::predict::ImageOptions;
 use crate::{Config, DeepSif, Electrode, Kind, Montage, Network, Place, Source, judge, layout, loss, predict};
 
 /// Samples of a batch when evaluating.
@@ -23,8 +26,13 @@ const SOME: usize = 64;
 /// image of zero for thousands of steps.
 macro_rules! muon {
     () => {
-        "[train]\noptimizer = \"muon\"\nlr = 3e-3\nbeta2 = 0.999\nmomentum = 0.9\nweight_decay = 0.01\nbatch_size = 8\n\
+        "[train]\nlr = 3e-3\nbatch_size = 8\n\
          schedule = \"linear\"\nwarmup_steps = 100\neval_every = 500\nearly_stopping = 0\nprefetch = 1\n"
+    };
+}
+macro_rules! muon_constants {
+    () => {
+        "[train.optimizer]\nkind = \"muon\"\nbeta2 = 0.999\nmomentum = 0.9\nweight_decay = 0.01\n"
     };
 }
 
@@ -53,19 +61,105 @@ fn scalar(t: &Tensor) -> Result<f64> {
 }
 
 impl Task for DeepSifTask {
-    const NAME: &'static str = "deepsif";
+    const NAME: &'static str = NAME;
+    type Architecture = Config;
+    type Source = Source;
+    type Settings = AttentionSettings;
+    type Model = Network;
+    type Batch = Batch;
+
+    fn build(config: &Config, vb: VarBuilder) -> Result<Network> {
+        Network::new(config, vb)
+    }
+
+    fn fingerprint(&self) -> String {
+        let (head, source) = (self.samples.head(), self.samples.source());
+        let mut bytes: Vec<u8> = head.lead_field.iter().flat_map(|v| v.to_le_bytes()).collect();
+        bytes.extend(head.noise.iter().flatten().flat_map(|v| v.to_le_bytes()));
+        let counts = [source.train, source.valid, source.test];
+        let rest = json!([head.regions, head.neighbours, counts, source.simulation, self.samples.sha256()]);
+        bytes.extend(rest.to_string().into_bytes());
+        zoo_checkpoint::sha256_of(&bytes)
+    }
+
+    /// Where electrodes and regions are, for those who have the weights alone.
+    fn fitted(&self) -> Value {
+        let head = self.samples.head();
+        let rounded = |place: &Place| place.map(|v| (v * 10.).round() / 10.);
+        let electrodes =
+            head.electrodes.iter().map(|e| Electrode { place: e.place.as_ref().map(rounded), ..e.clone() });
+        json!(Montage {
+            electrodes: electrodes.collect(),
+            regions: head.regions.iter().map(rounded).collect(),
+            steps: self.samples.source().simulation.steps,
+        })
+    }
+
+    fn samples(&self, split: Split) -> usize {
+        self.samples.len(split)
+    }
+
+    fn batch(&self, split: Split, indices: &[usize]) -> Result<Batch> {
+        self.samples.batch(split, indices)
+    }
+
+    /// Squared error, magnitude and change in time, weighted: see [`loss`].
+    fn loss(&self, model: &Network, batch: &Batch, mode: Mode) -> Result<Loss> {
+        let Batch { eeg, activity } = self.samples.augmented(batch, mode)?;
+        let found = loss(&model.forward(&eeg, mode)?, &activity)?;
+        let named = ["reconstruction", "sparsity", "smoothness"].into_iter().enumerate();
+        let parts = named.map(|(i, name)| Ok((name.into(), found.parts.get(i)?))).collect::<Result<_>>()?;
+        Ok(Loss { total: found.total, parts })
+    }
+
+    fn repair(config: &ConfigOf<Self>) -> Option<Box<dyn Repair>> {
+        config.task.repair.repair(config.train.seed)
+    }
+
+    fn health() -> Profile {
+        Profile { roles: vec![("positions", Role::Table)], ..Profile::default() }
+    }
+
+    fn probes(&self, model: &Network, batch: &Batch) -> Result<Vec<Probe>> {
+        let kind = |name: &str| match name {
+            name if name.ends_with("hidden") || name == "spatial" => ProbeKind::Activation,
+            _ => ProbeKind::Output,
+        };
+        let all = model.activations(&batch.eeg)?;
+        let input = Probe::new("eeg", ProbeKind::Raw, &batch.eeg);
+        Ok(std::iter::once(input)
+            .chain(all.iter().map(|(name, values)| Probe::new(name, kind(name), values)))
+            .collect())
+    }
+
+    fn validate(&self, model: &Network, split: Split) -> Result<Metrics> {
+        let found = self.sum(split, |batch| {
+            let activity = model.forward(&batch.eeg, Mode::Eval)?;
+            let parts = loss(&activity, &batch.activity)?;
+            let [error, sparsity, _]: [f32; 3] =
+                parts.parts.to_device(&Device::Cpu)?.to_vec1::<f32>()?.try_into().unwrap_or([f32::NAN; 3]);
+            let (b, t, _) = batch.activity.dims3()?;
+            let none = scalar(&batch.activity.sqr()?.sum_all()?)? / (b * t) as f64;
+            Ok([scalar(&parts.total)?, f64::from(error), f64::from(sparsity), none])
+        })?;
+        let [loss, error, sparsity, none] = found;
+        Ok([("loss", loss), ("reconstruction", error), ("sparsity", sparsity), ("of_zero", error / none)].into())
+    }
+}
+
+impl Recipe for DeepSifTask {
     const SUMMARY: &'static str = "networks that image the sources of EEG on the cortex";
     const PRESETS: &'static [Preset] = &[
         Preset { name: "stable", summary: "the pre-norm transformer, 4 layers of 256", toml: "" },
         Preset {
             name: "conservative",
             summary: "stable with a third of the rate, more dropout and decay, tighter clipping",
-            toml: "[model]\ndropout = 0.2\n[train]\nlr = 1e-4\nclip_norm = 0.5\nweight_decay = 1e-3\n",
+            toml: "[model]\ndropout = 0.2\n[train]\nlr = 1e-4\nclip_norm = 0.5\n[train.optimizer]\nweight_decay = 1e-3\n",
         },
         Preset {
             name: "aggressive",
             summary: "stable with a higher rate, less dropout and decay, looser clipping",
-            toml: "[model]\ndropout = 0.1\n[train]\nlr = 5e-4\nclip_norm = 2.0\nweight_decay = 1e-5\n",
+            toml: "[model]\ndropout = 0.1\n[train]\nlr = 5e-4\nclip_norm = 2.0\n[train.optimizer]\nweight_decay = 1e-5\n",
         },
         Preset {
             name: "memory",
@@ -75,7 +169,7 @@ impl Task for DeepSifTask {
         Preset {
             name: "muon",
             summary: "stable's network by Muon, 8,000 steps over as many new samples: it learns in a fraction of the time",
-            toml: concat!("[data]\ntrain = 64000\nvalid = 128\n", muon!(), "steps = 8000\n"),
+            toml: concat!("[data]\ntrain = 64000\nvalid = 128\n", muon!(), "steps = 8000\n", muon_constants!()),
         },
         Preset {
             name: "lstm",
@@ -84,7 +178,8 @@ impl Task for DeepSifTask {
                 "[model]\nkind = \"lstm\"\nactivation = \"relu\"\nlayers = 3\ndropout = 0.0\n",
                 "[data]\ntrain = 64000\nvalid = 128\n",
                 muon!(),
-                "steps = 8000\n"
+                "steps = 8000\n",
+                muon_constants!()
             ),
         },
         Preset {
@@ -94,7 +189,8 @@ impl Task for DeepSifTask {
                 "[model]\nkind = \"post-ln\"\nactivation = \"relu\"\nwidth = 512\nhidden = 1024\ndropout = 0.1\n",
                 "[data]\ntrain = 64000\nvalid = 128\n",
                 muon!(),
-                "steps = 8000\n"
+                "steps = 8000\n",
+                muon_constants!()
             ),
         },
         Preset {
@@ -104,7 +200,8 @@ impl Task for DeepSifTask {
                 "[model]\nfilter = 128\nwidth = 128\nheads = 4\nlayers = 2\nhidden = 256\ndropout = 0.0\n",
                 "[data]\ntrain = 24000\nvalid = 64\n",
                 muon!(),
-                "steps = 3000\n"
+                "steps = 3000\n",
+                muon_constants!()
             ),
         },
         Preset {
@@ -116,44 +213,20 @@ impl Task for DeepSifTask {
         },
     ];
     const DATA: &'static str = "a folder with the lead field, cortex and electrodes of a head (MATLAB files); a built-in head of spheres without one";
-    const LAYOUTS: &'static [Layout] = layout::LAYOUTS;
-    type Architecture = Config;
-    type Source = Source;
-    type Model = Network;
-    type Batch = Batch;
 
     /// The document's recipe: ten epochs of warmup, half a cosine, batches of 16.
     fn training() -> TrainConfig {
         TrainConfig {
             epochs: 100,
             batch_size: 16,
-            optimizer: OptimizerKind::AdamW,
+            optimizer: OptimizerConfig::AdamW(AdamConfig { beta2: 0.95, weight_decay: 1e-4, ..AdamConfig::default() }),
             lr: 3e-4,
-            beta1: 0.9,
-            beta2: 0.95,
-            weight_decay: 1e-4,
             clip_norm: 1.,
             schedule: ScheduleKind::Cosine,
             warmup_steps: 10_240,
             early_stopping: 15,
             ..TrainConfig::default()
         }
-    }
-
-    fn recognize(tensors: &[(&str, &[usize])]) -> Option<&'static Layout> {
-        layout::recognize(tensors)
-    }
-
-    fn adopt(foreign: &Foreign) -> zoo_training::Result<(Config, Source, Value)> {
-        layout::adopt(foreign)
-    }
-
-    fn entries(_: &Layout, config: &Config) -> zoo_training::Result<Map<String, Value>> {
-        layout::entries(config)
-    }
-
-    fn build(config: &Config, vb: VarBuilder) -> Result<Network> {
-        Network::new(config, vb)
     }
 
     fn explain(config: &Config) -> String {
@@ -192,7 +265,7 @@ impl Task for DeepSifTask {
     }
 
     /// Of a second: 500 time steps.
-    fn flops(config: &Config) -> f64 {
+    fn flops(config: &Config) -> Option<f64> {
         let &Config { kind, sensors: n, sources: m, filter: h, width: d, layers, hidden, .. } = config;
         let t = crate::simulation::RATE;
         let filter = 2 * n * n + 2 * n * h + 2 * h * h;
@@ -205,7 +278,7 @@ impl Task for DeepSifTask {
                 h * d + layers * layer + head
             }
         };
-        2. * (t * (filter + rest)) as f64
+        Some(2. * (t * (filter + rest)) as f64)
     }
 
     fn open(
@@ -255,90 +328,25 @@ impl Task for DeepSifTask {
         )
     }
 
-    fn fingerprint(&self) -> String {
-        let (head, source) = (self.samples.head(), self.samples.source());
-        let mut bytes: Vec<u8> = head.lead_field.iter().flat_map(|v| v.to_le_bytes()).collect();
-        bytes.extend(head.noise.iter().flatten().flat_map(|v| v.to_le_bytes()));
-        let counts = [source.train, source.valid, source.test];
-        let rest = json!([head.regions, head.neighbours, counts, source.simulation, self.samples.sha256()]);
-        bytes.extend(rest.to_string().into_bytes());
-        zoo_checkpoint::sha256_of(&bytes)
-    }
-
-    /// Where electrodes and regions are, for those who have the weights alone.
-    fn fitted(&self) -> Value {
-        let head = self.samples.head();
-        let rounded = |place: &Place| place.map(|v| (v * 10.).round() / 10.);
-        let electrodes =
-            head.electrodes.iter().map(|e| Electrode { place: e.place.as_ref().map(rounded), ..e.clone() });
-        json!(Montage {
-            electrodes: electrodes.collect(),
-            regions: head.regions.iter().map(rounded).collect(),
-            steps: self.samples.source().simulation.steps,
-        })
-    }
-
-    fn samples(&self, split: Split) -> usize {
-        self.samples.len(split)
-    }
-
-    fn batch(&self, split: Split, indices: &[usize]) -> Result<Batch> {
-        self.samples.batch(split, indices)
-    }
-
     fn forward(&self, model: &Network, batch: &Batch, mode: Mode) -> Result<Tensor> {
         model.forward(&batch.eeg, mode)
-    }
-
-    /// Squared error, magnitude and change in time, weighted: see [`loss`].
-    fn loss(&self, model: &Network, batch: &Batch, mode: Mode) -> Result<Loss> {
-        let Batch { eeg, activity } = self.samples.augmented(batch, mode)?;
-        let found = loss(&model.forward(&eeg, mode)?, &activity)?;
-        let named = ["reconstruction", "sparsity", "smoothness"].into_iter().enumerate();
-        let parts = named.map(|(i, name)| Ok((name, found.parts.get(i)?))).collect::<Result<_>>()?;
-        Ok(Loss { total: found.total, parts })
-    }
-
-    fn health() -> Profile {
-        Profile { roles: vec![("positions", Role::Table)], ..Profile::default() }
-    }
-
-    fn probes(&self, model: &Network, batch: &Batch) -> Result<Vec<Probe>> {
-        let kind = |name: &str| match name {
-            name if name.ends_with("hidden") || name == "spatial" => ProbeKind::Activation,
-            _ => ProbeKind::Output,
-        };
-        let all = model.activations(&batch.eeg)?;
-        let input = Probe::new("eeg", ProbeKind::Raw, &batch.eeg);
-        Ok(std::iter::once(input)
-            .chain(all.iter().map(|(name, values)| Probe::new(name, kind(name), values)))
-            .collect())
-    }
-
-    fn validate(&self, model: &Network, split: Split) -> Result<Metrics> {
-        let found = self.sum(split, |batch| {
-            let activity = model.forward(&batch.eeg, Mode::Eval)?;
-            let parts = loss(&activity, &batch.activity)?;
-            let [error, sparsity, _]: [f32; 3] =
-                parts.parts.to_device(&Device::Cpu)?.to_vec1::<f32>()?.try_into().unwrap_or([f32::NAN; 3]);
-            let (b, t, _) = batch.activity.dims3()?;
-            let none = scalar(&batch.activity.sqr()?.sum_all()?)? / (b * t) as f64;
-            Ok([scalar(&parts.total)?, f64::from(error), f64::from(sparsity), none])
-        })?;
-        let [loss, error, sparsity, none] = found;
-        Ok(vec![("loss", loss), ("reconstruction", error), ("sparsity", sparsity), ("of_zero", error / none)])
     }
 
     fn evaluate(&self, model: &Network, split: Split) -> Result<Evaluation> {
         judge::evaluate(&|eeg| model.forward(eeg, Mode::Eval), &self.samples, split)
     }
+}
+
+impl Predict for DeepSifTask {
+    type Options = ImageOptions;
+    const FLAGS: &'static [Flag] = predict::FLAGS;
 
     fn predict(
         model: Network,
         config: &Config,
         source: &Source,
         fitted: &Value,
-        request: &Request,
+        request: &Request<ImageOptions>,
         device: &Device,
     ) -> zoo_training::Result<Prediction> {
         let montage: Montage = serde_json::from_value(fitted.clone())
@@ -348,9 +356,27 @@ impl Task for DeepSifTask {
         let apart = |head: &Head| montage.regions.iter().zip(&head.regions).any(|(a, b)| distance(a, b) > 0.2);
         if head.as_ref().is_some_and(apart) {
             let path = &source.path;
-            return Err(Error::Usage(format!("--data {path}: the regions lie elsewhere than those of these weights")));
+            return Err(Error::Usage(format!(
+                "data.path {path}: the regions lie elsewhere than those of these weights"
+            )));
         }
         let imager = DeepSif::new(model, config, montage, device)?;
         predict::predict(&imager, head.as_ref(), request)
+    }
+}
+
+impl Import for DeepSifTask {
+    const LAYOUTS: &'static [Layout] = layout::LAYOUTS;
+
+    fn recognize(tensors: &[(&str, &[usize])]) -> Option<&'static Layout> {
+        layout::recognize(tensors)
+    }
+
+    fn adopt(foreign: &Foreign) -> zoo_training::Result<(Config, Source, Value)> {
+        layout::adopt(foreign)
+    }
+
+    fn entries(_: &Layout, config: &Config) -> zoo_training::Result<Map<String, Value>> {
+        layout::entries(config)
     }
 }

@@ -15,7 +15,11 @@
 //! The crate's feature `train` (on by default) adds data and the task that `zoo train stock-lstm` runs.
 
 mod config;
+#[cfg(feature = "train")]
+mod data;
 mod features;
+#[cfg(feature = "train")]
+mod judge;
 mod model;
 #[cfg(feature = "train")]
 mod predict;
@@ -23,8 +27,10 @@ mod predict;
 mod task;
 
 pub use config::{Config, FeatureSet, Source, Target};
+#[cfg(feature = "train")]
+pub use data::StockTask;
 pub use features::Scaler;
 pub use model::{Forecaster, StockLstm};
 #[cfg(feature = "train")]
-pub use task::StockTask;
+pub use predict::ForecastOptions;
 pub use zoo_market::Bar;

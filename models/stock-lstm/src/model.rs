@@ -9,6 +9,7 @@ use candle_nn::VarBuilder;
 use zoo_checkpoint::Description;
 use zoo_layers::{Dropout, Linear, Lstm, LstmConfig, Mode, Params};
 
+use crate::config::NAME;
 use crate::{Bar, Config, FeatureSet, Scaler};
 
 /// Stacked LSTM, dropout, and a linear head on the last day's output. Parameters have PyTorch's names:
@@ -56,22 +57,16 @@ impl StockLstm {
         Ok((last, forecast))
     }
 
-    /// Loads what `zoo train stock-lstm` wrote: weights, sizes and scaler are in the one file.
+    /// Loads trained weights: weights, sizes and scaler are in the one file.
     ///
     /// # Errors
     /// The file cannot be read, is not a StockLSTM, or its tensors do not fit its own description.
     pub fn load(path: &Path, device: &Device) -> Result<Forecaster> {
-        let wrapped = candle_core::Error::wrap;
-        let file = zoo_checkpoint::read(path, device).map_err(wrapped)?;
-        let described = Description::parse(&file.metadata, "stock-lstm", path).map_err(wrapped)?;
-        let (config, scaler): (Config, Scaler) = described.read(path).map_err(wrapped)?;
-        let params = Params::load(file.tensors, device);
-        let model = Self::new(&config, params.builder())?;
-        if let Err(e) = params.check() {
-            bail!("{}: {e}", path.display())
-        }
-        Forecaster::new(model, config, scaler, device)
-            .map_err(|e| candle_core::Error::msg(format!("{}: {e}", path.display())))
+        let (config, scaler, tensors): (Config, Scaler, _) =
+            Description::open(path, NAME, device).map_err(candle_core::Error::wrap)?;
+        let named = |e| candle_core::Error::msg(format!("{}: {e}", path.display()));
+        let (model, _) = Params::restore(tensors, device, |vb| Self::new(&config, vb)).map_err(named)?;
+        Forecaster::new(model, config, scaler, device).map_err(named)
     }
 }
 

@@ -1,16 +1,191 @@
-//! `zoo predict stock-lstm`: forecasts with intervals for a price file.
+//! Forecasts with intervals for a price file.
+
+use std::ops::Range;
 
 use jiff::civil::{Date, Weekday};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use zoo_market::read_csv;
-use zoo_training::{Error, Picture, Prediction, Request, Result};
+use zoo_market::Days;
+use zoo_training::{Error, Flag, Picture, Prediction, Request, Result};
 
-use crate::{Bar, FeatureSet, Forecaster, Source};
+use crate::{FeatureSet, Forecaster, Source};
 
 /// Fewest errors that an interval is made from.
 const FEWEST: usize = 30;
 /// Days of the past that the picture shows.
 const SHOWN: usize = 120;
+
+/// What a forecast is asked for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ForecastOptions {
+    /// Days to forecast beyond the end of the input.
+    pub horizon: usize,
+    /// Percentage of outcomes that the intervals should hold.
+    pub interval: f64,
+}
+
+impl Default for ForecastOptions {
+    fn default() -> Self {
+        Self { horizon: 1, interval: 90. }
+    }
+}
+
+/// The flags for them.
+pub(crate) const FLAGS: &[Flag] = &[
+    Flag::value("horizon", "N", "predict.horizon", "Days to forecast beyond the end of the input [default: 1]"),
+    Flag::value(
+        "interval",
+        "PERCENT",
+        "predict.interval",
+        "Percentage of outcomes that intervals should hold [default: 90]",
+    ),
+];
+
+impl ForecastOptions {
+    fn problem(&self) -> Option<String> {
+        let Self { horizon, interval } = self;
+        match () {
+            () if !(1. ..100.).contains(interval) => {
+                Some(format!("predict.interval {interval}: expected a percentage, from 1 to less than 100"))
+            }
+            () if !(1..=10_000).contains(horizon) => Some(format!("predict.horizon {horizon}: expected 1 to 10000")),
+            () => None,
+        }
+    }
+}
+
+/// Days with the forecasts of those that have enough days before them, and of `horizon` days after the last.
+struct Forecasts<'a> {
+    forecaster: &'a Forecaster,
+    days: Days,
+    closes: Vec<f64>,
+    /// Days that a forecast is made from: the first forecast is that of this day.
+    needed: usize,
+    /// The forecast of every known day, one day ahead.
+    known: Vec<f64>,
+    /// The forecasts of the days to come.
+    future: Vec<f64>,
+}
+
+impl<'a> Forecasts<'a> {
+    fn new(forecaster: &'a Forecaster, source: &Source, request: &Request<ForecastOptions>) -> Result<Self> {
+        let (input, horizon) = (request.input, request.options.horizon);
+        let simple = forecaster.features() == FeatureSet::Close;
+        if !simple && horizon > 1 {
+            return Err(Error::Usage(format!(
+                "predict.horizon {horizon}: this model sees open, high, low and volume, which nobody forecasts for it; one day \
+                 ahead is as far as it goes (models of the preset default go further)"
+            )));
+        }
+        let days = Source { features: forecaster.features(), ..source.clone() }.read(input)?;
+        let (n, needed) = (days.bars.len(), forecaster.days());
+        if n < needed {
+            return Err(Error::Data(format!(
+                "{}: {n} days, a forecast needs at least {needed} (bring more data)",
+                input.display()
+            )));
+        }
+        let closes: Vec<f64> = days.bars.iter().map(|b| b.close).collect();
+        let mut all = Self { forecaster, days, closes, needed, known: vec![], future: vec![] };
+        all.known = (needed..n).map(|d| Ok(all.ahead(d, 1)?[0])).collect::<Result<_>>()?;
+        all.future = all.ahead(n, horizon)?;
+        match all.known.iter().chain(&all.future).find(|p| !(p.is_finite() && **p > 0.)) {
+            Some(price) => Err(Error::Data(format!(
+                "{}: the model forecasts a price of {price:.4}: these prices are far from those it was trained on \
+                 (data.target = \"return\" works at any price)",
+                input.display()
+            ))),
+            None => Ok(all),
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.closes.len()
+    }
+
+    /// Forecasts of day `d` and those after it, from the days before it.
+    fn ahead(&self, d: usize, steps: usize) -> Result<Vec<f64>> {
+        let history = d - self.needed..d;
+        Ok(match self.forecaster.features() {
+            FeatureSet::Close => self.forecaster.predict_ahead(&self.closes[history], steps)?,
+            FeatureSet::Ohlcv => vec![self.forecaster.predict_bars(&self.days.bars[history])?],
+        })
+    }
+
+    /// RMSE of a forecast of these days.
+    fn rmse(&self, days: Range<usize>, of: impl Fn(usize) -> f64) -> f64 {
+        let n = days.len() as f64;
+        (days.map(|d| (of(d) - self.closes[d]).powi(2)).sum::<f64>() / n).sqrt()
+    }
+}
+
+/// Intervals from the errors of the calibration days, and how many of the days after them they hold.
+struct Intervals {
+    calibration: Range<usize>,
+    /// Where the calibration days come from.
+    whence: &'static str,
+    /// Bounds of the log error, for each number of days ahead.
+    bounds: Vec<Option<(f64, f64)>>,
+    /// `inside[h]` of `judged[h]` new days fell into their interval h + 1 days ahead.
+    inside: Vec<usize>,
+    judged: Vec<usize>,
+}
+
+impl Intervals {
+    fn new(forecasts: &Forecasts, validation: &Value, share: f64) -> Result<Self> {
+        let (n, horizon, closes) = (forecasts.len(), forecasts.future.len(), &forecasts.closes);
+        let (calibration, whence) = calibration_days(&forecasts.days.dates, forecasts.needed, validation);
+        let mut errors: Vec<Vec<f64>> = vec![vec![]; horizon];
+        for d in calibration.clone() {
+            for (h, forecast) in forecasts.ahead(d, horizon.min(calibration.end - d))?.into_iter().enumerate() {
+                errors[h].push((closes[d + h] / forecast).ln());
+            }
+        }
+        let bounds = errors.into_iter().map(|e| quantiles(e, share)).collect();
+        let mut new = Self { calibration, whence, bounds, inside: vec![0; horizon], judged: vec![0; horizon] };
+        for d in new.calibration.end..n {
+            for (h, forecast) in forecasts.ahead(d, horizon.min(n - d))?.into_iter().enumerate() {
+                if let Some((low, high)) = new.around(forecast, h) {
+                    new.judged[h] += 1;
+                    new.inside[h] += usize::from((low..=high).contains(&closes[d + h]));
+                }
+            }
+        }
+        Ok(new)
+    }
+
+    /// The interval around a forecast of `h` + 1 days ahead.
+    fn around(&self, forecast: f64, h: usize) -> Option<(f64, f64)> {
+        self.bounds[h].map(|(low, high)| (forecast * low.exp(), forecast * high.exp()))
+    }
+
+    /// The share of new days that the intervals held, `h` + 1 days ahead.
+    fn coverage(&self, h: usize) -> Option<f64> {
+        (self.judged[h] > 0).then(|| self.inside[h] as f64 / self.judged[h] as f64)
+    }
+
+    fn remarks(&self, percent: &str) -> Vec<String> {
+        let Self { calibration, whence, bounds, judged, .. } = self;
+        let horizon = bounds.len();
+        let share = |h: usize| self.coverage(h).map(|c| format!("{:.1} % of {}", 100. * c, judged[h]));
+        let made = format!("{percent} intervals from the errors of {} days ({whence})", calibration.len());
+        let mut remarks = vec![match (bounds[0].is_some(), share(0), share(horizon - 1)) {
+            (false, ..) => {
+                format!("No {percent} intervals: {} days with known outcomes are too few.", calibration.len())
+            }
+            (true, Some(first), Some(last)) if horizon > 1 => {
+                format!("{made} hold {first} later days one day ahead, {last} at {horizon} days ahead.")
+            }
+            (true, Some(first), _) => format!("{made} hold {first} later days."),
+            (true, None, _) => format!("{made}; no later days to check them on."),
+        }];
+        if bounds[0].is_some() && bounds[horizon - 1].is_none() {
+            let last = bounds.iter().take_while(|b| b.is_some()).count();
+            remarks.push(format!("No intervals beyond {last} days ahead: too few days with known outcomes."));
+        }
+        remarks
+    }
+}
 
 /// A forecast of every day that has enough days before it, and of `horizon` days after the last. Intervals hold the
 /// given share of the model's relative errors, as many days ahead, on the validation days of its training; where the
@@ -20,169 +195,119 @@ pub(crate) fn predict(
     forecaster: &Forecaster,
     source: &Source,
     validation: &Value,
-    request: &Request,
+    request: &Request<ForecastOptions>,
 ) -> Result<Prediction> {
-    let &Request { input, horizon, interval, truth } = request;
-    if truth.is_some() {
-        return Err(Error::Usage(
-            "--truth: the days that the input itself has are what forecasts are held against".into(),
-        ));
+    if let Some(problem) = request.options.problem() {
+        return Err(Error::Usage(problem));
     }
-    let simple = forecaster.features() == FeatureSet::Close;
-    if !simple && horizon > 1 {
-        return Err(Error::Usage(format!(
-            "--horizon {horizon}: this model sees open, high, low and volume, which nobody forecasts for it; one day ahead is \
-             as far as it goes (models of the preset default go further)"
-        )));
+    let share = request.options.interval / 100.;
+    let percent = format!("{} %", (1e6 * share).round() / 1e4);
+    let forecasts = Forecasts::new(forecaster, source, request)?;
+    let intervals = Intervals::new(&forecasts, validation, share)?;
+    let (rows, to_come) = rows(&forecasts, &intervals);
+    let picture = picture(&forecasts, &intervals, &rows, &percent);
+    let Forecasts { days, closes, known, .. } = &forecasts;
+    let horizon = forecasts.future.len();
+    let mut summary = Map::new();
+    let interval = json!({
+        "share": share, "calibration_days": intervals.calibration.len(),
+        "coverage": (0..horizon).map(|h| intervals.coverage(h)).collect::<Vec<_>>(), "days": intervals.judged,
+    });
+    for (name, value) in [
+        ("last_day", days.dates[closes.len() - 1].to_string().into()),
+        ("last_close", closes[closes.len() - 1].into()),
+        ("forecasts", to_come.into()),
+        ("interval", interval),
+        ("known_days", known.len().into()),
+    ] {
+        summary.insert(name.into(), value);
     }
-    let days = read_csv(input, &source.reading())?;
-    let lacks = days.missing.iter().find(|c| **c != "Adj Close");
-    if let (false, Some(column)) = (simple, lacks) {
-        return Err(Error::Data(format!("{}: no column {column}, which this model needs", input.display())));
-    }
-    let (n, needed) = (days.bars.len(), forecaster.days());
-    if n < needed {
-        return Err(Error::Data(format!(
-            "{}: {n} days, a forecast needs at least {needed} (bring more data)",
-            input.display()
-        )));
-    }
-    let closes: Vec<f64> = days.bars.iter().map(|b| b.close).collect();
-    // ahead[d - needed][h - 1]: the forecast of day d - 1 + h from the days before d.
-    let ahead = |d: usize, steps: usize| -> candle_core::Result<Vec<f64>> {
-        let history: &[Bar] = &days.bars[d - needed..d];
-        if simple {
-            forecaster.predict_ahead(&closes[d - needed..d], steps)
-        } else {
-            Ok(vec![forecaster.predict_bars(history)?])
-        }
-    };
-    let known: Vec<f64> = (needed..n).map(|d| Ok(ahead(d, 1)?[0])).collect::<candle_core::Result<_>>()?;
-    let future = ahead(n, horizon)?;
-    if let Some(price) = known.iter().chain(&future).find(|p| !(p.is_finite() && **p > 0.)) {
-        return Err(Error::Data(format!(
-            "{}: the model forecasts a price of {price:.4}: these prices are far from those it was trained on \
-             (data.target = \"return\" works at any price)",
-            input.display()
-        )));
-    }
+    let header = ["date", "step", "forecast", "lower", "upper", "actual"].map(String::from).to_vec();
+    let remarks = remarks(&forecasts, &intervals, validation, &percent);
+    Ok(Prediction { header, rows, summary, remarks, picture, ..Prediction::default() })
+}
 
-    let (calibration, whence) = calibration_days(&days.dates, needed, validation);
-    let mut errors: Vec<Vec<f64>> = vec![vec![]; horizon];
-    for d in calibration.clone() {
-        for (h, forecast) in ahead(d, horizon.min(calibration.end - d))?.into_iter().enumerate() {
-            errors[h].push((closes[d + h] / forecast).ln());
-        }
-    }
-    let bounds: Vec<Option<(f64, f64)>> = errors.into_iter().map(|e| quantiles(e, interval)).collect();
-    let within = |forecast: f64, h: usize| bounds[h].map(|(lo, hi)| (forecast * lo.exp(), forecast * hi.exp()));
+/// Six digits, and four decimals at least.
+fn text(v: f64) -> String {
+    format!("{v:.*}", (5. - v.abs().log10().floor()).clamp(4., 12.) as usize)
+}
 
-    let mut rows = vec![];
-    // Six digits, and four decimals at least.
-    let text = |v: f64| format!("{v:.*}", (5. - v.abs().log10().floor()).clamp(4., 12.) as usize);
+/// The table, and the days to come for machines.
+fn rows(forecasts: &Forecasts, intervals: &Intervals) -> (Vec<Vec<String>>, Vec<Value>) {
+    let Forecasts { days, closes, needed, known, future, .. } = forecasts;
+    let (n, new) = (closes.len(), intervals.calibration.end);
     let both = |b: Option<(f64, f64)>| b.map_or([String::new(), String::new()], |(lo, hi)| [text(lo), text(hi)]);
-    let new = calibration.end..n;
-    for (d, forecast) in (needed..n).zip(&known) {
-        let [lower, upper] = both(if new.contains(&d) { within(*forecast, 0) } else { None });
+    let mut rows = vec![];
+    for (d, forecast) in (*needed..n).zip(known) {
+        let [lower, upper] = both(if d >= new { intervals.around(*forecast, 0) } else { None });
         rows.push(vec![days.dates[d].to_string(), "1".into(), text(*forecast), lower, upper, text(closes[d])]);
-    }
-    // inside[h] of judged[h] new days fell into their interval h + 1 days ahead.
-    let (mut inside, mut judged) = (vec![0; horizon], vec![0; horizon]);
-    for d in new.clone() {
-        for (h, forecast) in ahead(d, horizon.min(n - d))?.into_iter().enumerate() {
-            if let Some((lo, hi)) = within(forecast, h) {
-                judged[h] += 1;
-                inside[h] += usize::from((lo..=hi).contains(&closes[d + h]));
-            }
-        }
     }
     let mut to_come = vec![];
     let mut date = days.dates[n - 1];
     for (h, forecast) in future.iter().enumerate() {
         date = next_weekday(date);
-        let bound = within(*forecast, h);
+        let bound = intervals.around(*forecast, h);
         let [lower, upper] = both(bound);
         to_come.push(json!({
             "date": date.to_string(), "step": h + 1, "forecast": forecast, "lower": bound.map(|b| b.0), "upper": bound.map(|b| b.1),
         }));
         rows.push(vec![date.to_string(), (h + 1).to_string(), text(*forecast), lower, upper, String::new()]);
     }
+    (rows, to_come)
+}
 
+fn remarks(forecasts: &Forecasts, intervals: &Intervals, validation: &Value, percent: &str) -> Vec<String> {
+    let Forecasts { days, closes, needed, known, future, .. } = forecasts;
+    let n = closes.len();
     let mut remarks = days.warnings.clone();
-    let percent = format!("{} %", (1e6 * interval).round() / 1e4);
-    let coverage = |h: usize| (judged[h] > 0).then(|| inside[h] as f64 / judged[h] as f64);
     if let Some(day) = validation[0].as_str().filter(|v| days.dates[n - 1].to_string().as_str() < *v) {
         remarks.push(format!(
             "These days lie before the validation part of the training ({day}): the model may have learnt from them."
         ));
     }
-    let share = |h: usize| coverage(h).map(|c| format!("{:.1} % of {}", 100. * c, judged[h]));
-    let made = format!("{percent} intervals from the errors of {} days ({whence})", calibration.len());
-    remarks.push(match (bounds[0].is_some(), share(0), share(horizon - 1)) {
-        (false, ..) => format!("No {percent} intervals: {} days with known outcomes are too few.", calibration.len()),
-        (true, Some(first), Some(last)) if horizon > 1 => {
-            format!("{made} hold {first} later days one day ahead, {last} at {horizon} days ahead.")
-        }
-        (true, Some(first), _) => format!("{made} hold {first} later days."),
-        (true, None, _) => format!("{made}; no later days to check them on."),
-    });
-    if bounds[0].is_some() && bounds[horizon - 1].is_none() {
-        let last = bounds.iter().take_while(|b| b.is_some()).count();
-        remarks.push(format!("No intervals beyond {last} days ahead: too few days with known outcomes."));
-    }
-    if horizon > 1 {
+    remarks.extend(intervals.remarks(percent));
+    if future.len() > 1 {
         remarks.push(
             "Beyond the first day each forecast is made from forecasts; weekends are left out, holidays are not."
                 .into(),
         );
     }
+    let new = intervals.calibration.end..n;
     if !new.is_empty() {
-        let rmse = |of: &dyn Fn(usize) -> f64| {
-            (new.clone().map(|d| (of(d) - closes[d]).powi(2)).sum::<f64>() / new.len() as f64).sqrt()
-        };
         remarks.push(format!(
             "One day ahead on the {} later days: RMSE {}, the last value {}.",
             new.len(),
-            text(rmse(&|d| known[d - needed])),
-            text(rmse(&|d| closes[d - 1]))
+            text(forecasts.rmse(new.clone(), |d| known[d - needed])),
+            text(forecasts.rmse(new, |d| closes[d - 1]))
         ));
     }
-    let mut summary = Map::new();
-    summary.insert("last_day".into(), days.dates[n - 1].to_string().into());
-    summary.insert("last_close".into(), closes[n - 1].into());
-    summary.insert("forecasts".into(), to_come.into());
-    summary.insert(
-        "interval".into(),
-        json!({
-            "share": interval, "calibration_days": calibration.len(),
-            "coverage": (0..horizon).map(coverage).collect::<Vec<_>>(), "days": judged,
-        }),
-    );
-    summary.insert("known_days".into(), known.len().into());
+    remarks
+}
 
-    let first = n.saturating_sub(SHOWN).max(needed);
+fn picture(forecasts: &Forecasts, intervals: &Intervals, rows: &[Vec<String>], percent: &str) -> Picture {
+    let Forecasts { closes, needed, known, future, .. } = forecasts;
+    let n = closes.len();
+    let first = n.saturating_sub(SHOWN).max(*needed);
     let at = |d: usize| (d - first) as f64;
-    let forecasts =
+    let all =
         || (first..n).map(|d| (d, known[d - needed], 0)).chain(future.iter().enumerate().map(|(h, f)| (n + h, *f, h)));
-    let picture = Picture {
+    Picture {
         title: format!("close and forecast, {percent} interval"),
         labels: rows[first - needed..].iter().map(|r| r[0].clone()).collect(),
         lines: vec![
-            ("close", (first..n).map(|d| (at(d), closes[d])).collect()),
-            ("forecast", forecasts().map(|(d, f, _)| (at(d), f)).collect()),
+            ("close".into(), (first..n).map(|d| (at(d), closes[d])).collect()),
+            ("forecast".into(), all().map(|(d, f, _)| (at(d), f)).collect()),
         ],
-        band: forecasts()
-            .filter(|f| f.0 >= new.start)
-            .filter_map(|(d, f, h)| within(f, h).map(|(lo, hi)| (at(d), lo, hi)))
+        band: all()
+            .filter(|f| f.0 >= intervals.calibration.end)
+            .filter_map(|(d, f, h)| intervals.around(f, h).map(|(lo, hi)| (at(d), lo, hi)))
             .collect(),
         ..Picture::default()
-    };
-    let header = ["date", "step", "forecast", "lower", "upper", "actual"].map(String::from).to_vec();
-    Ok(Prediction { header, rows, summary, remarks, picture, ..Prediction::default() })
+    }
 }
 
 /// The days whose errors make the intervals, and where they come from.
-fn calibration_days(dates: &[Date], needed: usize, validation: &Value) -> (std::ops::Range<usize>, &'static str) {
+fn calibration_days(dates: &[Date], needed: usize, validation: &Value) -> (Range<usize>, &'static str) {
     let day = |k: usize| validation[k].as_str().and_then(|d| d.parse::<Date>().ok());
     if let (Some(from), Some(to)) = (day(0), day(1)) {
         let start = dates.partition_point(|d| *d < from).max(needed);

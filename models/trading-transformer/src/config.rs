@@ -2,6 +2,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::features::FEATURES;
 
+/// The model's name, which its weights carry.
+pub(crate) const NAME: &str = "trading-transformer";
+
 /// What happens to a bar's features before the first map.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -218,7 +221,10 @@ impl Source {
         if path.is_dir() {
             return Err(zoo_training::Error::Usage(format!("{}: a folder, expected a file", path.display())));
         }
-        let days = zoo_market::read_csv(path, &self.reading())?;
+        let days = zoo_market::read_csv(path, &self.reading()).map_err(|e| match e {
+            zoo_market::Error::Io { path, source } => zoo_training::Error::Io { path, source },
+            e => zoo_training::Error::Data(e.keyed("data")),
+        })?;
         match days.missing.iter().find(|c| **c != "Adj Close") {
             Some(column) => {
                 let path = path.display();
@@ -252,7 +258,7 @@ impl Source {
             ),
             (
                 !self.path.is_empty() || !self.skip_bad_rows && self.column.is_empty() && self.date_column.is_empty(),
-                "column, date_column and skip_bad_rows are about a file: give one by --data",
+                "column, data.date_column and data.skip_bad_rows are about a file: name one by data.path",
             ),
             (
                 (1..=500).contains(&self.sizes.len()) && rising && self.sizes.iter().all(|s| positive(*s) && *s <= 10.),

@@ -6,11 +6,12 @@ use candle_core::{Device, Result, Tensor};
 use serde_json::{Value, json};
 use zoo_layers::{Mode, ops};
 use zoo_market::{Days, simulate};
-use zoo_training::{Error, Evaluation, Metrics, Split};
+use zoo_training::{Error, Evaluation, Metrics, Name, Split};
 
 use crate::baseline::{Logistic, shares};
 use crate::features::{FEATURES, Trader, WARMUP, of_bars, windows};
 use crate::statistics::standard_errors;
+use crate::task::{Batch, Data};
 use crate::{Config, DIRECTIONS, Source, TradingTransformer};
 
 /// Samples of a batch when evaluating.
@@ -70,7 +71,7 @@ impl Directions {
         let mut all = Vec::with_capacity(n);
         for first in (0..n).step_by(BATCH) {
             let indices: Vec<usize> = (first..n.min(first + BATCH)).collect();
-            let logits = logits(&self.batch(split, &indices)?.0)?;
+            let logits = logits(&self.windows(split, &indices)?.0)?;
             all.extend(ops::softmax(&logits.to_device(&Device::Cpu)?)?.to_vec2::<f32>()?);
         }
         Ok(all)
@@ -96,7 +97,7 @@ impl Directions {
             brier += self.score(p, y);
         }
         let n = labels.len().max(1) as f64;
-        vec![("loss", loss / n), ("accuracy", 100. * right / n), ("brier", brier / n)]
+        [("loss", loss / n), ("accuracy", 100. * right / n), ("brier", brier / n)].into()
     }
 
     fn score(&self, p: &[f32], y: usize) -> f64 {
@@ -139,7 +140,7 @@ impl Directions {
         let path = Some(Path::new(path)).filter(|p| !p.as_os_str().is_empty());
         if path.is_some_and(Path::is_dir) {
             return Err(Error::Usage(format!(
-                "{} is a folder: directions are learned from one file, a policy (--preset ppo) from one or many",
+                "{} is a folder: directions are learned from one file, a policy (the preset ppo) from one or many",
                 source.path
             )));
         }
@@ -185,7 +186,23 @@ impl Directions {
         })
     }
 
-    pub(crate) fn describe_data(&self) -> String {
+    /// Observations (b, s·f) and directions (b).
+    pub(crate) fn windows(&self, split: Split, indices: &[usize]) -> Result<(Tensor, Tensor)> {
+        let (start, width) = (self.range(split).start, self.bars * FEATURES);
+        let mut x = Vec::with_capacity(indices.len() * width);
+        let mut y = Vec::with_capacity(indices.len());
+        for i in indices {
+            let t = start + i;
+            x.extend_from_slice(&self.rows[(t + 1 - self.bars) * FEATURES..(t + 1) * FEATURES]);
+            y.push(self.labels[t]);
+        }
+        let n = indices.len();
+        Ok((Tensor::from_vec(x, (n, width), &self.device)?, Tensor::from_vec(y, n, &self.device)?))
+    }
+}
+
+impl Data for Directions {
+    fn describe_data(&self) -> String {
         let origin = if self.simulated { "a simulated market" } else { "prices" };
         let (dates, n) = (&self.days.dates, self.days.dates.len());
         let [train, valid, test] = [Split::Train, Split::Valid, Split::Test].map(|s| self.samples(s));
@@ -197,14 +214,14 @@ impl Directions {
         )
     }
 
-    pub(crate) fn fingerprint(&self) -> String {
+    fn fingerprint(&self) -> String {
         let splits = self.splits.iter().flat_map(|s| [s.start as i64, s.end as i64]);
         let numbers = self.labels.iter().copied().chain(splits).flat_map(i64::to_le_bytes);
         let bytes: Vec<u8> = self.rows.iter().flat_map(|v| v.to_le_bytes()).chain(numbers).collect();
         zoo_checkpoint::sha256_of(&bytes)
     }
 
-    pub(crate) fn fitted(&self) -> Value {
+    fn fitted(&self) -> Value {
         // Simulated days share no more than dates with real ones.
         let parts = [Split::Train, Split::Valid].map(|s| self.range(s)).into_iter().filter(|r| !r.is_empty());
         let last = parts.map(|r| r.end).max().unwrap_or_default() + self.horizon - 1;
@@ -214,7 +231,7 @@ impl Directions {
         }
     }
 
-    pub(crate) fn warnings(&self) -> Vec<String> {
+    fn warnings(&self) -> Vec<String> {
         let test = self.range(Split::Test);
         let first = if test.is_empty() { None } else { Some(test.start) };
         let mut warnings = self.days.caveats(first, self.seen.as_deref());
@@ -230,28 +247,23 @@ impl Directions {
         warnings
     }
 
-    pub(crate) fn samples(&self, split: Split) -> usize {
+    fn samples(&self, split: Split) -> usize {
         self.range(split).len()
     }
 
-    pub(crate) fn batch(&self, split: Split, indices: &[usize]) -> Result<(Tensor, Tensor)> {
-        let (start, width) = (self.range(split).start, self.bars * FEATURES);
-        let mut x = Vec::with_capacity(indices.len() * width);
-        let mut y = Vec::with_capacity(indices.len());
-        for i in indices {
-            let t = start + i;
-            x.extend_from_slice(&self.rows[(t + 1 - self.bars) * FEATURES..(t + 1) * FEATURES]);
-            y.push(self.labels[t]);
-        }
-        let n = indices.len();
-        Ok((Tensor::from_vec(x, (n, width), &self.device)?, Tensor::from_vec(y, n, &self.device)?))
+    fn batch(&self, split: Split, indices: &[usize]) -> Result<Batch> {
+        self.windows(split, indices).map(|(x, y)| Batch::Directions(x, y))
     }
 
-    pub(crate) fn validate(&self, model: &TradingTransformer, split: Split) -> Result<Metrics> {
+    fn forward(&self, model: &TradingTransformer, batch: &Batch, mode: Mode) -> Result<Tensor> {
+        model.forward(batch.observation(), mode)
+    }
+
+    fn validate(&self, model: &TradingTransformer, split: Split) -> Result<Metrics> {
         self.judge_by(split, |x| model.forward(x, Mode::Eval))
     }
 
-    pub(crate) fn evaluate(&self, model: &TradingTransformer, split: Split) -> Result<Evaluation> {
+    fn evaluate(&self, model: &TradingTransformer, split: Split) -> Result<Evaluation> {
         let chances = self.chances(split, |x| model.forward(x, Mode::Eval))?;
         let n = self.samples(split);
         let labels = |split: Split| &self.labels[self.range(split)];
@@ -259,13 +271,12 @@ impl Directions {
         let part = |split: Split| (self.rows_of(split), labels(split));
         let logistic = Logistic::fit(part(Split::Train), part(Split::Valid))?.chances(self.rows_of(split))?;
         let metrics = self.judge(split, &chances);
-        let baselines =
-            vec![("majority_class", self.judge(split, &prior)), ("logistic_regression", self.judge(split, &logistic))];
+        let baselines: [(Name, Metrics); 2] = [("majority_class", &prior), ("logistic_regression", &logistic)]
+            .map(|(n, c)| (n.into(), self.judge(split, c)));
         let mut remarks = vec![];
         if self.simulated {
             remarks.push("This is a simulated market: the figures say nothing about any other.".to_string());
         }
-        let brier = |m: &Metrics| m.iter().find(|(name, _)| *name == "brier").map_or(f64::NAN, |m| m.1);
         for ((name, of), others) in baselines.iter().zip([&prior, &logistic]) {
             let errors = self.advantage(split, &chances, others);
             let verdict = match errors {
@@ -276,12 +287,12 @@ impl Directions {
             let errors = errors.map_or("too few different samples to tell by".into(), |e| {
                 format!("{e:+.1} standard errors, counting that samples overlap")
             });
-            let (mine, theirs, name) = (brier(&metrics), brier(of), name.replace('_', " "));
+            let (mine, theirs, name) = (metrics.value("brier"), of.value("brier"), name.replace('_', " "));
             remarks.push(format!("The model {verdict} {name} (Brier score {mine:.4} against {theirs:.4}, {errors})."));
         }
         let happened = shares(labels(split)).map(|s| format!("{:.1}", 100. * s));
         remarks.push(format!("Of the directions {} % were down, flat and up.", happened.join(", ")));
-        Ok(Evaluation { samples: n, metrics, baselines, remarks, ..Evaluation::default() })
+        Ok(Evaluation { samples: n, metrics, baselines: baselines.into(), remarks, ..Evaluation::default() })
     }
 }
 
@@ -304,7 +315,7 @@ mod tests {
             assert_eq!(first_used, last_used + 1);
         }
         assert_eq!(test.end - 1 + task.horizon, 799);
-        let (x, y) = task.batch(Split::Valid, &[0, 7])?;
+        let (x, y) = task.windows(Split::Valid, &[0, 7])?;
         assert_eq!((x.dims(), y.dims()), (&[2, 2580][..], &[2][..]));
         let last: Vec<f32> = x.get(1)?.narrow(0, 19 * FEATURES, FEATURES)?.to_vec1()?;
         assert_eq!(last, task.rows[(valid.start + 7) * FEATURES..(valid.start + 8) * FEATURES]);
@@ -333,8 +344,9 @@ mod tests {
             labels.iter().map(|y| one(*y)).collect()
         };
         let (perfect, wrong) = (sure(&|y| y), sure(&|y| (y + 1) % 3));
-        assert_eq!(task.judge(Split::Test, &perfect), [("loss", 0.), ("accuracy", 100.), ("brier", 0.)]);
-        assert_eq!(task.judge(Split::Test, &wrong)[1..], [("accuracy", 0.), ("brier", 2.)]);
+        let best = Metrics::from([("loss", 0.), ("accuracy", 100.), ("brier", 0.)]);
+        assert_eq!(task.judge(Split::Test, &perfect), best);
+        assert_eq!(task.judge(Split::Test, &wrong)[1..], Metrics::from([("accuracy", 0.), ("brier", 2.)])[..]);
         let third = vec![vec![1f32 / 3.; 3]; labels.len()];
         let of_third = task.judge(Split::Test, &third);
         assert!((of_third[0].1 - 3f64.ln()).abs() < 1e-6 && (of_third[2].1 - 2. / 3.).abs() < 1e-6);
@@ -360,6 +372,6 @@ mod tests {
         );
         assert!(message(&Source { horizon: 0, ..Source::default() }).contains("data.horizon"));
         assert!(message(&Source { valid: 0.6, test: 0.4, ..Source::default() }).contains("training part"));
-        assert!(message(&Source { column: "x".into(), ..Source::default() }).contains("--data"));
+        assert!(message(&Source { column: "x".into(), ..Source::default() }).contains("data.path"));
     }
 }

@@ -24,6 +24,8 @@ mod baseline;
 mod config;
 #[cfg(feature = "train")]
 mod directions;
+#[cfg(feature = "train")]
+mod experiments;
 pub mod features;
 mod model;
 #[cfg(feature = "train")]
@@ -38,7 +40,9 @@ mod task;
 pub mod trading;
 
 pub use config::{Config, Head, InputNorm, SimulatedMarket, Source};
+#[cfg(feature = "train")]
+pub use experiments::EXPERIMENTS;
 pub use model::{DIRECTIONS, TradingTransformer};
 #[cfg(feature = "train")]
-pub use task::{Batch, TradingTask};
+pub use task::{Batch, PositionOptions, Settings, TradingTask};
 pub use zoo_market::Bar;

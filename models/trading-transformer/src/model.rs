@@ -12,6 +12,7 @@ use zoo_layers::{
     TransformerBlock, init, ops, sinusoids,
 };
 
+use crate::config::NAME;
 use crate::features::FEATURES;
 use crate::{Config, Head, InputNorm};
 
@@ -215,7 +216,7 @@ impl TradingTransformer {
     /// Observations of another length, or weights that tell directions.
     pub(crate) fn actor_critic(&self, observation: &Tensor, mode: Mode) -> Result<(Tensor, Tensor)> {
         let Top::Policy { actor, critic } = &self.top else {
-            bail!("trading-transformer: these weights tell directions and are no policy (train one with --preset ppo)")
+            bail!("trading-transformer: these weights tell directions and are no policy (the preset ppo trains one)")
         };
         let features = ops::gelu(&self.extract_as(observation, Mode::Eval, mode)?)?;
         Ok((actor.forward(&features)?, critic.forward(&features)?.squeeze(1)?))
@@ -320,21 +321,15 @@ impl TradingTransformer {
         self.bars
     }
 
-    /// Loads what `zoo train trading-transformer` wrote: weights and sizes are in the one file.
+    /// Loads trained weights: weights and sizes are in the one file.
     ///
     /// # Errors
     /// The file cannot be read, is not a trading transformer, or its tensors do not fit its own description.
     pub fn load(path: &Path, device: &Device) -> Result<Self> {
-        let wrapped = candle_core::Error::wrap;
-        let file = zoo_checkpoint::read(path, device).map_err(wrapped)?;
-        let described = Description::parse(&file.metadata, "trading-transformer", path).map_err(wrapped)?;
-        let (config, _): (Config, serde_json::Value) = described.read(path).map_err(wrapped)?;
-        let params = Params::load(file.tensors, device);
-        let model = Self::new(&config, params.builder())?;
-        match params.check() {
-            Ok(()) => Ok(model),
-            Err(e) => bail!("{}: {e}", path.display()),
-        }
+        let (config, _, tensors): (Config, serde_json::Value, _) =
+            Description::open(path, NAME, device).map_err(candle_core::Error::wrap)?;
+        let restored = Params::restore(tensors, device, |vb| Self::new(&config, vb));
+        restored.map(|(model, _)| model).map_err(|e| candle_core::Error::msg(format!("{}: {e}", path.display())))
     }
 }
 

@@ -1,9 +1,11 @@
-//! `zoo predict trading-transformer`: features and chances of each direction for a price file.
+//! Features and chances of each direction for a price file.
+
+use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use serde_json::Map;
 use zoo_layers::{Mode, ops};
-use zoo_training::{Error, Picture, Prediction, Request, Result};
+use zoo_training::{Error, Name, Picture, Prediction, Result};
 
 use crate::features::{FEATURES, WARMUP, of_bars};
 use crate::{Config, DIRECTIONS, Source, TradingTransformer};
@@ -18,20 +20,11 @@ pub(crate) fn predict(
     model: &TradingTransformer,
     config: &Config,
     source: &Source,
-    request: &Request,
+    input: &Path,
     device: &Device,
 ) -> Result<Prediction> {
-    let input = request.input.display();
-    if request.horizon != 1 {
-        let (asked, told) = (request.horizon, source.horizon);
-        return Err(Error::Usage(format!(
-            "--horizon {asked}: this model tells the direction of the next {told} bars, as it was trained (data.horizon)"
-        )));
-    }
-    if request.interval != 0.9 {
-        return Err(Error::Usage("--interval: this model tells chances of directions, which have no intervals".into()));
-    }
-    let days = source.read(request.input)?;
+    let days = source.read(input)?;
+    let input = input.display();
     let (bars, n) = (config.bars, days.bars.len());
     let first = WARMUP + bars - 1;
     if n <= first {
@@ -39,7 +32,7 @@ pub(crate) fn predict(
     }
     let rows = of_bars(&days.bars, &[]);
     let mut table = Vec::with_capacity(n - first);
-    let mut lines = DIRECTIONS.map(|name| (name, vec![]));
+    let mut lines = DIRECTIONS.map(|name| (Name::from(name), vec![]));
     for start in (first..n).step_by(BATCH) {
         let places = start..n.min(start + BATCH);
         let window = |t: usize| &rows[(t + 1 - bars) * FEATURES..(t + 1) * FEATURES];

@@ -14,6 +14,7 @@ use zoo_training::health::{Check, PoolingHealth, Probe, ProbeKind, Profile, Watc
 
 use crate::directions::Directions;
 use crate::features::{FEATURES, groups};
+use crate::task::Data;
 use crate::{Config, InputNorm, Source, TradingTransformer};
 
 /// The map that died.
@@ -191,7 +192,7 @@ pub fn read(arm: Arm, settings: Settings, heard: &mut dyn FnMut() -> bool) -> zo
     task.look_back();
     trial.fit(&task, Settings { steps: settings.reading, ..settings }, &mut |_| Ok(heard()))?;
     let n = task.samples(Split::Valid);
-    let (x, y) = task.batch(Split::Valid, &(0..n).collect::<Vec<_>>())?;
+    let (x, y) = task.windows(Split::Valid, &(0..n).collect::<Vec<_>>())?;
     let told = trial.forward(&x, Mode::Eval)?.1.argmax(1)?.to_vec1::<u32>()?;
     let direction = (Config::default().bars - 1) * FEATURES + groups()[2].range.start;
     let held = x.narrow(1, direction, 1)?.flatten_all()?.to_vec1::<f32>()?;
@@ -258,7 +259,7 @@ impl Trial {
             let mut order = Stream::new(settings.seed, Purpose::Shuffle, 0, number);
             let indices: Vec<usize> =
                 (0..settings.batch).map(|_| (order.uniform() * samples as f64) as usize).collect();
-            let (x, y) = task.batch(Split::Train, &indices)?;
+            let (x, y) = task.windows(Split::Train, &indices)?;
             let (input, logits) = self.forward(&x, Mode::Train { seed: settings.seed, step: number })?;
             let loss = ops::cross_entropy(&logits, &y, Default::default())?;
             let mut grads = self.params.gradients(&backward(&loss)?);
@@ -301,7 +302,7 @@ impl Trial {
     fn bars(&self, task: &Directions) -> Result<(Vec<Vec<f32>>, Vec<bool>)> {
         let n = task.samples(Split::Train);
         let spread: Vec<usize> = (0..256).map(|i| i * n / 256).collect();
-        let (x, _) = task.batch(Split::Train, &spread)?;
+        let (x, _) = task.windows(Split::Train, &spread)?;
         let (input, _) = self.forward(&x, Mode::Eval)?;
         let direction = groups()[2].range.start;
         let held = x.reshape(((), FEATURES))?.narrow(1, direction, 1)?.flatten_all()?.to_vec1::<f32>()?;
@@ -364,7 +365,7 @@ impl Trial {
         let direction = groups()[2].range.start;
         let mut idle = vec![];
         for i in 0..task.samples(Split::Train) {
-            let (x, _) = task.batch(Split::Train, &[i])?;
+            let (x, _) = task.windows(Split::Train, &[i])?;
             let held = x.reshape(((), FEATURES))?.narrow(1, direction, 1)?.abs()?.sum_all()?.to_scalar::<f32>()?;
             if held == 0. {
                 idle.push(i);
@@ -376,7 +377,7 @@ impl Trial {
         if idle.is_empty() {
             return Ok(0);
         }
-        let (x, y) = task.batch(Split::Train, &idle)?;
+        let (x, y) = task.windows(Split::Train, &idle)?;
         let loss = ops::cross_entropy(&self.forward(&x, Mode::Eval)?.1, &y, Default::default())?;
         let Some(gradient) = projection(&self.params.gradients(&backward(&loss)?)) else { return Ok(0) };
         let columns = gradient.t()?.contiguous()?.to_vec2::<f32>()?;

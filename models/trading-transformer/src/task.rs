@@ -2,13 +2,17 @@
 
 use candle_core::{Device, Result, Tensor, bail};
 use candle_nn::VarBuilder;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use zoo_layers::{Mode, ops};
 use zoo_training::config::ConfigOf;
-use zoo_training::health::{Probe, Profile, Role};
+use zoo_training::health::{Probe, Profile, Repair, RepairConfig, Role};
 use zoo_training::ppo::{self, ActorCritic};
-use zoo_training::{Evaluation, Experience, Loss, Metrics, Prediction, Preset, Request, Split, Task, TrainConfig};
+use zoo_training::{
+    Evaluation, Experience, Flag, Loss, Metrics, Predict, Prediction, Preset, Recipe, Request, Split, Task, TrainConfig,
+};
 
+use crate::config::NAME;
 use crate::directions::Directions;
 use crate::features::FEATURES;
 use crate::model::POLICY_WIDTH;
@@ -16,20 +20,31 @@ use crate::trading::{self, Policy};
 use crate::{Config, DIRECTIONS, Head, Source, TradingTransformer, predict};
 
 /// The data of a head.
-pub struct TradingTask(Data);
+pub struct TradingTask(Box<dyn Data>);
 
-enum Data {
-    Directions(Box<Directions>),
-    Policy(Box<Policy>),
+/// What the two kinds of data do: directions, and a market to trade in.
+pub(crate) trait Data: Send + Sync {
+    fn describe_data(&self) -> String;
+    fn fingerprint(&self) -> String;
+    fn fitted(&self) -> Value;
+    fn warnings(&self) -> Vec<String>;
+    fn samples(&self, split: Split) -> usize;
+    fn batch(&self, split: Split, indices: &[usize]) -> Result<Batch>;
+    /// Logits of directions or exposures (b, 3 or a).
+    fn forward(&self, model: &TradingTransformer, batch: &Batch, mode: Mode) -> Result<Tensor>;
+    fn validate(&self, model: &TradingTransformer, split: Split) -> Result<Metrics>;
+    fn evaluate(&self, model: &TradingTransformer, split: Split) -> Result<Evaluation>;
+
+    /// The market, if it is a policy's.
+    fn policy(&self) -> Option<&Policy> {
+        None
+    }
 }
 
 impl TradingTask {
     /// The market, if it is a policy's.
     pub(crate) fn policy(&self) -> Option<&Policy> {
-        match &self.0 {
-            Data::Directions(_) => None,
-            Data::Policy(data) => Some(data),
-        }
+        self.0.policy()
     }
 }
 
@@ -51,7 +66,7 @@ impl From<ppo::Batch> for Batch {
 }
 
 impl Batch {
-    fn observation(&self) -> &Tensor {
+    pub(crate) fn observation(&self) -> &Tensor {
         match self {
             Self::Directions(x, _) | Self::Seen(x) => x,
             Self::Acted(batch) => &batch.observation,
@@ -59,15 +74,39 @@ impl Batch {
     }
 }
 
-/// One expression for either kind of data.
-macro_rules! either {
-    ($task:expr, $data:ident => $value:expr) => {
-        match &$task.0 {
-            Data::Directions($data) => $value,
-            Data::Policy($data) => $value,
-        }
-    };
+/// Flags for how a price file is read.
+const FLAGS: &[Flag] = &[
+    Flag::value("column", "NAME", "data.column", "The column of closes (data.column); found by its name by default"),
+    Flag::value("date-column", "NAME", "data.date_column", "The column of dates (data.date_column); likewise"),
+    Flag::switch("skip-bad-rows", "data.skip_bad_rows", "Leave out rows that cannot be read (data.skip_bad_rows)"),
+];
+
+/// Tables beside `[model]`, `[data]` and `[train]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Settings {
+    /// How a policy is trained.
+    pub ppo: ppo::Settings,
+    /// What is done at a health check.
+    pub repair: RepairConfig,
 }
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { ppo: ppo::Settings { gamma: 0.9, ..ppo::Settings::default() }, repair: RepairConfig::default() }
+    }
+}
+
+impl zoo_training::Settings for Settings {
+    fn validate(&self, train: &TrainConfig) -> zoo_training::Result<()> {
+        self.ppo.validate()?;
+        self.repair.validate(train)
+    }
+}
+
+/// A prediction has no options: what is told ahead was decided when the model was trained.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PositionOptions {}
 
 /// Without dropout: a policy is to be the same when it acts and when it is trained. The pooling begins with the last bars, as the
 /// next bar depends on them first.
@@ -80,15 +119,87 @@ recency = 8.0
 steps = 2560
 batch_size = 256
 lr = 3e-4
-eps = 1e-5
-weight_decay = 0.0
 schedule = \"linear\"
 eval_every = 160
 early_stopping = 0
+[train.optimizer]
+eps = 1e-5
+weight_decay = 0.0
 ";
 
 impl Task for TradingTask {
-    const NAME: &'static str = "trading-transformer";
+    const NAME: &'static str = NAME;
+    type Architecture = Config;
+    type Source = Source;
+    type Settings = Settings;
+    type Model = TradingTransformer;
+    type Batch = Batch;
+
+    fn build(config: &Config, vb: VarBuilder) -> Result<TradingTransformer> {
+        TradingTransformer::new(config, vb)
+    }
+
+    fn fingerprint(&self) -> String {
+        self.0.fingerprint()
+    }
+
+    fn fitted(&self) -> Value {
+        self.0.fitted()
+    }
+
+    fn samples(&self, split: Split) -> usize {
+        self.0.samples(split)
+    }
+
+    fn batch(&self, split: Split, indices: &[usize]) -> Result<Batch> {
+        self.0.batch(split, indices)
+    }
+
+    fn experience(&self, config: &ConfigOf<Self>) -> zoo_training::Result<Option<Box<dyn Experience<Self> + '_>>> {
+        self.policy().map(|data| data.experience(config)).transpose()
+    }
+
+    /// Cross-entropy of the direction in nats, averaged over the batch; or [`ppo::loss`].
+    fn loss(&self, model: &TradingTransformer, batch: &Batch, mode: Mode) -> Result<Loss> {
+        match batch {
+            Batch::Directions(x, y) => {
+                Ok(Loss::new(ops::cross_entropy(&model.forward(x, mode)?, y, Default::default())?))
+            }
+            Batch::Acted(batch) => {
+                let (logits, value) = model.act(&batch.observation, mode)?;
+                ppo::loss(&logits, &value, batch)
+            }
+            Batch::Seen(_) => {
+                bail!("trading-transformer: a policy learns from what it did, not from observations alone")
+            }
+        }
+    }
+
+    fn repair(config: &ConfigOf<Self>) -> Option<Box<dyn Repair>> {
+        config.task.repair.repair(config.train.seed)
+    }
+
+    fn health() -> Profile {
+        Profile {
+            rate: Some(2e-5..=9e-4),
+            clip: Some(5. ..=10.),
+            gain: Some(0.6..=0.8),
+            normalize: Some("model.input_norm=running"),
+            roles: vec![("actor.2.", Role::Policy), ("actor.", Role::Mlp), ("critic.", Role::Mlp)],
+            ..Profile::default()
+        }
+    }
+
+    fn probes(&self, model: &TradingTransformer, batch: &Batch) -> Result<Vec<Probe>> {
+        model.probes(batch.observation())
+    }
+
+    fn validate(&self, model: &TradingTransformer, split: Split) -> Result<Metrics> {
+        self.0.validate(model, split)
+    }
+}
+
+impl Recipe for TradingTask {
     const SUMMARY: &'static str = "transformer that extracts features from 20 bars of a market and the position held";
     const PRESETS: &'static [Preset] = &[
         Preset { name: "default", summary: "layer norm over each bar's features", toml: "" },
@@ -99,7 +210,7 @@ impl Task for TradingTask {
         },
         Preset {
             name: "none",
-            summary: "features as they are: the failure that zoo reproduce gradient-death shows",
+            summary: "features as they are: the failure of the experiment gradient-death",
             toml: "[model]\ninput_norm = \"none\"\n",
         },
         Preset { name: "ppo", summary: "a policy that trades, trained by PPO", toml: PPO },
@@ -108,7 +219,7 @@ impl Task for TradingTask {
             summary: "the same for tests",
             toml: "[model]\nhead = \"policy\"\ninput_norm = \"running\"\nbars = 4\nwidth = 16\nheads = 2\nhidden = 32\nfeatures_dim = 8\n\
                    dropout = 0.0\n[data]\nsimulated_days = 500\nepisode = 40\n[train]\nsteps = 40\nbatch_size = 32\neval_every = 20\n\
-                   [train.ppo]\nenvironments = 4\nrollout = 16\n",
+                   [ppo]\nenvironments = 4\nrollout = 16\n",
         },
         Preset {
             name: "tiny",
@@ -117,12 +228,9 @@ impl Task for TradingTask {
                    [data]\nsimulated_days = 500\n[train]\nsteps = 40\nbatch_size = 8\neval_every = 20\n",
         },
     ];
+    const FLAGS: &'static [Flag] = FLAGS;
     const DATA: &'static str = "a daily price file (CSV with Date, Open, High, Low, Close, Volume), for a policy also a folder of them; a simulated market \
          without one";
-    type Architecture = Config;
-    type Source = Source;
-    type Model = TradingTransformer;
-    type Batch = Batch;
 
     fn settle(config: &mut ConfigOf<Self>) -> zoo_training::Result<()> {
         if config.model.head == Head::Policy {
@@ -138,13 +246,8 @@ impl Task for TradingTask {
             lr: 1e-4,
             clip_norm: 10.,
             early_stopping: 5,
-            ppo: Some(ppo::Settings { gamma: 0.9, ..ppo::Settings::default() }),
             ..TrainConfig::default()
         }
-    }
-
-    fn build(config: &Config, vb: VarBuilder) -> Result<TradingTransformer> {
-        TradingTransformer::new(config, vb)
     }
 
     fn explain(config: &Config) -> String {
@@ -175,14 +278,14 @@ impl Task for TradingTask {
         )
     }
 
-    fn flops(config: &Config) -> f64 {
+    fn flops(config: &Config) -> Option<f64> {
         let &Config { bars, width: d, hidden, layers, features_dim, .. } = config;
         let a_bar = FEATURES * d + layers * (4 * d * d + 2 * d * hidden + 2 * bars * d) + d;
         let top = match config.head {
             Head::Directions => features_dim * DIRECTIONS.len(),
             Head::Policy => POLICY_WIDTH * (2 * features_dim + config.actions + 1),
         };
-        2. * (bars * a_bar + d * features_dim + top) as f64
+        Some(2. * (bars * a_bar + d * features_dim + top) as f64)
     }
 
     fn open(
@@ -193,101 +296,43 @@ impl Task for TradingTask {
         device: &Device,
     ) -> zoo_training::Result<Self> {
         Ok(Self(match config.head {
-            Head::Directions => Data::Directions(Box::new(Directions::open(config, source, seed, fitted, device)?)),
-            Head::Policy => Data::Policy(Box::new(Policy::open(config, source, seed, fitted, device)?)),
+            Head::Directions => Box::new(Directions::open(config, source, seed, fitted, device)?),
+            Head::Policy => Box::new(Policy::open(config, source, seed, fitted, device)?),
         }))
     }
 
     fn describe_data(&self) -> String {
-        either!(self, data => data.describe_data())
-    }
-
-    fn fingerprint(&self) -> String {
-        either!(self, data => data.fingerprint())
-    }
-
-    fn fitted(&self) -> Value {
-        either!(self, data => data.fitted())
+        self.0.describe_data()
     }
 
     fn warnings(&self) -> Vec<String> {
-        either!(self, data => data.warnings())
-    }
-
-    fn samples(&self, split: Split) -> usize {
-        either!(self, data => data.samples(split))
-    }
-
-    fn batch(&self, split: Split, indices: &[usize]) -> Result<Batch> {
-        match &self.0 {
-            Data::Directions(data) => data.batch(split, indices).map(|(x, y)| Batch::Directions(x, y)),
-            Data::Policy(data) => data.batch(split, indices),
-        }
-    }
-
-    fn experience(&self, config: &ConfigOf<Self>) -> zoo_training::Result<Option<Box<dyn Experience<Self> + '_>>> {
-        self.policy().map(|data| data.experience(config)).transpose()
+        self.0.warnings()
     }
 
     /// Logits of directions or exposures (b, 3 or a).
     fn forward(&self, model: &TradingTransformer, batch: &Batch, mode: Mode) -> Result<Tensor> {
-        match &self.0 {
-            Data::Directions(_) => model.forward(batch.observation(), mode),
-            Data::Policy(_) => Ok(model.act(batch.observation(), mode)?.0),
-        }
-    }
-
-    /// Cross-entropy of the direction in nats, averaged over the batch; or [`ppo::loss`].
-    fn loss(&self, model: &TradingTransformer, batch: &Batch, mode: Mode) -> Result<Loss> {
-        match batch {
-            Batch::Directions(x, y) => {
-                let total = ops::cross_entropy(&model.forward(x, mode)?, y, Default::default())?;
-                Ok(Loss { total, parts: vec![] })
-            }
-            Batch::Acted(batch) => {
-                let (logits, value) = model.act(&batch.observation, mode)?;
-                ppo::loss(&logits, &value, batch)
-            }
-            Batch::Seen(_) => {
-                bail!("trading-transformer: a policy learns from what it did, not from observations alone")
-            }
-        }
-    }
-
-    fn health() -> Profile {
-        Profile {
-            rate: Some(2e-5..=9e-4),
-            clip: Some(5. ..=10.),
-            gain: Some(0.6..=0.8),
-            normalize: Some("model.input_norm=running"),
-            roles: vec![("actor.2.", Role::Policy), ("actor.", Role::Mlp), ("critic.", Role::Mlp)],
-            ..Profile::default()
-        }
-    }
-
-    fn probes(&self, model: &TradingTransformer, batch: &Batch) -> Result<Vec<Probe>> {
-        model.probes(batch.observation())
-    }
-
-    fn validate(&self, model: &TradingTransformer, split: Split) -> Result<Metrics> {
-        either!(self, data => data.validate(model, split))
+        self.0.forward(model, batch, mode)
     }
 
     fn evaluate(&self, model: &TradingTransformer, split: Split) -> Result<Evaluation> {
-        either!(self, data => data.evaluate(model, split))
+        self.0.evaluate(model, split)
     }
+}
+
+impl Predict for TradingTask {
+    type Options = PositionOptions;
 
     fn predict(
         model: TradingTransformer,
         config: &Config,
         source: &Source,
         fitted: &Value,
-        request: &Request,
+        request: &Request<PositionOptions>,
         device: &Device,
     ) -> zoo_training::Result<Prediction> {
         match config.head {
-            Head::Directions => predict::predict(&model, config, source, request, device),
-            Head::Policy => trading::predict(&model, config, source, fitted, request, device),
+            Head::Directions => predict::predict(&model, config, source, request.input, device),
+            Head::Policy => trading::predict(&model, config, source, fitted, request.input, device),
         }
     }
 }

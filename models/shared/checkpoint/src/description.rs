@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use candle_core::{Device, Tensor};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -37,7 +38,7 @@ impl Description {
         let get = |key: &str| {
             let missing = || {
                 refuse(format!(
-                    "no {key} in its metadata: not weights of zoo train (zoo convert --model takes some of others)"
+                    "no {key} in its metadata: not weights of a model of this library (those of other programs have to be converted)"
                 ))
             };
             metadata.get(key).ok_or_else(missing)
@@ -49,6 +50,20 @@ impl Description {
             return Err(refuse(format!("weights of {name}, expected {model}")));
         }
         Ok(Self { model: name.clone(), config: json("config")?, fitted: json("fitted")? })
+    }
+
+    /// Reads the weights of `model` at `path`: its table `[model]` and what was fitted, as the model's own types, and the tensors.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is not described as weights of that model.
+    pub fn open<C: DeserializeOwned, F: DeserializeOwned>(
+        path: &Path,
+        model: &str,
+        device: &Device,
+    ) -> Result<(C, F, BTreeMap<String, Tensor>)> {
+        let file = crate::read(path, device)?;
+        let (config, fitted) = Self::parse(&file.metadata, model, path)?.read(path)?;
+        Ok((config, fitted, file.tensors))
     }
 
     /// The table `[model]`, and what was fitted, as the model's own types.

@@ -35,7 +35,6 @@ struct Inner {
     source: Source,
     params: Vec<Param>,
     index: HashMap<String, usize>,
-    problems: Vec<String>,
     frozen: Box<dyn Fn(&str) -> bool + Send>,
     track: bool,
 }
@@ -52,14 +51,7 @@ pub struct Params {
 
 impl Params {
     fn new(source: Source, device: &Device, track: bool) -> Self {
-        let inner = Inner {
-            source,
-            params: vec![],
-            index: HashMap::new(),
-            problems: vec![],
-            frozen: Box::new(|_| false),
-            track,
-        };
+        let inner = Inner { source, params: vec![], index: HashMap::new(), frozen: Box::new(|_| false), track };
         Self { inner: Arc::new(Mutex::new(inner)), device: device.clone() }
     }
 
@@ -69,10 +61,36 @@ impl Params {
         Self::new(Source::Seed(seed), device, true)
     }
 
-    /// Constants taken from `tensors`, for a model that only runs: no graph is recorded.
-    /// Build the model, then call [`Params::check`].
-    pub fn load(tensors: BTreeMap<String, Tensor>, device: &Device) -> Self {
-        Self::new(Source::Loaded(tensors), device, false)
+    /// A model over `tensors`, for one that only runs: its parameters are constants, and no graph is recorded.
+    ///
+    /// # Errors
+    /// Those of `build`; one message that names every missing, unexpected and mis-shaped tensor and the nearest names; or the
+    /// first tensor whose values are not all finite.
+    pub fn restore<M>(
+        tensors: BTreeMap<String, Tensor>,
+        device: &Device,
+        build: impl FnOnce(VarBuilder<'static>) -> Result<M>,
+    ) -> Result<(M, Self)> {
+        let params = Self::new(Source::Loaded(tensors), device, false);
+        let model = build(params.builder())?;
+        params.check()?;
+        Ok((model, params))
+    }
+
+    /// Compares tensors, by name and shape, with those that the model wants which `build` defines: one line for each that is
+    /// missing, has another shape or is not wanted. No values are made.
+    ///
+    /// # Errors
+    /// Those of `build`.
+    pub fn mismatches<'t, M>(
+        present: impl IntoIterator<Item = (&'t str, &'t [usize])>,
+        build: impl FnOnce(VarBuilder<'static>) -> Result<M>,
+    ) -> Result<Vec<String>> {
+        let params = Self::new(Source::Loaded(BTreeMap::new()), &Device::Cpu, false);
+        build(params.builder())?;
+        let present: BTreeMap<String, &[usize]> = present.into_iter().map(|(n, dims)| (n.to_string(), dims)).collect();
+        let inner = params.lock();
+        Ok(mismatches(&inner.params, &present))
     }
 
     /// Leaves the parameters that `frozen` names as they are: they are handed out as constants and never trained.
@@ -130,12 +148,10 @@ impl Params {
         self.lock().params.iter().map(|p| (p.name.clone(), p.var.as_detached_tensor())).collect()
     }
 
-    /// After a model was built from loaded tensors: fails with one message that names every missing, unexpected and
-    /// mis-shaped tensor and the nearest names, or the first tensor whose values are not all finite.
-    pub fn check(&self) -> Result<()> {
+    fn check(&self) -> Result<()> {
         let inner = self.lock();
         let Source::Loaded(tensors) = &inner.source else { return Ok(()) };
-        report(inner.problems.clone(), &inner.params, tensors)?;
+        report(mismatches(&inner.params, &shapes(tensors)))?;
         for p in &inner.params {
             if !norm_squared(&p.var)?.is_finite() {
                 bail!("{} has values that are not finite numbers: the file is damaged, or its training failed", p.name)
@@ -147,15 +163,7 @@ impl Params {
     /// Replaces all values by `tensors`, strictly: nothing changes unless every name and shape fits.
     pub fn set(&self, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
         let inner = self.lock();
-        let mut problems = vec![];
-        for p in &inner.params {
-            match tensors.get(&p.name) {
-                None => problems.push(missing(&p.name, tensors.keys())),
-                Some(t) if t.dims() != p.var.dims() => problems.push(misshaped(&p.name, p.var.dims(), t.dims())),
-                Some(_) => {}
-            }
-        }
-        report(problems, &inner.params, tensors)?;
+        report(mismatches(&inner.params, &shapes(tensors)))?;
         for p in &inner.params {
             if let Some(t) = tensors.get(&p.name) {
                 p.var.set(&t.to_dtype(p.var.dtype())?.to_device(p.var.device())?)?;
@@ -171,23 +179,33 @@ impl Params {
     }
 }
 
-fn missing<'a>(name: &str, present: impl Iterator<Item = &'a String>) -> String {
-    match nearest(name, present.map(String::as_str)) {
-        Some(other) => format!("missing {name} (did you mean {other}?)"),
-        None => format!("missing {name}"),
+fn shapes(tensors: &BTreeMap<String, Tensor>) -> BTreeMap<String, &[usize]> {
+    tensors.iter().map(|(name, t)| (name.clone(), t.dims())).collect()
+}
+
+/// What is missing of a model's tensors, has another shape, or is not one of them, a line each.
+fn mismatches(params: &[Param], present: &BTreeMap<String, &[usize]>) -> Vec<String> {
+    let mut problems = vec![];
+    for p in params {
+        match present.get(&p.name) {
+            None => problems.push(match nearest(&p.name, present.keys().map(String::as_str)) {
+                Some(other) => format!("missing {} (did you mean {other}?)", p.name),
+                None => format!("missing {}", p.name),
+            }),
+            Some(dims) if *dims != p.var.dims() => problems.push(misshaped(&p.name, p.var.dims(), dims)),
+            Some(_) => {}
+        }
     }
+    let unexpected = present.keys().filter(|name| !params.iter().any(|p| p.name == **name));
+    problems.extend(unexpected.map(|name| format!("unexpected {name}")));
+    problems
 }
 
 fn misshaped(name: &str, expected: &[usize], got: &[usize]) -> String {
     format!("{name} has shape {got:?}, expected {expected:?}")
 }
 
-fn report(mut problems: Vec<String>, params: &[Param], tensors: &BTreeMap<String, Tensor>) -> Result<()> {
-    for name in tensors.keys() {
-        if !params.iter().any(|p| &p.name == name) {
-            problems.push(format!("unexpected {name}"));
-        }
-    }
+fn report(mut problems: Vec<String>) -> Result<()> {
     const SHOWN: usize = 8;
     if problems.len() > SHOWN {
         let more = problems.len() - SHOWN;
@@ -218,28 +236,15 @@ struct Backend {
 }
 
 impl Backend {
-    fn create(
-        inner: &mut Inner,
-        shape: &Shape,
-        name: &str,
-        init: Init,
-        dtype: DType,
-        device: &Device,
-    ) -> Result<Tensor> {
+    fn create(inner: &Inner, shape: &Shape, name: &str, init: Init, dtype: DType, device: &Device) -> Result<Tensor> {
         match &inner.source {
             Source::Seed(seed) => {
                 draw(init, shape, Stream::new(*seed, Purpose::Init, layer_id(name), 0), device)?.to_dtype(dtype)
             }
             Source::Loaded(tensors) => match tensors.get(name) {
                 Some(t) if t.shape() == shape => t.to_dtype(dtype)?.to_device(device),
-                found => {
-                    let problem = match found {
-                        Some(t) => misshaped(name, shape.dims(), t.dims()),
-                        None => missing(name, tensors.keys()),
-                    };
-                    inner.problems.push(problem);
-                    Tensor::zeros(shape, dtype, device)
-                }
+                // A model of these is never handed out: its check refuses it.
+                _ => Tensor::zeros(shape, dtype, device),
             },
         }
     }
@@ -396,9 +401,7 @@ mod tests {
     fn loading_reports_missing_unexpected_and_misshaped_together() -> Result<()> {
         let t = |dims: (usize, usize)| Tensor::zeros(dims, DType::F32, &Device::Cpu);
         let tensors = BTreeMap::from([("z.W".into(), t((2, 3))?), ("a".into(), t((3, 2))?), ("b".into(), t((2, 3))?)]);
-        let params = Params::load(tensors.clone(), &Device::Cpu);
-        model(params.builder())?;
-        let loaded = params.check().unwrap_err().to_string();
+        let loaded = Params::restore(tensors.clone(), &Device::Cpu, model).map(|_| ()).unwrap_err().to_string();
         let trained = Params::init(1, &Device::Cpu);
         model(trained.builder())?;
         let before = trained.tensors()[0].1.copy()?;

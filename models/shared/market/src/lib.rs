@@ -4,11 +4,15 @@
 
 mod bar;
 #[cfg(feature = "data")]
+mod error;
+#[cfg(feature = "data")]
 mod prices;
 #[cfg(feature = "data")]
 mod simulation;
 
 pub use bar::Bar;
+#[cfg(feature = "data")]
+pub use error::{Error, Result};
 #[cfg(feature = "data")]
 pub use jiff::civil::Date;
 #[cfg(feature = "data")]

@@ -12,10 +12,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use zoo_layers::random::{Purpose, Stream};
 use zoo_layers::{Linear, Mode, init};
-use zoo_training::config::{ConfigOf, Layers, resolve};
+use zoo_training::config::{AdamConfig, ConfigOf, Overrides, resolve};
 use zoo_training::ppo::{self, ActorCritic, Collector, End, Environment, Settings, Step};
 use zoo_training::{
-    Evaluation, Event, Experience, Loss, Metrics, Observer, Preset, Result, Split, Task, TrainConfig, Trainer,
+    Event, Experience, Loss, Metrics, Observer, OptimizerConfig, Recipe, Result, Split, Task, TrainConfig, Trainer,
 };
 
 /// Mean return of 100 episodes from which the environment counts as solved.
@@ -122,7 +122,7 @@ impl Environment for Carts {
 
     fn metrics(&mut self) -> Metrics {
         let returns = std::mem::take(&mut self.returns);
-        vec![("return", returns.iter().sum::<f64>() / returns.len() as f64), ("steps", self.steps as f64)]
+        [("return", returns.iter().sum::<f64>() / returns.len() as f64), ("steps", self.steps as f64)].into()
     }
 
     fn state(&self) -> Vec<f64> {
@@ -202,17 +202,15 @@ impl Balance {
     }
 }
 
-impl Task for Balance {
-    const NAME: &'static str = "cartpole";
-    const SUMMARY: &'static str = "balances a pole on a cart";
-    const PRESETS: &'static [Preset] = &[Preset { name: "default", summary: "", toml: "" }];
-    const DATA: &'static str = "nothing";
-    type Architecture = Architecture;
-    type Source = Source;
-    type Model = Model;
-    type Batch = ppo::Batch;
+/// How the policy is trained.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct PolicySettings {
+    ppo: Settings,
+}
 
-    fn training() -> TrainConfig {
+impl Default for PolicySettings {
+    fn default() -> Self {
         let ppo = Settings {
             environments: 8,
             rollout: 32,
@@ -222,21 +220,23 @@ impl Task for Balance {
             entropy_weight: 0.,
             ..Default::default()
         };
-        TrainConfig {
-            // 100,000 steps of the environment.
-            steps: 390 * 20,
-            batch_size: 256,
-            lr: 1e-3,
-            eps: 1e-5,
-            weight_decay: 0.,
-            clip_norm: 0.5,
-            schedule: zoo_training::ScheduleKind::Linear,
-            eval_every: 1000,
-            health_every: 0,
-            ppo: Some(ppo),
-            ..Default::default()
-        }
+        Self { ppo }
     }
+}
+
+impl zoo_training::Settings for PolicySettings {
+    fn validate(&self, _: &TrainConfig) -> Result<()> {
+        self.ppo.validate()
+    }
+}
+
+impl Task for Balance {
+    const NAME: &'static str = "cartpole";
+    type Architecture = Architecture;
+    type Source = Source;
+    type Settings = PolicySettings;
+    type Model = Model;
+    type Batch = ppo::Batch;
 
     fn build(&Architecture { width: w }: &Architecture, vb: VarBuilder) -> candle_core::Result<Model> {
         let net = |name: &str, out: usize, gain: f64| -> candle_core::Result<[Linear; 3]> {
@@ -249,30 +249,6 @@ impl Task for Balance {
         Ok(Model { actor: net("actor", 2, 0.01)?, critic: net("critic", 1, 1.)? })
     }
 
-    fn explain(_: &Architecture) -> String {
-        "two networks of two hidden layers".into()
-    }
-
-    fn flops(&Architecture { width: w }: &Architecture) -> f64 {
-        4. * (4 * w + w * w + w) as f64
-    }
-
-    fn open(_: &Architecture, _: &Source, _: u64, _: Option<&Value>, _: &Device) -> Result<Self> {
-        Ok(Self)
-    }
-
-    fn describe_data(&self) -> String {
-        "a cart and a pole".into()
-    }
-
-    fn fingerprint(&self) -> String {
-        "cartpole".into()
-    }
-
-    fn fitted(&self) -> Value {
-        Value::Null
-    }
-
     fn samples(&self, _: Split) -> usize {
         100
     }
@@ -282,13 +258,9 @@ impl Task for Balance {
     }
 
     fn experience(&self, config: &ConfigOf<Self>) -> Result<Option<Box<dyn Experience<Self> + '_>>> {
-        let (settings, seed) = (config.train.ppo.clone().unwrap_or_default(), config.train.seed);
+        let (settings, seed) = (&config.task.ppo, config.train.seed);
         let carts = Carts::new(settings.environments, seed);
-        Ok(Some(Box::new(Collector::new(carts, &settings, seed, &Device::Cpu)?)))
-    }
-
-    fn forward(&self, model: &Model, batch: &ppo::Batch, mode: Mode) -> candle_core::Result<Tensor> {
-        Ok(model.act(&batch.observation, mode)?.0)
+        Ok(Some(Box::new(Collector::new(carts, settings, seed, &Device::Cpu)?)))
     }
 
     fn loss(&self, model: &Model, batch: &ppo::Batch, mode: Mode) -> candle_core::Result<Loss> {
@@ -299,21 +271,48 @@ impl Task for Balance {
     /// The loss is what is missing of the longest return.
     fn validate(&self, model: &Model, _: Split) -> candle_core::Result<Metrics> {
         let mean = self.mean_return(model)?;
-        Ok(vec![("loss", f64::from(LONGEST) - mean), ("return", mean)])
+        Ok([("loss", f64::from(LONGEST) - mean), ("return", mean)].into())
+    }
+}
+
+impl Recipe for Balance {
+    const SUMMARY: &'static str = "balances a pole on a cart";
+    const DATA: &'static str = "nothing";
+
+    fn training() -> TrainConfig {
+        TrainConfig {
+            // 100,000 steps of the environment.
+            steps: 390 * 20,
+            batch_size: 256,
+            lr: 1e-3,
+            optimizer: OptimizerConfig::AdamW(AdamConfig { eps: 1e-5, weight_decay: 0., ..Default::default() }),
+            clip_norm: 0.5,
+            schedule: zoo_training::ScheduleKind::Linear,
+            eval_every: 1000,
+            health_every: 0,
+            ..Default::default()
+        }
     }
 
-    fn evaluate(&self, model: &Model, split: Split) -> candle_core::Result<Evaluation> {
-        let metrics = self.validate(model, split)?;
-        Ok(Evaluation { samples: 100, metrics, ..Evaluation::default() })
+    fn open(_: &Architecture, _: &Source, _: u64, _: Option<&Value>, _: &Device) -> Result<Self> {
+        Ok(Self)
+    }
+
+    fn describe_data(&self) -> String {
+        "a cart and a pole".into()
+    }
+
+    fn forward(&self, model: &Model, batch: &ppo::Batch, mode: Mode) -> candle_core::Result<Tensor> {
+        Ok(model.act(&batch.observation, mode)?.0)
     }
 }
 
 /// Mean returns of the final policy and of the best on the way.
 pub(crate) fn train(seed: u64, observer: &mut dyn Observer) -> Result<(f64, f64)> {
     let set = [format!("train.seed={seed}")];
-    let config = resolve::<Balance>(&Layers { set: &set, ..Default::default() })?;
+    let config = resolve::<Balance>(&Overrides { set: &set, ..Default::default() })?;
     let outcome = Trainer::new(&Balance, &config, &Device::Cpu)?.train(observer, &|| false)?;
-    let last = outcome.metrics.iter().find(|m| m.0 == "return").map_or(f64::NAN, |m| m.1);
+    let last = outcome.metrics.value("return");
     Ok((last, outcome.best.map_or(f64::NAN, |(loss, _)| f64::from(LONGEST) - loss)))
 }
 
@@ -322,8 +321,10 @@ struct Print(f64);
 impl Observer for Print {
     fn observe(&mut self, event: &Event) {
         match event {
-            Event::Collected { metrics, .. } => self.0 = metrics.iter().find(|m| m.0 == "steps").map_or(0., |m| m.1),
-            Event::Evaluated { metrics, .. } => println!("  {:>6} steps: mean return {:.1}", self.0, metrics[1].1),
+            Event::Collected { metrics, .. } => self.0 = metrics.value("steps"),
+            Event::Evaluated { metrics, .. } => {
+                println!("  {:>6} steps: mean return {:.1}", self.0, metrics.value("return"))
+            }
             _ => {}
         }
     }

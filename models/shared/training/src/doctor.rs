@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::History;
+use crate::{Advice, History};
 
 /// What the curves of a run say. The first that applies, in this order, is the verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -58,7 +58,7 @@ pub struct Diagnosis {
     /// The numbers behind it.
     pub numbers: Numbers,
     /// What to try, the most effective first.
-    pub advice: Vec<String>,
+    pub advice: Vec<Advice>,
 }
 
 /// What the curves were measured by; means of the first or last tenth of a curve.
@@ -232,7 +232,7 @@ fn of_policy(history: &History) -> Option<(Verdict, String)> {
         100. * clipped
     );
     let seen = format!(
-        "{moved}; entropy {entropy:.3} to {entropy_end:.3}; in the end the critic foretells {explained:.0} % of the returns' variance"
+        "{moved}; entropy {entropy:.3} to {entropy_end:.3}; in the end the critic explains {explained:.0} % of the returns' variance"
     );
     let verdict = match () {
         () if history.curve("entropy").len() < FEWEST => Verdict::TooShort,
@@ -244,72 +244,72 @@ fn of_policy(history: &History) -> Option<(Verdict, String)> {
     Some((verdict, seen))
 }
 
-fn policy_advice(verdict: Verdict, config: &Value) -> Vec<String> {
+fn policy_advice(verdict: Verdict, config: &Value) -> Vec<Advice> {
     let number = |key: &str| config.pointer(key).and_then(Value::as_f64);
-    let lower = number("/train/lr").map(|lr| format!("--set train.lr={} (a lower rate)", (lr * 0.3e9).round() / 1e9));
-    let entropy = number("/train/ppo/entropy_weight").map(|w| (w * 5.).max(0.01));
-    let entropy = entropy.map(|w| format!("--set train.ppo.entropy_weight={w} (choices are tried for longer)"));
+    let lower =
+        number("/train/lr").map(|lr| Advice::set("train.lr", (lr * 0.3e9).round() / 1e9, "a lower learning rate"));
+    let entropy = number("/ppo/entropy_weight")
+        .map(|w| Advice::set("ppo.entropy_weight", (w * 5.).max(0.01), "explores for longer"));
+    let divergence = Advice::set("ppo.target_kl", 0.02, "training on a rollout ends once the policy has moved enough");
     match verdict {
-        Verdict::RateTooHigh => lower
-            .into_iter()
-            .chain(["--set train.ppo.target_kl=0.02 (a round ends once the policy has moved enough)".into()])
-            .collect(),
+        Verdict::RateTooHigh => lower.into_iter().chain([divergence]).collect(),
         Verdict::Collapsed => entropy.into_iter().chain(lower).collect(),
         Verdict::Underfitting => {
-            let longer = number("/train/steps").map(|n| format!("--set train.steps={} (a longer run)", 2. * n));
-            longer.into_iter().chain(["there may be nothing to prefer: zoo eval says what it brings".into()]).collect()
+            let longer = number("/train/steps").map(|n| Advice::set("train.steps", 2. * n, "a longer run"));
+            let nothing = "there may be nothing to prefer: an evaluation beside baselines shows what the policy brings";
+            longer.into_iter().chain([Advice::new(nothing)]).collect()
         }
-        Verdict::TooShort => vec!["a longer run, or lines more often by train.log_every".into()],
+        Verdict::TooShort => vec![Advice::new("a longer run, or lines more often by train.log_every")],
         _ => vec![],
     }
 }
 
 /// What to change, in the order in which it is worth trying: learning rate, hidden size, layers, dropout, batch size.
-fn advice(verdict: Verdict, config: &Value) -> Vec<String> {
-    let number = |key: &str| config.pointer(&format!("/{}", key.replace('.', "/"))).and_then(Value::as_f64);
-    let times = |key: &str, factor: f64| {
-        let value = number(key)? * factor;
-        let whole = config.pointer(&format!("/{}", key.replace('.', "/")))?.is_u64();
-        let value = if whole { value.round().max(1.) } else { (value * 1e9).round() / 1e9 };
-        (Some(value) != number(key)).then(|| format!("--set {key}={value}"))
+fn advice(verdict: Verdict, config: &Value) -> Vec<Advice> {
+    let value = |key: &str| config.pointer(&format!("/{}", key.replace('.', "/")));
+    let number = |key: &str| value(key).and_then(Value::as_f64);
+    let times = |key: &str, factor: f64, what: &str| {
+        let (now, whole) = (number(key)?, value(key)?.is_u64());
+        let then = now * factor;
+        let then = if whole { then.round().max(1.) } else { (then * 1e9).round() / 1e9 };
+        (then != now).then(|| Advice::set(key, then, what))
     };
-    let lr = |factor| times("train.lr", factor);
-    let hidden = |factor| times("model.hidden", factor).or_else(|| times("model.d_model", factor));
-    let layers = |change: f64| {
+    let lr = |factor, what: &str| times("train.lr", factor, what);
+    let hidden =
+        |factor, what: &str| times("model.hidden", factor, what).or_else(|| times("model.d_model", factor, what));
+    let layers = |change: f64, what: &str| {
         let now = number("model.layers")?;
-        (now + change >= 1.).then(|| format!("--set model.layers={}", now + change))
+        (now + change >= 1.).then(|| Advice::set("model.layers", now + change, what))
     };
-    let dropout = |change: f64| {
+    let dropout = |change: f64, what: &str| {
         let now = number("model.dropout")?;
-        let value = (10. * (now + change).clamp(0., 0.5)).round() / 10.;
-        (value != now).then(|| format!("--set model.dropout={value}"))
+        let then = (10. * (now + change).clamp(0., 0.5)).round() / 10.;
+        (then != now).then(|| Advice::set("model.dropout", then, what))
     };
-    let epochs = || times(if number("train.steps") == Some(0.) { "train.epochs" } else { "train.steps" }, 2.);
-    let because = |change: Option<String>, why: &str| change.map(|c| format!("{c} ({why})"));
-    let stopping = (number("train.early_stopping") == Some(0.)).then(|| "--set train.early_stopping=10".to_string());
+    let longer =
+        |what: &str| times(if number("train.steps") == Some(0.) { "train.epochs" } else { "train.steps" }, 2., what);
+    let stopping = (number("train.early_stopping") == Some(0.))
+        .then(|| Advice::set("train.early_stopping", 10, "the best weights are kept either way"));
+    let plateau = Advice::set("train.schedule", "plateau", "lowers the learning rate when the validation loss stalls");
     let tried = match verdict {
-        Verdict::TooShort => vec![because(epochs(), "a longer run, or evaluations more often by train.eval_every")],
-        Verdict::RateTooHigh => vec![
-            because(lr(0.1), "a lower rate"),
-            Some("--set train.schedule=plateau (lowers the rate when the validation loss stalls)".into()),
-            because(times("train.batch_size", 2.), "steadier gradients"),
-        ],
-        Verdict::Overfitting => vec![
-            because(hidden(0.64), "a smaller model"),
-            because(layers(-1.), "a smaller model"),
-            because(dropout(0.1), "more regularisation"),
-            because(stopping, "the best weights are kept either way"),
-        ],
-        Verdict::SlowConvergence => {
-            vec![because(epochs(), "a longer run"), because(lr(3.), "a higher rate")]
+        Verdict::TooShort => vec![longer("a longer run, or evaluations more often by train.eval_every")],
+        Verdict::RateTooHigh => {
+            vec![lr(0.1, "a lower learning rate"), Some(plateau), times("train.batch_size", 2., "steadier gradients")]
         }
+        Verdict::Overfitting => vec![
+            hidden(0.64, "a smaller model"),
+            layers(-1., "a smaller model"),
+            dropout(0.1, "more regularisation"),
+            stopping,
+        ],
+        Verdict::SlowConvergence => vec![longer("a longer run"), lr(3., "a higher learning rate")],
         Verdict::Underfitting => vec![
-            because(lr(0.1), "a rate too high learns as little as one too low"),
-            because(hidden(2.), "a larger model"),
-            because(layers(1.), "a larger model"),
-            because(dropout(-0.1), "less regularisation"),
-            because(epochs(), "a longer run"),
-            Some("zoo eval (where the baselines do as well, there may be nothing to learn)".into()),
+            lr(0.1, "a learning rate too high learns as little as one too low"),
+            hidden(2., "a larger model"),
+            layers(1., "a larger model"),
+            dropout(-0.1, "less regularisation"),
+            longer("a longer run"),
+            Some(Advice::new("an evaluation beside baselines: where those do as well, there may be nothing to learn")),
         ],
         Verdict::Healthy | Verdict::Collapsed => vec![],
     };
@@ -367,7 +367,7 @@ mod tests {
 
     #[test]
     fn a_policy_is_judged_by_how_far_it_moves_and_whether_it_tries() {
-        let config = serde_json::json!({ "train": { "lr": 3e-4, "ppo": { "entropy_weight": 0.01 } } });
+        let config = serde_json::json!({ "train": { "lr": 3e-4 }, "ppo": { "entropy_weight": 0.01 } });
         let judge = |kl: f64, entropy: f64| {
             let mut history = History::default();
             for step in 1..=50 {
@@ -389,12 +389,12 @@ mod tests {
         assert_eq!(judge(0.01, 1.09).verdict, Verdict::Underfitting);
         let fast = judge(0.2, 0.9);
         assert_eq!(
-            (fast.verdict, fast.advice[0].as_str()),
-            (Verdict::RateTooHigh, "--set train.lr=0.00009 (a lower rate)")
+            (fast.verdict, fast.advice[0].to_string().as_str()),
+            (Verdict::RateTooHigh, "a lower learning rate (train.lr=0.00009)")
         );
         let stuck = judge(0.01, 0.);
         assert_eq!(stuck.verdict, Verdict::Collapsed);
-        assert!(stuck.advice[0].starts_with("--set train.ppo.entropy_weight=0.05") && stuck.because.contains("20 %"));
+        assert!(stuck.advice[0].to_string().contains("ppo.entropy_weight=0.05") && stuck.because.contains("20 %"));
     }
 
     #[test]
@@ -404,20 +404,16 @@ mod tests {
             "train": { "lr": 1e-3, "epochs": 100, "steps": 0, "batch_size": 32, "early_stopping": 0 },
         });
         let first_words = |verdict| -> Vec<String> {
-            advice(verdict, &config).iter().map(|a| a.split(" (").next().unwrap_or_default().to_string()).collect()
+            let set = |a: Advice| a.set.map_or(String::new(), |(key, value)| format!("{key}={value}"));
+            advice(verdict, &config).into_iter().map(set).collect()
         };
         assert_eq!(
             first_words(Verdict::Overfitting),
-            [
-                "--set model.hidden=32",
-                "--set model.layers=1",
-                "--set model.dropout=0.3",
-                "--set train.early_stopping=10"
-            ]
+            ["model.hidden=32", "model.layers=1", "model.dropout=0.3", "train.early_stopping=10"]
         );
-        assert_eq!(first_words(Verdict::RateTooHigh)[0], "--set train.lr=0.0001");
-        assert_eq!(first_words(Verdict::Underfitting)[..2], ["--set train.lr=0.0001", "--set model.hidden=100"]);
-        assert_eq!(first_words(Verdict::SlowConvergence), ["--set train.epochs=200", "--set train.lr=0.003"]);
+        assert_eq!(first_words(Verdict::RateTooHigh)[0], "train.lr=0.0001");
+        assert_eq!(first_words(Verdict::Underfitting)[..2], ["train.lr=0.0001", "model.hidden=100"]);
+        assert_eq!(first_words(Verdict::SlowConvergence), ["train.epochs=200", "train.lr=0.003"]);
         assert!(advice(Verdict::Healthy, &config).is_empty());
     }
 }

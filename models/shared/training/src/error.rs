@@ -1,5 +1,7 @@
 use std::path::{Path, PathBuf};
 
+use crate::record::Difference;
+
 /// Why training, evaluation or their preparation failed. One line each; the message says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -20,6 +22,36 @@ pub enum Error {
     /// A run directory or checkpoint that cannot be used.
     #[error("{0}")]
     Run(String),
+    /// A folder without a run.
+    #[error("{} is not a run directory: it has no config.toml", .0.display())]
+    NotARun(PathBuf),
+    /// A new run was to begin where there is one.
+    #[error("{} holds a run already", .0.display())]
+    RunExists(PathBuf),
+    /// A run without a checkpoint to resume from, but with weights.
+    #[error("{} has weights but no checkpoint to resume from", .0.display())]
+    OnlyWeights(PathBuf),
+    /// A run was to be resumed with a configuration or with data that it was not begun with.
+    #[error("{} was begun with another configuration ({})", run.display(), differences.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Changed {
+        /// The run directory.
+        run: PathBuf,
+        /// What differs.
+        differences: Vec<Difference>,
+    },
+    /// A key that was to be allowed to change is none.
+    #[error("{0}: there is no such key")]
+    NoSuchKey(String),
+    /// A file that a newer version wrote.
+    #[error("{} has version {found} of its format, and this program reads up to {known}: use a newer one", path.display())]
+    NewerFormat {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u64,
+        /// The newest that is known here.
+        known: u64,
+    },
     /// Reading or writing weights failed.
     #[error(transparent)]
     Checkpoint(#[from] zoo_checkpoint::Error),
@@ -34,10 +66,7 @@ pub enum Error {
     )]
     NoGradient(Vec<String>),
     /// Gradient health is critical, and that was to stop the run.
-    #[error(
-        "{what} is critical since step {since}: {because}; stopped at step {step} by train.on_critical; zoo doctor says what to try, and --resume \
-         --allow-change KEY goes on with it"
-    )]
+    #[error("{what} is critical since step {since}: {because}; stopped at step {step} by train.on_critical")]
     Critical {
         /// The tensor, or all parameters.
         what: String,
@@ -51,7 +80,7 @@ pub enum Error {
     /// A loss or gradient that is not a finite number; the weights were not touched by it.
     #[error(
         "{what} at step {step} is {value}; the weights were not touched by it: lower train.lr or train.clip_norm, or pass \
-         over such steps with --on-nonfinite skip or rollback"
+         over such steps with train.on_nonfinite=skip or train.on_nonfinite=rollback"
     )]
     NonFinite {
         /// The loss or a parameter's gradient.

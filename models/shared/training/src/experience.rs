@@ -1,47 +1,51 @@
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
+use serde_json::Value;
 
 use crate::{Metrics, Result, Task};
 
-/// Training samples that a model makes itself, by acting. In rounds: it acts, is trained on what came of it for some passes,
-/// and acts anew.
+/// Training samples that the model collects by acting, in rollouts: it acts, is trained on the rollout for some passes, and acts
+/// anew.
 pub trait Experience<T: Task> {
-    /// Samples of a round.
+    /// Samples of a rollout.
     fn samples(&self) -> usize;
 
-    /// Passes over the samples of a round.
+    /// Passes over the samples of a rollout.
     fn passes(&self) -> u64;
 
-    /// Has the model act as it is. What is collected depends on nothing but the model, the round's number and the rounds
+    /// Collects a rollout with the model as it is. It depends on nothing but the model, the rollout's number and the rollouts
     /// before. The metrics tell how it went.
     ///
     /// # Errors
     /// candle's, or the environment's.
     fn collect(&mut self, model: &T::Model, round: u64) -> Result<Metrics>;
 
-    /// Takes as many steps as a round has, by chance and without a model, and makes their observations: what acting costs by itself.
+    /// Runs one rollout with uniformly random actions: what the environment costs by itself.
     ///
     /// # Errors
     /// The environment's.
-    fn act_by_chance(&mut self) -> Result<()>;
+    fn act_randomly(&mut self) -> Result<()>;
 
-    /// The named samples of the round.
+    /// The samples of the rollout at these indices.
     ///
     /// # Errors
     /// candle's.
     fn batch(&self, indices: &[usize]) -> candle_core::Result<T::Batch>;
 
-    /// Whether a step whose loss had these parts was the last on the samples of this round.
+    /// Whether training on the current rollout should stop early, given the last step's loss terms.
     fn is_spent(&self, parts: &Metrics) -> bool;
 
-    /// Everything that the rest of this round and the later rounds depend on.
+    /// What decides what is collected, beside the data: a rollout collected under other settings is not used.
+    fn settings(&self) -> Value;
+
+    /// Everything that the rest of this rollout and the later ones depend on.
     ///
     /// # Errors
     /// candle's.
     fn state(&self) -> Result<Vec<(String, Tensor)>>;
 
-    /// Takes up such a state.
+    /// Continues from such a state.
     ///
     /// # Errors
     /// It is of other settings, or damaged.

@@ -2,7 +2,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::{Error, Result};
+use crate::{Error, Result, RunFiles};
 
 /// The curves of a run, as its `metrics.jsonl` has them.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -29,7 +29,7 @@ impl History {
     /// # Errors
     /// There is no `metrics.jsonl`, or a line of it (but for the last, which a crash may have cut) is not JSON.
     pub fn read(run: &Path) -> Result<Self> {
-        let path = run.join("metrics.jsonl");
+        let path = RunFiles::at(run).metrics();
         let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
         let mut history = Self::default();
         let lines = text.lines().count();

@@ -17,14 +17,14 @@ pub enum Event<'a> {
         step: u64,
         /// The training loss (mean over micro-steps).
         loss: f64,
-        /// Named parts of the loss.
-        parts: &'a [(&'static str, f64)],
-        /// The rate it took.
+        /// Named terms of the loss.
+        parts: &'a Metrics,
+        /// Its learning rate.
         lr: f64,
         /// Global gradient norm before clipping.
         grad_norm: f64,
     },
-    /// The model acted; what came of it is what the next steps train on.
+    /// A rollout was collected, which the next steps train on.
     Collected {
         /// Steps done before.
         step: u64,

@@ -22,7 +22,7 @@ impl Default for Plateau {
 }
 
 impl Plateau {
-    /// Takes up an evaluation (lower is better).
+    /// Records an evaluation (lower is better).
     pub(crate) fn observe(&mut self, value: f64, config: &TrainConfig) {
         if value.is_finite() && self.best.is_none_or(|b| value < b) {
             (self.best, self.stale) = (Some(value), 0);
@@ -35,8 +35,8 @@ impl Plateau {
     }
 }
 
-/// The rate of step `step` (from 0) of `total`.
-pub(crate) fn rate(config: &TrainConfig, step: u64, total: u64, plateau: &Plateau) -> f64 {
+/// The learning rate of step `step` (from 0) of `total`.
+pub(crate) fn learning_rate(config: &TrainConfig, step: u64, total: u64, plateau: &Plateau) -> f64 {
     let &TrainConfig { lr, min_lr, warmup_steps: warmup, .. } = config;
     if step < warmup {
         return lr * (step + 1) as f64 / warmup as f64;
@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn warmup_rises_to_the_peak_and_schedules_end_where_they_should() {
-        let at = |kind, step| rate(&config(kind), step, 104, &Plateau::default());
+        let at = |kind, step| learning_rate(&config(kind), step, 104, &Plateau::default());
         assert_eq!([0, 1, 3].map(|s| at(ScheduleKind::Cosine, s)), [0.25, 0.5, 1.]);
         for kind in [ScheduleKind::Constant, ScheduleKind::Cosine, ScheduleKind::Linear, ScheduleKind::Step] {
             assert_eq!(at(kind, 4), 1., "{kind:?}");
@@ -87,7 +87,7 @@ mod tests {
         let mut rates = vec![];
         for value in [1., 0.9, 0.9, 0.95, 0.91, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8] {
             plateau.observe(value, &config);
-            rates.push(rate(&config, 50, 100, &plateau));
+            rates.push(learning_rate(&config, 50, 100, &plateau));
         }
         assert_eq!(rates, [1., 1., 1., 1., 0.5, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 0.125, 0.125, 0.125, 0.1]);
     }

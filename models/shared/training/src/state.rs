@@ -9,13 +9,16 @@ use crate::schedule::Plateau;
 /// other random number are functions of the seed and these counts.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct State {
+    /// Version of this format: 0 where none is written, as by 0.1.
+    #[serde(default)]
+    pub version: u64,
     /// Steps done.
     pub step: u64,
     /// Updates of the weights: steps without the refused ones.
     pub updates: u64,
     /// The number of the next micro-batch; rollbacks pass over some.
     pub micro_batch: u64,
-    /// The round whose samples are at hand, where the model makes them itself.
+    /// The rollout whose samples are at hand, where the model collects them by acting.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub round: Option<Round>,
     /// The best evaluations, best first: validation loss and step.
@@ -29,7 +32,7 @@ pub struct State {
     /// What the loss is multiplied by where gradients are f16.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<LossScale>,
-    /// How often critical health halved the rate.
+    /// How often critical health halved the learning rate.
     #[serde(default)]
     pub halvings: u32,
     /// The step at which that happened last.
@@ -58,8 +61,8 @@ impl LossScale {
     /// Steps without an overflow after which it doubles.
     const PATIENCE: u64 = 2000;
 
-    /// Takes up a step; whether it answered gradients that overflowed by a smaller factor.
-    pub(crate) fn took(&mut self, overflowed: bool) -> bool {
+    /// Updates the scale after a step; true if it was reduced because gradients overflowed.
+    pub(crate) fn update(&mut self, overflowed: bool) -> bool {
         self.steps += 1;
         let factor = match overflowed {
             true => (self.factor / 2.).max(1.),
@@ -72,7 +75,7 @@ impl LossScale {
     }
 }
 
-/// Samples that a model made itself.
+/// A rollout: samples that the model collected by acting.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Round {
     /// Its number, from 0.
@@ -88,7 +91,7 @@ impl State {
         *self = Self { best: vec![], stale: 0, plateau: Plateau::default(), guard, ..std::mem::take(self) };
     }
 
-    /// Takes up an evaluation; whether it is the best, and whether it is among the best `keep`.
+    /// Records an evaluation; whether it is the best, and whether it is among the best `keep`.
     pub(crate) fn evaluated(&mut self, loss: f64, keep: usize) -> (bool, bool) {
         let place = self.best.iter().take_while(|(b, _)| *b <= loss).count();
         let (best, kept) = (place == 0 && loss.is_finite(), place < keep && loss.is_finite());
@@ -116,8 +119,8 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Takes up a finite step; what is a spike about it, if anything: its distance from the mean of the last 128 steps
-    /// in standard deviations exceeds `train.spike_zscore`.
+    /// Records a finite step; a description if its loss or gradient norm is an outlier, more than `train.spike_zscore` standard
+    /// deviations above the mean of the last 128 steps.
     pub(crate) fn spike(&mut self, loss: f64, norm: f64, config: &TrainConfig) -> Option<String> {
         if config.spike_zscore == 0. {
             return None;
@@ -153,14 +156,14 @@ mod tests {
     #[test]
     fn the_loss_scale_halves_at_once_and_doubles_after_a_while() {
         let mut scale = LossScale::default();
-        assert!(scale.took(true) && scale.factor == 32768.);
+        assert!(scale.update(true) && scale.factor == 32768.);
         for _ in 1..LossScale::PATIENCE {
-            scale.took(false);
+            scale.update(false);
         }
         assert_eq!(scale.factor, 32768.);
-        assert!(!scale.took(false) && scale == LossScale { factor: 65536., steps: 0 });
+        assert!(!scale.update(false) && scale == LossScale { factor: 65536., steps: 0 });
         let mut least = LossScale { factor: 1., steps: 7 };
-        assert!(!least.took(true), "nothing smaller would help");
+        assert!(!least.update(true), "nothing smaller would help");
     }
 
     #[test]

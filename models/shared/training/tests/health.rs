@@ -178,9 +178,10 @@ fn a_finding_names_cause_step_and_remedies_in_their_order() -> Result<()> {
         "{}",
         dead.because
     );
-    let starts = ["normalise what it sees", "halve the rate (--set train.lr=0.005)", "begin with Xavier's values"];
+    let starts =
+        ["normalise what it sees", "halve the learning rate (train.lr=0.005)", "start from Xavier initialisation"];
     assert_eq!(dead.remedies.len(), 3);
-    assert!(dead.remedies.iter().zip(starts).all(|(r, start)| r.starts_with(start)), "{:?}", dead.remedies);
+    assert!(dead.remedies.iter().zip(starts).all(|(r, start)| r.to_string().starts_with(start)), "{:?}", dead.remedies);
     let still = found(&report, Kind::StillInputs).map(|f| f.because.as_str()).unwrap_or_default();
     assert!(still.starts_with("6 of 12 features were zero in every check (places 1, 3, 5, 7, 9, 11)"), "{still}");
     Ok(())

@@ -5,23 +5,23 @@
 mod cartpole;
 
 use candle_core::Device;
-use zoo_training::config::{Layers, resolve, to_toml};
-use zoo_training::{End, Event, Observer, Result, RunDirectory, Silent, Trainer};
+use zoo_training::config::{Overrides, resolve};
+use zoo_training::{End, Error, Event, Observer, Result, Silent, Trainer};
 
 use cartpole::{Balance, SOLVED, train};
 
 const SMALL: [&str; 6] = [
     "train.steps=70",
-    "train.ppo.environments=4",
-    "train.ppo.rollout=16",
-    "train.ppo.passes=3",
+    "ppo.environments=4",
+    "ppo.rollout=16",
+    "ppo.passes=3",
     "train.batch_size=16",
     "train.eval_every=35",
 ];
 
 fn config(more: &[&str]) -> Result<zoo_training::config::ConfigOf<Balance>> {
     let set: Vec<String> = SMALL.iter().chain(more).map(|s| s.to_string()).collect();
-    resolve::<Balance>(&Layers { set: &set, ..Default::default() })
+    resolve::<Balance>(&Overrides { set: &set, ..Default::default() })
 }
 
 #[test]
@@ -62,7 +62,7 @@ fn a_round_serves_its_passes_or_ends_once_the_policy_has_moved() -> Result<()> {
     // 64 samples in batches of 16, three times.
     let whole = count(&[])?;
     assert_eq!((whole.steps, whole.rounds), (70, 6));
-    let strict = count(&["train.ppo.target_kl=1e-6"])?;
+    let strict = count(&["ppo.target_kl=1e-6"])?;
     assert_eq!(strict.steps, 70);
     assert!(strict.rounds > 20, "{} rounds", strict.rounds);
     assert!(strict.most < whole.most);
@@ -72,19 +72,16 @@ fn a_round_serves_its_passes_or_ends_once_the_policy_has_moved() -> Result<()> {
 #[test]
 fn a_run_interrupted_within_a_round_goes_on_to_the_same_bytes() -> Result<()> {
     let dir = tempfile::tempdir().map_err(|e| zoo_training::Error::Run(e.to_string()))?;
-    let config = config(&["train.checkpoint_every=7", "train.ppo.target_kl=0.02"])?;
-    let text = to_toml(&config)?;
+    let config = config(&["train.checkpoint_every=7", "ppo.target_kl=0.02"])?;
     let [whole, parts] = ["whole", "parts"].map(|name| dir.path().join(name));
     {
-        let run = RunDirectory::create(&whole, &text)?;
         let mut trainer = Trainer::new(&Balance, &config, &Device::Cpu)?;
-        trainer.keep_in(&run);
+        trainer.begin(&whole)?;
         trainer.train(&mut Silent, &|| false)?;
     }
     {
-        let run = RunDirectory::create(&parts, &text)?;
         let mut trainer = Trainer::new(&Balance, &config, &Device::Cpu)?;
-        trainer.keep_in(&run);
+        trainer.begin(&parts)?;
         let steps = std::cell::Cell::new(0);
         let stop = || {
             steps.set(steps.get() + 1);
@@ -93,8 +90,7 @@ fn a_run_interrupted_within_a_round_goes_on_to_the_same_bytes() -> Result<()> {
         assert_eq!(trainer.train(&mut Silent, &stop)?.end, End::Interrupted);
     }
     {
-        let run = RunDirectory::open(&parts)?;
-        let mut trainer = Trainer::resume(&Balance, &config, &Device::Cpu, &run, &[], &mut Silent)?;
+        let mut trainer = Trainer::resume(&Balance, &config, &Device::Cpu, &parts, &[], &mut Silent)?;
         let outcome = trainer.train(&mut Silent, &|| false)?;
         assert_eq!((outcome.end, outcome.steps), (End::Finished, 70));
     }
@@ -111,13 +107,15 @@ fn a_run_interrupted_within_a_round_goes_on_to_the_same_bytes() -> Result<()> {
     };
     assert_eq!(lines(&whole), lines(&parts));
     // Another number of environments is refused, and where it is allowed, they begin anew.
-    let other = self::config(&["train.checkpoint_every=7", "train.ppo.target_kl=0.02", "train.ppo.environments=5"])?;
-    let run = RunDirectory::open(&parts)?;
-    let resume = |changed: &[String]| Trainer::resume(&Balance, &other, &Device::Cpu, &run, changed, &mut Silent);
-    let message = resume(&[]).err().map(|e| e.to_string()).unwrap_or_default();
-    assert!(message.contains("--allow-change train.ppo.environments"), "{message}");
+    let other = self::config(&["train.checkpoint_every=7", "ppo.target_kl=0.02", "ppo.environments=5"])?;
+    let resume = |changed: &[String]| Trainer::resume(&Balance, &other, &Device::Cpu, &parts, changed, &mut Silent);
+    let refused = resume(&[]).err();
+    assert!(
+        matches!(&refused, Some(Error::Changed { differences, .. }) if differences[0].key == "ppo.environments"),
+        "{refused:?}"
+    );
     // Allowed once, it holds for later lives, though the checkpoint's experience is still of the others.
-    for changed in [&["train.ppo".to_string()][..], &[]] {
+    for changed in [&["ppo".to_string()][..], &[]] {
         assert!(resume(changed)?.examine().is_ok());
     }
     Ok(())
@@ -127,7 +125,7 @@ fn a_run_interrupted_within_a_round_goes_on_to_the_same_bytes() -> Result<()> {
 fn settings_that_make_no_sense_for_a_policy_are_refused() -> Result<()> {
     let refused = Trainer::new(&Balance, &config(&["train.overfit_batch=true"])?, &Device::Cpu).map(|_| ());
     assert!(refused.unwrap_err().to_string().contains("train.overfit_batch"));
-    let unknown = config(&["train.ppo.gama=0.9"]).map(|_| ()).unwrap_err().to_string();
-    assert!(unknown.contains("did you mean train.ppo.gamma?"), "{unknown}");
+    let unknown = config(&["ppo.gama=0.9"]).map(|_| ()).unwrap_err().to_string();
+    assert!(unknown.contains("did you mean ppo.gamma?"), "{unknown}");
     Ok(())
 }

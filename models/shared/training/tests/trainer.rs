@@ -8,9 +8,9 @@ use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use zoo_layers::{Linear, Mode, ops};
-use zoo_training::config::{Layers, resolve};
+use zoo_training::config::{AdamConfig, ConfigFile, OptimizerConfig, Overrides, resolve};
 use zoo_training::{
-    Config, End, Error, Evaluation, Loss, Metrics, Preset, Result, RunDirectory, Silent, Split, Task, TrainConfig,
+    Config, End, Error, Loss, Metrics, NoSettings, Preset, Recipe, Result, RunFiles, Silent, Split, Task, TrainConfig,
     Trainer,
 };
 
@@ -41,47 +41,14 @@ const SAMPLES: usize = 20;
 
 impl Task for Line {
     const NAME: &'static str = "line";
-    const SUMMARY: &'static str = "a line";
-    const PRESETS: &'static [Preset] = &[
-        Preset { name: "default", summary: "", toml: "[train]\nlr = 0.05\n" },
-        Preset { name: "wide", summary: "", toml: "[model]\nwidth = 9\n" },
-    ];
-    const DATA: &'static str = "nothing";
     type Architecture = Architecture;
     type Source = Source;
+    type Settings = NoSettings;
     type Model = Model;
     type Batch = (Tensor, Tensor);
 
-    fn training() -> TrainConfig {
-        TrainConfig { epochs: 3, batch_size: 6, weight_decay: 0., checkpoint_every: 4, ..Default::default() }
-    }
-
     fn build(_: &Architecture, vb: VarBuilder) -> candle_core::Result<Model> {
         Ok(Model { one: Linear::new(2, 4, vb.pp("one"))?, two: Linear::new(4, 1, vb.pp("two"))? })
-    }
-
-    fn explain(_: &Architecture) -> String {
-        String::new()
-    }
-
-    fn flops(_: &Architecture) -> f64 {
-        24.
-    }
-
-    fn open(a: &Architecture, _: &Source, _: u64, _: Option<&Value>, _: &Device) -> Result<Self> {
-        Ok(Self { fault: a.fault.clone() })
-    }
-
-    fn describe_data(&self) -> String {
-        String::new()
-    }
-
-    fn fingerprint(&self) -> String {
-        "points".into()
-    }
-
-    fn fitted(&self) -> Value {
-        Value::Null
     }
 
     fn samples(&self, split: Split) -> usize {
@@ -93,6 +60,40 @@ impl Task for Line {
         let x = Tensor::from_vec(x, (indices.len(), 2), &Device::Cpu)?;
         let y = x.sum_keepdim(D::Minus1)?;
         Ok((x, y))
+    }
+
+    fn loss(&self, model: &Model, batch: &(Tensor, Tensor), mode: Mode) -> candle_core::Result<Loss> {
+        let loss = ops::mse(&self.forward(model, batch, mode)?, &batch.1)?;
+        Ok(Loss::new(if self.fault == "gentle" { (loss / 64.)? } else { loss }))
+    }
+
+    fn validate(&self, model: &Model, split: Split) -> candle_core::Result<Metrics> {
+        let batch = self.batch(split, &[0, 1, 2, 3, 4])?;
+        let loss = self.loss(model, &batch, Mode::Eval)?.total;
+        assert!(!loss.track_op(), "evaluation must not record a graph");
+        Ok([("loss", f64::from(loss.to_scalar::<f32>()?))].into())
+    }
+}
+
+impl Recipe for Line {
+    const SUMMARY: &'static str = "a line";
+    const PRESETS: &'static [Preset] = &[
+        Preset { name: "default", summary: "", toml: "[train]\nlr = 0.05\n" },
+        Preset { name: "wide", summary: "", toml: "[model]\nwidth = 9\n" },
+    ];
+    const DATA: &'static str = "nothing";
+
+    fn training() -> TrainConfig {
+        let optimizer = OptimizerConfig::AdamW(AdamConfig { weight_decay: 0., ..AdamConfig::default() });
+        TrainConfig { epochs: 3, batch_size: 6, optimizer, checkpoint_every: 4, ..Default::default() }
+    }
+
+    fn open(a: &Architecture, _: &Source, _: u64, _: Option<&Value>, _: &Device) -> Result<Self> {
+        Ok(Self { fault: a.fault.clone() })
+    }
+
+    fn describe_data(&self) -> String {
+        String::new()
     }
 
     fn forward(&self, model: &Model, (x, _): &(Tensor, Tensor), mode: Mode) -> candle_core::Result<Tensor> {
@@ -112,36 +113,16 @@ impl Task for Line {
             _ => Ok(y),
         }
     }
-
-    fn loss(&self, model: &Model, batch: &(Tensor, Tensor), mode: Mode) -> candle_core::Result<Loss> {
-        let loss = ops::mse(&self.forward(model, batch, mode)?, &batch.1)?;
-        let total = if self.fault == "gentle" { (loss / 64.)? } else { loss };
-        Ok(Loss { total, parts: vec![] })
-    }
-
-    fn validate(&self, model: &Model, split: Split) -> candle_core::Result<Metrics> {
-        let batch = self.batch(split, &[0, 1, 2, 3, 4])?;
-        let loss = self.loss(model, &batch, Mode::Eval)?.total;
-        assert!(!loss.track_op(), "evaluation must not record a graph");
-        Ok(vec![("loss", f64::from(loss.to_scalar::<f32>()?))])
-    }
-
-    fn evaluate(&self, model: &Model, split: Split) -> candle_core::Result<Evaluation> {
-        Ok(Evaluation { samples: 5, metrics: self.validate(model, split)?, ..Evaluation::default() })
-    }
 }
 
 fn config(set: &[&str]) -> Result<Config<Architecture, Source>> {
-    resolve::<Line>(&Layers { set: &set.iter().map(|s| s.to_string()).collect::<Vec<_>>(), ..Default::default() })
+    resolve::<Line>(&Overrides { set: &set.iter().map(|s| s.to_string()).collect::<Vec<_>>(), ..Default::default() })
 }
 
-fn kept<'a>(
-    task: &'a Line,
-    config: &'a Config<Architecture, Source>,
-    run: &'a RunDirectory,
-) -> Result<Trainer<'a, Line>> {
+/// A trainer whose run begins at `path`.
+fn begun<'a>(task: &'a Line, config: &'a Config<Architecture, Source>, path: &Path) -> Result<Trainer<'a, Line>> {
     let mut trainer = Trainer::new(task, config, &Device::Cpu)?;
-    trainer.keep_in(run);
+    trainer.begin(path)?;
     Ok(trainer)
 }
 
@@ -233,9 +214,9 @@ fn a_step_that_is_not_finite_can_be_left_out_or_gone_back_from() -> Result<()> {
         ("rollback", "the loss at step 6 is NaN; back to step 4", 14),
     ] {
         let config = config(&["model.fault=nan", &format!("train.on_nonfinite={what}"), "train.log_every=1"])?;
-        let run = RunDirectory::create(&temporary.path().join(what), "")?;
+        let run = RunFiles::at(&temporary.path().join(what));
         let mut warned = Warned::default();
-        let outcome = kept(&task, &config, &run)?.train(&mut warned, &|| false)?;
+        let outcome = begun(&task, &config, run.path())?.train(&mut warned, &|| false)?;
         assert_eq!((outcome.end, outcome.steps, outcome.refused), (End::Finished, 12, 1), "{what}");
         assert!(warned.0.len() == 1 && warned.0[0].contains(warning), "{:?}", warned.0);
         let read = |file: &str| std::fs::read_to_string(run.path().join(file)).map_err(Error::io(run.path()));
@@ -259,15 +240,14 @@ fn a_step_that_is_not_finite_can_be_left_out_or_gone_back_from() -> Result<()> {
             "train.optimizer=sgd",
             "train.clip_norm=0",
             "train.checkpoint_every=1",
-            "train.momentum=0",
+            "train.optimizer.momentum=0",
         ];
         config(&[&set[..], &[&format!("train.on_nonfinite={what}")]].concat())
     };
     let sound = Line { fault: String::new() };
     for what in ["abort", "skip", "rollback"] {
-        let (run, config) =
-            (RunDirectory::create(&temporary.path().join(format!("huge {what}")), "")?, config_of(what)?);
-        let error = kept(&sound, &config, &run)?.train(&mut Silent, &|| false).map(|_| ()).unwrap_err();
+        let (run, config) = (RunFiles::at(&temporary.path().join(format!("huge {what}"))), config_of(what)?);
+        let error = begun(&sound, &config, run.path())?.train(&mut Silent, &|| false).map(|_| ()).unwrap_err();
         assert!(matches!(error, Error::NonFinite { .. }), "{error}");
         let steps = std::fs::read_dir(run.path().join("checkpoints")).map_err(Error::io(run.path()))?;
         for entry in steps.flatten().filter(|e| e.path().is_dir()) {
@@ -297,24 +277,21 @@ fn critical_health_is_told_stops_halves_the_rate_or_goes_back() -> Result<()> {
         "train.checkpoint_every=2",
         "train.keep=100",
     ];
-    let train = |what: &str, stop_at: u64| -> Result<(RunDirectory, Result<zoo_training::Outcome>, Warned)> {
+    let train = |what: &str, stop_at: u64| -> Result<(RunFiles, Result<zoo_training::Outcome>, Warned)> {
         let config = config(&[&set[..], &[&format!("train.on_critical={what}")]].concat())?;
         let path = temporary.path().join(format!("{what} {stop_at}"));
         let mut warned = Warned::default();
-        let run = RunDirectory::create(&path, "")?;
         let steps = Cell::new(0);
         let interrupted = || {
             steps.set(steps.get() + 1);
             steps.get() == stop_at
         };
-        let mut outcome = kept(&task, &config, &run)?.train(&mut warned, &interrupted);
-        drop(run);
-        let run = RunDirectory::open(&path)?;
+        let mut outcome = begun(&task, &config, &path)?.train(&mut warned, &interrupted);
         if stop_at > 0 {
-            let mut trainer = Trainer::resume(&task, &config, &Device::Cpu, &run, &[], &mut warned)?;
+            let mut trainer = Trainer::resume(&task, &config, &Device::Cpu, &path, &[], &mut warned)?;
             outcome = trainer.train(&mut warned, &|| false);
         }
-        Ok((run, outcome, warned))
+        Ok((RunFiles::at(&path), outcome, warned))
     };
     let (run, outcome, told) = train("tell", 0)?;
     assert!(outcome.is_ok());
@@ -324,18 +301,23 @@ fn critical_health_is_told_stops_halves_the_rate_or_goes_back() -> Result<()> {
     assert_eq!(looks, [1, 2, 4, 6, 8, 10, 12]);
     // A rollback that has nothing left to go back to says so.
     let config = config(&[&set[..], &["train.on_critical=rollback", "train.keep=1"]].concat())?;
-    let run = RunDirectory::create(&temporary.path().join("nothing left"), "")?;
-    let error = kept(&task, &config, &run)?.train(&mut Silent, &|| false).map(|_| ()).unwrap_err().to_string();
+    let error = begun(&task, &config, &temporary.path().join("nothing left"))?
+        .train(&mut Silent, &|| false)
+        .map(|_| ())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("no checkpoint from before it is left (train.keep"), "{error}");
     let (run, outcome, _) = train("stop", 0)?;
     let error = outcome.map(|_| ()).unwrap_err();
     assert!(matches!(&error, Error::Critical { step, .. } if (6..=8).contains(step)), "{error}");
     assert!(!run.last().exists());
-    for (what, expected) in [("halve-lr", "the rate is halved"), ("rollback", "the rate is halved; back to step 4")] {
+    for (what, expected) in
+        [("halve-lr", "the learning rate is halved"), ("rollback", "the learning rate is halved; back to step 4")]
+    {
         let (run, outcome, warned) = train(what, 0)?;
         assert!(outcome.is_ok_and(|o| o.steps == 12), "{what}");
         assert!(warned.0.iter().any(|w| w.contains(expected)), "{what}: {:?}", warned.0);
-        let read = |run: &RunDirectory, file: &str| std::fs::read(run.path().join(file)).map_err(Error::io(run.path()));
+        let read = |run: &RunFiles, file: &str| std::fs::read(run.path().join(file)).map_err(Error::io(run.path()));
         let metrics = String::from_utf8_lossy(&read(&run, "metrics.jsonl")?).into_owned();
         let rates: Vec<f64> = (metrics.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok()))
             .filter_map(|v| v["lr"].as_f64())
@@ -357,9 +339,9 @@ fn critical_health_is_told_stops_halves_the_rate_or_goes_back() -> Result<()> {
 fn frozen_parameters_stay_and_initial_weights_are_taken_up() -> Result<()> {
     let temporary = tempfile::tempdir().map_err(Error::io(Path::new("temporary")))?;
     let task = Line { fault: String::new() };
-    let first = RunDirectory::create(&temporary.path().join("first"), "")?;
+    let first = RunFiles::at(&temporary.path().join("first"));
     let plain = config(&[])?;
-    kept(&task, &plain, &first)?.train(&mut Silent, &|| false)?;
+    begun(&task, &plain, first.path())?.train(&mut Silent, &|| false)?;
     let init = format!("train.init_from={:?}", first.last().display().to_string());
     let config = config(&[&init, "train.freeze=^one[.]", "train.seed=7"])?;
     let mut trainer = Trainer::new(&task, &config, &Device::Cpu)?;
@@ -379,9 +361,9 @@ fn frozen_parameters_stay_and_initial_weights_are_taken_up() -> Result<()> {
 fn an_average_of_the_weights_is_evaluated_and_kept() -> Result<()> {
     let temporary = tempfile::tempdir().map_err(Error::io(Path::new("temporary")))?;
     let task = Line { fault: String::new() };
-    let run = RunDirectory::create(&temporary.path().join("run"), "")?;
+    let run = RunFiles::at(&temporary.path().join("run"));
     let config = config(&["train.ema=0.99", "train.keep_best=2", "train.prefetch=2"])?;
-    let mut trainer = kept(&task, &config, &run)?;
+    let mut trainer = begun(&task, &config, run.path())?;
     trainer.train(&mut Silent, &|| false)?;
     let read = |path: &Path| -> Result<Vec<f32>> {
         let file = zoo_checkpoint::read(path, &Device::Cpu)?;
@@ -440,18 +422,15 @@ fn an_interrupted_and_resumed_run_ends_in_the_same_bytes() -> Result<()> {
     let task = Line { fault: String::new() };
     let through = temporary.path().join("through");
     let stopped = temporary.path().join("stopped");
-    let run = RunDirectory::create(&through, "")?;
-    kept(&task, &config, &run)?.train(&mut Silent, &|| false)?;
+    begun(&task, &config, &through)?.train(&mut Silent, &|| false)?;
     let steps = Cell::new(0);
     let first = {
-        let run = RunDirectory::create(&stopped, "")?;
         let stop = || steps.replace(steps.get() + 1) == 4;
-        let mut trainer = kept(&task, &config, &run)?;
+        let mut trainer = begun(&task, &config, &stopped)?;
         trainer.train(&mut Silent, &stop)?
     };
     assert_eq!((first.end, first.steps), (End::Interrupted, 5));
-    let run = RunDirectory::open(&stopped)?;
-    let mut trainer = Trainer::resume(&task, &config, &Device::Cpu, &run, &[], &mut Silent)?;
+    let mut trainer = Trainer::begin_or_resume(&task, &config, &Device::Cpu, &stopped, &mut Silent)?;
     // Seven steps are left of twelve: it did not start again.
     let taken = Cell::new(0);
     let count = || {
@@ -469,8 +448,10 @@ fn an_interrupted_and_resumed_run_ends_in_the_same_bytes() -> Result<()> {
         let read = |dir: &Path| std::fs::read(dir.join(file)).map_err(Error::io(dir));
         assert_eq!(read(&through)?, read(&stopped)?, "{file}");
     }
-    assert!(RunDirectory::create(&stopped, "").is_err(), "a run must not be overwritten");
-    assert!(RunDirectory::open(&stopped).is_err(), "a run in use must be refused");
+    let taken = begun(&task, &config, &stopped).err();
+    assert!(matches!(taken, Some(Error::RunExists(_))), "a run must not be overwritten: {taken:?}");
+    let used = Trainer::resume(&task, &config, &Device::Cpu, &stopped, &[], &mut Silent).err().map(|e| e.to_string());
+    assert!(used.is_some_and(|e| e.contains("in use")), "a run in use must be refused");
     Ok(())
 }
 
@@ -480,8 +461,7 @@ fn a_damaged_checkpoint_is_passed_over_and_replaced() -> Result<()> {
     let path = temporary.path().join("run");
     let config = config(&["train.keep=5"])?;
     let task = Line { fault: String::new() };
-    let run = RunDirectory::create(&path, "")?;
-    kept(&task, &config, &run)?.train(&mut Silent, &|| false)?;
+    begun(&task, &config, &path)?.train(&mut Silent, &|| false)?;
     let read = |file: &str| std::fs::read(path.join(file)).map_err(Error::io(&path));
     let (last, newest) = (read("last.safetensors")?, "checkpoints/step-00000012/model.safetensors");
     let mut bytes = read(newest)?;
@@ -490,7 +470,7 @@ fn a_damaged_checkpoint_is_passed_over_and_replaced() -> Result<()> {
     std::fs::write(path.join(newest), bytes).map_err(Error::io(&path))?;
 
     let mut warned = Warned::default();
-    let mut trainer = Trainer::resume(&task, &config, &Device::Cpu, &run, &[], &mut warned)?;
+    let mut trainer = Trainer::resume(&task, &config, &Device::Cpu, &path, &[], &mut warned)?;
     assert!(warned.0[0].contains("step-00000012 is damaged"), "{:?}", warned.0);
     assert_eq!(trainer.train(&mut warned, &|| false)?.steps, 12);
     assert_eq!(read("last.safetensors")?, last);
@@ -512,15 +492,13 @@ fn early_stopping_ends_a_run_that_no_longer_improves() -> Result<()> {
 #[test]
 fn configuration_is_layered_and_refuses_what_it_does_not_know() -> Result<()> {
     let wide = |file: Option<(&str, &str)>, set: &[&str]| {
-        resolve::<Line>(&Layers {
-            preset: Some("wide"),
-            file,
-            set: &set.iter().map(|s| s.to_string()).collect::<Vec<_>>(),
-        })
+        let file = file.map(|(text, name)| ConfigFile::parse(text, name)).transpose()?;
+        let set: Vec<String> = set.iter().map(|s| s.to_string()).collect();
+        resolve::<Line>(&Overrides { preset: Some("wide"), file: file.as_ref(), set: &set, ..Default::default() })
     };
     let c = wide(Some(("[train]\nlr = 1\nepochs = 7\n", "my.toml")), &["train.epochs=8", "model.fault=none"])?;
     assert_eq!((c.model.width, c.train.lr, c.train.epochs, c.model.fault.as_str()), (9, 1., 8, "none"));
-    assert_eq!(resolve::<Line>(&Layers::default())?.train.lr, 0.05);
+    assert_eq!(resolve::<Line>(&Overrides::default())?.train.lr, 0.05);
     let refused = |set: &str| wide(None, &[set]).map(|_| ()).unwrap_err().to_string();
     for (set, expected) in [
         ("train.learning_rate=1", "unknown key train.learning_rate"),
@@ -533,15 +511,90 @@ fn configuration_is_layered_and_refuses_what_it_does_not_know() -> Result<()> {
         ("train.lr=nan", "train.lr must be a positive number"),
         ("train.optimizer=adamm", "unknown variant `adamm`"),
         ("nothing", "expected key=value"),
+        ("train.beta1=0.5", "unknown key train.beta1: it is train.optimizer.beta1 now"),
+        ("train.ppo.gamma=0.5", "unknown key train.ppo.gamma: it is ppo.gamma now"),
+        (
+            "train.optimizer.nesterov=true",
+            "unknown key train.optimizer.nesterov: adamw has beta1, beta2, eps, weight_decay",
+        ),
+        ("train.optimizer.eps=0", "train.optimizer.eps must be positive"),
     ] {
         let message = refused(set);
         assert!(message.contains(expected) && !message.contains('\n'), "{set}: {message}");
     }
     let message = wide(Some(("[train]\nlr = = 1", "my.toml")), &[]).map(|_| ()).unwrap_err().to_string();
     assert!(message.starts_with("my.toml: line 2:"), "{message}");
-    assert!(resolve::<Line>(&Layers { preset: Some("narrow"), ..Default::default() }).is_err());
+    assert!(resolve::<Line>(&Overrides { preset: Some("narrow"), ..Default::default() }).is_err());
     let text = zoo_training::config::to_toml(&c)?;
-    let again = resolve::<Line>(&Layers { preset: None, file: Some((&text, "printed")), set: &[] })?;
+    let printed = ConfigFile::parse(&text, "printed")?;
+    let again = resolve::<Line>(&Overrides { file: Some(&printed), ..Default::default() })?;
     assert_eq!(zoo_training::config::to_toml(&again)?, text);
+    Ok(())
+}
+
+#[test]
+fn an_optimizer_has_its_own_constants_and_keeps_those_that_it_shares() -> Result<()> {
+    let of = |set: &[&str]| -> Result<String> {
+        Ok(format!("{:?}", config(set)?.train.optimizer).replace("Config ", " ").replace("OptimizerConfig::", ""))
+    };
+    let decayed = "train.optimizer.weight_decay=0.5";
+    assert_eq!(
+        of(&[decayed, "train.optimizer=sgd"])?,
+        "Sgd(Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.5 })"
+    );
+    let muon = of(&["train.optimizer.beta2=0.9", "train.optimizer.kind=muon", "train.optimizer.momentum=0.8"])?;
+    assert_eq!(muon, "Muon(Muon { momentum: 0.8, beta1: 0.9, beta2: 0.9, eps: 1e-8, weight_decay: 0.0 })");
+    // As 0.1 wrote it: flat keys, of which most had no effect.
+    let old = "[train]\noptimizer = \"rmsprop\"\nlr = 0.1\nbeta1 = 0.9\nbeta2 = 0.7\neps = 1e-5\nmomentum = 0.0\nnesterov = false\n\
+               weight_decay = 0.2\nrevive_attention = false\npooling_nudge = false\n";
+    let file = ConfigFile::parse(old, "config.toml")?;
+    let read = resolve::<Line>(&Overrides { file: Some(&file), ..Default::default() })?;
+    assert_eq!(
+        format!("{:?}", read.train.optimizer),
+        "RmsProp(RmsPropConfig { alpha: 0.7, eps: 1e-5, momentum: 0.0, weight_decay: 0.2 })"
+    );
+    let note = file.note().unwrap_or_default();
+    assert!(
+        note.starts_with("config.toml: written by zoo 0.1")
+            && note.contains("train.beta2 is train.optimizer.beta2 now")
+    );
+    Ok(())
+}
+
+#[test]
+fn a_run_keeps_its_configuration_and_refuses_another_one_or_a_newer_format() -> Result<()> {
+    let temporary = tempfile::tempdir().map_err(Error::io(Path::new("temporary")))?;
+    let (task, run) = (Line { fault: String::new() }, RunFiles::at(&temporary.path().join("run")));
+    let first = config(&[])?;
+    begun(&task, &first, run.path())?.train(&mut Silent, &|| false)?;
+    let other = config(&["train.optimizer.beta1=0.5", "train.epochs=4", "train.log_every=1"])?;
+    let resume = |changed: &[&str]| {
+        let changed: Vec<String> = changed.iter().map(|s| s.to_string()).collect();
+        Trainer::resume(&task, &other, &Device::Cpu, run.path(), &changed, &mut Silent).map(|_| ())
+    };
+    match resume(&["train.epochs"]) {
+        Err(Error::Changed { differences, .. }) => {
+            assert_eq!(differences.iter().map(|d| d.key.as_str()).collect::<Vec<_>>(), ["train.optimizer.beta1"]);
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(
+        matches!(resume(&["train.epochs", "train.optimizer", "train.speed"]), Err(Error::NoSuchKey(key)) if key == "train.speed")
+    );
+    let read = |path: &Path| std::fs::read_to_string(path).map_err(Error::io(path));
+    assert!(read(&run.config())?.contains("beta1 = 0.9"));
+    resume(&["train.epochs", "train.optimizer"])?;
+    // What was allowed is the run's configuration from then on.
+    assert!(read(&run.config())?.contains("beta1 = 0.5"));
+    for file in ["manifest.json", "state.json"] {
+        let path = run.checkpoints().join("step-00000012").join(file);
+        let text = read(&path)?;
+        assert!(text.contains("\"version\": 1"), "{text}");
+        std::fs::write(&path, text.replace("\"version\": 1", "\"version\": 99")).map_err(Error::io(&path))?;
+        let refused = resume(&[]).unwrap_err().to_string();
+        let expected = if file == "manifest.json" { "has version 99 of its format" } else { "is not what was written" };
+        assert!(refused.contains(expected), "{refused}");
+        std::fs::write(&path, text).map_err(Error::io(&path))?;
+    }
     Ok(())
 }

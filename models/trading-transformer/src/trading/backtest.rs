@@ -104,7 +104,7 @@ impl Record {
         let exposure: Vec<f64> = courses.iter().flat_map(|c| &c.exposure).map(|e| e.abs()).collect();
         let decisions = exposure.len().max(1) as f64;
         let turnover = courses.iter().map(|c| c.turnover).sum::<f64>();
-        let metrics = vec![
+        let metrics = Metrics::from([
             // Rounding makes no deviation.
             ("sharpe", if deviation > 1e-12 { average / deviation * YEAR.sqrt() } else { 0. }),
             ("return", 100. * (worth - 1.)),
@@ -113,13 +113,13 @@ impl Record {
             ("trades", trades.len() as f64),
             ("turnover", turnover / decisions * YEAR),
             ("exposure", 100. * mean(&exposure)),
-        ];
+        ]);
         Self { returns, metrics }
     }
 
     /// A metric by its name.
     pub(super) fn metric(&self, name: &str) -> f64 {
-        self.metrics.iter().find(|m| m.0 == name).map_or(f64::NAN, |m| m.1)
+        self.metrics.value(name)
     }
 }
 

@@ -209,7 +209,7 @@ impl Environment for Trading<'_> {
     fn metrics(&mut self) -> Metrics {
         let Tally { steps, growth, trades, wins, active, traded, invested } = std::mem::take(&mut self.tally);
         let a_step = |v: f64| v / steps.max(1) as f64;
-        vec![
+        Metrics::from([
             ("growth", 100. * YEAR * a_step(growth)),
             ("win_rate", 100. * wins as f64 / trades.max(1) as f64),
             ("trades", trades as f64),
@@ -217,7 +217,7 @@ impl Environment for Trading<'_> {
             ("invested", 100. * a_step(invested as f64)),
             ("active_features", 100. * a_step(active as f64) / POSITION as f64),
             ("steps", self.steps as f64),
-        ]
+        ])
     }
 
     fn state(&self) -> Vec<f64> {

@@ -6,7 +6,7 @@ use zoo_layers::Mode;
 use zoo_layers::random::{Purpose, Stream, layer_id};
 use zoo_training::config::ConfigOf;
 use zoo_training::ppo::{ActorCritic, Collector};
-use zoo_training::{Error, Evaluation, Experience, Metrics, Picture, Split, Table};
+use zoo_training::{Error, Evaluation, Experience, Metrics, Name, Picture, Split, Table};
 
 use super::account::Rules;
 use super::backtest::{Course, Record, replay, run};
@@ -14,7 +14,7 @@ use super::environment::{Trading, Walk};
 use super::market::Market;
 use crate::directions::UNTIL;
 use crate::statistics::standard_errors;
-use crate::task::{Batch, TradingTask};
+use crate::task::{Batch, Data, TradingTask};
 use crate::{Config, Source, TradingTransformer};
 
 /// Shifts of the positions in time, at most, that timing is compared with.
@@ -89,94 +89,13 @@ impl Policy {
         })
     }
 
-    pub(crate) fn describe_data(&self) -> String {
-        let names: Vec<&str> = self.market.symbols.iter().map(|s| s.name.as_str()).collect();
-        let names = match names.as_slice() {
-            [first, .., last] if names.len() > 3 => format!("{} symbols, {first} to {last}", names.len()),
-            names => names.join(", "),
-        };
-        let period = |split: Split| match self.market.span(split) {
-            Some([first, last]) => {
-                format!("{} {} decisions, {first} to {last}", split.name(), self.market.decisions(split))
-            }
-            None => format!("{} none", split.name()),
-        };
-        let periods = [Split::Train, Split::Valid, Split::Test].map(period).join("; ");
-        format!("{names}: {periods}; {} bars between the periods", self.market.bars)
-    }
-
-    pub(crate) fn fingerprint(&self) -> String {
-        let mut bytes = vec![];
-        for symbol in &self.market.symbols {
-            let of = |b: &crate::Bar| [b.open, b.high, b.low, b.close, b.volume];
-            bytes.extend(symbol.days.bars.iter().flat_map(of).flat_map(f64::to_le_bytes));
-            let periods = [Split::Train, Split::Valid, Split::Test].map(|s| symbol.period(s));
-            bytes.extend(periods.iter().flat_map(|p| [p.start, p.end]).flat_map(|n| (n as u64).to_le_bytes()));
-        }
-        zoo_checkpoint::sha256_of(&bytes)
-    }
-
-    pub(crate) fn fitted(&self) -> Value {
-        // The bar after the last decision was seen too.
-        let last = |split: Split| {
-            let ends = self.market.symbols.iter().map(move |s| (s, s.period(split)));
-            ends.filter(|(_, p)| !p.is_empty()).map(|(s, p)| s.days.dates[p.end].to_string()).max()
-        };
-        match [Split::Train, Split::Valid].into_iter().filter_map(last).max() {
-            // Simulated days share no more than dates with real ones.
-            Some(last) if !self.market.simulated => json!({ UNTIL: last }),
-            _ => json!({}),
-        }
-    }
-
-    pub(crate) fn warnings(&self) -> Vec<String> {
-        let of = |symbol: &super::market::Symbol| {
-            let test = symbol.period(Split::Test);
-            let first = (!test.is_empty()).then_some(test.start);
-            let name = |warning: String| match self.market.symbols.len() {
-                1 => warning,
-                _ => format!("{}: {warning}", symbol.name),
-            };
-            symbol.days.caveats(first, self.seen.as_deref()).into_iter().map(name).collect::<Vec<_>>()
-        };
-        let mut warnings: Vec<String> = self.market.symbols.iter().flat_map(of).collect();
-        if self.dropout > 0. {
-            warnings.push(format!(
-                "model.dropout = {}: the policy that is trained is not the one that acts (0 is usual)",
-                self.dropout
-            ));
-        }
-        warnings
-    }
-
-    pub(crate) fn samples(&self, split: Split) -> usize {
-        self.market.decisions(split)
-    }
-
-    /// Observations without position; what is learned from comes from acting.
-    pub(crate) fn batch(&self, split: Split, indices: &[usize]) -> Result<Batch> {
-        let mut views = vec![];
-        for place in indices {
-            let mut left = *place;
-            for (i, symbol) in self.market.symbols.iter().enumerate() {
-                let period = symbol.period(split);
-                if left < period.len() {
-                    Walk::new(self.market.rules, self.market.bars, i, period.start + left).view(&mut views);
-                    break;
-                }
-                left -= period.len();
-            }
-        }
-        Ok(Batch::Seen(self.market.observe(&views)?.to_device(&self.device)?))
-    }
-
     pub(crate) fn experience(
         &self,
         config: &ConfigOf<TradingTask>,
     ) -> zoo_training::Result<Box<dyn Experience<TradingTask> + '_>> {
-        let settings = config.train.ppo.clone().unwrap_or_default();
+        let settings = &config.task.ppo;
         let trading = Trading::new(&self.market, settings.environments, self.episode, self.seed);
-        Ok(Box::new(Collector::new(trading, &settings, self.seed, &self.device)?))
+        Ok(Box::new(Collector::new(trading, settings, self.seed, &self.device)?))
     }
 
     fn courses(&self, model: &TradingTransformer, split: Split) -> Result<Vec<Course>> {
@@ -189,49 +108,6 @@ impl Policy {
     /// The record of the exposures that the policy likes best.
     pub(super) fn record(&self, model: &TradingTransformer, split: Split) -> Result<Record> {
         Ok(Record::of(&self.market, split, &self.courses(model, split)?))
-    }
-
-    /// The loss is the Sharpe ratio turned round.
-    pub(crate) fn validate(&self, model: &TradingTransformer, split: Split) -> Result<Metrics> {
-        let record = self.record(model, split)?;
-        Ok([("loss", 0. - record.metric("sharpe"))].into_iter().chain(record.metrics).collect())
-    }
-
-    pub(crate) fn evaluate(&self, model: &TradingTransformer, split: Split) -> Result<Evaluation> {
-        let market = &self.market;
-        let of = |courses: &[Course]| Record::of(market, split, courses);
-        let courses = self.courses(model, split)?;
-        let policy = of(&courses);
-        let endless = Rules { stop: 1e9, target: 1e9, ..market.rules };
-        let hold = of(&replay(market, endless, split, |_, _| 1.)?);
-        let flat = of(&replay(market, endless, split, |_, _| 0.)?);
-        let longest = courses.iter().map(|c| c.decided.len()).max().unwrap_or_default();
-        let mut shifts: Vec<usize> = (1..longest).collect();
-        Stream::new(self.seed, Purpose::Sampling, layer_id("shift"), 0).shuffle(&mut shifts);
-        shifts.truncate(SHIFTS);
-        let mut shifted = vec![];
-        for shift in shifts {
-            let later = |i: usize, k: usize| courses[i].decided[(k + shift) % courses[i].decided.len()];
-            shifted.push(of(&replay(market, market.rules, split, later)?));
-        }
-        let mean = |(i, (name, _)): (usize, &(&'static str, f64))| {
-            (*name, shifted.iter().map(|r| r.metrics[i].1).sum::<f64>() / shifted.len().max(1) as f64)
-        };
-        let random: Metrics = policy.metrics.iter().enumerate().map(mean).collect();
-        let remarks = self.conclude(&policy, &hold, &shifted);
-        let (picture, equity) = curves(&policy, &hold);
-        Ok(Evaluation {
-            samples: market.decisions(split),
-            metrics: policy.metrics,
-            baselines: vec![
-                ("buy_and_hold", hold.metrics),
-                ("always_flat", flat.metrics),
-                ("random_same_turnover", random),
-            ],
-            remarks,
-            tables: vec![self.trades(&courses), equity],
-            picture,
-        })
     }
 
     /// What one should conclude, in words.
@@ -308,7 +184,141 @@ impl Policy {
                 ]);
             }
         }
-        Table { name: "trades", header: header.map(String::from).to_vec(), rows }
+        Table { name: "trades".into(), header: header.map(String::from).to_vec(), rows }
+    }
+}
+
+impl Data for Policy {
+    fn describe_data(&self) -> String {
+        let names: Vec<&str> = self.market.symbols.iter().map(|s| s.name.as_str()).collect();
+        let names = match names.as_slice() {
+            [first, .., last] if names.len() > 3 => format!("{} symbols, {first} to {last}", names.len()),
+            names => names.join(", "),
+        };
+        let period = |split: Split| match self.market.span(split) {
+            Some([first, last]) => {
+                format!("{} {} decisions, {first} to {last}", split.name(), self.market.decisions(split))
+            }
+            None => format!("{} none", split.name()),
+        };
+        let periods = [Split::Train, Split::Valid, Split::Test].map(period).join("; ");
+        format!("{names}: {periods}; {} bars between the periods", self.market.bars)
+    }
+
+    fn fingerprint(&self) -> String {
+        let mut bytes = vec![];
+        for symbol in &self.market.symbols {
+            let of = |b: &crate::Bar| [b.open, b.high, b.low, b.close, b.volume];
+            bytes.extend(symbol.days.bars.iter().flat_map(of).flat_map(f64::to_le_bytes));
+            let periods = [Split::Train, Split::Valid, Split::Test].map(|s| symbol.period(s));
+            bytes.extend(periods.iter().flat_map(|p| [p.start, p.end]).flat_map(|n| (n as u64).to_le_bytes()));
+        }
+        zoo_checkpoint::sha256_of(&bytes)
+    }
+
+    fn fitted(&self) -> Value {
+        // The bar after the last decision was seen too.
+        let last = |split: Split| {
+            let ends = self.market.symbols.iter().map(move |s| (s, s.period(split)));
+            ends.filter(|(_, p)| !p.is_empty()).map(|(s, p)| s.days.dates[p.end].to_string()).max()
+        };
+        match [Split::Train, Split::Valid].into_iter().filter_map(last).max() {
+            // Simulated days share no more than dates with real ones.
+            Some(last) if !self.market.simulated => json!({ UNTIL: last }),
+            _ => json!({}),
+        }
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let of = |symbol: &super::market::Symbol| {
+            let test = symbol.period(Split::Test);
+            let first = (!test.is_empty()).then_some(test.start);
+            let name = |warning: String| match self.market.symbols.len() {
+                1 => warning,
+                _ => format!("{}: {warning}", symbol.name),
+            };
+            symbol.days.caveats(first, self.seen.as_deref()).into_iter().map(name).collect::<Vec<_>>()
+        };
+        let mut warnings: Vec<String> = self.market.symbols.iter().flat_map(of).collect();
+        if self.dropout > 0. {
+            warnings.push(format!(
+                "model.dropout = {}: the policy that is trained is not the one that acts (0 is usual)",
+                self.dropout
+            ));
+        }
+        warnings
+    }
+
+    fn samples(&self, split: Split) -> usize {
+        self.market.decisions(split)
+    }
+
+    /// Observations without position; what is learned from comes from acting.
+    fn batch(&self, split: Split, indices: &[usize]) -> Result<Batch> {
+        let mut views = vec![];
+        for place in indices {
+            let mut left = *place;
+            for (i, symbol) in self.market.symbols.iter().enumerate() {
+                let period = symbol.period(split);
+                if left < period.len() {
+                    Walk::new(self.market.rules, self.market.bars, i, period.start + left).view(&mut views);
+                    break;
+                }
+                left -= period.len();
+            }
+        }
+        Ok(Batch::Seen(self.market.observe(&views)?.to_device(&self.device)?))
+    }
+
+    fn forward(&self, model: &TradingTransformer, batch: &Batch, mode: Mode) -> Result<Tensor> {
+        Ok(model.act(batch.observation(), mode)?.0)
+    }
+
+    /// The loss is the Sharpe ratio turned round.
+    fn validate(&self, model: &TradingTransformer, split: Split) -> Result<Metrics> {
+        let record = self.record(model, split)?;
+        Ok([("loss".into(), 0. - record.metric("sharpe"))].into_iter().chain(record.metrics).collect())
+    }
+
+    fn evaluate(&self, model: &TradingTransformer, split: Split) -> Result<Evaluation> {
+        let market = &self.market;
+        let of = |courses: &[Course]| Record::of(market, split, courses);
+        let courses = self.courses(model, split)?;
+        let policy = of(&courses);
+        let endless = Rules { stop: 1e9, target: 1e9, ..market.rules };
+        let hold = of(&replay(market, endless, split, |_, _| 1.)?);
+        let flat = of(&replay(market, endless, split, |_, _| 0.)?);
+        let longest = courses.iter().map(|c| c.decided.len()).max().unwrap_or_default();
+        let mut shifts: Vec<usize> = (1..longest).collect();
+        Stream::new(self.seed, Purpose::Sampling, layer_id("shift"), 0).shuffle(&mut shifts);
+        shifts.truncate(SHIFTS);
+        let mut shifted = vec![];
+        for shift in shifts {
+            let later = |i: usize, k: usize| courses[i].decided[(k + shift) % courses[i].decided.len()];
+            shifted.push(of(&replay(market, market.rules, split, later)?));
+        }
+        let mean = |(i, (name, _)): (usize, &(Name, f64))| {
+            (name.clone(), shifted.iter().map(|r| r.metrics[i].1).sum::<f64>() / shifted.len().max(1) as f64)
+        };
+        let random: Metrics = policy.metrics.iter().enumerate().map(mean).collect();
+        let remarks = self.conclude(&policy, &hold, &shifted);
+        let (picture, equity) = curves(&policy, &hold);
+        Ok(Evaluation {
+            samples: market.decisions(split),
+            metrics: policy.metrics,
+            baselines: vec![
+                ("buy_and_hold".into(), hold.metrics),
+                ("always_flat".into(), flat.metrics),
+                ("random_same_turnover".into(), random),
+            ],
+            remarks,
+            tables: vec![self.trades(&courses), equity],
+            picture,
+        })
+    }
+
+    fn policy(&self) -> Option<&Policy> {
+        Some(self)
     }
 }
 
@@ -332,8 +342,10 @@ fn curves(policy: &Record, hold: &Record) -> (Picture, Table) {
     let rows = labels.iter().zip(own.iter().zip(&held));
     let rows = rows.map(|(date, (a, b))| vec![date.clone(), format!("{a:.6}"), format!("{b:.6}")]).collect();
     let header = ["date", "policy", "buy_and_hold"].map(String::from).to_vec();
-    let line = |name, values: &[f64]| (name, values.iter().enumerate().map(|(i, v)| (i as f64, *v)).collect());
+    let line = |name: &'static str, values: &[f64]| {
+        (name.into(), values.iter().enumerate().map(|(i, v)| (i as f64, *v)).collect())
+    };
     let lines = vec![line("policy", &own), line("buy and hold", &held)];
     let title = "equity as a multiple of the start".into();
-    (Picture { title, labels, lines, ..Picture::default() }, Table { name: "equity", header, rows })
+    (Picture { title, labels, lines, ..Picture::default() }, Table { name: "equity".into(), header, rows })
 }

@@ -3,9 +3,9 @@
 
 use candle_core::Device;
 use serde::Serialize;
-use zoo_training::config::{ConfigOf, Layers, resolve};
+use zoo_training::config::{ConfigOf, Overrides, resolve};
 use zoo_training::health::{Check, PoolingHealth};
-use zoo_training::{Event, Observer, RunDirectory, Split, Task, Trainer};
+use zoo_training::{Event, Observer, Recipe, Split, Trainer};
 
 use super::backtest::{Record, run as backtest};
 use super::oracle::Oracle;
@@ -90,7 +90,7 @@ fn config(settings: Settings, coefficient: f64, seed: u64) -> zoo_training::Resu
         format!("data.simulated_symbols={symbols}"),
         format!("data.simulated_days={days}"),
     ];
-    resolve::<TradingTask>(&Layers { preset: Some("ppo"), file: None, set: &set })
+    resolve::<TradingTask>(&Overrides { preset: Some("ppo"), set: &set, ..Overrides::default() })
 }
 
 /// Trains a policy and judges it, unless `going` says no between two steps.
@@ -107,9 +107,8 @@ pub fn run(
     let config = config(settings, coefficient, seed)?;
     let device = Device::Cpu;
     let task = TradingTask::open(&config.model, &config.data, seed, None, &device)?;
-    let directory = RunDirectory::create(folder, &zoo_training::config::to_toml(&config)?)?;
     let mut trainer = Trainer::new(&task, &config, &device)?;
-    trainer.keep_in(&directory);
+    trainer.begin(folder)?;
     let mut heard = Heard { from: settings.steps - settings.steps / 10, ..Heard::default() };
     trainer.train(&mut heard, &|| !going())?;
     if !going() {
@@ -155,7 +154,7 @@ impl Observer for Heard {
         match event {
             Event::Step { step, grad_norm, .. } if *step > self.from => self.norms.push(*grad_norm),
             Event::Collected { step, metrics } => {
-                let of = |name: &str| metrics.iter().find(|m| m.0 == name).map_or(f64::NAN, |m| m.1 / 100.);
+                let of = |name: &str| metrics.value(name) / 100.;
                 self.rounds.push((*step, of("active_features"), of("win_rate")));
             }
             _ => {}

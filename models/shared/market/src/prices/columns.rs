@@ -95,46 +95,55 @@ pub(super) struct Columns {
     pub(super) adjusted: Option<usize>,
 }
 
+/// Columns that cannot be told.
+#[derive(Debug, PartialEq)]
+pub(super) struct Unclear {
+    pub(super) message: String,
+    /// The field of [`crate::Reading`] that helps, and how.
+    pub(super) advice: Option<(&'static str, &'static str)>,
+}
+
 impl Columns {
     /// Finds the columns by their names; `column` and `date_column` name the close and the date outright, if not empty.
     ///
     /// # Errors
     /// One line: what is missing, or could be several columns.
-    pub(super) fn find(headers: &[&str], column: &str, date_column: &str) -> Result<Self, String> {
+    pub(super) fn find(headers: &[&str], column: &str, date_column: &str) -> Result<Self, Unclear> {
         let readings: Vec<Option<Reading>> = headers.iter().map(|h| read(h)).collect();
         let shown = || headers.join(", ");
-        let outright = |name: &str, flag: &str| match headers.iter().position(|h| h.eq_ignore_ascii_case(name)) {
+        let unclear = |message: String, field| Err(Unclear { message, advice: Some((field, "names it")) });
+        let outright = |name: &str, field| match headers.iter().position(|h| h.eq_ignore_ascii_case(name)) {
             Some(at) => Ok(at),
-            None => Err(format!("no column {name} ({flag}); it has {}", shown())),
+            None => unclear(format!("no column {name}; it has {}", shown()), field),
         };
         let candidates = |field: Field| -> Vec<usize> {
             (0..headers.len()).filter(|&i| readings[i].as_ref().is_some_and(|r| r.field == field)).collect()
         };
         let ticker = |i: usize| readings[i].as_ref().map(|r| r.ticker.as_slice()).unwrap_or_default();
-        let one = |found: &[usize], what: &str, flag: &str| match found {
-            [] => Err(format!("no column {what}; it has {} (name one with {flag})", shown())),
+        let one = |found: &[usize], what: &str, field| match found {
+            [] => unclear(format!("no column {what}; it has {}", shown()), field),
             [at] => Ok(*at),
             // A name without a ticker beats those with one.
             several => match several.iter().filter(|&&i| ticker(i).is_empty()).collect::<Vec<_>>()[..] {
                 [&at] => Ok(at),
                 _ => {
                     let names: Vec<&str> = several.iter().map(|&i| headers[i]).collect();
-                    Err(format!("several columns could be the {what}: {} (name one with {flag})", names.join(", ")))
+                    unclear(format!("several columns could be the {what}: {}", names.join(", ")), field)
                 }
             },
         };
         let date = match date_column {
-            "" => one(&candidates(Field::Date), "date", "--date-column")?,
-            name => outright(name, "--date-column")?,
+            "" => one(&candidates(Field::Date), "date", "date_column")?,
+            name => outright(name, "date_column")?,
         };
         let (close, named) = match column {
             "" => {
                 let close = candidates(Field::Close);
                 // A file may have adjusted closes alone.
                 let close = if close.is_empty() { candidates(Field::Adjusted) } else { close };
-                (one(&close, "close", "--column")?, false)
+                (one(&close, "close", "column")?, false)
             }
-            name => (outright(name, "--column")?, true),
+            name => (outright(name, "column")?, true),
         };
         // The others belong to the close's ticker.
         let beside = |field: Field| {
@@ -187,21 +196,19 @@ mod tests {
 
     #[test]
     fn what_is_not_clear_is_asked_for_and_can_be_named() {
-        let merged = Columns::find(&["Date", "Close_x", "Close_y"], "", "").unwrap_err();
+        let refused = |headers: &[&str], column: &str| Columns::find(headers, column, "").unwrap_err().message;
+        let merged = refused(&["Date", "Close_x", "Close_y"], "");
         assert!(merged.starts_with("several columns could be the close: Close_x, Close_y"), "{merged}");
-        assert!(Columns::find(&["Date", "Volume_y"], "", "").unwrap_err().starts_with("no column close"));
+        assert!(refused(&["Date", "Volume_y"], "").starts_with("no column close"));
         let headers = ["Date", "AAPL.Close", "AAPL.Open", "MSFT.Close", "MSFT.Open", "note"];
-        let message = Columns::find(&headers, "", "").unwrap_err();
-        assert_eq!(message, "several columns could be the close: AAPL.Close, MSFT.Close (name one with --column)");
+        let message = "several columns could be the close: AAPL.Close, MSFT.Close".into();
+        let asked = Unclear { message, advice: Some(("column", "names it")) };
+        assert_eq!(Columns::find(&headers, "", ""), Err(asked));
         let columns = Columns::find(&headers, "msft.close", "").map(|c| (c.close, c.open));
         assert_eq!(columns, Ok((3, Some(4))));
         assert_eq!(Columns::find(&headers, "note", "date").map(|c| (c.close, c.open)), Ok((5, None)));
-        assert!(
-            Columns::find(&headers, "Close", "").unwrap_err().starts_with("no column Close (--column); it has Date")
-        );
-        assert!(
-            Columns::find(&["when", "Close"], "", "").unwrap_err().starts_with("no column date; it has when, Close")
-        );
+        assert!(refused(&headers, "Close").starts_with("no column Close; it has Date"));
+        assert!(refused(&["when", "Close"], "").starts_with("no column date; it has when, Close"));
         // Named outright, the raw close is not adjusted.
         let yahoo = ["Date", "Close", "Adj Close"];
         assert_eq!(Columns::find(&yahoo, "Close", "").map(|c| (c.close, c.adjusted)), Ok((1, None)));

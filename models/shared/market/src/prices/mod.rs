@@ -5,11 +5,9 @@ mod dates;
 
 use std::path::Path;
 
+use crate::{Bar, Error, Result};
+use columns::{Columns, Unclear};
 use jiff::civil::Date;
-use zoo_training::{Error, Result};
-
-use crate::Bar;
-use columns::Columns;
 
 /// Trading days in time order.
 #[derive(Clone, Debug, Default)]
@@ -72,7 +70,10 @@ struct Row {
 /// Columns or dates that are not clear, and bad rows unless `how` skips them; the message names file and line.
 pub fn read_csv(path: &Path, how: &Reading) -> Result<Days> {
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    let fail = |line: u64, message: String| Error::Data(format!("{}: line {line}: {message}", path.display()));
+    let of_file = |message: String, advice| Error::Data { message: format!("{}: {message}", path.display()), advice };
+    let fail = |line: u64, message: String| of_file(format!("line {line}: {message}"), None);
+    let skippable =
+        |line: u64, message: String, does| of_file(format!("line {line}: {message}"), Some(("skip_bad_rows", does)));
     let text = std::str::from_utf8(&bytes).map_err(|e| {
         let line = 1 + bytes[..e.valid_up_to()].iter().filter(|b| **b == b'\n').count() as u64;
         fail(line, "not UTF-8 text".into())
@@ -87,16 +88,16 @@ pub fn read_csv(path: &Path, how: &Reading) -> Result<Days> {
     let header = reader.headers().map_err(malformed)?.clone();
     let headers: Vec<&str> = header.iter().collect();
     if headers.is_empty() {
-        return Err(Error::Data(format!("{}: empty, expected a header and daily prices", path.display())));
+        return Err(of_file("empty, expected a header and daily prices".into(), None));
     }
     let columns = Columns::find(&headers, &how.column, &how.date_column)
-        .map_err(|message| Error::Data(format!("{}: {message}", path.display())))?;
+        .map_err(|Unclear { message, advice }| of_file(message, advice))?;
     let records: Vec<csv::StringRecord> = reader.records().collect::<csv::Result<_>>().map_err(malformed)?;
     let blank = |r: &&csv::StringRecord| r.iter().any(|field| !field.is_empty());
     let records: Vec<&csv::StringRecord> = records.iter().filter(blank).collect();
     let texts: Vec<&str> = records.iter().filter_map(|r| r.get(columns.date)).collect();
-    let form = dates::form(&texts).map_err(|message| Error::Data(format!("{}: {message}", path.display())))?;
-    one_series(&headers, &records).map_err(|message| Error::Data(format!("{}: {message}", path.display())))?;
+    let form = dates::form(&texts).map_err(|message| of_file(message, None))?;
+    one_series(&headers, &records).map_err(|message| of_file(message, None))?;
     // A model of closes does not care what is wrong with the opens.
     let bars = how.bars;
     let mut days = Days::default();
@@ -114,9 +115,7 @@ pub fn read_csv(path: &Path, how: &Reading) -> Result<Days> {
         match row(record, &headers, &columns, form, delimiter == b',', bars) {
             Ok((day, bar)) => rows.push(Row { day, line, bar }),
             Err(message) if how.skip_bad_rows => bad.push(format!("line {line}: {message}")),
-            Err(message) => {
-                return Err(fail(line, format!("{message} (--skip-bad-rows leaves such rows out)")));
-            }
+            Err(message) => return Err(skippable(line, message, "leaves such rows out")),
         }
     }
     if let Some(first) = bad.first() {
@@ -134,7 +133,7 @@ pub fn read_csv(path: &Path, how: &Reading) -> Result<Days> {
     });
     if let (Some((later, earlier, day)), false) = (differing, how.skip_bad_rows) {
         let message = format!("{day} is there twice with different prices (line {earlier} too)");
-        return Err(fail(later, format!("{message}; --skip-bad-rows keeps the first")));
+        return Err(skippable(later, message, "keeps the first"));
     }
     if twice > 0 {
         days.warnings.push(format!("{} left out, as their dates were there before", counted(twice, "row")));
@@ -354,13 +353,13 @@ mod tests {
         ] {
             let message = read(text).map(|_| ()).unwrap_err().to_string();
             assert!(message.contains("p.csv: ") && message.contains(expected), "{message}");
-            assert!(message.contains("--skip-bad-rows"), "{message}");
+            assert!(message.contains("(skip_bad_rows "), "{message}");
             let days = read_with(text, &skip)?;
             assert!(days.bars.len() <= 1 && days.warnings.len() == 1, "{text}: {:?}", days.warnings);
         }
         for (text, expected) in [
             ("", "empty"),
-            ("Date,Open\n", "no column close; it has Date, Open (name one with --column)"),
+            ("Date,Open\n", "no column close; it has Date, Open (column names it)"),
             ("Date,Close,Note\n2020-01-02,1,\"see\n2020-01-03,1,\n", "line 2: a quotation mark is not closed"),
             ("Date,Close,Name\n2020-01-02,1,A\n2020-01-02,2,B\n", "column Name has several values (A, B)"),
             ("Date,Close\n03/04/2008,1\n05/06/2008,1\n", "could be month/day/year or day/month/year"),

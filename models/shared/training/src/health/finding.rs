@@ -3,6 +3,8 @@
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::Advice;
+
 use super::{Profile, Role};
 
 /// How bad it is.
@@ -88,7 +90,7 @@ pub struct Finding {
     /// In a sentence, with the numbers and the likely cause.
     pub because: String,
     /// What to do, in the order in which it is worth trying.
-    pub remedies: Vec<String>,
+    pub remedies: Vec<Advice>,
 }
 
 /// What several checks say together.
@@ -105,7 +107,7 @@ pub struct Report {
 }
 
 /// The documents' remedies that fit, in their order.
-pub(super) fn remedies(kind: Kind, role: Role, since: u64, profile: &Profile, config: &Value) -> Vec<String> {
+pub(super) fn remedies(kind: Kind, role: Role, since: u64, profile: &Profile, config: &Value) -> Vec<Advice> {
     let number = |key: &str| config.pointer(key).and_then(Value::as_f64);
     let normalize = match profile.normalize.and_then(|setting| setting.split_once('=')) {
         // It is set already.
@@ -113,53 +115,56 @@ pub(super) fn remedies(kind: Kind, role: Role, since: u64, profile: &Profile, co
             None
         }
         Some((key, value)) => {
-            Some(format!("normalise what it sees, a layer norm or statistics of each feature (--set {key}={value})"))
+            let what = "normalise what it sees, by a layer norm or statistics of each feature";
+            Some(Advice::set(key, value, what))
         }
-        None => {
-            Some("normalise what it sees: a layer norm, or statistics of each feature, before the first map".into())
-        }
+        None => Some(Advice::new(
+            "normalise what it sees: a layer norm, or statistics of each feature, before the first map",
+        )),
     };
     let rate = match number("/train/lr") {
-        // Far too high a rate is worth more than half.
+        // If the learning rate is far above the recommended range, go straight to its upper end instead of halving.
         Some(lr) => match profile.rate.as_ref().map(|r| *r.end()).filter(|most| *most < lr / 2.) {
-            Some(most) => format!("lower the rate (--set train.lr={most})"),
-            None => format!("halve the rate (--set train.lr={})", lr / 2.),
+            Some(most) => Advice::set("train.lr", most, "lower the learning rate"),
+            None => Advice::set("train.lr", lr / 2., "halve the learning rate"),
         },
-        None => "halve the rate".into(),
+        None => Advice::new("halve the learning rate"),
     };
     let clip = match (&profile.clip, number("/train/clip_norm")) {
-        (Some(range), Some(now)) if !range.contains(&now) => Some(format!(
-            "clip the gradient norm at {} to {} (--set train.clip_norm={})",
-            range.start(),
-            range.end(),
-            range.end()
-        )),
-        (None, None) => Some("for a transformer, clip the gradient norm at 5 to 10, not at 1".into()),
+        (Some(range), Some(now)) if !range.contains(&now) => {
+            let what = format!("clip the gradient norm at {} to {}", range.start(), range.end());
+            Some(Advice::set("train.clip_norm", range.end(), what))
+        }
+        (None, None) => Some(Advice::new("for a transformer, clip the gradient norm at 5 to 10, not at 1")),
         _ => None,
     };
-    let gain = "begin with Xavier's values of gain 0.6 to 0.8 (0.6 linear, 0.8 attention) and zero biases".to_string();
-    let again = (since > 1).then(|| format!("begin again from a checkpoint before step {since}"));
-    let one = |text: &str| vec![text.to_string()];
+    let gain = Advice::new(
+        "start from Xavier initialisation with gain 0.6 to 0.8 (0.6 linear, 0.8 attention) and zero biases",
+    );
+    let again = (since > 1).then(|| Advice::new(format!("start again from a checkpoint before step {since}")));
+    let one = |text: &str| vec![Advice::new(text)];
     match kind {
         Kind::Dead if role == Role::InputProjection => {
             [normalize, Some(rate), clip, Some(gain), again].into_iter().flatten().collect()
         }
         Kind::Dead | Kind::Progressive => [Some(rate), clip, Some(gain), again].into_iter().flatten().collect(),
         Kind::Scale | Kind::Saturated | Kind::Vanishing => [normalize, Some(gain)].into_iter().flatten().collect(),
-        Kind::DeadUnits => {
-            [Some(rate), Some("use GELU or a leaky unit instead of ReLU".into()), again].into_iter().flatten().collect()
-        }
+        Kind::DeadUnits => [Some(rate), Some(Advice::new("use GELU or a leaky unit instead of ReLU")), again]
+            .into_iter()
+            .flatten()
+            .collect(),
         Kind::Exploding | Kind::Rate => [Some(rate), clip, again].into_iter().flatten().collect(),
-        Kind::NotFinite => {
-            [Some("look at the input that the probes name".into()), Some(rate), again].into_iter().flatten().collect()
-        }
+        Kind::NotFinite => [Some(Advice::new("look at the input that the probes name")), Some(rate), again]
+            .into_iter()
+            .flatten()
+            .collect(),
         Kind::Detached => one("use differentiable operations on the way to the loss, or freeze it"),
         Kind::StillInputs => one("connect them, or leave them out"),
         Kind::FrozenPooling => vec![
-            "look whether its result reaches the loss".into(),
-            match config.is_null() {
-                true => "give it a pull (see pooling_nudge)".into(),
-                false => "give it a pull (--set train.pooling_nudge=true)".into(),
+            Advice::new("check whether its result reaches the loss"),
+            match config.pointer("/repair/pooling_nudge") {
+                None => Advice::new("give it a pull (see pooling_nudge)"),
+                Some(_) => Advice::set("repair.pooling_nudge", true, "give it a pull"),
             },
         ],
         _ => vec![],

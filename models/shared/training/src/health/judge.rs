@@ -2,6 +2,8 @@
 
 use serde_json::Value;
 
+use crate::Advice;
+
 use super::finding::remedies;
 use super::{Check, Finding, Kind, Level, ParameterHealth, ProbeHealth, ProbeKind, Profile, Report, Role};
 
@@ -358,7 +360,8 @@ impl Court<'_> {
             {
                 let (least, most, what) = (*range.start(), *range.end(), format!("train.{key}"));
                 let because = format!("{now} is not within {least} to {most}, {why}");
-                let remedies = vec![format!("--set {what}={}", now.clamp(least, most))];
+                let remedies =
+                    vec![Advice::set(&what, now.clamp(least, most), format!("the range is {least} to {most}"))];
                 findings.push(Finding { level, kind: Kind::Setting, what, since: 0, because, remedies });
             }
         }

@@ -34,7 +34,7 @@ pub use judge::judge;
 pub use measure::{Check, GroupHealth, ParameterHealth, PoolingHealth, ProbeHealth, Watched};
 pub use monitor::Monitor;
 pub use preflight::preflight;
-pub use repair::{pooling_nudge, revive_attention};
+pub use repair::{AttentionSettings, Repair, RepairConfig, pooling_nudge, revive_attention};
 
 /// |g| below which a gradient element counts as zero.
 pub const ZERO: f64 = 1e-8;
@@ -47,7 +47,7 @@ pub const DEAD: f64 = 1e-6;
 /// |x| below which, over all it was seen with, a feature never moves.
 pub const STILL: f64 = 1e-8;
 
-/// Looks after which initial values have passed.
+/// Checks after which initial values have passed.
 pub(crate) const SETTLED: usize = 3;
 
 /// What a parameter is there for, which decides how much of its gradient may be zero.

@@ -2,6 +2,8 @@ use serde_json::Value;
 use zoo_layers::Params;
 use zoo_layers::optim::norm_squared;
 
+use crate::Advice;
+
 use super::{Check, Finding, Kind, Level, Profile, Report, Role, judge};
 use crate::Result;
 
@@ -25,7 +27,8 @@ pub fn preflight(check: &Check, params: &Params, profile: &Profile, config: &Val
             if gain < range.start() * (1. - tolerance) || gain > range.end() * (1. + tolerance) {
                 let (least, most) = (range.start(), range.end());
                 let because = format!("its initial values have a gain of {gain:.2}, not {least} to {most}");
-                let remedies = vec!["Xavier's values: 0.6 for linear maps, 0.8 for attention".into()];
+                let remedies =
+                    vec![Advice::new("Xavier initialisation with gain 0.6 for linear maps, 0.8 for attention")];
                 let (level, kind, what) = (Level::Alert, Kind::Setting, param.name);
                 report.findings.push(Finding { level, kind, what, since: 0, because, remedies });
             }

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Result as Computed, Tensor};
+use serde_json::Value;
 use zoo_layers::Mode;
 use zoo_layers::random::{Purpose, Stream};
 
@@ -58,7 +59,7 @@ pub trait Environment {
     /// Everything that the future depends on.
     fn state(&self) -> Vec<f64>;
 
-    /// Takes up such a state; whether it is one of theirs.
+    /// Continues from such a state; false if it is not one of theirs.
     fn restore(&mut self, state: &[f64]) -> bool;
 }
 
@@ -110,7 +111,7 @@ impl<E: Environment> Collector<E> {
         environment.view(&mut views);
         if views.len() != count * environment.view_width() {
             let there = views.len() / environment.view_width().max(1);
-            return Err(Error::Usage(format!("train.ppo.environments = {count}, but there are {there}")));
+            return Err(Error::Usage(format!("ppo.environments = {count}, but there are {there}")));
         }
         Ok(Self {
             environment,
@@ -228,16 +229,16 @@ where
 
     fn collect(&mut self, model: &T::Model, round: u64) -> Result<Metrics> {
         if self.views.is_empty() {
-            Experience::<T>::act_by_chance(self)?;
+            Experience::<T>::act_randomly(self)?;
         }
         self.show(model)?;
         self.roll_out(Some(model), round)?;
         let mut metrics = self.environment.metrics();
-        metrics.push(("explained_variance", self.explained()));
+        metrics.push("explained_variance", self.explained());
         Ok(metrics)
     }
 
-    fn act_by_chance(&mut self) -> Result<()> {
+    fn act_randomly(&mut self) -> Result<()> {
         self.roll_out::<T::Model>(None, BEFORE)?;
         self.environment.metrics();
         Ok(())
@@ -262,9 +263,14 @@ where
         Ok(batch.into())
     }
 
+    fn settings(&self) -> Value {
+        // Plain numbers and switches, which JSON holds.
+        serde_json::to_value(&self.settings).unwrap_or_default()
+    }
+
     fn is_spent(&self, parts: &Metrics) -> bool {
         let target = self.settings.target_kl;
-        target > 0. && parts.iter().any(|(name, value)| *name == KL && *value > 1.5 * target)
+        target > 0. && parts.value(KL) > 1.5 * target
     }
 
     fn state(&self) -> Result<Vec<(String, Tensor)>> {
@@ -352,7 +358,7 @@ mod tests {
         }
 
         fn metrics(&mut self) -> Metrics {
-            vec![]
+            Metrics::default()
         }
 
         fn state(&self) -> Vec<f64> {

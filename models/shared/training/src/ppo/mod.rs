@@ -24,7 +24,7 @@ pub use collector::{ActorCritic, Collector, End, Environment, Step};
 
 use crate::{Error, Loss};
 
-/// The table `[train.ppo]`.
+/// The table `[ppo]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
@@ -99,7 +99,7 @@ impl Settings {
             (positive(self.target_kl), "target_kl must not be negative (0 turns it off)"),
         ];
         match checks.into_iter().find(|(ok, _)| !ok) {
-            Some((_, message)) => Err(Error::Usage(format!("train.ppo.{message}"))),
+            Some((_, message)) => Err(Error::Usage(format!("ppo.{message}"))),
             None => Ok(()),
         }
     }
@@ -159,7 +159,9 @@ pub fn loss(logits: &Tensor, value: &Tensor, batch: &Batch) -> Result<Loss> {
     let kl = ((&ratio - 1.)? - log_ratio)?.mean_all()?;
     let clipped = (ratio - 1.)?.abs()?.gt(clip)?.to_dtype(DType::F32)?.mean_all()?;
     Ok(Loss {
-        parts: vec![("policy", policy), ("value", value), ("entropy", entropy), (KL, kl), ("clipped", clipped)],
+        parts: [("policy", policy), ("value", value), ("entropy", entropy), (KL, kl), ("clipped", clipped)]
+            .map(|(name, value)| (name.into(), value))
+            .into(),
         total,
     })
 }
@@ -247,7 +249,7 @@ mod tests {
         let value = Var::new(&[0.1f32, 0.9, 0.5, 0.], &Device::Cpu)?;
         let logits = Tensor::new(&[[0f32, 0.], [3., 3.], [-1., -1.], [9., 9.]], &Device::Cpu)?;
         let clipped = loss(&logits, &value, &batch([1., 1.1, 1.5, 1.], [1.; 4], Settings::default())?)?;
-        let values = clipped.parts.iter().map(|(name, t)| Ok((*name, f64::from(t.to_scalar::<f32>()?))));
+        let values = clipped.parts.iter().map(|(name, t)| Ok((name.as_ref(), f64::from(t.to_scalar::<f32>()?))));
         let values = values.collect::<Result<Vec<_>>>()?;
         let part = |name: &str| values.iter().find(|p| p.0 == name).map_or(f64::NAN, |p| p.1);
         // Errors 0.9, max(0.1, 0.8), max(1.5, 1.2) and 0.1, squared.
@@ -288,8 +290,8 @@ mod tests {
     fn settings_that_cannot_work_are_named() {
         assert!(Settings::default().validate().is_ok());
         let message = |s: Settings| s.validate().unwrap_err().to_string();
-        assert!(message(Settings { gamma: 1.5, ..Default::default() }).starts_with("train.ppo.gamma"));
-        assert!(message(Settings { clip: f64::NAN, ..Default::default() }).starts_with("train.ppo.clip"));
-        assert!(message(Settings { environments: 0, ..Default::default() }).starts_with("train.ppo.environments"));
+        assert!(message(Settings { gamma: 1.5, ..Default::default() }).starts_with("ppo.gamma"));
+        assert!(message(Settings { clip: f64::NAN, ..Default::default() }).starts_with("ppo.clip"));
+        assert!(message(Settings { environments: 0, ..Default::default() }).starts_with("ppo.environments"));
     }
 }

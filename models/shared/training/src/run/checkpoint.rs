@@ -9,6 +9,9 @@ use crate::{Error, Result, State};
 
 #[derive(Serialize, Deserialize)]
 struct Manifest {
+    /// Version of this format and of the files it lists: 0 where none is written, as by 0.1.
+    #[serde(default)]
+    version: u64,
     step: u64,
     files: BTreeMap<String, FileRecord>,
     /// Best weights that lie beside the checkpoint.
@@ -35,6 +38,8 @@ impl FileRecord {
     }
 }
 
+/// Version of manifest and state.
+const VERSION: u64 = 1;
 const MODEL: &str = "model.safetensors";
 const AVERAGE: &str = "average.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -84,19 +89,35 @@ pub(super) fn fill(directory: &Path, snapshot: &Snapshot, best: &[String]) -> Re
         let text = text.map_err(|e| Error::Run(format!("{}: {e}", path.display())))?;
         Ok(zoo_checkpoint::create(&path, |f| f.write_all(text.as_bytes()))?)
     };
-    json(STATE, serde_json::to_string_pretty(state))?;
+    json(STATE, serde_json::to_string_pretty(&State { version: VERSION, ..state.clone() }))?;
     let records = |directory: &Path, names: &[&str]| -> Result<BTreeMap<String, FileRecord>> {
         names.iter().map(|name| Ok((name.to_string(), FileRecord::of(&directory.join(name))?))).collect()
     };
     let beside = directory.parent().unwrap_or(directory);
     let best: Vec<&str> = best.iter().map(String::as_str).collect();
-    let manifest = Manifest { step: state.step, files: records(directory, &names)?, best: records(beside, &best)? };
+    let manifest = Manifest {
+        version: VERSION,
+        step: state.step,
+        files: records(directory, &names)?,
+        best: records(beside, &best)?,
+    };
     json(MANIFEST, serde_json::to_string_pretty(&manifest))
 }
 
 /// The state alone.
 pub(super) fn state(directory: &Path) -> Result<State> {
-    json(&directory.join(STATE))
+    let path = directory.join(STATE);
+    let state: State = json(&path)?;
+    check_version(&path, state.version)?;
+    Ok(state)
+}
+
+/// Refuses what a newer program wrote, which may mean something else by the same names.
+fn check_version(path: &Path, found: u64) -> Result<()> {
+    if found > VERSION {
+        return Err(Error::NewerFormat { path: path.into(), found, known: VERSION });
+    }
+    Ok(())
 }
 
 fn json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
@@ -106,7 +127,9 @@ fn json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
 
 /// Reads a checkpoint, if all of it is what was written.
 pub(super) fn read(directory: &Path, device: &Device) -> Result<Saved> {
-    let manifest: Manifest = json(&directory.join(MANIFEST))?;
+    let path = directory.join(MANIFEST);
+    let manifest: Manifest = json(&path)?;
+    check_version(&path, manifest.version)?;
     for (name, record) in &manifest.files {
         record.verify(&directory.join(name))?;
     }

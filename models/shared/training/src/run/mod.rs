@@ -4,6 +4,7 @@
 //! there whole or not at all.
 
 mod checkpoint;
+mod files;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -15,16 +16,16 @@ use candle_core::{Device, Tensor};
 use serde_json::Value;
 
 pub(crate) use checkpoint::{Saved, Snapshot};
+pub use files::RunFiles;
 
 use crate::{Error, Result};
 
 const TEMPORARY: &str = ".tmp";
 const BEST: &str = "best-step-";
-const ACCEPTED: &str = "accepted.json";
 
 /// A directory that belongs to one run, locked while it is open.
 pub struct RunDirectory {
-    path: PathBuf,
+    files: RunFiles,
     _lock: File,
     metrics: Journal,
     health: Journal,
@@ -82,25 +83,28 @@ impl Journal {
     }
 }
 
+impl std::ops::Deref for RunDirectory {
+    type Target = RunFiles;
+
+    fn deref(&self) -> &RunFiles {
+        &self.files
+    }
+}
+
 impl RunDirectory {
     /// Makes a new run directory and writes its `config.toml`.
     ///
     /// # Errors
     /// The directory holds a run already, or cannot be made.
     pub fn create(path: &Path, config: &str) -> Result<Self> {
-        let taken = || {
-            let path = path.display();
-            Error::Usage(format!(
-                "{path} holds a run already: continue it with --resume {path}, or choose another --out"
-            ))
-        };
-        if path.join("config.toml").exists() {
-            return Err(taken());
+        let files = RunFiles::at(path);
+        if files.exist() {
+            return Err(Error::RunExists(path.into()));
         }
-        fs::create_dir_all(path.join("checkpoints")).map_err(Error::io(path))?;
+        fs::create_dir_all(files.checkpoints()).map_err(Error::io(path))?;
         let run = Self::lock(path)?;
-        if path.join("config.toml").exists() {
-            return Err(taken());
+        if files.exist() {
+            return Err(Error::RunExists(path.into()));
         }
         run.set_config(config)?;
         Ok(run)
@@ -110,8 +114,8 @@ impl RunDirectory {
     ///
     /// # Errors
     /// It cannot be written; the old one stays then.
-    pub fn set_config(&self, config: &str) -> Result<()> {
-        Ok(zoo_checkpoint::replace(&self.path.join("config.toml"), |f| f.write_all(config.as_bytes()))?)
+    pub(crate) fn set_config(&self, config: &str) -> Result<()> {
+        Ok(zoo_checkpoint::replace(&self.config(), |f| f.write_all(config.as_bytes()))?)
     }
 
     /// Opens a run to continue it; what an interrupted save left behind is removed.
@@ -119,11 +123,9 @@ impl RunDirectory {
     /// # Errors
     /// There is no run, or another process is at work in it.
     pub fn open(path: &Path) -> Result<Self> {
-        if !path.join("config.toml").exists() {
-            return Err(Error::Run(format!("{} is not a run directory: it has no config.toml", path.display())));
-        }
+        RunFiles::at(path).required()?;
         let run = Self::lock(path)?;
-        for directory in [path.to_path_buf(), path.join("checkpoints")] {
+        for directory in [path.to_path_buf(), run.checkpoints()] {
             for entry in entries(&directory)?.iter().filter(|e| e.to_string_lossy().ends_with(TEMPORARY)) {
                 remove(entry)?;
             }
@@ -132,7 +134,8 @@ impl RunDirectory {
     }
 
     fn lock(path: &Path) -> Result<Self> {
-        let file = path.join(".lock");
+        let files = RunFiles::at(path);
+        let file = files.lock();
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&file).map_err(Error::io(&file))?;
         match lock.try_lock() {
             Ok(()) => {}
@@ -141,28 +144,8 @@ impl RunDirectory {
             }
             Err(TryLockError::Error(e)) => return Err(Error::io(&file)(e)),
         }
-        let journal = |name: &str| Journal::new(path.join(name));
-        let (metrics, health) = (journal("metrics.jsonl"), journal("health.jsonl"));
-        Ok(Self { path: path.to_path_buf(), _lock: lock, metrics, health })
-    }
-
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// The weights of the best evaluation.
-    pub fn best(&self) -> PathBuf {
-        self.path.join("best.safetensors")
-    }
-
-    /// The weights of the last step.
-    pub fn last(&self) -> PathBuf {
-        self.path.join("last.safetensors")
-    }
-
-    fn checkpoints(&self) -> PathBuf {
-        self.path.join("checkpoints")
+        let (metrics, health) = (Journal::new(files.metrics()), Journal::new(files.health()));
+        Ok(Self { files, _lock: lock, metrics, health })
     }
 
     /// The checkpoints by step, oldest first.
@@ -170,19 +153,19 @@ impl RunDirectory {
         let mut found = vec![];
         for path in entries(&self.checkpoints())? {
             let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-            found.extend(name.strip_prefix("step-").and_then(|n| n.parse().ok()).map(|step| (step, path)));
+            found.extend(name.strip_prefix(files::STEP).and_then(|n| n.parse().ok()).map(|step| (step, path)));
         }
         found.sort();
         Ok(found)
     }
 
-    /// `metrics.jsonl`.
-    pub(crate) fn metrics(&self) -> &Journal {
+    /// The journal `metrics.jsonl`.
+    pub(crate) fn journal(&self) -> &Journal {
         &self.metrics
     }
 
-    /// `health.jsonl`.
-    pub(crate) fn health(&self) -> &Journal {
+    /// The journal `health.jsonl`.
+    pub(crate) fn health_journal(&self) -> &Journal {
         &self.health
     }
 
@@ -205,8 +188,8 @@ impl RunDirectory {
     /// Commits a checkpoint, then drops what is no longer needed.
     pub(crate) fn save(&self, snapshot: &Snapshot, keep: usize, every: u64) -> Result<()> {
         let (directory, step) = (self.checkpoints(), snapshot.state.step);
-        let target = directory.join(format!("step-{step:08}"));
-        let temporary = directory.join(format!("step-{step:08}{TEMPORARY}"));
+        let target = directory.join(format!("{}{step:08}", files::STEP));
+        let temporary = directory.join(format!("{}{step:08}{TEMPORARY}", files::STEP));
         if !target.exists() {
             let best: Vec<String> = snapshot.state.best.iter().map(|(_, step)| best_name(*step)).collect();
             let commit = || -> Result<()> {
@@ -282,14 +265,12 @@ impl RunDirectory {
                 Err(e) => found.damaged.push((path, e.to_string())),
             }
         }
-        let path = self.path.display();
+        let path = self.path().display();
         if let Some((_, e)) = found.damaged.first() {
             return Err(Error::Run(format!("{path} has no valid checkpoint to resume from ({e})")));
         }
         if self.numbered()?.is_empty() && (self.best().exists() || self.last().exists()) {
-            return Err(Error::Run(format!(
-                "{path} has weights but no checkpoint to resume from: begin a new run with them by --init-from {path}"
-            )));
+            return Err(Error::OnlyWeights(self.path().into()));
         }
         Ok(found)
     }
@@ -321,7 +302,7 @@ impl RunDirectory {
 
     /// What the run was last begun or resumed with, if that is on record.
     pub(crate) fn accepted(&self) -> Result<Option<Value>> {
-        let path = self.path.join(ACCEPTED);
+        let path = self.record();
         match fs::read_to_string(&path) {
             Ok(text) => {
                 let value = serde_json::from_str(&text);
@@ -334,14 +315,8 @@ impl RunDirectory {
 
     /// Puts on record what the run goes on with.
     pub(crate) fn accept(&self, what: &Value) -> Result<()> {
-        Ok(zoo_checkpoint::replace(&self.path.join(ACCEPTED), |f| write!(f, "{what:#}"))?)
+        Ok(zoo_checkpoint::replace(&self.record(), |f| write!(f, "{what:#}"))?)
     }
-}
-
-/// The model that a run directory trains, if that is on record.
-pub fn model_of(run: &Path) -> Option<String> {
-    let record: Value = serde_json::from_str(&fs::read_to_string(run.join(ACCEPTED)).ok()?).ok()?;
-    record["model"].as_str().map(String::from)
 }
 
 /// What [`RunDirectory::latest`] found.

@@ -1,41 +1,42 @@
-//! What the trainer does about gradient health.
+//! Gradient health: when it is checked, and what is done about it.
 
 use candle_core::Tensor;
-use serde_json::Value;
 use zoo_layers::ops::backward;
 use zoo_layers::optim::global_norm;
 use zoo_layers::random::{Purpose, Stream};
 use zoo_layers::{Gradients, Mode, Param, Params};
 
-use super::{NonFinite, Step, Trainer};
+use super::guard::{NonFinite, Refusal};
+use super::{Step, Trainer};
 use crate::config::ConfigOf;
 use crate::health::{
-    Check, Finding, Level, Monitor, Probe, ProbeKind, Profile, Report, SETTLED, Watched, pooling_nudge, preflight,
-    revive_attention,
+    Check, Finding, Level, Monitor, Probe, ProbeKind, Profile, Repair, Report, SETTLED, Watched, preflight,
 };
+use crate::record::value_of;
 use crate::saver::Saver;
 use crate::{Error, Event, Observer, OnCritical, Result, Silent, Split, Task};
 
-/// Most samples of the batch whose activations are watched: a look must cost next to nothing.
+/// Most samples of the batch whose activations are watched: a check must cost next to nothing.
 const SAMPLES: usize = 16;
 /// Fewest of them.
 const FEWEST: usize = 4;
-/// Looks between two times that the rate is halved: what was done needs time to show.
+/// Checks between two times that the learning rate is halved: what was done needs time to show.
 const PATIENCE: u64 = 5;
-/// Halvings after which there is no rate left to speak of.
+/// Halvings after which there is no learning rate left to speak of.
 const HALVINGS: u32 = 10;
 /// Findings that are said at once.
 const SHOWN: usize = 5;
 
-/// The monitor, and what it takes to look.
+/// The monitor, and when it checks.
 pub(super) struct Watch {
     monitor: Monitor,
     frozen: Vec<String>,
     every: u64,
+    repair: Option<Box<dyn Repair>>,
 }
 
-/// What a look judges: gradients as backward gave them, and the weights before the step.
-pub(super) struct Seen {
+/// What a check judges: gradients as backward gave them, and the weights before the step.
+pub(super) struct Checked {
     grads: Gradients,
     before: Vec<Tensor>,
 }
@@ -45,43 +46,39 @@ impl Watch {
         let frozen = config.train.frozen()?;
         let frozen = |p: &Param| !p.buffer && frozen.as_ref().is_some_and(|f| f.is_match(&p.name));
         Ok(Self {
-            monitor: Monitor::new(T::health(), tables::<T>(config)?, vec![]),
+            monitor: Monitor::new(T::health(), value_of::<T>(config)?, vec![]),
             frozen: params.all().into_iter().filter(frozen).map(|p| p.name).collect(),
             every: config.train.health_every,
+            repair: T::repair(config),
         })
     }
 
-    /// Whether step `number` is looked at.
-    pub(super) fn is_due(&self, number: u64) -> bool {
+    /// Whether step `number` is checked.
+    fn is_due(&self, number: u64) -> bool {
         self.every > 0 && (number == 1 || number.is_multiple_of(self.every))
     }
 
-    pub(super) fn profile(&self) -> &Profile {
+    fn profile(&self) -> &Profile {
         self.monitor.profile()
     }
 }
 
-/// The tables that advice is made concrete by.
-fn tables<T: Task>(config: &ConfigOf<T>) -> Result<Value> {
-    serde_json::to_value(config).map_err(|e| Error::Run(format!("the configuration: {e}")))
-}
-
 impl<T: Task> Trainer<'_, T> {
-    /// Takes up the checks of the run's life so far.
+    /// Reads the checks of the run so far.
     pub(super) fn recall_health(&mut self, observer: &mut dyn Observer) -> Result<()> {
-        let read = match self.run {
+        let read = match &self.run {
             Some(run) => Check::read(run.path()),
             None => Ok(vec![]),
         };
         let checks = match read {
             // Where nothing depends on it, a broken record is no reason not to go on.
-            Err(e) if !self.config.train.acts_on_health() => {
+            Err(e) if self.watch.repair.is_none() && self.config.train.on_critical == OnCritical::Tell => {
                 observer.observe(&Event::Warning(&format!("{e}; gradient health begins anew")));
                 vec![]
             }
             read => read?,
         };
-        self.watch.monitor = Monitor::new(T::health(), tables::<T>(self.config)?, checks);
+        self.watch.monitor = Monitor::new(T::health(), value_of::<T>(self.config)?, checks);
         // What was raised then is not news.
         self.watch.monitor.news();
         Ok(())
@@ -106,13 +103,13 @@ impl<T: Task> Trainer<'_, T> {
         self.task.probes(&self.model, &self.spread(n)?)
     }
 
-    /// A forward and a backward pass over a batch without dropout, and what is wrong by it: nothing of the run changes, but that
-    /// a model that makes its samples itself acts, if there are none yet.
+    /// Diagnoses the model by one forward and one backward pass without dropout. Does not change the run, except that a task
+    /// that collects its samples collects its first rollout.
     ///
     /// # Errors
     /// candle's.
     pub fn examine(&mut self) -> Result<(Check, Report)> {
-        self.gather(&mut Silent)?;
+        self.collect(&mut Silent)?;
         let batch = self.spread(self.config.train.batch_size)?;
         let loss = self.task.loss(&self.model, &batch, Mode::Eval)?.total;
         let grads = self.params.gradients(&backward(&loss)?);
@@ -125,7 +122,7 @@ impl<T: Task> Trainer<'_, T> {
         let fresh = self.state.step == 0;
         let profile =
             Profile { gain: self.watch.profile().gain.clone().filter(|_| fresh), ..self.watch.profile().clone() };
-        let report = preflight(&check, &self.params, &profile, &tables::<T>(self.config)?)?;
+        let report = preflight(&check, &self.params, &profile, &value_of::<T>(self.config)?)?;
         Ok((check, report))
     }
 
@@ -136,7 +133,7 @@ impl<T: Task> Trainer<'_, T> {
         }
         // What initial values make of gradients passes; what is wrong with inputs and settings does not.
         let lasting = |f: &&Finding| f.level >= Level::Alert && !f.kind.may_pass();
-        self.gather(observer)?;
+        self.collect(observer)?;
         let findings: Vec<Finding> = self.examine()?.1.findings.iter().filter(lasting).cloned().collect();
         findings.iter().for_each(|finding| observer.observe(&Event::Health(finding)));
         self.watch.monitor.know(&findings);
@@ -166,32 +163,42 @@ impl<T: Task> Trainer<'_, T> {
         }
     }
 
-    /// What is looked at later, and the pull of the poolings, if it is asked for.
-    pub(super) fn before_look(&self, step: &mut Step) -> Result<Seen> {
+    /// What the check of the coming update needs, if it is due; the task may change the step's gradients.
+    pub(super) fn before_check(&self, step: &mut Step, refusal: &Option<Refusal>) -> Result<Option<Checked>> {
+        if refusal.is_some() || !self.watch.is_due(self.state.step + 1) {
+            return Ok(None);
+        }
         let grads = step.grads.clone();
-        if self.config.train.pooling_nudge {
-            pooling_nudge(&self.params, &mut step.grads, self.watch.profile())?;
+        if let Some(repair) = &self.watch.repair
+            && repair.gradients(&self.params, &mut step.grads, self.watch.profile())?
+        {
             step.norm = global_norm(&step.grads)?;
         }
         let before = self.params.trainable().iter().map(|p| p.var.copy()).collect::<candle_core::Result<_>>()?;
-        Ok(Seen { grads, before })
+        Ok(Some(Checked { grads, before }))
     }
 
-    /// Looks at the step just done; whether the run went back to a checkpoint.
+    /// Checks the step just done; whether the run went back to a checkpoint.
     ///
     /// # Errors
     /// Health is critical and stops the run, or cannot be written.
-    pub(super) fn look(&mut self, seen: &Seen, saver: Option<&Saver>, observer: &mut dyn Observer) -> Result<bool> {
+    pub(super) fn check_health(
+        &mut self,
+        checked: &Checked,
+        saver: Option<&Saver>,
+        observer: &mut dyn Observer,
+    ) -> Result<bool> {
         let trainable = self.params.trainable();
-        let watched = Watched::of(&trainable, &seen.grads, Some(&seen.before));
+        let watched = Watched::of(&trainable, &checked.grads, Some(&checked.before));
         let mut check = Check::new(self.state.step, self.watch.profile(), &watched, &self.activations()?)?;
         check.frozen = self.watch.frozen.clone();
-        if let Some(run) = self.run {
-            run.health().append(&serde_json::to_value(&check).map_err(|e| Error::Run(format!("health: {e}")))?)?;
+        if let Some(run) = &self.run {
+            run.health_journal()
+                .append(&serde_json::to_value(&check).map_err(|e| Error::Run(format!("health: {e}")))?)?;
         }
-        if self.config.train.revive_attention {
-            for name in revive_attention(&self.params, &check, self.watch.profile(), self.config.train.seed)? {
-                observer.observe(&Event::Warning(&format!("step {}: {name} was given noise", check.step)));
+        if let Some(repair) = &self.watch.repair {
+            for what in repair.weights(&self.params, &check, self.watch.profile())? {
+                observer.observe(&Event::Warning(&format!("step {}: {what}", check.step)));
             }
         }
         self.watch.monitor.add(check);
@@ -199,7 +206,7 @@ impl<T: Task> Trainer<'_, T> {
         news.iter().take(SHOWN).for_each(|finding| observer.observe(&Event::Health(finding)));
         if news.len() > SHOWN {
             let more = news.len() - SHOWN;
-            observer.observe(&Event::Warning(&format!("and {more} more about gradient health: zoo doctor shows them")));
+            observer.observe(&Event::Warning(&format!("and {more} more about gradient health, in health.jsonl")));
         }
         self.act(saver, observer)
     }
@@ -225,12 +232,13 @@ impl<T: Task> Trainer<'_, T> {
             _ if self.state.halvings >= HALVINGS => Err(stop),
             OnCritical::HalveLr => {
                 self.halve(step);
-                observer.observe(&Event::Warning(&format!("step {step}: {what} is critical; the rate is halved")));
+                observer
+                    .observe(&Event::Warning(&format!("step {step}: {what} is critical; the learning rate is halved")));
                 Ok(false)
             }
             OnCritical::Rollback => {
                 self.halve(step);
-                let cause = format!("step {step}: {what} is critical since step {since}; the rate is halved");
+                let cause = format!("step {step}: {what} is critical since step {since}; the learning rate is halved");
                 match self.roll_back(cause, |at| at < since, 0, saver, observer)? {
                     true => Ok(true),
                     false => {

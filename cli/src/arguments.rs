@@ -1,0 +1,172 @@
+//! Groups of arguments that several verbs share, and flags that the models bring.
+
+use std::path::{Path, PathBuf};
+
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Args, Command};
+use toml::{Table, Value};
+use zoo_training::{Error, Flag};
+
+/// A preset, a file over it, and single settings over both.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct Settings {
+    /// A named set of settings
+    #[arg(long, value_name = "NAME")]
+    pub(crate) preset: Option<String>,
+    /// A TOML file over the preset
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// One setting over everything else, such as train.lr=3e-4
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+}
+
+/// The name of a model.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ModelName {
+    /// The model (the verb list shows them)
+    pub(crate) model: String,
+}
+
+/// Trained weights.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Checkpoint {
+    /// Weights, or a run directory (its best weights)
+    #[arg(long, value_name = "FILE|RUN")]
+    pub(crate) checkpoint: PathBuf,
+}
+
+/// Where to compute.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct DeviceName {
+    /// Where to compute: cpu, cuda, cuda:N or metal
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub(crate) device: String,
+}
+
+/// Whether a machine reads the result.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct Json {
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of a verb that takes flags of the models.
+pub(crate) trait TakesFlags: Args {
+    /// The model that is named.
+    fn model(&self) -> &str;
+    /// Where its flags go.
+    fn given(&mut self) -> &mut Values;
+}
+
+/// Typed values by table and key.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Values(pub(crate) Table);
+
+impl Values {
+    /// Sets `key`, such as `train.steps`.
+    pub(crate) fn set(&mut self, key: &str, value: impl Into<Value>) {
+        let (mut table, mut parts) = (&mut self.0, key.split('.').peekable());
+        while let Some(part) = parts.next() {
+            if parts.peek().is_none() {
+                table.insert(part.into(), value.into());
+                return;
+            }
+            let inner = table.entry(part).or_insert_with(|| Table::new().into());
+            match inner {
+                Value::Table(inner) => table = inner,
+                // A value stands where a table would have to.
+                _ => return,
+            }
+        }
+    }
+
+    /// Sets a whole number, if there is one.
+    pub(crate) fn set_count(&mut self, key: &str, value: Option<u64>) -> anyhow::Result<()> {
+        if let Some(value) = value {
+            let number = i64::try_from(value)
+                .map_err(|_| Error::Usage(format!("{key} = {value}: at most {} is possible", i64::MAX)))?;
+            self.set(key, number);
+        }
+        Ok(())
+    }
+
+    /// Sets a path.
+    pub(crate) fn set_path(&mut self, key: &str, path: &Path) -> anyhow::Result<()> {
+        let text = path.to_str().ok_or_else(|| {
+            Error::Usage(format!("{}: the name is not UTF-8, and cannot be kept in a configuration", path.display()))
+        })?;
+        self.set(key, text);
+        Ok(())
+    }
+
+    /// Sets a path so that it is found from anywhere.
+    pub(crate) fn set_whole_path(&mut self, key: &str, path: &Path) -> anyhow::Result<()> {
+        self.set_path(key, &std::path::absolute(path).unwrap_or(path.to_path_buf()))
+    }
+
+    /// Takes one of the tables out.
+    pub(crate) fn take(&mut self, table: &str) -> Table {
+        match self.0.remove(table) {
+            Some(Value::Table(values)) => values,
+            _ => Table::new(),
+        }
+    }
+}
+
+/// A model's name and its flags.
+pub(crate) type Flags<'a> = (&'a str, Vec<Flag>);
+
+/// Adds the flags of all models to a verb, each under the names of the models that have it.
+pub(crate) fn add_flags(mut command: Command, models: &[Flags]) -> Command {
+    let mut seen: Vec<&str> = vec![];
+    for flag in models.iter().flat_map(|(_, flags)| flags) {
+        // What the verb has itself is not added again.
+        if seen.contains(&flag.name) || command.get_arguments().any(|a| a.get_long() == Some(flag.name)) {
+            continue;
+        }
+        seen.push(flag.name);
+        let arg = Arg::new(flag.name).long(flag.name).help(flag.help);
+        let arg = arg.help_heading(format!("Options of {}", owners(models, flag.name).join(" and ")));
+        command = command.arg(match flag.value {
+            Some(value) => arg.value_name(value).allow_negative_numbers(true),
+            None => arg.action(ArgAction::SetTrue),
+        });
+    }
+    command
+}
+
+fn owners<'a>(models: &[Flags<'a>], flag: &str) -> Vec<&'a str> {
+    models.iter().filter(|(_, flags)| flags.iter().any(|f| f.name == flag)).map(|(name, _)| *name).collect()
+}
+
+/// The flags that were given, as values of their keys.
+///
+/// # Errors
+/// One that the model does not have.
+pub(crate) fn given_flags(matches: &ArgMatches, models: &[Flags], model: &str) -> anyhow::Result<Values> {
+    let mut values = Values::default();
+    let Some((_, own)) = models.iter().find(|(name, _)| *name == model) else { return Ok(values) };
+    let mut names: Vec<&str> = models.iter().flat_map(|(_, flags)| flags).map(|f| f.name).collect();
+    names.sort_unstable();
+    names.dedup();
+    for name in names {
+        if matches.try_contains_id(name).is_err() || matches.value_source(name) != Some(ValueSource::CommandLine) {
+            continue;
+        }
+        let Some(flag) = own.iter().find(|f| f.name == name) else {
+            let owners = owners(models, name).join(" and ");
+            return Err(Error::Usage(format!("{model} has no flag --{name}: it is one of {owners}")).into());
+        };
+        match flag.value {
+            Some(_) => {
+                if let Some(text) = matches.get_one::<String>(name) {
+                    values.set(flag.key, text.as_str());
+                }
+            }
+            None => values.set(flag.key, true),
+        }
+    }
+    Ok(values)
+}

@@ -1,0 +1,106 @@
+//! A model on the command line: what each verb does with it.
+
+use std::marker::PhantomData;
+use std::process::ExitCode;
+
+use candle_core::Device;
+use zoo_training::health::Profile;
+use zoo_training::{Flag, Generate, Import, Predict, Recipe};
+
+use crate::verbs::list::{Abilities, Described};
+use crate::verbs::{adapt, bench, convert, doctor, eval, generate, inspect, list, params, predict, train, tune};
+use crate::weights::Loaded;
+
+/// A model, as the verbs see it.
+///
+/// ```
+/// # use zoo_training::{Generate, Import, Predict, Recipe};
+/// # fn models<A: Predict, B: Generate + Import>() -> [zoo_cli::Model; 2] {
+/// use zoo_cli::Model;
+/// [Model::of::<A>().predicts().into(), Model::of::<B>().generates().imports().into()]
+/// # }
+/// ```
+pub struct Model {
+    pub(crate) name: &'static str,
+    /// Flags for keys of its data, and for the options of a prediction.
+    pub(crate) data_flags: &'static [Flag],
+    pub(crate) predict_flags: &'static [Flag],
+    pub(crate) abilities: Abilities,
+    pub(crate) profile: fn() -> Profile,
+    pub(crate) describe: fn(&Abilities) -> anyhow::Result<Described>,
+    pub(crate) params: fn(&params::Arguments) -> anyhow::Result<()>,
+    pub(crate) train: fn(&train::Arguments) -> anyhow::Result<ExitCode>,
+    pub(crate) tune: fn(&tune::Arguments) -> anyhow::Result<ExitCode>,
+    pub(crate) eval: fn(&eval::Arguments) -> anyhow::Result<()>,
+    pub(crate) examine: fn(&doctor::Arguments) -> anyhow::Result<()>,
+    pub(crate) bench: bench::Bench,
+    pub(crate) fits: inspect::Fits,
+    pub(crate) predict: Option<fn(&predict::Arguments) -> anyhow::Result<()>>,
+    pub(crate) generate: Option<fn(&generate::Arguments) -> anyhow::Result<ExitCode>>,
+    pub(crate) adapt: Option<convert::Adapt>,
+}
+
+/// A model whose abilities are being named.
+pub struct ModelOf<T> {
+    model: Model,
+    task: PhantomData<fn() -> T>,
+}
+
+impl Model {
+    /// A model that is trained, tuned, evaluated, counted, benchmarked and diagnosed.
+    pub fn of<T: Recipe>() -> ModelOf<T> {
+        let model = Self {
+            name: T::NAME,
+            data_flags: T::FLAGS,
+            predict_flags: &[],
+            abilities: Abilities::default(),
+            profile: T::health,
+            describe: list::describe::<T>,
+            params: params::run::<T>,
+            train: train::run::<T>,
+            tune: tune::run::<T>,
+            eval: eval::run::<T>,
+            examine: doctor::examine::<T>,
+            bench: bench::cases::<T>,
+            fits: |source| Loaded::<T>::of(source, &Device::Cpu).map(|_| ()),
+            predict: None,
+            generate: None,
+            adapt: None,
+        };
+        ModelOf { model, task: PhantomData }
+    }
+}
+
+impl<T: Predict> ModelOf<T> {
+    /// It is applied to new data, too.
+    pub fn predicts(mut self) -> Self {
+        self.model.abilities.predict = true;
+        self.model.predict_flags = <T as Predict>::FLAGS;
+        self.model.predict = Some(predict::run::<T>);
+        self
+    }
+}
+
+impl<T: Generate> ModelOf<T> {
+    /// It writes text, too.
+    pub fn generates(mut self) -> Self {
+        self.model.abilities.generate = true;
+        self.model.generate = Some(generate::run::<T>);
+        self
+    }
+}
+
+impl<T: Import> ModelOf<T> {
+    /// It takes checkpoints of other programs, and is written as theirs.
+    pub fn imports(mut self) -> Self {
+        self.model.abilities.imports = T::LAYOUTS.iter().map(|layout| layout.name).collect();
+        self.model.adapt = Some(adapt::run::<T>);
+        self
+    }
+}
+
+impl<T> From<ModelOf<T>> for Model {
+    fn from(named: ModelOf<T>) -> Self {
+        named.model
+    }
+}

@@ -1,0 +1,176 @@
+//! `convert --model`: between a model's own checkpoints and those of other programs.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use serde_json::{Map, Value};
+use zoo_checkpoint::{Description, Plan, Rules};
+use zoo_layers::Params;
+use zoo_training::config::{ConfigOf, migrate};
+use zoo_training::{Config, Error, Foreign, Import, Layout, Task};
+
+use super::convert::Arguments;
+use crate::fetch;
+use crate::output::remark;
+
+/// What compile, DDP and training scripts put before the names of a model.
+const WRAPPERS: &str = r"rename? (?:(?:state_dict|model_state_dict|model|module|_orig_mod)\.)+(.*) -> $1";
+/// Where an exported file keeps what only we know.
+const OURS: &str = "zoo";
+
+/// A model's configuration and what was fitted, as its files have them.
+struct Described {
+    config: Value,
+    fitted: Value,
+}
+
+pub(crate) fn run<T: Import>(plan: &mut Plan, args: &Arguments) -> anyhow::Result<Option<(PathBuf, String)>> {
+    let known = || T::LAYOUTS.iter().map(|l| l.name).collect::<Vec<_>>().join(" and ");
+    let to = match &args.to {
+        None => None,
+        Some(name) => match T::LAYOUTS.iter().find(|l| l.name == name) {
+            Some(layout) => Some(layout),
+            None => return Err(Error::Usage(format!("--to {name}: {} has the layouts {}", T::NAME, known())).into()),
+        },
+    };
+    let ours = plan.metadata.get("model").and_then(Value::as_str) == Some(T::NAME);
+    let described = match ours {
+        true => described::<T>(plan, &args.input)?,
+        false => import::<T>(plan, args)?,
+    };
+    match to {
+        None => {
+            let description = Description { model: T::NAME.into(), config: described.config, fitted: described.fitted };
+            plan.metadata.extend(description.metadata().into_iter().map(|(k, v)| (k, v.into())));
+            Ok(None)
+        }
+        Some(layout) => export::<T>(plan, layout, described, &args.output),
+    }
+}
+
+fn described<T: Import>(plan: &Plan, path: &Path) -> anyhow::Result<Described> {
+    let texts = plan.metadata.iter().filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_string()))).collect();
+    let Description { config, fitted, .. } = Description::parse(&texts, T::NAME, path)?;
+    Ok(Described { config, fitted })
+}
+
+fn rules(text: &str) -> anyhow::Result<Rules> {
+    text.parse().map_err(anyhow::Error::msg)
+}
+
+/// From another program's layout to the model's.
+fn import<T: Import>(plan: &mut Plan, args: &Arguments) -> anyhow::Result<Described> {
+    let input = args.input.display();
+    plan.apply(&rules(WRAPPERS)?)?;
+    let tensors: Vec<(&str, &[usize])> = plan.outputs.iter().map(|o| (o.name.as_str(), &o.shape[..])).collect();
+    let Some(layout) = T::recognize(&tensors) else {
+        let known: Vec<&str> = T::LAYOUTS.iter().map(|l| l.name).collect();
+        let known = if known.is_empty() { "none".into() } else { known.join(", ") };
+        let reason = format!(
+            "{input}: neither weights of {} nor of a layout that converts to it ({known}): name its tensors by --map",
+            T::NAME
+        );
+        return Err(Error::Data(reason).into());
+    };
+    remark(format!("{input}: the layout is {}'s", layout.name));
+    plan.apply(&rules(layout.import)?)?;
+    let mut entries = plan.metadata.clone();
+    if !layout.sidecar.is_empty() {
+        let beside = args.input.parent().unwrap_or(Path::new(".")).join(layout.sidecar);
+        let beside = if args.input.is_dir() { args.input.join(layout.sidecar) } else { beside };
+        if beside.is_file() {
+            let text = std::fs::read_to_string(&beside).with_context(|| beside.display().to_string())?;
+            let said: Map<String, Value> =
+                serde_json::from_str(&text).with_context(|| format!("{}: no JSON object", beside.display()))?;
+            entries.extend(said);
+        }
+    }
+    let described = match ours_within(&entries) {
+        Some(described) => described,
+        None => {
+            let tensors: Vec<(&str, &[usize])> = plan.outputs.iter().map(|o| (o.name.as_str(), &o.shape[..])).collect();
+            let data = fetch::found::<T>(args.data.as_deref())?;
+            let foreign = Foreign { layout: layout.name, tensors: &tensors, entries: &entries, data: data.as_deref() };
+            let (model, data, fitted) = T::adopt(&foreign)?;
+            let config: ConfigOf<T> =
+                Config { model, data, train: T::training(), task: <T as Task>::Settings::default() };
+            let mut config = serde_json::to_value(&config)?;
+            // Weights say which file they saw, not where it lay.
+            if let Some(Value::String(path)) = config.pointer_mut("/data/path") {
+                *path = Path::new(path.as_str()).file_name().unwrap_or_default().to_string_lossy().into_owned();
+            }
+            Described { config, fitted }
+        }
+    };
+    fits::<T>(plan, &described)?;
+    // What the other program wrote beside the tensors is kept as it was.
+    let foreign = std::mem::take(&mut plan.metadata);
+    let kept: Map<String, Value> = foreign.into_iter().filter(|(key, _)| key != OURS && key != "format").collect();
+    if !kept.is_empty() {
+        plan.metadata.insert(format!("imported_{}", layout.name), Value::Object(kept).to_string().into());
+    }
+    Ok(described)
+}
+
+/// What we put into a file that we exported.
+fn ours_within(entries: &Map<String, Value>) -> Option<Described> {
+    let ours = entries.get(OURS)?;
+    let ours = match ours.as_str() {
+        Some(text) => serde_json::from_str(text).ok()?,
+        None => ours.clone(),
+    };
+    Some(Described { config: ours.get("config")?.clone(), fitted: ours.get("fitted")?.clone() })
+}
+
+/// Whether the planned tensors are exactly the model's.
+fn fits<T: Import>(plan: &Plan, described: &Described) -> anyhow::Result<()> {
+    let config: ConfigOf<T> = serde_json::from_value(migrate(described.config.clone())?)?;
+    let present = plan.outputs.iter().map(|o| (o.name.as_str(), &o.shape[..]));
+    let problems: Vec<String> = Params::mismatches(present, |vb| T::build(&config.model, vb))?
+        .into_iter()
+        .map(|p| if p.starts_with("unexpected ") { format!("{p} (--map 'drop …' leaves it out)") } else { p })
+        .collect();
+    let shown: Vec<&str> = problems.iter().take(5).map(String::as_str).collect();
+    match problems.len() {
+        0 => Ok(()),
+        n => Err(Error::Data(format!(
+            "{}: its tensors do not make a {}: {}{}",
+            plan.path().display(),
+            T::NAME,
+            shown.join("; "),
+            if n > 5 { format!("; and {} more", n - 5) } else { String::new() }
+        ))
+        .into()),
+    }
+}
+
+/// From the model's layout to another program's.
+fn export<T: Import>(
+    plan: &mut Plan,
+    layout: &Layout,
+    ours: Described,
+    output: &Path,
+) -> anyhow::Result<Option<(PathBuf, String)>> {
+    let config: ConfigOf<T> = serde_json::from_value(migrate(ours.config.clone())?)?;
+    let mut entries = T::entries(layout, &config.model)?;
+    plan.apply(&rules(layout.export)?)?;
+    entries.insert(OURS.into(), serde_json::json!({ "config": ours.config, "fitted": ours.fitted }));
+    if !layout.entry.is_empty() {
+        plan.entry = Some(layout.entry.into());
+    }
+    if layout.sidecar.is_empty() {
+        plan.metadata = entries;
+        return Ok(None);
+    }
+    plan.metadata = Map::new();
+    let path = output.with_file_name(layout.sidecar);
+    if path == output {
+        return Err(Error::Usage(format!("{}: that is where its configuration goes", path.display())).into());
+    }
+    if path.exists() {
+        return Err(
+            Error::Usage(format!("{} is already there: write into a folder without one", path.display())).into()
+        );
+    }
+    Ok(Some((path, format!("{:#}\n", Value::Object(entries)))))
+}

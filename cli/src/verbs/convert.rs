@@ -1,0 +1,295 @@
+//! `convert`: a checkpoint in another format, other names, layouts or element types.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use anyhow::bail;
+use clap::Args;
+use serde_json::{Value, json};
+use zoo_checkpoint::{Blocks, Converted, Dtype, Format, Plan, Rules};
+use zoo_training::Error;
+
+use crate::arguments::Json;
+use crate::output::{grouped, note, print, print_json, program, remark, table};
+use crate::signals::{STOPPED, stop_flag};
+use crate::weights::weights;
+
+/// What GGUF files are written in.
+const BLOCKS: [&str; 4] = ["q8_0", "q6_k", "q4_k", "q4_0"];
+
+fn usage(reason: impl Into<String>) -> anyhow::Error {
+    Error::Usage(reason.into()).into()
+}
+
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// A checkpoint, the index of a sharded one, or a run directory (its best weights)
+    pub(crate) input: PathBuf,
+    /// What to write; its ending says the format
+    pub(crate) output: PathBuf,
+    /// The format to write: safetensors, pytorch, npz, npy or gguf
+    #[arg(long, value_name = "NAME")]
+    pub(crate) format: Option<String>,
+    /// Take names and layouts of another program to this model's; with --to the other way
+    #[arg(long, value_name = "NAME")]
+    pub(crate) model: Option<String>,
+    /// With --model: the other program's layout to write, such as nanogpt or huggingface
+    #[arg(long, value_name = "LAYOUT", requires = "model")]
+    pub(crate) to: Option<String>,
+    /// With --model: data that the weights were trained on, for what a foreign file does not say (char-gpt: its text)
+    #[arg(long, value_name = "PATH", requires = "model")]
+    pub(crate) data: Option<PathBuf>,
+    /// A rule, or a file of rules: rename, transpose, split, concat, cast, tie, drop; may be given several times
+    #[arg(long, value_name = "FILE|RULE")]
+    pub(crate) map: Vec<String>,
+    /// The element type of all floating-point tensors: f32, f16, bf16 or f64
+    #[arg(long, value_name = "DTYPE")]
+    pub(crate) dtype: Option<String>,
+    /// Write matrices as GGUF's blocks: q8_0, q6_k, q4_k or q4_0
+    #[arg(long, value_name = "BLOCKS", conflicts_with = "dtype")]
+    pub(crate) quantize: Option<String>,
+    /// Write several safetensors files of at most this size, and their index: 5GB
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) shard_size: Option<String>,
+    /// Print the plan and write nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) json: Json,
+}
+
+/// Takes a plan to a model's layout, or from it to another program's; the file to write beside it.
+pub(crate) type Adapt = fn(&mut Plan, &Arguments) -> anyhow::Result<Option<(PathBuf, String)>>;
+
+/// `adapt` is that of the model that `--model` names.
+pub(crate) fn run(args: &Arguments, adapt: Option<Adapt>) -> anyhow::Result<ExitCode> {
+    let begun = Instant::now();
+    let input = weights(&args.input);
+    let format = match &args.format {
+        Some(name) => format_named(name)?,
+        None => by_extension(&args.output)?,
+    };
+    let shard_size = args.shard_size.as_deref().map(bytes).transpose()?;
+    if shard_size.is_some() && format != Format::Safetensors {
+        return Err(usage("--shard-size: only safetensors are written in shards"));
+    }
+    if shard_size.is_some() && args.output.exists() {
+        let shown = args.output.display();
+        return Err(usage(format!(
+            "{shown} is there: beside shards of that name others would read it; name another, or remove it"
+        )));
+    }
+    let source = zoo_checkpoint::open(&input)?;
+    if source.reads(&args.output) {
+        return Err(usage(format!(
+            "{}: it would be written over what it is read from: name another file",
+            args.output.display()
+        )));
+    }
+    source.remarks.iter().for_each(|r| remark(format!("{}: {r}", input.display())));
+    let mut plan = Plan::new(&source);
+    let sidecar = adapt.map_or(Ok(None), |adapt| adapt(&mut plan, args))?;
+    for map in &args.map {
+        plan.apply(&rules(map)?)?;
+    }
+    if let Some(dtype) = &args.dtype {
+        match dtype.parse() {
+            Ok(Dtype::Quantized(_)) => return Err(usage(format!("--dtype {dtype}: blocks are made by --quantize"))),
+            Ok(dtype) if dtype.is_float() => plan.cast(dtype),
+            Ok(dtype) => {
+                return Err(usage(format!("--dtype {dtype} is for floating-point tensors: f32, f16, bf16 or f64")));
+            }
+            Err(e) => return Err(usage(format!("--dtype: {e}"))),
+        }
+    }
+    if let Some(name) = &args.quantize {
+        if format != Format::Gguf {
+            return Err(usage("--quantize: only GGUF files hold blocks; end OUT in .gguf"));
+        }
+        let known = BLOCKS.iter().find(|b| b.eq_ignore_ascii_case(name)).and_then(|b| Blocks::from_name(b));
+        let Some(to) = known else {
+            return Err(usage(format!("--quantize {name}: there are {}", BLOCKS.join(", "))));
+        };
+        plan.quantize(to)?;
+    }
+    plan.fit(format);
+    if source.format == Format::Torch && format == Format::Torch && plan.entry.is_none() && !plan.metadata.is_empty() {
+        remark(
+            "the file is one dictionary of tensors by their dotted names; other entries are its attribute zoo_metadata",
+        );
+    }
+    if args.dry_run {
+        return show(&plan, args, format).map(|()| ExitCode::SUCCESS);
+    }
+    plan.stop = stop_flag()?;
+    let done = match plan.write(&args.output, format, shard_size) {
+        Err(e) if plan.stop.load(Ordering::Relaxed) => {
+            note(&format!("{}: {e}", program()));
+            return Ok(ExitCode::from(STOPPED));
+        }
+        done => done?,
+    };
+    if let Some((path, text)) = &sidecar {
+        zoo_checkpoint::replace(path, |f| f.write_all(text.as_bytes()))?;
+        remark(format!("wrote {} beside it", path.display()));
+    }
+    report(&plan, &done, args, format, begun).map(|()| ExitCode::SUCCESS)
+}
+
+/// The format that the name of a file asks for.
+pub(crate) fn by_extension(path: &Path) -> anyhow::Result<Format> {
+    Format::by_extension(path).ok_or_else(|| {
+        usage(format!("{}: what format? End it in .safetensors, .pt, .npz, .npy or .gguf", path.display()))
+    })
+}
+
+fn format_named(name: &str) -> anyhow::Result<Format> {
+    let all = [Format::Safetensors, Format::Torch, Format::Npz, Format::Npy, Format::Gguf];
+    let found = all.into_iter().find(|f| f.name() == name);
+    found.ok_or_else(|| usage(format!("--format {name}: there are safetensors, pytorch, npz, npy and gguf")))
+}
+
+/// A rule, or the rules in a file of that name.
+fn rules(map: &str) -> anyhow::Result<Rules> {
+    let path = Path::new(map);
+    let text = match path.is_file() {
+        true => std::fs::read_to_string(path).map_err(|e| anyhow::anyhow!("--map {map}: {e}"))?,
+        false if !map.contains(char::is_whitespace) => {
+            return Err(usage(format!("--map {map}: there is no such file")));
+        }
+        false => map.to_string(),
+    };
+    text.parse().map_err(|e| usage(format!("--map: {e}")))
+}
+
+/// `5GB`, `500MB`, `1GiB` or a number of bytes.
+fn bytes(text: &str) -> anyhow::Result<u64> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let unit = match text[digits..].trim().to_ascii_uppercase().as_str() {
+        "" | "B" => 1u64,
+        "KB" => 1000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "KIB" => 1 << 10,
+        "MIB" => 1 << 20,
+        "GIB" => 1 << 30,
+        _ => 0,
+    };
+    match text[..digits].parse::<u64>().ok().and_then(|n| n.checked_mul(unit)).filter(|n| *n > 0) {
+        Some(n) => Ok(n),
+        None => Err(usage(format!("--shard-size {text}: expected something like 5GB, 500MB or 1GiB"))),
+    }
+}
+
+/// Every output with where it comes from.
+fn lines(plan: &Plan) -> Vec<Value> {
+    let ties = plan.ties();
+    let line = |o: &zoo_checkpoint::Output| {
+        json!({
+            "name": o.name, "from": o.from(), "shape": o.shape, "dtype": o.dtype.to_string(),
+            "source_dtype": o.source_dtype().to_string(), "tied_to": ties.get(&o.name),
+        })
+    };
+    plan.outputs.iter().map(line).collect()
+}
+
+fn show(plan: &Plan, args: &Arguments, format: Format) -> anyhow::Result<()> {
+    if args.json.json {
+        print_json(&json!({
+            "input": args.input, "output": args.output, "format": format.name(), "dry_run": true, "plan": lines(plan),
+            "metadata": plan.metadata.keys().collect::<Vec<_>>(), "dropped": plan.dropped, "lost": plan.lost,
+        }));
+    } else {
+        let ties = plan.ties();
+        let mut rows = vec![["tensor", "from", "shape", "dtype"].map(String::from).to_vec()];
+        for o in &plan.outputs {
+            let from = match (&o.from()[..], ties.get(&o.name)) {
+                (_, Some(tied)) => format!("tied to {tied}"),
+                ([one], _) if *one == o.name => "as it is".into(),
+                (names, _) => names.join(" + "),
+            };
+            let dtype = match o.source_dtype() == o.dtype {
+                true => o.dtype.to_string(),
+                false => format!("{} to {}", o.source_dtype(), o.dtype),
+            };
+            rows.push(vec![o.name.clone(), from, format!("{:?}", o.shape), dtype]);
+        }
+        print(&table(&rows));
+        if !plan.metadata.is_empty() {
+            print(&format!("metadata: {}\n", plan.metadata.keys().cloned().collect::<Vec<_>>().join(", ")));
+        }
+        print(&notes(plan));
+    }
+    match plan.lost.first() {
+        Some(lost) => bail!("{}: {lost} cannot be kept: drop it by a rule (--map 'drop NAME')", args.input.display()),
+        None => Ok(()),
+    }
+}
+
+/// What was not carried over as it is.
+fn notes(plan: &Plan) -> String {
+    let mut text = String::new();
+    if !plan.dropped.is_empty() {
+        const SHOWN: usize = 4;
+        let more = plan.dropped.len().saturating_sub(SHOWN);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let shown = &plan.dropped[..plan.dropped.len().min(SHOWN)];
+        text += &format!("dropped by rules: {}{more}\n", shown.join(", "));
+    }
+    for (name, why) in &plan.kept {
+        text += &format!("not quantized: {name} ({why})\n");
+    }
+    text
+}
+
+fn report(plan: &Plan, done: &Converted, args: &Arguments, format: Format, begun: Instant) -> anyhow::Result<()> {
+    let largest = done.changed.iter().map(|(_, d)| d.largest).fold(0., f64::max);
+    let seconds = begun.elapsed().as_secs_f64();
+    if args.json.json {
+        let changed: Vec<Value> = done
+            .changed
+            .iter()
+            .map(|(name, d)| json!({ "name": name, "largest_difference": d.largest, "relative_error": d.relative() }))
+            .collect();
+        print_json(&json!({
+            "input": args.input, "output": args.output, "format": format.name(), "files": done.files,
+            "tensors": done.tensors, "bytes": done.bytes, "largest_difference": largest, "changed": changed,
+            "tied": plan.ties(), "dropped": plan.dropped, "seconds": seconds,
+            "not_quantized": plan.kept.iter().map(|(name, why)| json!({ "name": name, "why": why })).collect::<Vec<_>>(),
+        }));
+        return Ok(());
+    }
+    if !done.changed.is_empty() {
+        let mut rows = vec![["tensor", "largest difference", "relative error"].map(String::from).to_vec()];
+        for (name, d) in &done.changed {
+            rows.push(vec![name.clone(), format!("{:.3e}", d.largest), format!("{:.3e}", d.relative())]);
+        }
+        print(&table(&rows));
+    }
+    print(&notes(plan));
+    for (name, to) in plan.ties() {
+        print(&format!("{name} is tied to {to}: stored once\n"));
+    }
+    let files: Vec<PathBuf> = done.files.clone();
+    print(&format!(
+        "{}: {} tensors, {} bytes, read back and compared; largest difference {largest:e}\n",
+        files.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(", "),
+        grouped(done.tensors),
+        grouped(done.bytes as usize)
+    ));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_with_their_units() {
+        let read = |t| bytes(t).ok();
+        assert_eq!((read("5GB"), read("1GiB"), read("12")), (Some(5_000_000_000), Some(1 << 30), Some(12)));
+        assert_eq!((read("GB"), read("0"), read("5 apples"), read("99999999999GB")), (None, None, None, None));
+    }
+}

@@ -1,0 +1,141 @@
+//! `doctor`: what is wrong with a run or a model, and what to try.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde_json::{Map, Value, json};
+use zoo_training::config::{ConfigFile, Overrides, resolve, to_toml};
+use zoo_training::doctor::{Diagnosis, diagnose};
+use zoo_training::health::Level;
+use zoo_training::{Curve, History, Recipe, Trainer, spread};
+
+use crate::arguments::{Json, Settings, Values};
+use crate::device::device;
+use crate::fetch;
+use crate::health::{Profiles, advised, as_value, described, name, of_run as health_of, read};
+use crate::heat::HeatMap;
+use crate::output::{print, print_json};
+use crate::settings::configured;
+use crate::weights::{Loaded, weights};
+
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// A run directory, or a model (the verb list shows them)
+    #[arg(value_name = "RUN|MODEL", required_unless_present = "system", default_value = "", hide_default_value = true)]
+    pub(crate) target: String,
+    /// Instead: what this build and this machine can do, and why a device is not available
+    #[arg(long, conflicts_with_all = ["target", "preset", "config", "set", "data", "checkpoint"])]
+    pub(crate) system: bool,
+    #[command(flatten)]
+    pub(crate) settings: Settings,
+    /// Of a model: its data
+    #[arg(long, value_name = "PATH")]
+    pub(crate) data: Option<PathBuf>,
+    /// Of a model: weights instead of initial ones
+    #[arg(long, value_name = "FILE|RUN")]
+    pub(crate) checkpoint: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) json: Json,
+}
+
+impl Arguments {
+    /// Whether something is said that only a model has.
+    pub(crate) fn of_model(&self) -> bool {
+        let Settings { preset, config, set } = &self.settings;
+        preset.is_some() || config.is_some() || !set.is_empty() || self.data.is_some()
+    }
+}
+
+/// Judges a run by its curves and checks.
+pub(crate) fn of_run(run: &Path, as_json: bool, profiles: Profiles) -> anyhow::Result<()> {
+    let (history, config) = read(run)?;
+    let diagnosis = diagnose(&history, &config);
+    let (checks, report) = health_of(run, &config, profiles)?;
+    let advice: Vec<String> = diagnosis.advice.iter().map(advised).collect();
+    let Diagnosis { verdict, because, numbers, .. } = &diagnosis;
+    let heat = HeatMap::of(&checks);
+    let acting = acting(&history);
+    if as_json {
+        let acting: Map<String, Value> = acting.iter().map(|(name, v)| (name.to_string(), (*v).into())).collect();
+        let health = checks.last().map(|last| as_value(last, &report, checks.len(), Some(&heat)));
+        print_json(&json!({
+            "run": run.display().to_string(), "verdict": verdict, "because": because, "numbers": numbers, "advice": advice,
+            "acting": acting, "health": health,
+        }));
+        return Ok(());
+    }
+    // What is wrong with the gradients explains the curves, not the other way round.
+    let ill = report.verdict >= Level::Alert;
+    if let (Some(last), true) = (checks.last(), ill) {
+        print(&format!("{}\n{}\n", described(last, &report, checks.len()), heat.text()));
+    }
+    print(&format!("{}: {because}\n", name(*verdict)));
+    if !acting.is_empty() {
+        let shown: Vec<String> = acting.iter().map(|(name, v)| format!("{} {v:.2}", name.replace('_', " "))).collect();
+        print(&format!("while acting, in the last tenth: {}\n", shown.join(", ")));
+    }
+    if numbers.refused > 0 {
+        print(&format!("{} steps were refused as not finite or as spikes\n", numbers.refused));
+    }
+    if !advice.is_empty() && !ill {
+        print(&format!(
+            "to try, one at a time, in this order:\n{}",
+            advice.iter().map(|a| format!("  {a}\n")).collect::<String>()
+        ));
+    }
+    match checks.last() {
+        None if config["train"]["health_every"] == 0 => {
+            print("\ngradient health was not watched (train.health_every = 0)\n")
+        }
+        None => print("\nno check of gradient health is on record (health.jsonl)\n"),
+        Some(last) if !ill => print(&format!("\n{}\n{}", described(last, &report, checks.len()), heat.text())),
+        Some(_) => {}
+    }
+    Ok(())
+}
+
+/// What acting brought over the last tenth of the rounds, if the model acts.
+fn acting(history: &History) -> Vec<(&str, f64)> {
+    let of = |curve: &'_ Curve| {
+        let last = &curve.points[curve.points.len() - curve.points.len().div_ceil(10)..];
+        spread::mean(&last.iter().map(|p| p.1).collect::<Vec<_>>())
+    };
+    // Steps are counted up, and are no measure of how it went.
+    let named = history.curves.iter().filter_map(|c| Some((c.name.strip_prefix("experience ")?, c)));
+    named.filter(|(name, _)| *name != "steps").map(|(name, c)| (name, of(c))).collect()
+}
+
+/// One forward and backward pass of a model: as it begins, or of a checkpoint.
+pub(crate) fn examine<T: Recipe>(args: &Arguments) -> anyhow::Result<()> {
+    let device = device("cpu")?;
+    let (mut settings, mut values) = (args.settings.clone(), Values::default());
+    let loaded = match (&args.checkpoint, &settings.preset, &settings.config) {
+        (Some(checkpoint), None, None) => Some((checkpoint, Loaded::<T>::read(&weights(checkpoint), &device)?)),
+        _ => None,
+    };
+    if let Some(data) = fetch::found::<T>(args.data.as_deref())? {
+        values.set_path("data.path", &data)?;
+    } else if loaded.is_some() && !settings.set.iter().any(|s| s.starts_with("data.path=")) {
+        // Weights bring their own configuration, but not their data's place.
+        settings.set.insert(0, "data.path=".into());
+    }
+    if let Some(checkpoint) = &args.checkpoint {
+        values.set_path("train.init_from", &weights(checkpoint))?;
+    }
+    let mut config = match loaded {
+        Some((checkpoint, loaded)) => {
+            let file = ConfigFile::parse(&to_toml(&loaded.config)?, &checkpoint.display().to_string())?;
+            resolve::<T>(&Overrides { file: Some(&file), set: &settings.set, values: values.0, ..Default::default() })?
+        }
+        None => configured::<T>(&settings, values)?,
+    };
+    T::settle(&mut config)?;
+    let task = T::open(&config.model, &config.data, config.train.seed, None, &device)?;
+    let (check, report) = Trainer::new(&task, &config, &device)?.examine()?;
+    if args.json.json {
+        print_json(&json!({ "model": T::NAME, "health": as_value(&check, &report, 1, None) }));
+    } else {
+        print(&described(&check, &report, 1));
+    }
+    Ok(())
+}

@@ -1,0 +1,256 @@
+//! `eval`: trained weights on the test split, beside baselines.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use serde_json::{Map, Value, json};
+use zoo_training::{Error, Evaluation, Metrics, Name, Recipe, RunFiles, spread};
+
+use crate::arguments::{Checkpoint, DeviceName, Json, ModelName, TakesFlags, Values};
+use crate::device::device;
+use crate::fetch;
+use crate::output::{csv_text, print, print_json, table, warn};
+use crate::plot::draw_picture;
+use crate::settings::{changed_source, run_config};
+use crate::weights::{Loaded, weights};
+
+#[derive(Args)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) model: ModelName,
+    #[command(flatten)]
+    pub(crate) checkpoint: Checkpoint,
+    /// More of them, such as those of other seeds, to be judged together
+    #[arg(value_name = "FILE|RUN")]
+    pub(crate) more: Vec<PathBuf>,
+    /// The data; by default what the model was trained on
+    #[arg(long, value_name = "PATH")]
+    pub(crate) data: Option<PathBuf>,
+    /// Flags of the model.
+    #[arg(skip)]
+    pub(crate) given: Values,
+    /// A folder for what lies behind the metrics, such as trades and equity, as tables and a picture
+    #[arg(long, value_name = "DIR")]
+    pub(crate) output: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) device: DeviceName,
+    #[command(flatten)]
+    pub(crate) json: Json,
+}
+
+impl TakesFlags for Arguments {
+    fn model(&self) -> &str {
+        &self.model.model
+    }
+
+    fn given(&mut self) -> &mut Values {
+        &mut self.given
+    }
+}
+
+/// Weights on their data.
+struct Judged {
+    path: PathBuf,
+    data: String,
+    /// Tells the data apart.
+    fingerprint: String,
+    warnings: Vec<String>,
+    split: &'static str,
+    evaluation: Evaluation,
+}
+
+fn judge<T: Recipe>(args: &Arguments, checkpoint: &Path) -> anyhow::Result<Judged> {
+    let device = device(&args.device.device)?;
+    let path = weights(checkpoint);
+    let Loaded { model, config, fitted, .. } = Loaded::<T>::read(&path, &device)?;
+    let mut values = args.given.clone();
+    let data = fetch::found::<T>(args.data.as_deref())?;
+    if let Some(data) = &data {
+        values.set_path("data.path", data)?;
+    }
+    let source = match data {
+        // Weights know the file's name alone, a run directory where it lies.
+        None if checkpoint.is_dir() && RunFiles::at(checkpoint).exist() => {
+            run_config::<T>(checkpoint, &[], values)?.data
+        }
+        named => {
+            let source = changed_source::<T>(&config, values)?;
+            let trained_on = serde_json::to_value(&source)?["path"].as_str().unwrap_or_default().to_string();
+            if named.is_none() && !Path::new(&trained_on).exists() && !trained_on.is_empty() {
+                bail!(
+                    "{}: the weights were trained on {trained_on}, which is not here: name it by --data",
+                    path.display()
+                )
+            }
+            source
+        }
+    };
+    let task = T::open(&config.model, &source, config.train.seed, Some(&fitted), &device)?;
+    let split = T::JUDGED;
+    if task.samples(split) == 0 {
+        bail!("the {0} split has no samples (data.{0} is 0 in these weights)", split.name())
+    }
+    let evaluation = task.evaluate(&model, split)?;
+    Ok(Judged {
+        path,
+        data: task.describe_data(),
+        fingerprint: task.fingerprint(),
+        warnings: task.warnings(),
+        split: split.name(),
+        evaluation,
+    })
+}
+
+pub(crate) fn run<T: Recipe>(args: &Arguments) -> anyhow::Result<()> {
+    let several = !args.more.is_empty();
+    // Seeds share their data, and so its flaws.
+    let (mut all, mut said) = (vec![], HashSet::new());
+    for (i, checkpoint) in std::iter::once(&args.checkpoint.checkpoint).chain(&args.more).enumerate() {
+        let judged = judge::<T>(args, checkpoint)?;
+        judged.warnings.iter().filter(|w| said.insert((*w).clone())).for_each(warn);
+        if let Some(output) = &args.output {
+            let folder = if several { output.join(format!("{}-{}", i + 1, name(checkpoint))) } else { output.clone() };
+            keep(&folder, &judged.evaluation)?;
+        }
+        if all.iter().any(|j: &Judged| j.path == judged.path) {
+            return Err(Error::Usage(format!("{} is named twice", judged.path.display())).into());
+        }
+        let names = |j: &Judged| -> Vec<Name> {
+            let Evaluation { metrics, baselines, .. } = &j.evaluation;
+            metrics.iter().map(|m| m.0.clone()).chain(baselines.iter().map(|b| b.0.clone())).collect()
+        };
+        if let Some(first) = all.first().filter(|first| names(first) != names(&judged)) {
+            let (a, b) = (first.path.display(), judged.path.display());
+            return Err(
+                Error::Usage(format!("{a} and {b} are judged by different metrics: give them one by one")).into()
+            );
+        }
+        all.push(judged);
+    }
+    match all.as_slice() {
+        [one] => report_one::<T>(args, one),
+        all => report_several::<T>(args, all),
+    }
+    Ok(())
+}
+
+/// What a run or file is called.
+fn name(checkpoint: &Path) -> String {
+    checkpoint.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// Writes what lies behind the metrics.
+fn keep(folder: &Path, evaluation: &Evaluation) -> anyhow::Result<()> {
+    if evaluation.tables.is_empty() && evaluation.picture.lines.is_empty() {
+        return Err(Error::Usage("--output: there is nothing behind this model's metrics to keep".into()).into());
+    }
+    std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    for table in &evaluation.tables {
+        let text = csv_text(&table.header, &table.rows)?;
+        zoo_checkpoint::replace(&folder.join(format!("{}.csv", table.name)), |f| f.write_all(text.as_bytes()))?;
+    }
+    if !evaluation.picture.lines.is_empty() {
+        draw_picture(&folder.join("picture.svg"), &evaluation.picture)?;
+    }
+    Ok(())
+}
+
+fn baselines(all: &[(Name, Metrics)]) -> Map<String, Value> {
+    all.iter().map(|(name, m)| (name.to_string(), m.object().into())).collect()
+}
+
+fn header(metrics: &Metrics) -> Vec<String> {
+    std::iter::once(String::new()).chain(metrics.iter().map(|(name, _)| name.replace('_', " "))).collect()
+}
+
+fn row(name: &str, metrics: &Metrics) -> Vec<String> {
+    std::iter::once(name.to_string()).chain(metrics.iter().map(|(_, v)| format!("{v:.4}"))).collect()
+}
+
+fn report_one<T: Recipe>(args: &Arguments, judged: &Judged) {
+    let Judged { path, data, split, evaluation, .. } = judged;
+    let Evaluation { samples, metrics, baselines: others, remarks, .. } = evaluation;
+    if args.json.json {
+        return print_json(&json!({
+            "model": T::NAME, "checkpoint": path.display().to_string(), "split": split, "samples": samples,
+            "data": data, "metrics": metrics.object(), "baselines": baselines(others), "remarks": remarks,
+        }));
+    }
+    let mut rows = vec![header(metrics), row(T::NAME, metrics)];
+    rows.extend(others.iter().map(|(name, m)| row(&name.replace('_', " "), m)));
+    print(&format!("{data}\n{split} split, {samples} samples\n\n{}\n{}\n", table(&rows), remarks.join("\n")));
+}
+
+/// Each metric over the evaluations, by `of`.
+fn over(all: &[&Metrics], of: fn(&[f64]) -> f64) -> Metrics {
+    let value = |i: usize| all.iter().filter_map(|m| m.get(i)).map(|m| m.1).collect::<Vec<_>>();
+    all.first()
+        .into_iter()
+        .flat_map(|m| m.iter().enumerate())
+        .map(|(i, (name, _))| (name.clone(), of(&value(i))))
+        .collect()
+}
+
+fn report_several<T: Recipe>(args: &Arguments, all: &[Judged]) {
+    let own: Vec<&Metrics> = all.iter().map(|j| &j.evaluation.metrics).collect();
+    let (means, deviations) = (over(&own, spread::mean), over(&own, spread::deviation));
+    // Seeds on the same days have met the same luck.
+    let same = all.iter().all(|j| j.fingerprint == all[0].fingerprint);
+    let mut others = vec![];
+    let mut remarks = vec![];
+    for (i, (name, _)) in all[0].evaluation.baselines.iter().enumerate() {
+        let of: Vec<&Metrics> = all.iter().filter_map(|j| j.evaluation.baselines.get(i)).map(|b| &b.1).collect();
+        remarks.extend(compare(&own, &of, &name.replace('_', " "), same));
+        others.push((name.clone(), over(&of, spread::mean)));
+    }
+    let samples: usize = all.iter().map(|j| j.evaluation.samples).sum();
+    let shown = |j: &Judged| j.path.display().to_string();
+    if args.json.json {
+        let each = all.iter().map(|j| {
+            json!({
+                "checkpoint": shown(j), "data": j.data, "samples": j.evaluation.samples,
+                "metrics": j.evaluation.metrics.object(), "baselines": baselines(&j.evaluation.baselines),
+                "remarks": j.evaluation.remarks,
+            })
+        });
+        return print_json(&json!({
+            "model": T::NAME, "checkpoints": each.collect::<Vec<_>>(), "split": all[0].split, "samples": samples,
+            "metrics": means.object(), "deviations": deviations.object(), "baselines": baselines(&others),
+            "remarks": remarks,
+        }));
+    }
+    let mut rows = vec![header(&means)];
+    for judged in all {
+        rows.push(row(&shown(judged), &judged.evaluation.metrics));
+        for (name, metrics) in judged.evaluation.baselines.iter().filter(|_| !same) {
+            rows.push(row(&format!("  {}", name.replace('_', " ")), metrics));
+        }
+    }
+    rows.push(row("mean", &means));
+    rows.push(row("standard deviation", &deviations));
+    rows.extend(others.iter().map(|(name, m)| row(&name.replace('_', " "), m)));
+    let mut data: Vec<&str> = all.iter().map(|j| j.data.as_str()).collect();
+    data.dedup();
+    print(&format!("{}\n{} split\n\n{}\n{}\n", data.join("\n"), all[0].split, table(&rows), remarks.join("\n")));
+}
+
+/// The first metric over the evaluations beside a baseline's.
+fn compare(own: &[&Metrics], others: &[&Metrics], name: &str, same: bool) -> Option<String> {
+    let (metric, _) = own.first()?.first()?;
+    let differences: Vec<f64> = own.iter().zip(others).filter_map(|(a, b)| Some(a.first()?.1 - b.first()?.1)).collect();
+    let [low, high] = spread::interval(&differences);
+    let verdict = match () {
+        () if same => "which speaks of the spread over seeds, not of other data",
+        () if low > 0. => "above it",
+        () if high < 0. => "below it",
+        () => "no clear difference",
+    };
+    let above = differences.iter().filter(|d| **d > 0.).count();
+    Some(format!(
+        "{}: {above} of {} above {name}; the mean difference lies between {low:.4} and {high:.4} (95 %), {verdict}.",
+        metric.replace('_', " "),
+        differences.len()
+    ))
+}

@@ -1,0 +1,135 @@
+//! `generate`: text by trained weights.
+
+use std::io::{ErrorKind, Read, Write};
+use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use anyhow::Context;
+use clap::Args;
+use serde_json::json;
+use zoo_layers::Sampling;
+use zoo_training::{Error, Generate};
+
+use crate::arguments::{Checkpoint, DeviceName, Json, ModelName};
+use crate::device::device;
+use crate::output::{note, print_json};
+use crate::signals::{STOPPED, stop_flag};
+use crate::weights::{Loaded, weights};
+
+#[derive(Args)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) model: ModelName,
+    #[command(flatten)]
+    pub(crate) checkpoint: Checkpoint,
+    /// The text to go on from; - reads it from stdin. A new line by default
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, allow_hyphen_values = true)]
+    pub(crate) prompt: String,
+    /// Characters to write
+    #[arg(long, value_name = "N", default_value_t = 500)]
+    pub(crate) tokens: usize,
+    /// Below 1 safer, above 1 wilder, 0 for always the likeliest
+    #[arg(long, value_name = "T", default_value_t = 1., allow_negative_numbers = true)]
+    pub(crate) temperature: f64,
+    /// Only the likeliest K; 0 for all
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub(crate) top_k: usize,
+    /// Only the likeliest that together have probability P
+    #[arg(long, value_name = "P", default_value_t = 1., allow_negative_numbers = true)]
+    pub(crate) top_p: f64,
+    /// Only those with at least the share P of the likeliest's probability
+    #[arg(long, value_name = "P", default_value_t = 0., allow_negative_numbers = true)]
+    pub(crate) min_p: f64,
+    /// Above 1: characters among the last 64 become less likely
+    #[arg(long, value_name = "X", default_value_t = 1., allow_negative_numbers = true)]
+    pub(crate) repetition_penalty: f64,
+    /// End before this text; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
+    /// How many texts to write
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) samples: u64,
+    /// Same seed, same text
+    #[arg(long, value_name = "S", default_value_t = 42)]
+    pub(crate) seed: u64,
+    /// Disable the KV cache. Slower; the text differs once the context window is full
+    #[arg(long)]
+    pub(crate) no_cache: bool,
+    #[command(flatten)]
+    pub(crate) device: DeviceName,
+    #[command(flatten)]
+    pub(crate) json: Json,
+}
+
+pub(crate) fn run<T: Generate>(args: &Arguments) -> anyhow::Result<ExitCode> {
+    let device = device(&args.device.device)?;
+    let sampling = Sampling {
+        tokens: args.tokens,
+        temperature: args.temperature,
+        top_k: args.top_k,
+        top_p: args.top_p,
+        min_p: args.min_p,
+        repetition_penalty: args.repetition_penalty,
+        stop: args.stop.clone(),
+        seed: args.seed,
+        sample: 0,
+        cache: !args.no_cache,
+    };
+    sampling.validate().map_err(|e| Error::Usage(format!("--{e}")))?;
+    let prompt = match args.prompt.as_str() {
+        "-" => {
+            let mut text = String::new();
+            std::io::stdin().read_to_string(&mut text).context("the prompt on stdin")?;
+            text
+        }
+        text => text.to_string(),
+    };
+    let path = weights(&args.checkpoint.checkpoint);
+    let Loaded { model, fitted, .. } = Loaded::<T>::read(&path, &device)?;
+    let stop = stop_flag()?;
+    let stopped = || stop.load(Ordering::Relaxed);
+    let mut texts = vec![];
+    for sample in 0..args.samples {
+        let sampling = Sampling { sample, ..sampling.clone() };
+        // What stands before the text, written once there is some: a refused prompt leaves stdout empty.
+        let between = if sample > 0 { "\n---\n" } else { "" };
+        let mut head = (!args.json.json).then(|| format!("{between}{prompt}"));
+        let (started, mut text, mut failed) = (Instant::now(), String::new(), None);
+        T::generate(&model, &fitted, &prompt, &sampling, &device, &mut |piece| {
+            text.push_str(piece);
+            if !args.json.json {
+                failed = out(&(head.take().unwrap_or_default() + piece)).err();
+            }
+            failed.is_none() && !stopped()
+        })?;
+        if failed.is_none() && !args.json.json {
+            failed = out(&(head.take().unwrap_or_default() + "\n")).err();
+        }
+        match failed {
+            // Whoever read it has enough.
+            Some(e) if e.kind() == ErrorKind::BrokenPipe => return Ok(ExitCode::SUCCESS),
+            Some(e) => return Err(e).context("stdout"),
+            None => {}
+        }
+        let (seconds, count) = (started.elapsed().as_secs_f64(), text.chars().count());
+        note(&format!("{count} characters in {seconds:.2} s, {:.0} a second", count as f64 / seconds));
+        texts.push(json!({ "text": text, "characters": count, "seconds": seconds }));
+        if stopped() {
+            break;
+        }
+    }
+    if args.json.json {
+        print_json(&json!({
+            "model": T::NAME, "checkpoint": path.display().to_string(), "prompt": prompt, "seed": args.seed, "samples": texts,
+        }));
+    }
+    Ok(if stopped() { ExitCode::from(STOPPED) } else { ExitCode::SUCCESS })
+}
+
+/// Text on stdout, at once.
+fn out(text: &str) -> std::io::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()
+}

@@ -1,0 +1,276 @@
+//! `zoo inspect`, `zoo diff`, `zoo verify` and `zoo average`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::bail;
+use clap::Args;
+use serde_json::{Value, json};
+use zoo_checkpoint::{Source, TensorInfo, compare, content_hash, open, stats};
+use zoo_layers::nearest;
+use zoo_training::Error;
+
+use super::convert::by_extension;
+use super::hub::{self, SCHEME};
+use crate::arguments::Json;
+use crate::output::{grouped, message, print, print_json, remark, table};
+use crate::signals::stop_flag;
+use crate::weights::weights;
+
+fn short(value: f64) -> String {
+    format!("{value:.4e}")
+}
+
+#[derive(Args)]
+pub(crate) struct Inspect {
+    /// A checkpoint of any format, a run directory, or hf://OWNER/NAME/FILE (its header alone is fetched)
+    pub(crate) file: String,
+    /// Read all values: least, largest, mean, standard deviation, norm, zeros, NaN
+    #[arg(long)]
+    pub(crate) stats: bool,
+    /// Read all values: a hash of the tensors that is the same in every format
+    #[arg(long)]
+    pub(crate) hash: bool,
+    #[command(flatten)]
+    pub(crate) json: Json,
+}
+
+#[derive(Args)]
+pub(crate) struct Diff {
+    /// A checkpoint of any format, or a run directory
+    pub(crate) a: String,
+    /// Another
+    pub(crate) b: String,
+    #[command(flatten)]
+    pub(crate) json: Json,
+}
+
+#[derive(Args)]
+pub(crate) struct Verify {
+    /// A checkpoint of any format, or a run directory
+    pub(crate) file: String,
+    /// The model that is to take it
+    #[arg(long, value_name = "NAME")]
+    pub(crate) model: Option<String>,
+    #[command(flatten)]
+    pub(crate) json: Json,
+}
+
+#[derive(Args)]
+pub(crate) struct Average {
+    /// Checkpoints of any format, or run directories, with the same tensors
+    #[arg(required = true, num_args = 2.., value_name = "FILE|RUN")]
+    pub(crate) files: Vec<String>,
+    /// The file to write
+    #[arg(long, value_name = "PATH")]
+    pub(crate) output: PathBuf,
+    #[command(flatten)]
+    pub(crate) json: Json,
+}
+
+/// Whether a model takes these weights.
+pub(crate) type Fits = fn(&Source) -> anyhow::Result<()>;
+
+pub(crate) fn inspect(args: &Inspect) -> anyhow::Result<()> {
+    let source = match args.file.starts_with(SCHEME) {
+        true if args.stats || args.hash => {
+            return Err(Error::Usage("--stats and --hash need all of a file: zoo pull it first".into()).into());
+        }
+        true => hub::inspect(&args.file)?,
+        false => opened(&args.file)?,
+    };
+    let parameters: usize = source.tensors.iter().filter(|t| t.tied_to.is_none()).map(TensorInfo::elements).sum();
+    let mut rows = vec![["tensor", "shape", "dtype", "bytes"].map(String::from).to_vec()];
+    if args.stats {
+        rows[0].extend(["min", "max", "mean", "std", "norm", "zeros", "NaN", "inf"].map(String::from));
+    }
+    let mut tensors = vec![];
+    for t in &source.tensors {
+        let tied = t.tied_to.map(|i| source.tensors[i].name.clone());
+        let s = if args.stats { stats(&source, t)? } else { None };
+        let bytes = if tied.is_some() { "tied".into() } else { grouped(t.bytes() as usize) };
+        let mut row = vec![t.name.clone(), format!("{:?}", t.shape), t.dtype.to_string(), bytes];
+        if let Some(s) = &s {
+            row.extend([s.min, s.max, s.mean, s.std, s.norm].map(short));
+            row.extend([s.zeros, s.nan, s.infinite].map(grouped));
+        }
+        rows.push(row);
+        let mut json = json!({ "name": t.name, "shape": t.shape, "dtype": t.dtype.to_string(), "bytes": t.bytes() });
+        if let Some(tied) = tied {
+            json["tied_to"] = tied.into();
+        }
+        if let Some(s) = s {
+            json["stats"] = serde_json::to_value(s)?;
+        }
+        tensors.push(json);
+    }
+    let hash = if args.hash { Some(content_hash(&source)?) } else { None };
+    if args.json.json {
+        let mut document = json!({
+            "format": source.format.name(), "file_bytes": source.file_bytes, "tensors": tensors,
+            "metadata": source.metadata, "total_parameters": parameters, "remarks": source.remarks, "left_out": source.left_out,
+        });
+        if let Some(hash) = hash {
+            document["content_sha256"] = hash.into();
+        }
+        print_json(&document);
+        return Ok(());
+    }
+    let mut text = format!("{}: {}, {} bytes\n", args.file, source.format.name(), grouped(source.file_bytes as usize));
+    text += &table(&rows);
+    text += &format!("{} tensors, {} parameters\n", source.tensors.len(), grouped(parameters));
+    for (key, value) in &source.metadata {
+        let value = value.as_str().map_or_else(|| value.to_string(), |s| format!("{s:?}"));
+        let cut: String = value.chars().take(100).collect();
+        text += &format!("{key} = {cut}{}\n", if cut.len() < value.len() { "…" } else { "" });
+    }
+    source.left_out.iter().for_each(|l| text += &format!("not read: {l}\n"));
+    source.remarks.iter().for_each(|r| text += &format!("note: {r}\n"));
+    if let Some(hash) = hash {
+        text += &format!("content sha256: {hash}\n");
+    }
+    print(&text);
+    Ok(())
+}
+
+/// A file, or the weights of a run directory.
+fn opened(name: &str) -> anyhow::Result<Source> {
+    Ok(open(&weights(Path::new(name)))?)
+}
+
+pub(crate) fn diff(args: &Diff) -> anyhow::Result<std::process::ExitCode> {
+    let (a, b) = (opened(&args.a)?, opened(&args.b)?);
+    let of_b: BTreeMap<&str, &TensorInfo> = b.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
+    let names_of_a: BTreeMap<&str, &TensorInfo> = a.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
+    let only = |these: &Source, others: &BTreeMap<&str, &TensorInfo>| -> Vec<String> {
+        these.tensors.iter().map(|t| t.name.clone()).filter(|n| !others.contains_key(n.as_str())).collect()
+    };
+    let (only_a, only_b) = (only(&a, &of_b), only(&b, &names_of_a));
+    let (mut same, mut differ) = (0, vec![]);
+    for t in &a.tensors {
+        let Some(other) = of_b.get(t.name.as_str()) else { continue };
+        if t.shape != other.shape {
+            differ.push(json!({ "name": t.name, "a": format!("{} {:?}", t.dtype, t.shape), "b": format!("{} {:?}", other.dtype, other.shape) }));
+            continue;
+        }
+        match compare((&a, t), (&b, other))? {
+            None => same += 1,
+            Some(d) => differ.push(json!({
+                "name": t.name, "a": t.dtype.to_string(), "b": other.dtype.to_string(),
+                // JSON has no infinity: what is not finite on one side alone, or no number, is null.
+                "largest_difference": d.largest, "relative_error": if d.largest.is_finite() { Some(d.relative()) } else { None },
+            })),
+        }
+    }
+    let entries: Vec<&String> = a.metadata.keys().filter(|k| a.metadata.get(*k) != b.metadata.get(*k)).collect();
+    let entries: Vec<&String> =
+        entries.into_iter().chain(b.metadata.keys().filter(|k| !a.metadata.contains_key(*k))).collect();
+    let equal = only_a.is_empty() && only_b.is_empty() && differ.is_empty();
+    if args.json.json {
+        print_json(&json!({
+            "a": args.a, "b": args.b, "equal": equal, "same": same, "different": differ, "only_a": only_a, "only_b": only_b,
+            "metadata_differs": entries,
+        }));
+    } else {
+        let mut rows = vec![["tensor", "a", "b", "largest difference", "relative error"].map(String::from).to_vec()];
+        let number = |v: &Value| v.as_f64().map_or("-".into(), short);
+        let text = |v: &Value| v.as_str().unwrap_or_default().to_string();
+        for d in &differ {
+            rows.push(vec![
+                text(&d["name"]),
+                text(&d["a"]),
+                text(&d["b"]),
+                number(&d["largest_difference"]),
+                number(&d["relative_error"]),
+            ]);
+        }
+        if rows.len() > 1 {
+            print(&table(&rows));
+        }
+        only_a.iter().for_each(|n| print(&format!("only in {}: {n}\n", args.a)));
+        only_b.iter().for_each(|n| print(&format!("only in {}: {n}\n", args.b)));
+        if !entries.is_empty() {
+            print(&format!("metadata differ: {}\n", entries.iter().map(|e| e.as_str()).collect::<Vec<_>>().join(", ")));
+        }
+        print(&format!(
+            "{same} tensors are the same, bit for bit; {} differ\n",
+            differ.len() + only_a.len() + only_b.len()
+        ));
+    }
+    Ok(std::process::ExitCode::from(u8::from(!equal)))
+}
+
+/// `fits` is that of the model that `--model` names.
+pub(crate) fn verify(args: &Verify, fits: Option<Fits>) -> anyhow::Result<()> {
+    let source = opened(&args.file)?;
+    let mut problems = vec![];
+    if let Err(e) = source.check() {
+        problems.push(e.to_string());
+    } else {
+        if source.tensors.is_empty() {
+            problems.push("it holds no tensors".to_string());
+        }
+        for t in source.tensors.iter().filter(|t| t.tied_to.is_none()) {
+            let Some(s) = stats(&source, t)? else {
+                remark(format!("tensor {} is of {}, whose values were not looked at", t.name, t.dtype));
+                continue;
+            };
+            if s.nan + s.infinite > 0 {
+                problems.push(format!("tensor {} has {} NaN and {} infinite values", t.name, s.nan, s.infinite));
+            }
+        }
+        if let Some(Err(e)) = fits.map(|fits| fits(&source)) {
+            problems.push(message(&e));
+        }
+    }
+    if args.json.json {
+        print_json(&json!({
+            "file": args.file, "format": source.format.name(), "ok": problems.is_empty(), "tensors": source.tensors.len(),
+            "problems": problems, "remarks": source.remarks, "left_out": source.left_out,
+        }));
+    } else {
+        let fit = args.model.as_ref().map_or(String::new(), |m| format!(", and fits {m}"));
+        match problems.is_empty() {
+            true => print(&format!(
+                "{}: {} with {} tensors: its structure is sound, its values are finite{fit}\n",
+                args.file,
+                source.format.name(),
+                source.tensors.len()
+            )),
+            false => problems.iter().for_each(|p| print(&format!("{p}\n"))),
+        }
+        source.left_out.iter().for_each(|l| print(&format!("not read: {l}\n")));
+        source.remarks.iter().for_each(|r| print(&format!("note: {r}\n")));
+    }
+    match problems.len() {
+        0 => Ok(()),
+        n => bail!("{}: {n} problem{}", args.file, if n == 1 { "" } else { "s" }),
+    }
+}
+
+pub(crate) fn average(args: &Average) -> anyhow::Result<()> {
+    let sources = args.files.iter().map(|f| opened(f)).collect::<anyhow::Result<Vec<_>>>()?;
+    let format = by_extension(&args.output)?;
+    if sources.iter().any(|s| s.reads(&args.output)) {
+        return Err(Error::Usage(format!("{}: it is one of those that are read", args.output.display())).into());
+    }
+    let names: Vec<String> = sources.iter().flat_map(|s| s.tensors.iter().map(|t| t.name.clone())).collect();
+    let tensors = sources.first().map_or(0, |s| s.tensors.len());
+    let stop = stop_flag()?;
+    let kept = zoo_checkpoint::average(&sources, &args.output, format, &stop).map_err(|e| match &e {
+        zoo_checkpoint::Error::Missing { tensor, .. } => {
+            let like = nearest(tensor, names.iter().map(String::as_str).filter(|n| n != tensor));
+            anyhow::anyhow!("{e}{}", like.map_or(String::new(), |l| format!(" (did you mean {l}?)")))
+        }
+        _ => e.into(),
+    })?;
+    for name in &kept {
+        remark(format!("{name} holds no floating-point numbers and differs: it is that of {}", args.files[0]));
+    }
+    if args.json.json {
+        print_json(&json!({ "output": args.output, "inputs": args.files, "tensors": tensors, "kept_of_first": kept }));
+    } else {
+        print(&format!("{}: the mean of {} checkpoints, {tensors} tensors\n", args.output.display(), sources.len()));
+    }
+    Ok(())
+}

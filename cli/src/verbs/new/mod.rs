@@ -1,0 +1,96 @@
+//! `new`: a crate with a model of one's own that builds, passes its tests and trains at once.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::Args;
+use zoo_training::Error;
+
+use crate::output::{print, program};
+
+/// The files of the crate. In them `my-model`, `my_model` and `MyTask` stand for its names, `CHECKOUT` for where the zoo lies.
+const FILES: [(&str, &str); 7] = [
+    ("Cargo.toml", include_str!("template/Cargo.toml.in")),
+    ("src/main.rs", include_str!("template/src/main.rs")),
+    ("src/lib.rs", include_str!("template/src/lib.rs")),
+    ("src/data.rs", include_str!("template/src/data.rs")),
+    ("src/network.rs", include_str!("template/src/network.rs")),
+    ("src/task.rs", include_str!("template/src/task.rs")),
+    ("tests/model.rs", include_str!("template/tests/model.rs")),
+];
+/// Words that a crate cannot be called: Rust's own, and names of what it is built from.
+const TAKEN: [&str; 12] =
+    ["test", "core", "std", "alloc", "self", "super", "crate", "serde", "csv", "candle", "zoo", "main"];
+
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// What the crate and its model are called: small letters, digits and hyphens
+    #[arg(value_name = "NAME")]
+    name: String,
+    /// A checkout of the zoo that the crate depends on; by default the one that this program was built from
+    #[arg(long, value_name = "DIR")]
+    path: Option<PathBuf>,
+}
+
+pub(crate) fn run(args: &Arguments) -> anyhow::Result<()> {
+    let name = args.name.as_str();
+    let letters = name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+    let words = name.split('-').all(|word| !word.is_empty());
+    if !letters || !words || !name.starts_with(|c: char| c.is_ascii_lowercase()) || TAKEN.contains(&name) {
+        return Err(Error::Usage(format!(
+            "{name}: a crate's name has small letters, digits and single hyphens between them, such as my-model"
+        ))
+        .into());
+    }
+    let checkout = checkout(args.path.as_deref())?;
+    let folder = Path::new(name);
+    if folder.exists() {
+        return Err(Error::Usage(format!("{name} is already there: choose another name, or another folder")).into());
+    }
+    let upper = |word: &str| word[..1].to_uppercase() + &word[1..];
+    let task = name.split('-').map(upper).collect::<String>() + "Task";
+    for (path, text) in FILES {
+        let text = text.replace("my-model", name).replace("my_model", &name.replace('-', "_"));
+        let text = text.replace("MyTask", &task).replace("CHECKOUT", &checkout.to_string_lossy());
+        let path = folder.join(path);
+        let parent = path.parent().unwrap_or(folder);
+        std::fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
+        std::fs::write(&path, text).with_context(|| path.display().to_string())?;
+    }
+    // The versions that the zoo was tested with.
+    let lock = checkout.join("Cargo.lock");
+    if lock.exists() {
+        std::fs::copy(&lock, folder.join("Cargo.lock")).with_context(|| lock.display().to_string())?;
+    }
+    let program = program();
+    print(&format!(
+        "{name} depends on {}; next:\n  cd {name}\n  cargo test\n  cargo run --release -- train {name}\n  cargo run --release -- \
+         train {name} --data YOUR.csv\nsrc/data.rs, network.rs and task.rs are yours to change; {program} list shows models to look at\n",
+        checkout.display()
+    ));
+    Ok(())
+}
+
+/// Where the crates of the zoo lie.
+fn checkout(path: Option<&Path>) -> anyhow::Result<PathBuf> {
+    let crates =
+        |folder: &Path| folder.join("cli/Cargo.toml").is_file() && folder.join("models/shared/training").is_dir();
+    match path {
+        Some(path) if crates(path) => path.canonicalize().with_context(|| path.display().to_string()),
+        Some(path) => Err(Error::Usage(format!(
+            "--path {}: not a checkout of the zoo (it has no cli/Cargo.toml)",
+            path.display()
+        ))
+        .into()),
+        None => {
+            let built_from = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+            match built_from.canonicalize() {
+                Ok(folder) if crates(&folder) => Ok(folder),
+                _ => Err(Error::Usage(
+                    "the checkout that this program was built from is not there: name one by --path DIR".into(),
+                )
+                .into()),
+            }
+        }
+    }
+}

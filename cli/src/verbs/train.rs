@@ -1,0 +1,290 @@
+//! `train`: a model, from the first step or from a checkpoint on.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+
+use anyhow::Context;
+use clap::Args;
+use serde_json::json;
+use zoo_training::config::to_toml;
+use zoo_training::{End, Error, Event, Observer, Outcome, Recipe, RunFiles, Trainer};
+
+use crate::arguments::{DeviceName, Json, ModelName, Settings, TakesFlags, Values};
+use crate::curves::Curves;
+use crate::device::device;
+use crate::fetch;
+use crate::output::{note, print, print_json, program, warn};
+use crate::progress::Progress;
+use crate::settings::{configured, run_config};
+use crate::signals::{INTERRUPTED, stop_flag};
+use crate::tensorboard::TensorBoard;
+use crate::weights::weights;
+
+#[derive(Args)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) model: ModelName,
+    #[command(flatten)]
+    pub(crate) settings: Settings,
+    /// The data (data.path); without it built-in or simulated data
+    #[arg(long, value_name = "PATH")]
+    pub(crate) data: Option<PathBuf>,
+    /// Flags of the model.
+    #[arg(skip)]
+    pub(crate) given: Values,
+    /// The run directory; runs/MODEL-PRESET or the next free number by default
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Go on with a run: the given one, or the model's newest under runs/
+    #[arg(long, value_name = "DIR", num_args = 0..=1, conflicts_with_all = ["preset", "config", "out", "init_from", "fast_dev_run"])]
+    pub(crate) resume: Option<Option<PathBuf>>,
+    /// With --resume: a key that may differ from what the run was begun with (data for the data itself)
+    #[arg(long, value_name = "KEY", requires = "resume")]
+    pub(crate) allow_change: Vec<String>,
+    /// Optimizer steps (train.steps)
+    #[arg(long, value_name = "N", conflicts_with = "epochs")]
+    pub(crate) steps: Option<u64>,
+    /// Passes over the training data (train.epochs)
+    #[arg(long, value_name = "N")]
+    pub(crate) epochs: Option<u64>,
+    /// Seed of everything random (train.seed)
+    #[arg(long, value_name = "S")]
+    pub(crate) seed: Option<u64>,
+    /// Weights to begin with, of the same model (train.init_from)
+    #[arg(long, value_name = "FILE|RUN")]
+    pub(crate) init_from: Option<PathBuf>,
+    /// Parameters in whose names the expression is found stay as they are (train.freeze)
+    #[arg(long, value_name = "REGEX")]
+    pub(crate) freeze: Option<String>,
+    /// At a loss or gradient that is not finite: abort, skip or rollback (train.on_nonfinite)
+    #[arg(long, value_name = "WHAT")]
+    pub(crate) on_nonfinite: Option<String>,
+    /// When gradient health becomes critical: tell, stop, halve-lr or rollback (train.on_critical)
+    #[arg(long, value_name = "WHAT")]
+    pub(crate) on_critical: Option<String>,
+    #[command(flatten)]
+    pub(crate) device: DeviceName,
+    /// Write TensorBoard event files into the run directory
+    #[arg(long)]
+    pub(crate) tensorboard: bool,
+    /// Write metrics.csv too
+    #[arg(long)]
+    pub(crate) csv: bool,
+    /// Train on one batch again and again: a sound model learns it by heart
+    #[arg(long)]
+    pub(crate) overfit_batch: bool,
+    /// Three steps and one evaluation, nothing written
+    #[arg(long)]
+    pub(crate) fast_dev_run: bool,
+    /// Print the resolved configuration and stop
+    #[arg(long)]
+    pub(crate) print_config: bool,
+    #[command(flatten)]
+    pub(crate) json: Json,
+}
+
+impl TakesFlags for Arguments {
+    fn model(&self) -> &str {
+        &self.model.model
+    }
+
+    fn given(&mut self) -> &mut Values {
+        &mut self.given
+    }
+}
+
+pub(crate) fn run<T: Recipe>(args: &Arguments) -> anyhow::Result<ExitCode> {
+    let device = device(&args.device.device)?;
+    let resumed = match &args.resume {
+        Some(Some(path)) => Some(path.clone()),
+        Some(None) => Some(newest(T::NAME)?),
+        None => None,
+    };
+    if let Some((path, model)) = resumed.as_ref().and_then(|path| Some((path, RunFiles::at(path).model()?)))
+        && model != T::NAME
+    {
+        return Err(Error::Usage(format!("{} is a run of {model}, not of {}", path.display(), T::NAME)).into());
+    }
+    let values = values::<T>(args)?;
+    let mut config = match &resumed {
+        Some(path) => run_config::<T>(path, &args.settings.set, values)?,
+        None => configured::<T>(&args.settings, values)?,
+    };
+    if args.print_config {
+        print(&to_toml(&config)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    T::settle(&mut config)?;
+    let task = T::open(&config.model, &config.data, config.train.seed, None, &device)?;
+    let mut progress = Progress::new();
+    let mut trainer = match &resumed {
+        Some(path) => {
+            // A new length is named by its flag.
+            let length = ["train.steps", "train.epochs"].map(String::from);
+            let named = (args.steps.is_some() || args.epochs.is_some()).then_some(length).into_iter().flatten();
+            let allowed: Vec<String> = args.allow_change.iter().cloned().chain(named).collect();
+            Trainer::resume(&task, &config, &device, path, &allowed, &mut progress)?
+        }
+        None => {
+            // Before anything is written, all that can be wrong with the call is found.
+            let mut trainer = Trainer::new(&task, &config, &device)?;
+            if !args.fast_dev_run {
+                let name = args.settings.preset.as_deref().unwrap_or("default");
+                trainer.begin(&args.out.clone().unwrap_or_else(|| free(&format!("{}-{name}", T::NAME))))?;
+            }
+            trainer
+        }
+    };
+    note(&task.describe_data());
+    task.warnings().iter().for_each(warn);
+    let run: Option<PathBuf> = trainer.run().map(|run| run.path().to_path_buf());
+    let mut listeners = Listeners {
+        progress,
+        curves: run.as_ref().map(|r| Curves::new(r, args.csv)),
+        board: run.as_ref().filter(|_| args.tensorboard).map(|r| TensorBoard::new(r)).transpose()?,
+    };
+    if let (Some(_), Some(curves)) = (&resumed, &mut listeners.curves) {
+        curves.replay()?;
+    }
+    let stop = stop_flag()?;
+    let outcome = trainer.train(&mut listeners, &|| stop.load(Ordering::Relaxed));
+    listeners.progress.finish();
+    let outcome = match (outcome, &run) {
+        // What the system refused may be mended; the others say themselves what to do.
+        (Err(e @ (Error::Io { .. } | Error::Checkpoint(_))), Some(run)) if RunFiles::at(run).has_checkpoint() => {
+            return Err(e).context(format!("{} can be resumed from its last checkpoint", run.display()));
+        }
+        (outcome, _) => outcome?,
+    };
+    if let Some(curves) = &mut listeners.curves {
+        curves.draw_or_warn();
+    }
+    report::<T>(args, &outcome, run.as_deref());
+    Ok(if outcome.end == End::Interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
+}
+
+/// What the flags set.
+fn values<T: Recipe>(args: &Arguments) -> anyhow::Result<Values> {
+    let mut values = args.given.clone();
+    if let Some(data) = fetch::found::<T>(args.data.as_deref())? {
+        values.set_whole_path("data.path", &data)?;
+    }
+    if let Some(file) = &args.init_from {
+        values.set_whole_path("train.init_from", &weights(file))?;
+    }
+    for (key, text) in [
+        ("train.freeze", &args.freeze),
+        ("train.on_critical", &args.on_critical),
+        ("train.on_nonfinite", &args.on_nonfinite),
+    ] {
+        if let Some(text) = text {
+            values.set(key, text.as_str());
+        }
+    }
+    values.set_count("train.epochs", args.epochs)?;
+    // Steps of 0 let the epochs decide.
+    let steps = if args.fast_dev_run { Some(3) } else { args.steps.or(args.epochs.map(|_| 0)) };
+    values.set_count("train.steps", steps)?;
+    values.set_count("train.seed", args.seed)?;
+    if args.overfit_batch {
+        values.set("train.overfit_batch", true);
+    }
+    Ok(values)
+}
+
+/// runs/NAME, or runs/NAME-2 and so on where that is taken.
+fn free(name: &str) -> PathBuf {
+    let path = |n: usize| Path::new("runs").join(if n == 1 { name.to_string() } else { format!("{name}-{n}") });
+    // Directories are finite: some number is free.
+    let mut n = 1;
+    while path(n).exists() {
+        n += 1;
+    }
+    path(n)
+}
+
+/// The model's run directory that was written to last.
+fn newest(model: &str) -> anyhow::Result<PathBuf> {
+    let mut found = vec![];
+    for entry in std::fs::read_dir("runs").into_iter().flatten().flatten() {
+        let path = entry.path();
+        let named = entry.file_name().to_string_lossy().starts_with(&format!("{model}-"));
+        if let (true, Ok(written)) = (
+            named && RunFiles::at(&path).has_checkpoint(),
+            std::fs::metadata(RunFiles::at(&path).checkpoints()).and_then(|m| m.modified()),
+        ) {
+            found.push((written, path));
+        }
+    }
+    match found.into_iter().max() {
+        Some((_, path)) => Ok(path),
+        None => {
+            Err(Error::Run(format!("there is no run of {model} under runs/ to resume; name one with --resume DIR"))
+                .into())
+        }
+    }
+}
+
+struct Listeners {
+    progress: Progress,
+    curves: Option<Curves>,
+    board: Option<TensorBoard>,
+}
+
+impl Observer for Listeners {
+    fn observe(&mut self, event: &Event) {
+        self.progress.observe(event);
+        if let Some(curves) = &mut self.curves {
+            curves.observe(event);
+        }
+        if let Some(board) = &mut self.board {
+            board.observe(event);
+        }
+    }
+}
+
+fn report<T: Recipe>(args: &Arguments, outcome: &Outcome, run: Option<&Path>) {
+    let run = run.map(RunFiles::at);
+    let Outcome { end, steps, seconds, loss, metrics, best, gradients, refused, least_loss } = outcome;
+    let shown = |path: PathBuf| path.display().to_string();
+    if args.json.json {
+        print_json(&json!({
+            "model": T::NAME, "out": run.as_ref().map(|r| shown(r.path().into())), "steps": steps, "seconds": seconds,
+            "end": match end { End::Finished => "finished", End::Early => "early", End::Interrupted => "interrupted" },
+            "loss": loss, "metrics": metrics.object(),
+            "best": best.map(|(loss, step)| json!({ "loss": loss, "step": step })),
+            "checkpoint": run.as_ref().map(|r| shown(r.last())), "gradients": gradients,
+            "refused_steps": refused, "least_loss": least_loss,
+        }));
+    }
+    let how = match end {
+        End::Finished => "done",
+        End::Early => "stopped early, as the validation loss no longer improves,",
+        End::Interrupted => "interrupted",
+    };
+    if loss.is_nan() {
+        note(&format!("the run was finished before, at step {steps}: --epochs or --steps makes it longer"));
+    } else {
+        note(&format!("{how} after {steps} steps in {seconds:.1} s, training loss {loss:.6}"));
+    }
+    if let Some(least) = least_loss {
+        note(&format!("the least loss that a model could have on this batch is {least:.6}"));
+    }
+    if *refused > 0 {
+        note(&format!("{refused} steps were refused (not finite, or spikes); metrics.jsonl marks those left out"));
+    }
+    if let Some((loss, step)) = best {
+        note(&format!("best validation loss {loss:.6} at step {step}"));
+    }
+    let Some(run) = run else { return };
+    let path = run.path().display();
+    if *end == End::Interrupted {
+        let device =
+            if args.device.device == "cpu" { String::new() } else { format!(" --device {}", args.device.device) };
+        note(&format!("continue with: {} train {} --resume {path}{device}", program(), T::NAME));
+    } else {
+        let (best, program) = (shown(run.best()), program());
+        note(&format!("weights: {best}; judge them with: {program} eval {} --checkpoint {path}", T::NAME));
+    }
+}

@@ -1,0 +1,54 @@
+//! Trained weights: where they lie, and the model that they make.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use candle_core::Device;
+use serde_json::Value;
+use zoo_checkpoint::{Description, Source};
+use zoo_layers::Params;
+use zoo_training::config::{ConfigOf, migrate};
+use zoo_training::{Config, RunFiles, Task};
+
+/// The weights that a file or a folder stands for.
+pub(crate) fn weights(path: &Path) -> PathBuf {
+    if !path.is_dir() {
+        return path.to_path_buf();
+    }
+    let run = RunFiles::at(path);
+    // Those of a run, then those that others put into a folder.
+    const NAMES: [&str; 4] =
+        ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"];
+    let ours = [run.best(), run.last()].into_iter();
+    let found = ours.chain(NAMES.iter().map(|n| path.join(n))).find(|p| p.exists());
+    // A run without weights yet lacks its last ones; any other folder is no checkpoint.
+    found.unwrap_or_else(|| if run.exist() { run.last() } else { path.to_path_buf() })
+}
+
+/// Weights with what they say about themselves.
+pub(crate) struct Loaded<T: Task> {
+    pub(crate) model: T::Model,
+    pub(crate) params: Params,
+    pub(crate) config: ConfigOf<T>,
+    pub(crate) fitted: Value,
+}
+
+impl<T: Task> Loaded<T> {
+    /// Reads the weights at `path`, strictly.
+    pub(crate) fn read(path: &Path, device: &Device) -> anyhow::Result<Self> {
+        Self::of(&zoo_checkpoint::open(path)?, device)
+    }
+
+    /// The weights in an open checkpoint.
+    pub(crate) fn of(source: &Source, device: &Device) -> anyhow::Result<Self> {
+        let path = &source.path;
+        let file = source.read(device)?;
+        let Description { config, fitted, .. } = Description::parse(&file.metadata, T::NAME, path)?;
+        let shown = path.display();
+        let config: ConfigOf<T> = serde_json::from_value::<Config<_, _, _>>(migrate(config)?)
+            .with_context(|| format!("{shown}: its configuration"))?;
+        let (model, params) = Params::restore(file.tensors, device, |vb| T::build(&config.model, vb))
+            .with_context(|| shown.to_string())?;
+        Ok(Self { model, params, config, fitted })
+    }
+}

@@ -1,0 +1,310 @@
+//! What a program that trains, judges and uses models needs to know of one beside its training.
+
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use zoo_layers::{Mode, Sampling};
+
+use crate::config::ConfigOf;
+use crate::metrics::Name;
+use crate::{Metrics, Result, Split, Task, TrainConfig};
+
+/// A named set of settings over a task's defaults.
+#[derive(Clone, Copy, Debug)]
+pub struct Preset {
+    /// Its name.
+    pub name: &'static str,
+    /// One line for people.
+    pub summary: &'static str,
+    /// TOML with the tables `model`, `data` and `train`.
+    pub toml: &'static str,
+}
+
+/// A file that is fetched by name, once.
+#[derive(Clone, Copy, Debug)]
+pub struct Dataset {
+    /// Its name.
+    pub name: &'static str,
+    /// Where it is.
+    pub url: &'static str,
+    /// Its size.
+    pub bytes: u64,
+    /// Its SHA-256 in hexadecimal.
+    pub sha256: &'static str,
+}
+
+/// A flag of a command line that sets one key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flag {
+    /// Its name, without dashes.
+    pub name: &'static str,
+    /// What a value of it is called; none for a switch, which sets `true`.
+    pub value: Option<&'static str>,
+    /// The key that it sets: of the configuration (`data.column`), or of [`Predict::Options`] behind `predict`
+    /// (`predict.horizon`).
+    pub key: &'static str,
+    /// One line for people.
+    pub help: &'static str,
+}
+
+impl Flag {
+    /// A flag with a value.
+    pub const fn value(name: &'static str, value: &'static str, key: &'static str, help: &'static str) -> Self {
+        Self { name, value: Some(value), key, help }
+    }
+
+    /// A flag without a value, which sets `true`.
+    pub const fn switch(name: &'static str, key: &'static str, help: &'static str) -> Self {
+        Self { name, value: None, key, help }
+    }
+}
+
+/// How a model does on a split, beside baselines.
+#[derive(Clone, Debug, Default)]
+pub struct Evaluation {
+    /// Samples of the split.
+    pub samples: usize,
+    /// The model's metrics.
+    pub metrics: Metrics,
+    /// The same metrics of each baseline.
+    pub baselines: Vec<(Name, Metrics)>,
+    /// What one should conclude, in words.
+    pub remarks: Vec<String>,
+    /// What lies behind the metrics, to be kept as files.
+    pub tables: Vec<Table>,
+    /// A picture of it; empty if it has no lines.
+    pub picture: Picture,
+}
+
+/// Rows under a header.
+#[derive(Clone, Debug, Default)]
+pub struct Table {
+    /// What it is called.
+    pub name: Name,
+    /// Names of the columns.
+    pub header: Vec<String>,
+    /// The rows.
+    pub rows: Vec<Vec<String>>,
+}
+
+/// A task with what a command line needs to train and judge it by name.
+pub trait Recipe: Task {
+    /// One line for people.
+    const SUMMARY: &'static str;
+    /// What data it takes (the key `data.path`), and what is used without them.
+    const DATA: &'static str;
+    /// Settings by name; the first is the default.
+    const PRESETS: &'static [Preset] = &[];
+    /// Files that are fetched by name.
+    const DATASETS: &'static [Dataset] = &[];
+    /// Flags for keys of `[data]`.
+    const FLAGS: &'static [Flag] = &[];
+    /// The part of the data that judges a trained model.
+    const JUDGED: Split = Split::Test;
+
+    /// The table `[train]` before presets.
+    fn training() -> TrainConfig {
+        TrainConfig::default()
+    }
+
+    /// Completes a configuration by what the data decide, before the model is built: nothing, by default.
+    ///
+    /// # Errors
+    /// The data cannot be read.
+    fn settle(config: &mut ConfigOf<Self>) -> Result<()> {
+        let _ = config;
+        Ok(())
+    }
+
+    /// Opens the data at `source`'s path (simulated or built-in data without one). `fitted` is what [`Task::fitted`]
+    /// gave when the model was trained.
+    ///
+    /// # Errors
+    /// The data cannot be read, or do not fit the architecture.
+    fn open(
+        architecture: &Self::Architecture,
+        source: &Self::Source,
+        seed: u64,
+        fitted: Option<&Value>,
+        device: &Device,
+    ) -> Result<Self>;
+
+    /// One line on the data at hand; by default the number of samples.
+    fn describe_data(&self) -> String {
+        let [train, valid, test] = [Split::Train, Split::Valid, Split::Test].map(|split| self.samples(split));
+        format!("samples: {train} train, {valid} valid, {test} test")
+    }
+
+    /// What the user should know about this data.
+    fn warnings(&self) -> Vec<String> {
+        vec![]
+    }
+
+    /// The model's output for a batch.
+    ///
+    /// # Errors
+    /// candle's.
+    fn forward(&self, model: &Self::Model, batch: &Self::Batch, mode: Mode) -> candle_core::Result<Tensor>;
+
+    /// Metrics of a split beside baselines; by default [`Task::validate`]'s alone.
+    ///
+    /// # Errors
+    /// candle's.
+    fn evaluate(&self, model: &Self::Model, split: Split) -> candle_core::Result<Evaluation> {
+        let (samples, metrics) = (self.samples(split), self.validate(model, split)?);
+        Ok(Evaluation { samples, metrics, ..Evaluation::default() })
+    }
+
+    /// How the number of parameters comes about, in words.
+    fn explain(architecture: &Self::Architecture) -> String {
+        let _ = architecture;
+        String::new()
+    }
+
+    /// Floating-point operations in the matrix products of a forward pass of one sample, if they are known.
+    fn flops(architecture: &Self::Architecture) -> Option<f64> {
+        let _ = architecture;
+        None
+    }
+}
+
+/// What a prediction is asked for.
+#[derive(Clone, Debug)]
+pub struct Request<'a, O> {
+    /// The input file.
+    pub input: &'a Path,
+    /// The model's own options.
+    pub options: O,
+}
+
+/// What a model says about new data.
+#[derive(Clone, Debug, Default)]
+pub struct Prediction {
+    /// Names of the columns.
+    pub header: Vec<String>,
+    /// The table.
+    pub rows: Vec<Vec<String>>,
+    /// Named results, for machines.
+    pub summary: Map<String, Value>,
+    /// What one should know, in words.
+    pub remarks: Vec<String>,
+    /// Results that are no table, for files of arrays.
+    pub arrays: Vec<(String, Tensor)>,
+    /// A picture of it.
+    pub picture: Picture,
+}
+
+/// Colours in a plane.
+#[derive(Clone, Debug, Default)]
+pub struct Raster {
+    /// What it shows.
+    pub title: String,
+    /// Cells of a row.
+    pub width: usize,
+    /// Row after row from the top: nothing, or a value between -1 and 1 and how much light falls there, between 0 and 1.
+    pub cells: Vec<Option<(f32, f32)>>,
+}
+
+/// Lines over dates or steps, below maps if there are any.
+#[derive(Clone, Debug, Default)]
+pub struct Picture {
+    /// Maps, side by side.
+    pub maps: Vec<Raster>,
+    /// What it shows.
+    pub title: String,
+    /// What stands below position 0, 1, 2, …
+    pub labels: Vec<String>,
+    /// Lines by name, each as positions and values.
+    pub lines: Vec<(Name, Vec<(f64, f64)>)>,
+    /// An area between two lines: position, lower, upper.
+    pub band: Vec<(f64, f64, f64)>,
+}
+
+/// A model that is applied to new data.
+pub trait Predict: Recipe {
+    /// Options of a prediction; `()`-like if there are none.
+    type Options: Serialize + DeserializeOwned + Default;
+    /// Flags for them.
+    const FLAGS: &'static [Flag] = &[];
+
+    /// Applies a trained model to new data. `source` says how the input is read.
+    ///
+    /// # Errors
+    /// Data or options that cannot be used.
+    fn predict(
+        model: Self::Model,
+        architecture: &Self::Architecture,
+        source: &Self::Source,
+        fitted: &Value,
+        request: &Request<Self::Options>,
+        device: &Device,
+    ) -> Result<Prediction>;
+}
+
+/// A model that writes text.
+pub trait Generate: Recipe {
+    /// Writes text behind `prompt`, handing each piece to `sink`, which says whether to go on.
+    ///
+    /// # Errors
+    /// A prompt that cannot be read.
+    fn generate(
+        model: &Self::Model,
+        fitted: &Value,
+        prompt: &str,
+        sampling: &Sampling,
+        device: &Device,
+        sink: &mut dyn FnMut(&str) -> bool,
+    ) -> Result<()>;
+}
+
+/// How another program names and lays out the same weights.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    /// Its name.
+    pub name: &'static str,
+    /// Rules (see `zoo_checkpoint::Rules`) that lead from it to the model's own names and shapes.
+    pub import: &'static str,
+    /// Rules that lead back.
+    pub export: &'static str,
+    /// The entry of a PyTorch file that holds its tensors; empty if the file is them.
+    pub entry: &'static str,
+    /// The file beside the weights that holds their configuration; empty if the weights' file does.
+    pub sidecar: &'static str,
+}
+
+/// A checkpoint of another program, its tensors already renamed.
+#[derive(Clone, Copy, Debug)]
+pub struct Foreign<'a> {
+    /// The name of its layout.
+    pub layout: &'static str,
+    /// Names and shapes.
+    pub tensors: &'a [(&'a str, &'a [usize])],
+    /// What it says about itself.
+    pub entries: &'a Map<String, Value>,
+    /// The data that it was trained on, if the user named them.
+    pub data: Option<&'a Path>,
+}
+
+/// A model that takes checkpoints of other programs, and is written as theirs.
+pub trait Import: Recipe {
+    /// The layouts of other programs that convert to and from this model.
+    const LAYOUTS: &'static [Layout];
+
+    /// Which of the layouts a checkpoint has, by its names and shapes.
+    fn recognize(tensors: &[(&str, &[usize])]) -> Option<&'static Layout>;
+
+    /// The configuration of a checkpoint of another program, and what was fitted to its data.
+    ///
+    /// # Errors
+    /// It does not say enough; the message says what is missing and how to give it.
+    fn adopt(foreign: &Foreign) -> Result<(Self::Architecture, Self::Source, Value)>;
+
+    /// What another program wants to find beside the tensors.
+    ///
+    /// # Errors
+    /// That program has no such model.
+    fn entries(layout: &Layout, architecture: &Self::Architecture) -> Result<Map<String, Value>>;
+}

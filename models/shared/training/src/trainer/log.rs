@@ -1,0 +1,92 @@
+//! What a run writes and reports: metrics, evaluations, checkpoints.
+
+use std::time::Instant;
+
+use candle_core::{Device, Tensor};
+use serde_json::{Map, Value, json};
+use zoo_checkpoint::Description;
+
+use super::guard::{NonFinite, Refusal};
+use super::{Step, Trainer};
+use crate::run::Snapshot;
+use crate::saver::Saver;
+use crate::{Event, Observer, OnNonFinite, Result, Split, Task, record};
+
+impl<T: Task> Trainer<'_, T> {
+    /// Tells the observer of the step just done.
+    pub(super) fn report(&self, step: &Step, refusal: &Option<Refusal>, observer: &mut dyn Observer) {
+        let number = self.state.step;
+        if let Some(refusal) = refusal {
+            observer.observe(&Event::Warning(&format!("step {number}: {refusal}; its update was left out")));
+        }
+        let Step { loss, ref parts, lr, norm: grad_norm, .. } = *step;
+        observer.observe(&Event::Step { step: number, loss, parts, lr, grad_norm });
+    }
+
+    /// Writes the line of the step just done.
+    pub(super) fn log_step(&self, step: &Step, refused: bool, started: Instant) -> Result<()> {
+        let Some(run) = &self.run else { return Ok(()) };
+        let mut line = Map::new();
+        line.insert("step".into(), self.state.step.into());
+        line.insert("loss".into(), step.loss.into());
+        line.extend(step.parts.object());
+        line.insert("lr".into(), step.lr.into());
+        line.insert("grad_norm".into(), step.norm.into());
+        if refused {
+            line.insert("refused".into(), true.into());
+        }
+        line.insert("seconds".into(), ((started.elapsed().as_secs_f64() * 1e3).round() / 1e3).into());
+        run.journal().append(&Value::Object(line))
+    }
+
+    /// Evaluates the validation split, and keeps the weights if they are among the best.
+    pub(super) fn evaluate(&mut self, saver: Option<&Saver>, observer: &mut dyn Observer) -> Result<()> {
+        let overfit = self.config.train.overfit_batch || self.task.samples(Split::Valid) == 0;
+        let split = if overfit { Split::Train } else { Split::Valid };
+        let metrics = self.task.validate(&self.frozen, split)?;
+        let (step, train) = (self.state.step, &self.config.train);
+        let loss = metrics.value("loss");
+        if !loss.is_finite() {
+            let problem = NonFinite { what: "the validation loss".into(), step, value: loss };
+            if train.on_nonfinite == OnNonFinite::Abort {
+                return Err(problem.into());
+            }
+            observer.observe(&Event::Warning(&problem.to_string()));
+        }
+        let (best, kept) = self.state.evaluated(loss, train.keep_best);
+        self.state.plateau.observe(loss, train);
+        if let Some(run) = &self.run {
+            run.journal().append(&json!({ "step": step, split.name(): metrics.object() }))?;
+        }
+        if let (Some(saver), true) = (saver, kept) {
+            saver.best(step, copies(self.evaluated().tensors())?, self.description()?.metadata(), best)?;
+        }
+        observer.observe(&Event::Evaluated { step, metrics: &metrics, best });
+        self.metrics = metrics;
+        Ok(())
+    }
+
+    /// Hands a checkpoint to the saver.
+    pub(super) fn save(&self, saver: Option<&Saver>) -> Result<()> {
+        let Some(saver) = saver else { return Ok(()) };
+        // Before the first rollout there is nothing to keep of it.
+        let experience = self.experience.as_ref().filter(|_| self.state.round.is_some());
+        saver.checkpoint(Snapshot {
+            weights: copies(self.params.tensors())?,
+            metadata: self.description()?.metadata(),
+            optimizer: copies(self.optimizer.state())?,
+            average: self.average.as_ref().map(|a| copies(a.tensors())).transpose()?,
+            experience: experience.map(|e| e.state()).transpose()?,
+            state: self.state.clone(),
+        })
+    }
+
+    pub(super) fn description(&self) -> Result<Description> {
+        record::description(self.task, self.config)
+    }
+}
+
+/// Copies that later steps do not change.
+fn copies(tensors: Vec<(String, Tensor)>) -> Result<Vec<(String, Tensor)>> {
+    tensors.into_iter().map(|(name, t)| Ok((name, t.to_device(&Device::Cpu)?.copy()?))).collect()
+}

@@ -1,0 +1,135 @@
+//! A run that goes on: from initial weights, or from a checkpoint.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::Device;
+use zoo_layers::optim::norm_squared;
+
+use super::Trainer;
+use crate::config::{ComputeType, ConfigOf, to_toml};
+use crate::run::Saved;
+use crate::{Difference, Error, Event, Observer, Result, RunDirectory, Task, record};
+
+impl<'a, T: Task> Trainer<'a, T> {
+    /// The run in the directory `path`, from its newest checkpoint on. `changed` names the keys (`data` for the data itself)
+    /// that may differ from what it was begun with; what did stays with the run.
+    ///
+    /// # Errors
+    /// Those of [`Trainer::new`]; there is no run, it is another model's, or all of its checkpoints are damaged; or the
+    /// configuration or the data are not those that it was begun with.
+    pub fn resume(
+        task: &'a T,
+        config: &'a ConfigOf<T>,
+        device: &Device,
+        path: &Path,
+        changed: &[String],
+        observer: &mut dyn Observer,
+    ) -> Result<Self> {
+        let run = Arc::new(RunDirectory::open(path)?);
+        let mut trainer = Self::untrained(task, config, device)?;
+        trainer.run = Some(run.clone());
+        trainer.take_up(&run, changed, observer)?;
+        run.set_config(&to_toml(config)?)?;
+        Ok(trainer)
+    }
+
+    /// Sets the weights to those of `train.init_from`, if there is one.
+    pub(super) fn load_initial(&mut self) -> Result<()> {
+        let path = Path::new(&self.config.train.init_from);
+        if path.as_os_str().is_empty() {
+            return Ok(());
+        }
+        let file = zoo_checkpoint::read(path, self.params.device())?;
+        for params in [Some(&self.params), self.average.as_ref()].into_iter().flatten() {
+            let fits = params.set(&file.tensors);
+            fits.map_err(|e| Error::Run(format!("{}: {}", path.display(), first_line(&e))))?;
+        }
+        for (name, tensor) in self.params.tensors() {
+            if !norm_squared(&tensor)?.is_finite() {
+                let path = path.display();
+                return Err(Error::Run(format!(
+                    "{path}: {name} has values that are not finite numbers: it is damaged"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn take_up(&mut self, run: &RunDirectory, changed: &[String], observer: &mut dyn Observer) -> Result<()> {
+        let found = run.latest(self.params.device(), |_| true)?;
+        let now = record::on_record(self.task, self.config)?;
+        let before = run.accepted()?;
+        if let Some(model) = before.as_ref().and_then(|b| b["model"].as_str()).filter(|model| *model != T::NAME) {
+            let (path, name) = (run.path().display(), T::NAME);
+            return Err(Error::Usage(format!("{path} is a run of {model}, not of {name}")));
+        }
+        let differs = match &before {
+            Some(before) => record::differences::<T>(before, &now, self.config)?,
+            None => vec![],
+        };
+        let refused = |d: &&Difference| !changed.iter().any(|key| d.is_named(key));
+        let refused: Vec<Difference> = differs.iter().filter(refused).cloned().collect();
+        if !refused.is_empty() {
+            return Err(Error::Changed { run: run.path().into(), differences: refused });
+        }
+        let unknown = |key: &&String| *key != "data" && record::lookup(&now["config"], key).is_none();
+        if let Some(key) = changed.iter().find(unknown) {
+            return Err(Error::NoSuchKey(key.clone()));
+        }
+        let (done, total) = (found.saved.as_ref().map_or(0, |s| s.state.step), self.total_steps());
+        if done > total {
+            return Err(Error::Usage(format!(
+                "{} has done {done} steps already, and the new length is {total}: make it longer",
+                run.path().display()
+            )));
+        }
+        run.return_to(&found)?;
+        found.warnings.iter().for_each(|w| observer.observe(&Event::Warning(w)));
+        match found.saved {
+            Some(saved) => {
+                self.restore(saved)?;
+                self.recall_health(observer)?;
+            }
+            None => {
+                observer.observe(&Event::Warning("no checkpoint was written yet: starting at the beginning"));
+                self.load_initial()?;
+            }
+        }
+        if differs.iter().any(|d| d.key.starts_with("data")) {
+            observer.observe(&Event::Warning("the data are others: what was best so far is no longer counted"));
+            self.state.forget_losses();
+        }
+        run.accept(&now)?;
+        // A crash may have come before the last checkpoint's predecessors were dropped.
+        run.prune(self.config.train.keep, self.checkpoint_every())
+    }
+
+    /// Sets everything to what a checkpoint holds.
+    pub(super) fn restore(&mut self, saved: Saved) -> Result<()> {
+        self.params.set(&saved.model)?;
+        if let Some(average) = &self.average {
+            // A run that takes up averaging starts it at its weights.
+            average.set(saved.average.as_ref().unwrap_or(&saved.model))?;
+        }
+        self.optimizer.load(&saved.optimizer, saved.state.updates)?;
+        self.state = saved.state;
+        let scale = self.state.loss_scale.unwrap_or_default();
+        self.state.loss_scale = (self.config.train.dtype == ComputeType::F16).then_some(scale);
+        // What was collected elsewhere, or in other rounds, is of no use.
+        let fits = self.state.round.as_ref().is_some_and(|r| r.origin == self.origin);
+        match (&mut self.experience, &saved.experience) {
+            (Some(experience), Some(saved)) if fits => experience.restore(saved)?,
+            _ => {
+                self.experience = self.task.experience(self.config)?;
+                self.state.round = None;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The first line of candle's message: a backtrace may follow.
+fn first_line(e: &candle_core::Error) -> String {
+    e.to_string().lines().next().unwrap_or_default().to_string()
+}

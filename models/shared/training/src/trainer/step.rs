@@ -1,0 +1,120 @@
+//! One step's batches, losses and gradients.
+
+use candle_core::cuda::set_gemm_reduced_precision_f32;
+use serde_json::json;
+use zoo_layers::ops::{autocast, backward_scaled};
+use zoo_layers::optim::{clip_factor, global_norm};
+use zoo_layers::{Gradients, Mode};
+
+use super::{Fetch, Trainer};
+use crate::config::ComputeType;
+use crate::task::scalar;
+use crate::{Error, Event, Metrics, Observer, Result, Round, Task, TrainConfig};
+
+/// A step's mean loss, its terms and the gradients.
+pub(super) struct Step {
+    /// The first micro-batch whose loss is not finite; the last one if all are.
+    pub(super) micro_batch: u64,
+    pub(super) loss: f64,
+    pub(super) parts: Metrics,
+    pub(super) grads: Gradients,
+    pub(super) lr: f64,
+    pub(super) norm: f64,
+}
+
+/// TF32 for matrix products while it is there: one switch for the process, which only CUDA devices look at.
+struct Tf32;
+
+impl Tf32 {
+    fn on(dtype: ComputeType) -> Self {
+        set_gemm_reduced_precision_f32(dtype == ComputeType::Tf32);
+        Self
+    }
+}
+
+impl Drop for Tf32 {
+    fn drop(&mut self) {
+        set_gemm_reduced_precision_f32(false);
+    }
+}
+
+/// Runs `compute` with matrix products as `dtype` says.
+pub fn with_products<R>(dtype: ComputeType, compute: impl FnOnce() -> R) -> R {
+    let _tf32 = Tf32::on(dtype);
+    compute()
+}
+
+impl<T: Task> Trainer<'_, T> {
+    /// Mean loss, mean terms and mean gradients of a step's micro-batches.
+    pub(super) fn micro_steps(&mut self, lr: f64, batch: Fetch<T>) -> Result<Step> {
+        let TrainConfig { seed, accumulate: count, .. } = self.config.train;
+        let compute = self.config.train.compute();
+        let scale = self.state.loss_scale.map_or(1., |s| s.factor);
+        let (mut losses, mut grads) = (vec![], None::<Gradients>);
+        let tf32 = Tf32::on(self.config.train.dtype);
+        for micro in 0..count {
+            let number = self.state.micro_batch + micro;
+            let samples = match &self.experience {
+                Some(experience) => experience.batch(self.batches.at(number))?,
+                None => batch(number)?,
+            };
+            let result =
+                autocast(compute, || self.task.loss(&self.model, &samples, Mode::Train { seed, step: number }))?;
+            let of_micro = self.params.gradients(&backward_scaled(&result.total, scale)?);
+            // Neither is waited for before the whole step is under way; without their history the graph is free.
+            let parts = result.parts.into_iter().map(|(name, value)| (name, value.detach()));
+            losses.push((result.total.detach(), parts.collect::<Vec<_>>()));
+            match &mut grads {
+                Some(grads) => grads.add(&of_micro)?,
+                None => grads = Some(of_micro),
+            }
+        }
+        drop(tf32);
+        let Some(mut grads) = grads else {
+            return Err(Error::Usage("train.accumulate must be at least 1".into()));
+        };
+        if count > 1 || scale != 1. {
+            grads.scale(1. / (scale * count as f64))?;
+        }
+        let norm = global_norm(&grads)?;
+        let (mut loss, mut parts, mut micro_batch) = (0., Metrics::default(), 0);
+        for (micro, (of_micro, named)) in losses.iter().enumerate() {
+            if f64::is_finite(loss) {
+                micro_batch = self.state.micro_batch + micro as u64;
+            }
+            loss += scalar(of_micro)? / count as f64;
+            for (name, value) in named {
+                parts.add(name, scalar(value)? / count as f64);
+            }
+        }
+        Ok(Step { micro_batch, loss, parts, grads, lr, norm })
+    }
+
+    pub(super) fn clip(&self, norm: f64) -> f64 {
+        clip_factor(norm, self.config.train.clip_norm)
+    }
+
+    /// Micro-steps on the samples of a rollout, at most.
+    pub(super) fn per_round(&self) -> u64 {
+        let passes = self.experience.as_ref().map_or(1, |e| e.passes());
+        self.batches.per_epoch().saturating_mul(passes)
+    }
+
+    /// Collects a rollout, if the next step needs new samples.
+    pub(super) fn collect(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        let round = self.state.micro_batch / self.per_round();
+        let at_hand = self.state.round.as_ref().is_some_and(|r| r.number == round);
+        let Some(experience) = self.experience.as_mut().filter(|_| !at_hand) else {
+            return Ok(());
+        };
+        let metrics = experience.collect(&self.model, round)?;
+        self.state.round = Some(Round { number: round, origin: self.origin.clone() });
+        let step = self.state.step;
+        if let Some(run) = &self.run {
+            // With the step that it is for: a run that goes back to the one before collects again.
+            run.journal().append(&json!({ "step": step + 1, "experience": metrics.object() }))?;
+        }
+        observer.observe(&Event::Collected { step, metrics: &metrics });
+        Ok(())
+    }
+}
