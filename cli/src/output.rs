@@ -30,7 +30,8 @@ pub(crate) fn word_keys_as_flags(flags: Vec<(&'static str, &'static str)>) {
 /// A message with flags in place of keys that have one: libraries know no flags.
 fn worded(message: &str) -> String {
     let part_of_name = |c: char| c.is_alphanumeric() || matches!(c, '_' | '.' | '-');
-    let mut text = message.to_string();
+    // A rule of a conversion is given by a flag, too.
+    let mut text = message.replace("by a rule ('", "by a rule (--map '");
     for (key, flag) in FLAGS.get().into_iter().flatten() {
         let mut from = 0;
         while let Some(at) = text[from..].find(key).map(|at| from + at) {

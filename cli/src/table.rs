@@ -11,8 +11,8 @@ use crate::model::Model;
 use crate::program::Zoo;
 use crate::system;
 use crate::verbs::{
-    bench, completions, convert, doctor, eval, generate, hub, inspect, list, new, params, predict, report, reproduce,
-    train, tune,
+    bench, bench_ops, completions, convert, doctor, eval, generate, hub, inspect, list, new, params, predict, report,
+    reproduce, train, tune,
 };
 
 /// What a verb is.
@@ -217,6 +217,10 @@ pub(crate) static VERBS: &[Verb] = &[
         "Measure step time, inference time and the share of the machine's matmul peak",
         |zoo, m| {
             let args: bench::Arguments = parsed(m)?;
+            args.check()?;
+            if args.ops {
+                return done(bench_ops::run(&args));
+            }
             let models: Vec<&Model> = match args.models.as_slice() {
                 [] => zoo.models.iter().collect(),
                 names => names.iter().map(|n| zoo.find(n)).collect::<anyhow::Result<_>>()?,

@@ -11,7 +11,6 @@ use zoo_layers::{Mode, Params};
 use zoo_training::config::{ComputeType, ConfigOf, Overrides, resolve};
 use zoo_training::{Batches, Event, Observer, Recipe, Split, Trainer, with_products};
 
-use super::bench_ops;
 use crate::arguments::{DeviceName, Json};
 use crate::device::device;
 use crate::output::{note, print, print_json, table};
@@ -59,21 +58,25 @@ pub(crate) struct Arguments {
     pub(crate) json: Json,
 }
 
+impl Arguments {
+    /// Refuses times that cannot be.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        match self.seconds > 0. && self.seconds <= 3600. {
+            true => Ok(()),
+            false => Err(zoo_training::Error::Usage(format!(
+                "--seconds {}: expected more than 0 and at most 3600",
+                self.seconds
+            ))
+            .into()),
+        }
+    }
+}
+
 /// Measures the cases of a model.
 pub(crate) type Bench = fn(&Options) -> anyhow::Result<Vec<Case>>;
 
 /// `models` are those that are named, or all, by their names.
 pub(crate) fn run(args: &Arguments, models: &[(&str, Bench)]) -> anyhow::Result<()> {
-    if !(args.seconds > 0. && args.seconds <= 3600.) {
-        return Err(zoo_training::Error::Usage(format!(
-            "--seconds {}: expected more than 0 and at most 3600",
-            args.seconds
-        ))
-        .into());
-    }
-    if args.ops {
-        return bench_ops::run(args);
-    }
     let device = device(&args.device.device)?;
     let peak = matmul_peak(&device, DType::F32)?;
     let (preset, set) = (args.preset.clone(), args.set.clone());

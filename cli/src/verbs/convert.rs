@@ -72,7 +72,7 @@ pub(crate) fn run(args: &Arguments, adapt: Option<Adapt>) -> anyhow::Result<Exit
         None => by_extension(&args.output)?,
     };
     let shard_size = args.shard_size.as_deref().map(bytes).transpose()?;
-    if shard_size.is_some() && format != Format::Safetensors {
+    if shard_size.is_some() && !format.holds_shards() {
         return Err(usage("--shard-size: only safetensors are written in shards"));
     }
     if shard_size.is_some() && args.output.exists() {
@@ -105,7 +105,7 @@ pub(crate) fn run(args: &Arguments, adapt: Option<Adapt>) -> anyhow::Result<Exit
         }
     }
     if let Some(name) = &args.quantize {
-        if format != Format::Gguf {
+        if !format.holds_blocks() {
             return Err(usage("--quantize: only GGUF files hold blocks; end OUT in .gguf"));
         }
         let known = BLOCKS.iter().find(|b| b.eq_ignore_ascii_case(name)).and_then(|b| Blocks::from_name(b));
@@ -115,7 +115,7 @@ pub(crate) fn run(args: &Arguments, adapt: Option<Adapt>) -> anyhow::Result<Exit
         plan.quantize(to)?;
     }
     plan.fit(format);
-    if source.format == Format::Torch && format == Format::Torch && plan.entry.is_none() && !plan.metadata.is_empty() {
+    if source.format == format && format.holds_entries() && plan.entry.is_none() && !plan.metadata.is_empty() {
         remark(
             "the file is one dictionary of tensors by their dotted names; other entries are its attribute zoo_metadata",
         );
@@ -141,14 +141,14 @@ pub(crate) fn run(args: &Arguments, adapt: Option<Adapt>) -> anyhow::Result<Exit
 /// The format that the name of a file asks for.
 pub(crate) fn by_extension(path: &Path) -> anyhow::Result<Format> {
     Format::by_extension(path).ok_or_else(|| {
-        usage(format!("{}: what format? End it in .safetensors, .pt, .npz, .npy or .gguf", path.display()))
+        let endings: Vec<String> = Format::all().map(|f| format!(".{}", f.extensions()[0])).collect();
+        usage(format!("{}: what format? End it in one of {}", path.display(), endings.join(", ")))
     })
 }
 
 fn format_named(name: &str) -> anyhow::Result<Format> {
-    let all = [Format::Safetensors, Format::Torch, Format::Npz, Format::Npy, Format::Gguf];
-    let found = all.into_iter().find(|f| f.name() == name);
-    found.ok_or_else(|| usage(format!("--format {name}: there are safetensors, pytorch, npz, npy and gguf")))
+    let names = || Format::all().map(Format::name).collect::<Vec<_>>().join(", ");
+    Format::named(name).ok_or_else(|| usage(format!("--format {name}: there are {}", names())))
 }
 
 /// A rule, or the rules in a file of that name.

@@ -2,7 +2,7 @@
 
 pub(crate) mod adapt;
 pub(crate) mod bench;
-mod bench_ops;
+pub(crate) mod bench_ops;
 pub(crate) mod completions;
 pub(crate) mod convert;
 pub(crate) mod doctor;

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 use zoo_training::{Error, Foreign, Layout, Result};
 
-use crate::task::characters;
+use crate::data::characters;
 use crate::{Config, Gelu, Source};
 
 /// The characters of tiny Shakespeare, in the order of their numbers: those of nanoGPT's data set `shakespeare_char`.

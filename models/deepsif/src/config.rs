@@ -1,8 +1,5 @@
 use serde::{Deserialize, Serialize};
 
-/// The model's name, which its weights carry.
-pub(crate) const NAME: &str = "deepsif";
-
 /// Which network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -7,8 +7,10 @@ use serde::{Deserialize, Serialize};
 use zoo_checkpoint::Description;
 use zoo_layers::{Mode, Params};
 
-use crate::config::NAME;
 use crate::{Config, Network};
+
+/// The model's name, which its weights carry.
+pub(crate) const NAME: &str = "deepsif";
 
 /// A place in millimetres: right, front, up.
 pub type Place = [f64; 3];

@@ -11,9 +11,9 @@ use zoo_training::{
     Recipe, Request, ScheduleKind, Split, Task, TrainConfig,
 };
 
-use crate::config::NAME;
 use crate::data::{Batch, Samples, head};
 use crate::head::{Head, distance};
+use crate::image::NAME;
 use crate::predict::ImageOptions;
 use crate::{Config, DeepSif, Electrode, Kind, Montage, Network, Place, Source, judge, layout, loss, predict};
 

@@ -9,9 +9,9 @@ use zoo_market::{Days, simulate};
 use zoo_training::{Error, Evaluation, Metrics, Name, Split};
 
 use crate::baseline::{Logistic, shares};
+use crate::data::{Batch, Data};
 use crate::features::{FEATURES, Trader, WARMUP, of_bars, windows};
 use crate::statistics::standard_errors;
-use crate::task::{Batch, Data};
 use crate::{Config, DIRECTIONS, Source, TradingTransformer};
 
 /// Samples of a batch when evaluating.

@@ -23,6 +23,8 @@
 mod baseline;
 mod config;
 #[cfg(feature = "train")]
+mod data;
+#[cfg(feature = "train")]
 mod directions;
 #[cfg(feature = "train")]
 mod experiments;
@@ -41,8 +43,10 @@ pub mod trading;
 
 pub use config::{Config, Head, InputNorm, SimulatedMarket, Source};
 #[cfg(feature = "train")]
+pub use data::{Batch, Settings, TradingTask};
+#[cfg(feature = "train")]
 pub use experiments::EXPERIMENTS;
 pub use model::{DIRECTIONS, TradingTransformer};
 #[cfg(feature = "train")]
-pub use task::{Batch, PositionOptions, Settings, TradingTask};
+pub use task::PositionOptions;
 pub use zoo_market::Bar;

@@ -12,9 +12,9 @@ use zoo_layers::{Gradients, Mode, Params, ops};
 use zoo_training::Split;
 use zoo_training::health::{Check, PoolingHealth, Probe, ProbeKind, Profile, Watched, ZERO};
 
+use crate::data::Data;
 use crate::directions::Directions;
 use crate::features::{FEATURES, groups};
-use crate::task::Data;
 use crate::{Config, InputNorm, Source, TradingTransformer};
 
 /// The map that died.

@@ -7,8 +7,8 @@ use sha2::{Digest, Sha256};
 
 use crate::atomic::hexadecimal;
 use crate::cast::{Difference, floats};
+use crate::formats::fill;
 use crate::input::CHUNK;
-use crate::write::fill;
 use crate::{Dtype, Error, Format, Plan, Result, Source, TensorInfo, View, atomic, cast};
 
 /// The SHA-256 of all tensors by name: of each its name, element type, shape and values. The same for the same tensors in

@@ -8,10 +8,42 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use crate::archive::Record;
+use crate::codec::{Codec, Probe};
+use crate::format::Traits;
 use crate::input::{Fault, Input, Parsed, Segment, Window, malformed, refused};
-use crate::source::Data;
-use crate::write::{Outline, Streams};
+use crate::outline::{Outline, Streams};
+use crate::source::{Data, Typed};
+use crate::ties::retie;
 use crate::{Blocks, Dtype, Error, Format, Result, Source};
+
+/// What the format is like.
+pub(crate) const FORMAT: Format = Format::new(&Traits { blocks: true, ..Traits::new("gguf", "GGUF", &["gguf"]) });
+
+/// Its codec.
+pub(crate) struct Gguf;
+
+impl Codec for Gguf {
+    fn format(&self) -> Format {
+        FORMAT
+    }
+
+    fn sniff(&self, probe: &Probe) -> bool {
+        probe.start.starts_with(b"GGUF")
+    }
+
+    fn open(&self, input: &Arc<Input>, _: Vec<Record>) -> Parsed<Source> {
+        open(input)
+    }
+
+    fn holds(&self, dtype: Dtype) -> bool {
+        number_of(dtype).is_some()
+    }
+
+    fn write(&self, file: &mut File, path: &Path, outline: &Outline, streams: Streams) -> Result<()> {
+        write(file, path, outline, streams)
+    }
+}
 
 /// Numbers of the format's plain element types.
 const TYPES: &[(u32, Dtype)] = &[
@@ -31,14 +63,6 @@ const LONGEST_NAME: u64 = 64;
 const LARGEST_ENTRY: u64 = 1 << 30;
 const DEEPEST: u32 = 8;
 const ALIGNMENT: &str = "general.alignment";
-
-/// A typed entry of a header, verbatim.
-#[derive(Clone, Debug)]
-pub(crate) struct Typed {
-    pub(crate) key: String,
-    kind: u32,
-    bytes: Vec<u8>,
-}
 
 struct Reader {
     from: BufReader<Window>,
@@ -129,7 +153,7 @@ fn number(value: f64) -> Value {
     if value.is_finite() { value.into() } else { value.to_string().into() }
 }
 
-pub(crate) fn open(input: &Arc<Input>) -> Parsed<Source> {
+fn open(input: &Arc<Input>) -> Parsed<Source> {
     let from = BufReader::with_capacity(1 << 16, Window::new(input, 0..input.len));
     let mut r = Reader { from, left: input.len, listed: 0, seen: vec![] };
     r.array::<4>()?;
@@ -144,9 +168,29 @@ pub(crate) fn open(input: &Arc<Input>) -> Parsed<Source> {
     if entries.checked_mul(13).is_none_or(|n| n > r.left) || tensors.checked_mul(24).is_none_or(|n| n > r.left) {
         return malformed(format!("it would have {entries} entries and {tensors} tensors"));
     }
-    let mut source = Source::new(&input.path, Format::Gguf, input.len);
+    let mut source = Source::new(&input.path, FORMAT, input.len);
+    let alignment = self::entries(&mut r, &mut source, entries)?;
+    let described = (0..tensors).map(|_| described(&mut r)).collect::<Parsed<Vec<_>>>()?;
+    let data = (input.len - r.left).next_multiple_of(alignment);
+    place(input, &mut source, described, data, alignment)?;
+    source.settle().map_err(Fault::Malformed)?;
+    let texts = source.metadata.iter().filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_string()))).collect();
+    let rest = retie(&mut source, texts);
+    let ties: Vec<String> = source
+        .metadata
+        .iter()
+        .filter(|(k, v)| v.is_string() && !rest.contains_key(*k))
+        .map(|(k, _)| k.clone())
+        .collect();
+    source.metadata.retain(|k, _| !ties.contains(k));
+    source.typed.retain(|t| !ties.contains(&t.key) && t.key != ALIGNMENT);
+    Ok(source)
+}
+
+/// Reads the entries of the header; the alignment that they ask for.
+fn entries(r: &mut Reader, source: &mut Source, count: u64) -> Parsed<u64> {
     let mut alignment = 32;
-    for _ in 0..entries {
+    for _ in 0..count {
         let key = r.text()?;
         let kind = r.u32()?;
         r.seen.clear();
@@ -164,40 +208,53 @@ pub(crate) fn open(input: &Arc<Input>) -> Parsed<Source> {
         source.metadata.insert(key, value);
         r.seen.clear();
     }
-    let mut described = vec![];
-    for _ in 0..tensors {
-        let name = r.text()?;
-        let dimensions = r.u32()?;
-        if dimensions > MOST_DIMENSIONS || name.len() as u64 > LARGEST_ENTRY {
-            return malformed(format!("tensor {name} has {dimensions} dimensions"));
-        }
-        let mut shape = (0..dimensions).map(|_| r.u64()).collect::<Parsed<Vec<u64>>>()?;
-        shape.reverse();
-        let shape: Vec<usize> = match shape.iter().map(|d| usize::try_from(*d).ok().filter(|d| *d > 0)).collect() {
-            Some(shape) => shape,
-            None => return malformed(format!("tensor {name} has shape {shape:?}")),
-        };
-        let kind = r.u32()?;
-        let dtype = match dtype_of(kind) {
-            Some(dtype) => dtype,
-            None => return malformed(format!("tensor {name} is of type {kind}, which does not exist")),
-        };
-        if let Dtype::Quantized(q) = dtype
-            && shape.last().is_none_or(|n| n % q.elements() != 0)
-        {
-            return malformed(format!("tensor {name}: rows of {shape:?} are no whole blocks of {dtype}"));
-        }
-        described.push((name, shape, dtype, r.u64()?));
-        r.seen.clear();
+    Ok(alignment)
+}
+
+/// A tensor as the header describes it.
+struct Described {
+    name: String,
+    shape: Vec<usize>,
+    dtype: Dtype,
+    offset: u64,
+}
+
+fn described(r: &mut Reader) -> Parsed<Described> {
+    let name = r.text()?;
+    let dimensions = r.u32()?;
+    if dimensions > MOST_DIMENSIONS || name.len() as u64 > LARGEST_ENTRY {
+        return malformed(format!("tensor {name} has {dimensions} dimensions"));
     }
-    let data = (input.len - r.left).next_multiple_of(alignment);
-    if tensors > 0 && data > input.len {
+    let mut shape = (0..dimensions).map(|_| r.u64()).collect::<Parsed<Vec<u64>>>()?;
+    shape.reverse();
+    let shape: Vec<usize> = match shape.iter().map(|d| usize::try_from(*d).ok().filter(|d| *d > 0)).collect() {
+        Some(shape) => shape,
+        None => return malformed(format!("tensor {name} has shape {shape:?}")),
+    };
+    let kind = r.u32()?;
+    let dtype = match dtype_of(kind) {
+        Some(dtype) => dtype,
+        None => return malformed(format!("tensor {name} is of type {kind}, which does not exist")),
+    };
+    if let Dtype::Quantized(q) = dtype
+        && shape.last().is_none_or(|n| n % q.elements() != 0)
+    {
+        return malformed(format!("tensor {name}: rows of {shape:?} are no whole blocks of {dtype}"));
+    }
+    let offset = r.u64()?;
+    r.seen.clear();
+    Ok(Described { name, shape, dtype, offset })
+}
+
+/// Adds the tensors, whose values begin at `data`: every one begins where the one before it ends, padded.
+fn place(input: &Arc<Input>, source: &mut Source, described: Vec<Described>, data: u64, alignment: u64) -> Parsed<()> {
+    let any = !described.is_empty();
+    if any && data > input.len {
         return malformed("it ends before its tensors");
     }
     source.segments.push(Segment::stored(input, data.min(input.len)..input.len));
-    // Every tensor begins where the one before it ends, padded.
     let mut expected = 0u64;
-    for (name, shape, dtype, offset) in described {
+    for Described { name, shape, dtype, offset } in described {
         if offset != expected {
             return malformed(format!("tensor {name} begins at {offset}, expected {expected}"));
         }
@@ -206,24 +263,13 @@ pub(crate) fn open(input: &Arc<Input>) -> Parsed<Source> {
         let bytes = source.tensors.last().map_or(0, crate::TensorInfo::bytes);
         expected = (offset + bytes).next_multiple_of(alignment);
     }
-    if tensors > 0 && input.len < data.saturating_add(expected) {
+    if any && input.len < data.saturating_add(expected) {
         return malformed("it ends within its last tensor, or the padding behind it");
     }
     if input.len > data.saturating_add(expected) {
         return malformed(format!("{} bytes follow its tensors", input.len - data - expected));
     }
-    source.settle().map_err(Fault::Malformed)?;
-    let texts = source.metadata.iter().filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_string()))).collect();
-    let rest = crate::safetensors::retie(&mut source, texts);
-    let ties: Vec<String> = source
-        .metadata
-        .iter()
-        .filter(|(k, v)| v.is_string() && !rest.contains_key(*k))
-        .map(|(k, _)| k.clone())
-        .collect();
-    source.metadata.retain(|k, _| !ties.contains(k));
-    source.typed.retain(|t| !ties.contains(&t.key) && t.key != ALIGNMENT);
-    Ok(source)
+    Ok(())
 }
 
 fn dtype_of(kind: u32) -> Option<Dtype> {
@@ -238,8 +284,7 @@ fn number_of(dtype: Dtype) -> Option<u32> {
     }
 }
 
-pub(crate) fn write(file: &mut File, path: &Path, outline: &Outline, streams: Streams) -> Result<()> {
-    outline.check(path, "GGUF", |d| number_of(d).is_some())?;
+fn write(file: &mut File, path: &Path, outline: &Outline, streams: Streams) -> Result<()> {
     let stored: Vec<usize> = (0..outline.tensors.len()).filter(|i| outline.tensors[*i].tied_to.is_none()).collect();
     for i in &stored {
         let t = &outline.tensors[*i];
@@ -249,7 +294,7 @@ pub(crate) fn write(file: &mut File, path: &Path, outline: &Outline, streams: St
             return refuse(format!("GGUF has one to four dimensions of at least 1, not {:?}", t.shape));
         }
         if t.name.len() as u64 >= LONGEST_NAME {
-            return refuse(format!("GGUF names have fewer than {LONGEST_NAME} bytes: rename it (--map)"));
+            return refuse(format!("GGUF names have fewer than {LONGEST_NAME} bytes: rename it by a rule"));
         }
     }
     let mut head = b"GGUF\x03\0\0\0".to_vec();

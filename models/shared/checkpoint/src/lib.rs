@@ -4,10 +4,13 @@ mod archive;
 mod atomic;
 mod blocks;
 mod cast;
+mod codec;
 mod content;
 mod convert;
 mod description;
 mod dtype;
+mod format;
+mod formats;
 mod gguf;
 #[cfg(feature = "hub")]
 pub mod hub;
@@ -15,9 +18,12 @@ mod input;
 #[cfg(feature = "matlab")]
 pub mod matlab;
 mod npz;
+mod numpy;
 mod open;
+mod outline;
 mod safetensors;
 mod source;
+mod ties;
 mod torch;
 mod write;
 
@@ -28,8 +34,9 @@ pub use content::{Stats, average, compare, content_hash, stats};
 pub use convert::{Converted, Output, Plan, Rules};
 pub use description::Description;
 pub use dtype::Dtype;
+pub use format::Format;
 pub use open::{Checkpoint, open, read};
-pub use source::{Format, Source, TensorInfo, View};
+pub use source::{Source, TensorInfo, View};
 pub use write::{create_weights, write, write_npz};
 
 use std::path::{Path, PathBuf};

@@ -150,7 +150,7 @@ fn numbers(array: &NumericArray) -> Variable {
 
 /// Elements whose first dimension runs fastest, in the order in which the last does.
 fn turned(values: &[f64], shape: &[usize]) -> Vec<f64> {
-    let strides = crate::npz::fortran(shape);
+    let strides = crate::numpy::fortran(shape);
     let mut index = vec![0; shape.len()];
     let mut out = Vec::with_capacity(values.len());
     for _ in 0..values.len() {

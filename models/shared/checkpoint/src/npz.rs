@@ -13,65 +13,81 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::archive::{Archive, Record};
+use crate::codec::{Codec, Probe};
+use crate::format::Traits;
 use crate::input::{Fault, Input, Parsed, Segment, malformed, refused};
+use crate::numpy::{Descr, fortran};
+use crate::outline::{Outline, Planned, Streams};
 use crate::source::Data;
-use crate::write::{Outline, Planned, Streams};
+use crate::ties::retie;
 use crate::{Dtype, Error, Format, Result, Source};
+
+/// What an archive of arrays is like.
+pub(crate) const ARCHIVE: Format = Format::new(&Traits::new("npz", "NumPy", &["npz"]));
+/// What one array is like.
+pub(crate) const ARRAY: Format =
+    Format::new(&Traits { metadata: false, names: false, ..Traits::new("npy", "NumPy", &["npy"]) });
+
+/// The codec of archives.
+pub(crate) struct Npz;
+
+impl Codec for Npz {
+    fn format(&self) -> Format {
+        ARCHIVE
+    }
+
+    fn sniff(&self, probe: &Probe) -> bool {
+        probe.records.is_some_and(|records| records.iter().all(|r| r.name.ends_with(".npy")))
+    }
+
+    fn open(&self, input: &Arc<Input>, records: Vec<Record>) -> Parsed<Source> {
+        open_archive(input, records)
+    }
+
+    fn holds(&self, dtype: Dtype) -> bool {
+        dtype.numpy().is_some()
+    }
+
+    fn write(&self, file: &mut File, path: &Path, outline: &Outline, streams: Streams) -> Result<()> {
+        write(file, path, outline, streams)
+    }
+}
+
+/// The codec of single arrays.
+pub(crate) struct Npy;
+
+impl Codec for Npy {
+    fn format(&self) -> Format {
+        ARRAY
+    }
+
+    fn sniff(&self, probe: &Probe) -> bool {
+        probe.start.starts_with(b"\x93NUMPY")
+    }
+
+    fn open(&self, input: &Arc<Input>, _: Vec<Record>) -> Parsed<Source> {
+        open_one(input)
+    }
+
+    fn holds(&self, dtype: Dtype) -> bool {
+        dtype.numpy().is_some()
+    }
+
+    fn refuses(&self, outline: &Outline) -> Option<String> {
+        let n = outline.tensors.len();
+        (n != 1).then(|| format!("an .npy holds one array, there are {n}: write an .npz"))
+    }
+
+    fn write(&self, file: &mut File, path: &Path, outline: &Outline, streams: Streams) -> Result<()> {
+        write_one(file, path, outline, streams)
+    }
+}
 
 /// The array that holds our metadata.
 const METADATA: &str = "__metadata__";
 
 /// NumPy itself reads 10,000 bytes of header unless told otherwise.
 const LARGEST_HEADER: usize = 1 << 16;
-
-/// A NumPy type: `<f4`.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Descr {
-    pub(crate) big_endian: bool,
-    /// `None` for texts.
-    pub(crate) dtype: Option<Dtype>,
-    /// Characters of a text, each of four bytes (`U`) or one (`S`).
-    pub(crate) text: Option<(char, usize)>,
-}
-
-impl Descr {
-    pub(crate) fn parse(descr: &str) -> Parsed<Self> {
-        let name = descr.trim_start_matches(['<', '>', '|', '=']);
-        let big_endian = descr.starts_with('>');
-        if let Some(dtype) = Dtype::from_numpy(name) {
-            return Ok(Self { big_endian, dtype: Some(dtype), text: None });
-        }
-        let kind = name.chars().next().unwrap_or('?');
-        match (kind, name.get(1..).and_then(|n| n.parse::<usize>().ok())) {
-            ('U' | 'S', Some(n)) if n < 1 << 28 => Ok(Self { big_endian, dtype: None, text: Some((kind, n)) }),
-            ('O', _) => {
-                refused("it holds an array of Python objects, which only a pickle can describe: nothing was executed")
-            }
-            _ => refused(format!(
-                "it holds an array of type {descr}, which is no number: known are b, i, u, f, c and V2 (bfloat16)"
-            )),
-        }
-    }
-
-    fn size(&self) -> usize {
-        match (self.dtype, self.text) {
-            (Some(dtype), _) => dtype.size().unwrap_or(1),
-            (_, Some(('U', n))) => 4 * n,
-            (_, text) => text.map_or(1, |(_, n)| n),
-        }
-    }
-}
-
-/// The strides of Fortran order.
-pub(crate) fn fortran(shape: &[usize]) -> Vec<usize> {
-    let mut next = 1usize;
-    let step = |d: &usize| {
-        let stride = next;
-        next = next.saturating_mul(*d);
-        stride
-    };
-    shape.iter().map(step).collect()
-}
 
 /// Longer texts are not read as metadata.
 const LONGEST_TEXT: u64 = 1 << 26;
@@ -224,13 +240,8 @@ fn text(descr: &Descr, bytes: &[u8]) -> Option<String> {
     Some(text.trim_end_matches('\0').to_string())
 }
 
-/// Whether records are those of an `.npz`.
-pub(crate) fn is_archive(records: &[Record]) -> bool {
-    records.iter().all(|r| r.name.ends_with(".npy"))
-}
-
-pub(crate) fn open_archive(input: &Arc<Input>, records: Vec<Record>) -> Parsed<Source> {
-    let mut source = Source::new(&input.path, Format::Npz, input.len);
+fn open_archive(input: &Arc<Input>, records: Vec<Record>) -> Parsed<Source> {
+    let mut source = Source::new(&input.path, ARCHIVE, input.len);
     let mut texts = BTreeMap::new();
     for Record { name, segment } in records {
         add(&mut source, name.strip_suffix(".npy").unwrap_or(&name), segment, &mut texts)?;
@@ -240,15 +251,15 @@ pub(crate) fn open_archive(input: &Arc<Input>, records: Vec<Record>) -> Parsed<S
     }
     if let Some(ours) = texts.remove(METADATA) {
         let ours = serde_json::from_str(&ours).map_err(|e| Fault::Malformed(format!("its {METADATA}: {e}")))?;
-        texts.extend(crate::safetensors::retie(&mut source, ours));
+        texts.extend(retie(&mut source, ours));
     }
     source.metadata = texts.into_iter().map(|(k, v)| (k, v.into())).collect();
     source.settle().map_err(Fault::Malformed)?;
     Ok(source)
 }
 
-pub(crate) fn open_one(input: &Arc<Input>) -> Parsed<Source> {
-    let mut source = Source::new(&input.path, Format::Npy, input.len);
+fn open_one(input: &Arc<Input>) -> Parsed<Source> {
+    let mut source = Source::new(&input.path, ARRAY, input.len);
     let name = input.path.file_stem().map_or("array".into(), |n| n.to_string_lossy().into_owned());
     add(&mut source, &name, Segment::stored(input, 0..input.len), &mut BTreeMap::new())?;
     Ok(source)
@@ -273,8 +284,7 @@ fn head_of(t: &Planned) -> Vec<u8> {
     head(&format!("{order}{}", t.dtype.numpy().unwrap_or_default()), &t.shape)
 }
 
-pub(crate) fn write(file: &mut File, path: &Path, outline: &Outline, streams: Streams) -> Result<()> {
-    outline.check(path, "NumPy", |d| d.numpy().is_some())?;
+fn write(file: &mut File, path: &Path, outline: &Outline, streams: Streams) -> Result<()> {
     let mut zip = Archive::new(file, path);
     let texts = outline.texts();
     if !texts.is_empty() {
@@ -288,7 +298,7 @@ pub(crate) fn write(file: &mut File, path: &Path, outline: &Outline, streams: St
     }
     for (i, t) in outline.tensors.iter().enumerate().filter(|(_, t)| t.tied_to.is_none()) {
         if t.name.contains('\0') {
-            let reason = format!("an array of an .npz cannot be called {:?}: rename it (--map)", t.name);
+            let reason = format!("an array of an .npz cannot be called {:?}: rename it by a rule", t.name);
             return Err(Error::Refused { path: path.into(), reason });
         }
         let head = head_of(t);
@@ -300,12 +310,8 @@ pub(crate) fn write(file: &mut File, path: &Path, outline: &Outline, streams: St
     zip.finish()
 }
 
-pub(crate) fn write_one(file: &mut File, path: &Path, outline: &Outline, streams: Streams) -> Result<()> {
-    let [tensor] = &outline.tensors[..] else {
-        let reason = format!("an .npy holds one array, there are {}: write an .npz", outline.tensors.len());
-        return Err(Error::Refused { path: path.into(), reason });
-    };
-    outline.check(path, "NumPy", |d| d.numpy().is_some())?;
+fn write_one(file: &mut File, path: &Path, outline: &Outline, streams: Streams) -> Result<()> {
+    let tensor = &outline.tensors[0];
     let mut file = BufWriter::with_capacity(1 << 16, file);
     file.write_all(&head_of(tensor)).map_err(Error::io(path))?;
     streams(0, &mut |piece| file.write_all(piece).map_err(Error::io(path)))?;

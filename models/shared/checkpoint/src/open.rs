@@ -8,9 +8,11 @@ use candle_core::{Device, Tensor};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::codec::Probe;
+use crate::formats::CODECS;
 use crate::input::{Fault, Input, Parsed, refused};
-use crate::write::text_of;
-use crate::{Error, Result, Source, archive, gguf, npz, safetensors, torch};
+use crate::outline::text_of;
+use crate::{Error, Result, Source, archive};
 
 /// The contents of a file.
 #[derive(Clone, Debug, Default)]
@@ -34,7 +36,7 @@ pub fn open(path: &Path) -> Result<Source> {
 fn open_as(path: &Path, index: bool) -> Result<Source> {
     let input = Input::open(path)?;
     let start = input.bytes(0..input.len.min(512)).map_err(Error::io(path))?;
-    let (format, parsed) = sniff(&input, &start, index);
+    let (format, parsed) = parse(&input, &start, index);
     parsed.map_err(|fault| match fault {
         Fault::Io(e) => Error::io(path)(e),
         Fault::Malformed(reason) => Error::Malformed { path: path.into(), format, reason },
@@ -42,31 +44,20 @@ fn open_as(path: &Path, index: bool) -> Result<Source> {
     })
 }
 
-fn sniff(input: &Arc<Input>, start: &[u8], index: bool) -> (&'static str, Parsed<Source>) {
-    if start.starts_with(b"PK\x03\x04") || start.starts_with(b"PK\x05\x06") {
-        return match archive::records(input) {
-            Ok(records) if torch::is_archive(&records) => ("PyTorch", torch::open_archive(input, records)),
-            Ok(records) if npz::is_archive(&records) => ("npz", npz::open_archive(input, records)),
-            Ok(_) => ("zip", refused("it is a zip archive, but neither PyTorch's (data.pkl) nor NumPy's (.npy)")),
-            Err(e) => ("zip", Err(e)),
-        };
+/// What a file is taken for, and what is in it.
+fn parse(input: &Arc<Input>, start: &[u8], index: bool) -> (&'static str, Parsed<Source>) {
+    let zip = start.starts_with(b"PK\x03\x04") || start.starts_with(b"PK\x05\x06");
+    let records = match zip.then(|| archive::records(input)).transpose() {
+        Ok(records) => records,
+        Err(fault) => return ("zip", Err(fault)),
+    };
+    let probe = Probe { start, len: input.len, records: records.as_deref() };
+    match CODECS.iter().find(|codec| codec.sniff(&probe)) {
+        Some(codec) => (codec.format().title(), codec.open(input, records.unwrap_or_default())),
+        None if zip => ("zip", refused("it is a zip archive, but neither PyTorch's (data.pkl) nor NumPy's (.npy)")),
+        None if index && start.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'{') => ("index", shards(input)),
+        None => ("checkpoint", refused(unknown(input, start))),
     }
-    if start.starts_with(b"\x93NUMPY") {
-        return ("npy", npz::open_one(input));
-    }
-    if start.starts_with(b"GGUF") {
-        return ("GGUF", gguf::open(input));
-    }
-    if torch::is_legacy(start) {
-        return ("PyTorch", torch::open_legacy(input));
-    }
-    if safetensors::looks_right(start, input.len) {
-        return ("safetensors", safetensors::open(input));
-    }
-    if index && start.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'{') {
-        return ("index", shards(input));
-    }
-    ("checkpoint", refused(unknown(input, start)))
 }
 
 fn unknown(input: &Input, start: &[u8]) -> String {

@@ -4,8 +4,9 @@
 //! The header is read and written here, not by the crate of that name: it needs the whole file in memory, keeps the last
 //! of two tensors of one name without a word, and writes metadata in random order.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::sync::Arc;
@@ -14,10 +15,43 @@ use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::archive::Record;
+use crate::codec::{Codec, Probe};
+use crate::format::Traits;
 use crate::input::{Fault, Input, Parsed, Segment, malformed};
+use crate::outline::{Outline, Streams};
 use crate::source::Data;
-use crate::write::{Outline, Streams};
-use crate::{Dtype, Format, Result, Source, TensorInfo};
+use crate::ties::retie;
+use crate::{Dtype, Format, Result, Source};
+
+/// What the format is like.
+pub(crate) const FORMAT: Format =
+    Format::new(&Traits { shards: true, ..Traits::new("safetensors", "safetensors", &["safetensors"]) });
+
+/// Its codec.
+pub(crate) struct Safetensors;
+
+impl Codec for Safetensors {
+    fn format(&self) -> Format {
+        FORMAT
+    }
+
+    fn sniff(&self, probe: &Probe) -> bool {
+        looks_right(probe.start, probe.len)
+    }
+
+    fn open(&self, input: &Arc<Input>, _: Vec<Record>) -> Parsed<Source> {
+        open(input)
+    }
+
+    fn holds(&self, dtype: Dtype) -> bool {
+        dtype.safetensors().is_some()
+    }
+
+    fn write(&self, file: &mut File, path: &Path, outline: &Outline, streams: Streams) -> Result<()> {
+        write(file, path, outline, streams)
+    }
+}
 
 /// What the format allows.
 const LARGEST_HEADER: u64 = 100_000_000;
@@ -68,7 +102,7 @@ impl<'de> Deserialize<'de> for Header {
 }
 
 /// Whether a file may be in this format, by its first bytes.
-pub(crate) fn looks_right(start: &[u8], len: u64) -> bool {
+fn looks_right(start: &[u8], len: u64) -> bool {
     start.len() > 8 && start[8] == b'{' && header_length(start).is_some_and(|n| n <= LARGEST_HEADER.max(len))
 }
 
@@ -76,7 +110,7 @@ fn header_length(start: &[u8]) -> Option<u64> {
     Some(u64::from_le_bytes(start.get(..8)?.try_into().ok()?))
 }
 
-pub(crate) fn open(input: &Arc<Input>) -> Parsed<Source> {
+fn open(input: &Arc<Input>) -> Parsed<Source> {
     let length = header_length(&input.bytes(0..8)?).unwrap_or(0);
     if length > LARGEST_HEADER || length > input.len - 8 {
         return malformed(format!("its header would have {length} bytes, the file has {}", input.len));
@@ -92,7 +126,7 @@ pub(crate) fn parse(input: &Arc<Input>, header: &[u8], data_len: u64) -> Parsed<
         return malformed("its header is no JSON object");
     }
     let header: Header = serde_json::from_slice(header).map_err(|e| Fault::Malformed(format!("its header: {e}")))?;
-    let mut source = Source::new(&input.path, Format::Safetensors, input.len);
+    let mut source = Source::new(&input.path, FORMAT, input.len);
     source.segments.push(Segment::stored(input, input.len.saturating_sub(data_len)..input.len));
     source.segments[0].len = data_len;
     // Every byte belongs to one tensor: nothing hides between them, or behind the last.
@@ -126,29 +160,6 @@ pub(crate) fn parse(input: &Arc<Input>, header: &[u8], data_len: u64) -> Parsed<
     Ok(source)
 }
 
-/// The entry that lists the names of tied tensors.
-pub(crate) const TIED: &str = "zoo_tied";
-
-/// The format holds no tensor twice: a tied one is an entry of the metadata, its name with that of the tensor which has
-/// its values (the convention of safetensors' own `save_model`). The other entries are returned.
-pub(crate) fn retie(source: &mut Source, mut metadata: BTreeMap<String, String>) -> BTreeMap<String, String> {
-    let ours: Vec<String> = metadata.remove(TIED).and_then(|t| serde_json::from_str(&t).ok()).unwrap_or_default();
-    // Any text could be an entry's; those of others must look like it: `lm_head.weight` is `wte.weight`.
-    let alike = |a: &str, b: &str| {
-        a.rsplit_once('.').is_some_and(|(_, kind)| b.rsplit_once('.').is_some_and(|(_, k)| k == kind))
-    };
-    let numbers: HashMap<String, usize> = source.tensors.iter().enumerate().map(|(k, t)| (t.name.clone(), k)).collect();
-    metadata.retain(|name, of| match numbers.get(of) {
-        Some(&k) if !numbers.contains_key(name) && (ours.contains(name) || alike(name, of)) => {
-            let tied = TensorInfo { name: name.clone(), tied_to: Some(k), ..source.tensors[k].clone() };
-            source.tensors.push(tied);
-            false
-        }
-        _ => true,
-    });
-    metadata
-}
-
 /// The header for these tensors, whose values follow in the order of the returned numbers.
 fn header(outline: &Outline) -> (String, Vec<usize>) {
     let mut order: Vec<usize> = (0..outline.tensors.len()).filter(|i| outline.tensors[*i].tied_to.is_none()).collect();
@@ -175,9 +186,8 @@ fn header(outline: &Outline) -> (String, Vec<usize>) {
 }
 
 /// Writes to an open file.
-pub(crate) fn write(file: &mut dyn Write, path: &Path, outline: &Outline, streams: Streams) -> Result<()> {
+fn write(file: &mut File, path: &Path, outline: &Outline, streams: Streams) -> Result<()> {
     let io = crate::Error::io;
-    outline.check(path, "safetensors", |d| d.safetensors().is_some())?;
     let (header, order) = header(outline);
     let mut file = BufWriter::with_capacity(1 << 16, file);
     file.write_all(&(header.len() as u64).to_le_bytes()).map_err(io(path))?;

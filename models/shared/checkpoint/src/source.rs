@@ -8,47 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::cast::Difference;
 use crate::input::{CHUNK, Place, Segment, Sink, room};
-use crate::{Dtype, Error, Result, cast};
-
-/// What a file is, by its first bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// <https://github.com/huggingface/safetensors>
-    Safetensors,
-    /// PyTorch's `torch.save`: a zip archive, or the stream of files older than 1.6.
-    Torch,
-    /// NumPy's archive of arrays.
-    Npz,
-    /// One NumPy array.
-    Npy,
-    /// <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>
-    Gguf,
-}
-
-impl Format {
-    /// Its name, as in `--format` and `zoo inspect`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Safetensors => "safetensors",
-            Self::Torch => "pytorch",
-            Self::Npz => "npz",
-            Self::Npy => "npy",
-            Self::Gguf => "gguf",
-        }
-    }
-
-    /// The format that a file of that name is to be written in.
-    pub fn by_extension(path: &Path) -> Option<Self> {
-        Some(match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
-            "safetensors" => Self::Safetensors,
-            "pt" | "pth" | "bin" | "ckpt" => Self::Torch,
-            "npz" => Self::Npz,
-            "npy" => Self::Npy,
-            "gguf" => Self::Gguf,
-            _ => return None,
-        })
-    }
-}
+use crate::{Dtype, Error, Format, Result, cast};
 
 /// A tensor of a [`Source`].
 #[derive(Clone, Debug)]
@@ -62,6 +22,14 @@ pub struct TensorInfo {
     /// The tensor before it, by number, whose values it shares.
     pub tied_to: Option<usize>,
     pub(crate) data: Data,
+}
+
+/// A typed entry of a GGUF header, verbatim.
+#[derive(Clone, Debug)]
+pub(crate) struct Typed {
+    pub(crate) key: String,
+    pub(crate) kind: u32,
+    pub(crate) bytes: Vec<u8>,
 }
 
 /// Where a tensor's values are.
@@ -108,7 +76,7 @@ pub struct Source {
     /// Bytes that its tensors take, and that have to be inflated for them.
     pub(crate) work: u64,
     /// The typed entries of a GGUF header, for another GGUF file.
-    pub(crate) typed: Vec<crate::gguf::Typed>,
+    pub(crate) typed: Vec<Typed>,
 }
 
 /// Tensors cannot take more than this many times their file: deflate does not compress better than 1,032 times.

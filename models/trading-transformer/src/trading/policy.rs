@@ -12,9 +12,9 @@ use super::account::Rules;
 use super::backtest::{Course, Record, replay, run};
 use super::environment::{Trading, Walk};
 use super::market::Market;
+use crate::data::{Batch, Data, TradingTask};
 use crate::directions::UNTIL;
 use crate::statistics::standard_errors;
-use crate::task::{Batch, Data, TradingTask};
 use crate::{Config, Source, TradingTransformer};
 
 /// Shifts of the positions in time, at most, that timing is compared with.

@@ -14,7 +14,8 @@ use std::sync::atomic::Ordering;
 use serde_json::{Value, json};
 
 use crate::cast::Difference;
-use crate::write::{Outline, fill, text_of};
+use crate::formats::fill;
+use crate::outline::{Outline, text_of};
 use crate::{Error, Format, Result, atomic, open};
 
 /// What a conversion did.
@@ -40,13 +41,13 @@ impl Plan<'_> {
         let refuse = |reason: String| Err(Error::Refused { path: path.into(), reason });
         if let Some(lost) = self.lost.first() {
             let more = if self.lost.len() > 1 { format!(", and {} more", self.lost.len() - 1) } else { String::new() };
-            return refuse(format!("{lost} cannot be kept{more}: drop them by a rule (--map 'drop NAME')"));
+            return refuse(format!("{lost} cannot be kept{more}: drop them by a rule ('drop NAME')"));
         }
         if self.outputs.is_empty() {
             return refuse("no tensor is left to write".into());
         }
-        if format == Format::Npy && self.outputs.len() == 1 && !self.metadata.is_empty() {
-            return refuse("an .npy holds no metadata: write an .npz".into());
+        if !format.holds_metadata() && self.outputs.len() == 1 && !self.metadata.is_empty() {
+            return refuse(format!("an .{} holds no metadata: write an .npz", format.name()));
         }
         let outline = self.outline(format);
         self.check_parts()?;
@@ -55,7 +56,7 @@ impl Plan<'_> {
             let all: Vec<usize> = (0..outline.tensors.len()).collect();
             return self.write_part(path, format, &outline, &all, &mut done).map(|()| done);
         };
-        if format != Format::Safetensors {
+        if !format.holds_shards() {
             return refuse("only safetensors are written in shards".into());
         }
         // All in a folder beside their place first: nothing that is there is touched until all is right.
@@ -157,20 +158,22 @@ impl Plan<'_> {
             let reason = e.to_string().replace(&temporary.display().to_string(), "it");
             Error::Damaged { path: path.into(), reason: format!("read back after writing, {reason}") }
         })?;
-        let prefix = outline.entry.as_ref().filter(|_| written.format == Format::Torch);
+        let prefix = outline.entry.as_ref().filter(|_| written.format.holds_entries());
         if written.tensors.len() != outline.tensors.len() {
             return wrong(format!("it has {} tensors instead of {}", written.tensors.len(), outline.tensors.len()));
         }
         let kept = |(key, value): (&String, &Value)| written.metadata.get(key).map(text_of) == Some(text_of(value));
-        if let Some((key, _)) = outline.metadata.iter().find(|e| written.format != Format::Npy && !kept(*e)) {
+        if let Some((key, _)) = outline.metadata.iter().find(|e| written.format.holds_metadata() && !kept(*e)) {
             return wrong(format!("entry {key} of its metadata is missing or another"));
         }
         let found: BTreeMap<&str, &crate::TensorInfo> = written.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
         for (i, planned) in outline.tensors.iter().enumerate() {
             let name = prefix.map_or_else(|| planned.name.clone(), |p| format!("{p}.{}", planned.name));
             // A single array is named after its file.
-            let t =
-                if written.format == Format::Npy { written.tensors.first() } else { found.get(name.as_str()).copied() };
+            let t = match written.format.holds_names() {
+                true => found.get(name.as_str()).copied(),
+                false => written.tensors.first(),
+            };
             let Some(t) = t.filter(|t| t.shape == planned.shape && t.dtype == planned.dtype) else {
                 return wrong(format!("tensor {} is missing or has another shape or type", planned.name));
             };

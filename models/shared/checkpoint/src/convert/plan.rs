@@ -10,8 +10,8 @@ use sha2::{Digest, Sha256};
 use super::rules::{Action, Rule, Rules};
 use crate::cast::Difference;
 use crate::input::Sink;
+use crate::outline::{Outline, Planned};
 use crate::source::elements;
-use crate::write::{Outline, Planned};
 use crate::{Blocks, Dtype, Error, Format, Result, Source, TensorInfo, View};
 
 /// A tensor to be written: views of the source's, one behind the other along a dimension.
@@ -371,10 +371,10 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Makes element types fit a format: what GGUF has in blocks becomes f32 elsewhere.
+    /// Makes element types fit a format: what is in blocks becomes f32 where there are none.
     pub fn fit(&mut self, format: Format) {
         for o in &mut self.outputs {
-            if format != Format::Gguf && matches!(o.dtype, Dtype::Quantized(_)) {
+            if !format.holds_blocks() && matches!(o.dtype, Dtype::Quantized(_)) {
                 o.dtype = Dtype::F32;
             }
         }
@@ -393,7 +393,7 @@ impl<'a> Plan<'a> {
                 tied_to: (earlier != i && !empty).then_some(earlier),
             }
         });
-        let typed = if format == Format::Gguf { self.source.typed.clone() } else { vec![] };
+        let typed = if format == self.source.format { self.source.typed.clone() } else { vec![] };
         let typed = typed.into_iter().filter(|t| self.metadata.contains_key(&t.key)).collect();
         Outline { tensors: planned.collect(), metadata: self.metadata.clone(), entry: self.entry.clone(), typed }
     }

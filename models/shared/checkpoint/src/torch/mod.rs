@@ -4,19 +4,54 @@
 mod pickle;
 mod write;
 
-pub(crate) use write::write;
-
 use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
 use std::io::{BufReader, Cursor, Read};
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
 use crate::archive::Record;
+use crate::codec::{Codec, Probe};
+use crate::format::Traits;
 use crate::input::{Fault, Input, Parsed, Segment, Window, malformed, refused};
+use crate::numpy::fortran;
+use crate::outline::{Outline, Streams};
 use crate::source::{Data, is_contiguous};
-use crate::{Format, Source};
+use crate::ties::retie;
+use crate::{Dtype, Format, Result, Source};
 use pickle::{Array, Id, Node, Pickle, Storage, Strided};
+
+/// What the format is like.
+pub(crate) const FORMAT: Format =
+    Format::new(&Traits { entries: true, ..Traits::new("pytorch", "PyTorch", &["pt", "pth", "bin", "ckpt"]) });
+
+/// Its codec.
+pub(crate) struct Torch;
+
+impl Codec for Torch {
+    fn format(&self) -> Format {
+        FORMAT
+    }
+
+    fn sniff(&self, probe: &Probe) -> bool {
+        probe.records.map_or_else(|| is_legacy(probe.start), is_archive)
+    }
+
+    fn open(&self, input: &Arc<Input>, records: Vec<Record>) -> Parsed<Source> {
+        // An archive that is ours holds a pickle at least.
+        if records.is_empty() { open_legacy(input) } else { open_archive(input, records) }
+    }
+
+    fn holds(&self, dtype: Dtype) -> bool {
+        dtype.torch().is_some()
+    }
+
+    fn write(&self, file: &mut File, path: &Path, outline: &Outline, streams: Streams) -> Result<()> {
+        write::write(file, path, outline, streams)
+    }
+}
 
 /// What every legacy file begins with, in its first pickle.
 const MAGIC: &str = "0x1950a86a20f9469cfc6c";
@@ -27,11 +62,11 @@ const MOST_PARTS: usize = 1 << 22;
 const MOST_TEXT: usize = 1 << 26;
 
 /// Whether records are those of `torch.save`.
-pub(crate) fn is_archive(records: &[Record]) -> bool {
+fn is_archive(records: &[Record]) -> bool {
     records.iter().any(|r| r.name == "data.pkl" || r.name.ends_with("/data.pkl"))
 }
 
-pub(crate) fn open_archive(input: &Arc<Input>, records: Vec<Record>) -> Parsed<Source> {
+fn open_archive(input: &Arc<Input>, records: Vec<Record>) -> Parsed<Source> {
     let pickles: Vec<&Record> =
         records.iter().filter(|r| r.name == "data.pkl" || r.name.ends_with("/data.pkl")).collect();
     let [main] = pickles[..] else { return malformed("it has several data.pkl") };
@@ -58,7 +93,7 @@ pub(crate) fn open_archive(input: &Arc<Input>, records: Vec<Record>) -> Parsed<S
     if pickle.position() != len {
         return malformed(format!("{} bytes follow its pickle", len - pickle.position()));
     }
-    let mut source = Source::new(&input.path, Format::Torch, input.len);
+    let mut source = Source::new(&input.path, FORMAT, input.len);
     let storages = |storage: &Storage| match by_name.get(format!("{root}data/{}", storage.key).as_str()) {
         Some(segment) => Ok((*segment).clone()),
         None => malformed(format!("its storage {} is missing", storage.key)),
@@ -68,14 +103,14 @@ pub(crate) fn open_archive(input: &Arc<Input>, records: Vec<Record>) -> Parsed<S
 }
 
 /// Whether a file may be a legacy one, by its first bytes: the pickle of the magic number.
-pub(crate) fn is_legacy(start: &[u8]) -> bool {
+fn is_legacy(start: &[u8]) -> bool {
     start.len() > 3
         && start[0] == 0x80
         && start[1] <= 5
         && (start[2..].starts_with(&[0x8a, 10]) || start[2..].starts_with(&[0x95]))
 }
 
-pub(crate) fn open_legacy(input: &Arc<Input>) -> Parsed<Source> {
+fn open_legacy(input: &Arc<Input>) -> Parsed<Source> {
     let mut stream = BufReader::with_capacity(1 << 16, Window::new(input, 0..input.len));
     let mut values = Pickle::default();
     let mut next = |values: &mut Pickle| values.read(&mut stream, input.len);
@@ -119,7 +154,7 @@ pub(crate) fn open_legacy(input: &Arc<Input>) -> Parsed<Source> {
     if at != input.len {
         return malformed(format!("{} bytes follow its last storage", input.len - at));
     }
-    let mut source = Source::new(&input.path, Format::Torch, input.len);
+    let mut source = Source::new(&input.path, FORMAT, input.len);
     let storages = |storage: &Storage| match segments.get(&storage.key) {
         Some(segment) => Ok(segment.clone()),
         None => malformed(format!("its storage {} is missing", storage.key)),
@@ -194,7 +229,7 @@ impl<'a> Walk<'a> {
             let texts = entries.iter().map(|(k, v)| Some((k.clone(), v.as_str()?.to_string()))).collect::<Option<_>>();
             match texts {
                 Some(texts) => {
-                    let rest = crate::safetensors::retie(self.source, texts);
+                    let rest = retie(self.source, texts);
                     self.source.metadata.extend(rest.into_iter().map(|(k, v)| (k, v.into())));
                 }
                 None => self.source.metadata.extend(entries),
@@ -323,7 +358,7 @@ impl<'a> Walk<'a> {
         let data = Data {
             segment,
             offset: 0,
-            strides: array.fortran.then(|| crate::npz::fortran(&array.shape)),
+            strides: array.fortran.then(|| fortran(&array.shape)),
             big_endian: array.descr.big_endian,
         };
         self.source.push(path.into(), dtype, array.shape.clone(), data).map_err(Fault::Malformed)

@@ -9,13 +9,12 @@ use serde_json::Value;
 use super::pickle::STORAGES;
 use crate::Result;
 use crate::archive::Archive;
-use crate::write::{Outline, Planned, Streams, text_of};
+use crate::outline::{Outline, Planned, Streams, text_of};
 
 /// The attribute that holds metadata: `torch.load(path).zoo_metadata`.
 pub(super) const METADATA: &str = "zoo_metadata";
 
-pub(crate) fn write(file: &mut File, path: &Path, outline: &Outline, streams: Streams) -> Result<()> {
-    outline.check(path, "PyTorch", |d| d.torch().is_some())?;
+pub(super) fn write(file: &mut File, path: &Path, outline: &Outline, streams: Streams) -> Result<()> {
     let mut zip = Archive::new(file, path);
     let pickle = pickle(outline);
     zip.record("archive/data.pkl", pickle.len() as u64, |sink| sink(&pickle))?;

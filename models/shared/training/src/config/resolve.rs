@@ -87,7 +87,7 @@ pub fn resolve<T: Recipe>(over: &Overrides) -> Result<ConfigOf<T>> {
         })?),
     };
     if let Some(preset) = preset {
-        overlay(&mut base, parse(preset.toml, preset.name)?, &format!("preset {}", preset.name), Text::IsText)?;
+        overlay(&mut base, parse(preset.toml, preset.name)?, &format!("preset {}", preset.name), Text::Plain)?;
     }
     lay_over(&mut base, over)?;
     valid(typed(base)?)
@@ -124,7 +124,7 @@ fn valid<M, D, S: Settings>(config: Config<M, D, S>) -> Result<Config<M, D, S>> 
 
 fn lay_over(base: &mut Table, over: &Overrides) -> Result<()> {
     if let Some(file) = over.file {
-        overlay(base, file.tables.clone(), &file.name, Text::IsText)?;
+        overlay(base, file.tables.clone(), &file.name, Text::Plain)?;
     }
     for setting in over.set {
         let (upper, text) = assignment(setting)?;
@@ -172,7 +172,7 @@ fn assignment(setting: &str) -> Result<(Table, &str)> {
 #[derive(Clone, Copy)]
 enum Text<'a> {
     /// Text, which is refused.
-    IsText,
+    Plain,
     /// The reading of this, which a key that takes text gets as it is.
     Was(&'a str),
     /// The spelling of a value: what a flag takes is text.

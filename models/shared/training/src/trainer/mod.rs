@@ -2,6 +2,7 @@
 
 mod guard;
 mod log;
+mod outcome;
 mod rate_test;
 mod resume;
 mod step;
@@ -13,8 +14,6 @@ use std::thread::scope;
 use std::time::Instant;
 
 use candle_core::{Device, Var};
-use regex::Regex;
-use serde::Serialize;
 use zoo_layers::Params;
 use zoo_layers::optim::{Optimizer, average};
 
@@ -28,53 +27,12 @@ use crate::{
 };
 
 use guard::Refusal;
+pub use outcome::{End, GradientReport, Outcome};
 pub use rate_test::RateTest;
+use resume::check_frozen;
 use step::Step;
 pub use step::with_products;
 use watch::Watch;
-
-/// How a run ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
-    /// All steps are done.
-    Finished,
-    /// The validation loss stopped improving.
-    Early,
-    /// A signal stopped it; it can be resumed.
-    Interrupted,
-}
-
-/// Which parameters got gradients in a step.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
-pub struct GradientReport {
-    /// Trainable tensors.
-    pub tensors: usize,
-    /// Those that got a gradient.
-    pub with_gradient: usize,
-}
-
-/// The result of a run.
-#[derive(Clone, Debug)]
-pub struct Outcome {
-    /// How it ended.
-    pub end: End,
-    /// Steps of the whole run.
-    pub steps: u64,
-    /// Seconds of this process.
-    pub seconds: f64,
-    /// The last training loss.
-    pub loss: f64,
-    /// The last validation metrics.
-    pub metrics: Metrics,
-    /// The best validation loss and its step.
-    pub best: Option<(f64, u64)>,
-    /// Gradients of the last step.
-    pub gradients: GradientReport,
-    /// Steps whose update was refused, as not finite or as spikes.
-    pub refused: u64,
-    /// With `train.overfit_batch`: the least loss that any model could have on the batch, if the task knows it.
-    pub least_loss: Option<f64>,
-}
 
 /// A model in training.
 pub struct Trainer<'a, T: Task> {
@@ -378,18 +336,4 @@ struct Around<'s> {
     saver: Option<&'s Saver<'s>>,
     interrupted: &'s dyn Fn() -> bool,
     started: Instant,
-}
-
-/// Refuses a `train.freeze` that names no parameter, or all of them.
-fn check_frozen(params: &Params, frozen: Option<Regex>) -> Result<()> {
-    let Some(frozen) = frozen else { return Ok(()) };
-    let (all, pattern) = (params.all(), frozen.as_str());
-    if params.trainable().is_empty() {
-        return Err(Error::Usage(format!("train.freeze = {pattern:?} leaves no parameter to train")));
-    }
-    if !all.iter().any(|p| !p.buffer && frozen.is_match(&p.name)) {
-        let names: Vec<_> = all.iter().map(|p| p.name.as_str()).collect();
-        return Err(Error::Usage(format!("train.freeze = {pattern:?} names no parameter of {}", names.join(", "))));
-    }
-    Ok(())
 }

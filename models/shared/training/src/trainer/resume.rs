@@ -4,6 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::Device;
+use regex::Regex;
+use zoo_layers::Params;
 use zoo_layers::optim::norm_squared;
 
 use super::Trainer;
@@ -127,6 +129,20 @@ impl<'a, T: Task> Trainer<'a, T> {
         }
         Ok(())
     }
+}
+
+/// Refuses a `train.freeze` that names no parameter, or all of them.
+pub(super) fn check_frozen(params: &Params, frozen: Option<Regex>) -> Result<()> {
+    let Some(frozen) = frozen else { return Ok(()) };
+    let (all, pattern) = (params.all(), frozen.as_str());
+    if params.trainable().is_empty() {
+        return Err(Error::Usage(format!("train.freeze = {pattern:?} leaves no parameter to train")));
+    }
+    if !all.iter().any(|p| !p.buffer && frozen.is_match(&p.name)) {
+        let names: Vec<_> = all.iter().map(|p| p.name.as_str()).collect();
+        return Err(Error::Usage(format!("train.freeze = {pattern:?} names no parameter of {}", names.join(", "))));
+    }
+    Ok(())
 }
 
 /// The first line of candle's message: a backtrace may follow.
