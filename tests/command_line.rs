@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use candle_core::{Device, Tensor};
 use serde_json::Value;
 use zoo_checkpoint::matlab::{self, Variable};
-use zoo_layers::ops::glue::check::random;
+use zoo_kernels::check::random;
 use zoo_layers::{Mode, Params};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -429,7 +429,7 @@ fn settings_are_tuned_and_a_search_goes_on_where_it_stopped() -> Outcome {
         found["trials"].as_array().into_iter().flatten().filter_map(|t| t["loss"].as_f64()).collect();
     assert!(losses.len() == 4 && losses.is_sorted(), "{found}");
     assert!(dir.path().join("grid/004/best.safetensors").exists());
-    // The last result lost: only that trial is taken up again, and ends as it did.
+    // The last result lost: only that trial is resumed, and ends as it did.
     let results = dir.path().join("grid/results.jsonl");
     let text = std::fs::read_to_string(&results)?;
     let kept: Vec<&str> = text.lines().take(3).collect();

@@ -4,9 +4,9 @@
 use candle_core::Device;
 use zoo_char_gpt::CharTask;
 use zoo_deepsif::DeepSifTask;
+use zoo_kernels::foreign;
+use zoo_kernels::gpu::emulated::{ready, with_emulation};
 use zoo_layers::ops::autocast;
-use zoo_layers::ops::glue::foreign;
-use zoo_layers::ops::glue::gpu::emulated::{ready, with_emulation};
 use zoo_layers::{Mode, Params};
 use zoo_stock_lstm::StockTask;
 use zoo_trading_transformer::TradingTask;

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use candle_core::{DType, Device, Tensor};
 use zoo_char_gpt::CharGpt;
-use zoo_layers::ops::glue::simd::{levels, with_level};
+use zoo_kernels::cpu::simd::{levels, with_level};
 use zoo_layers::optim::{Moments, Optimizer, Rule, clip_factor, decay_matrices, global_norm};
 use zoo_layers::{Mode, Params, ops};
 use zoo_stock_lstm::StockLstm;

@@ -4,7 +4,7 @@ use candle_core::Device;
 use zoo_char_gpt::{CharGpt, CharTask, Sampling};
 use zoo_deepsif::DeepSifTask;
 use zoo_market::simulate;
-use zoo_stock_lstm::{Config, Forecaster, Source, StockLstm, StockTask};
+use zoo_stock_lstm::{Config, DataSettings, Forecaster, StockLstm, StockTask};
 use zoo_training::config::{Overrides, resolve};
 use zoo_training::{End, Error, Recipe, RunFiles, Silent, Split, Task, Trainer};
 
@@ -138,12 +138,12 @@ fn real_prices_are_read_and_adjusted() -> Outcome {
         println!("skipped: no {path} (ZOO_TEST_DATA names the folder)");
         return Ok(());
     }
-    let source = Source { path, ..Source::default() };
+    let source = DataSettings { path, ..DataSettings::default() };
     let task = StockTask::open(&Config::default(), &source, 1, None, &Device::Cpu)?;
     let counts = [Split::Train, Split::Valid, Split::Test].map(|s| task.samples(s));
     assert_eq!(counts.iter().sum::<usize>(), 6081 - 61);
     assert!(task.describe_data().contains("1984-09-07 to 2008-10-14"), "{}", task.describe_data());
-    let close = Source { target: zoo_stock_lstm::Target::Close, ..source };
+    let close = DataSettings { target: zoo_stock_lstm::Target::Close, ..source };
     let warnings = StockTask::open(&Config::default(), &close, 1, None, &Device::Cpu)?.warnings();
     assert!(warnings.iter().any(|w| w.contains("outside the training range")), "{warnings:?}");
     Ok(())
@@ -151,7 +151,7 @@ fn real_prices_are_read_and_adjusted() -> Outcome {
 
 #[test]
 fn an_unusable_file_is_an_error_and_not_a_panic() {
-    let source = Source { path: "missing.csv".into(), ..Source::default() };
+    let source = DataSettings { path: "missing.csv".into(), ..DataSettings::default() };
     let result = StockTask::open(&Config::default(), &source, 1, None, &Device::Cpu);
     assert!(matches!(result.map(|_| ()), Err(Error::Io { .. })));
 }
@@ -166,7 +166,7 @@ fn dropout_and_augmentation_end_in_the_same_bytes_interrupted_or_not_at_any_numb
     Ok(())
 }
 
-fn same_bytes<T: Recipe<Architecture: Sync, Source: Sync, Settings: Sync>>(set: &[&str]) -> Outcome {
+fn same_bytes<T: Recipe<Architecture: Sync, Data: Sync, Settings: Sync>>(set: &[&str]) -> Outcome {
     let dir = tempfile::tempdir()?;
     let set: Vec<String> = set.iter().chain(&["train.checkpoint_every=7"]).map(|s| s.to_string()).collect();
     let mut config = resolve::<T>(&Overrides { preset: Some("tiny"), set: &set, ..Overrides::default() })?;

@@ -44,7 +44,7 @@ impl Zoo {
             Err(e) => return output::refuse_call(&e),
         };
         // A wrong ZOO_SIMD is refused before any work.
-        let level = zoo_layers::ops::glue::simd::level();
+        let level = zoo_kernels::cpu::simd::level();
         if let Err(e) = level.map_err(|e| Error::Usage(output::first_line(&e))) {
             return output::fail(&e.into());
         }

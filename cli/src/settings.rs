@@ -26,7 +26,7 @@ pub(crate) fn configured<T: Recipe>(settings: &Settings, values: Values) -> anyh
 }
 
 /// `[data]` of a configuration with values over it.
-pub(crate) fn changed_source<T: Recipe>(config: &ConfigOf<T>, values: Values) -> anyhow::Result<T::Source> {
+pub(crate) fn changed_source<T: Recipe>(config: &ConfigOf<T>, values: Values) -> anyhow::Result<T::Data> {
     Ok(changed::<T>(config, &Overrides { values: values.0, ..Overrides::default() })?.data)
 }
 

@@ -6,8 +6,8 @@ use anyhow::ensure;
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
+use zoo_kernels::cpu::simd;
 use zoo_layers::ops;
-use zoo_layers::ops::glue::simd;
 
 use crate::device::device as device_named;
 use crate::output::{message, print, print_json};

@@ -4,8 +4,6 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use serde_json::json;
-use zoo_layers::ops::glue::check::random;
-use zoo_layers::ops::glue::simd;
 use zoo_layers::ops::{self, Activation, AttentionOptions, RopePairs};
 use zoo_layers::random::{Purpose, Stream};
 use zoo_layers::{
@@ -15,6 +13,8 @@ use zoo_layers::{
 use super::bench::{Arguments, median};
 use crate::device::device;
 use crate::output::{print, print_json, table};
+use zoo_kernels::check::random;
+use zoo_kernels::cpu::simd;
 use zoo_training::Error;
 
 type Call = dyn Fn(&[Var]) -> Result<Tensor>;

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
-use zoo_checkpoint::hub::{Hub, Place, Report};
+use zoo_checkpoint::hub::{Hub, HubPath, Report};
 use zoo_checkpoint::{Source, TensorInfo, open};
 use zoo_training::config::migrate;
 use zoo_training::{Error, RunFiles};
@@ -21,8 +21,8 @@ use crate::weights::weights;
 /// A file of this beginning is one of the hub.
 pub(crate) const SCHEME: &str = "hf://";
 
-fn place(text: &str) -> anyhow::Result<Place> {
-    Place::parse(text).map_err(|e| Error::Usage(e.to_string()).into())
+fn place(text: &str) -> anyhow::Result<HubPath> {
+    HubPath::parse(text).map_err(|e| Error::Usage(e.to_string()).into())
 }
 
 /// A bar on a terminal, nothing elsewhere.
@@ -150,7 +150,7 @@ pub(crate) fn push(args: &Push) -> anyhow::Result<()> {
 }
 
 /// What a reader of the repository should know, from what the weights and their run say.
-fn card(place: &Place, source: &Source, file: &str, sha256: &str, run: Option<&Path>) -> anyhow::Result<String> {
+fn card(place: &HubPath, source: &Source, file: &str, sha256: &str, run: Option<&Path>) -> anyhow::Result<String> {
     let text = |key: &str| source.metadata.get(key).and_then(Value::as_str);
     let config: Value = text("config").and_then(|c| serde_json::from_str(c).ok()).unwrap_or_default();
     let config = migrate(config)?;

@@ -95,7 +95,7 @@ impl Config {
 /// The table `[data]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Source {
+pub struct DataSettings {
     /// A text in UTF-8; generated dialogue if empty.
     pub path: String,
     /// The characters that the model knows, in the order of their numbers; those of the text (or of `train.init_from`)
@@ -109,7 +109,7 @@ pub struct Source {
     pub generated: usize,
 }
 
-impl Default for Source {
+impl Default for DataSettings {
     fn default() -> Self {
         Self { path: String::new(), vocabulary: String::new(), valid: 0.1, eval_windows: 256, generated: 400_000 }
     }

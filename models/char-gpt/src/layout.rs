@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 use zoo_training::{Error, Foreign, Layout, Result};
 
 use crate::data::characters;
-use crate::{Config, Gelu, Source};
+use crate::{Config, DataSettings, Gelu};
 
 /// The characters of tiny Shakespeare, in the order of their numbers: those of nanoGPT's data set `shakespeare_char`.
 const SHAKESPEARE: &str = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
@@ -86,7 +86,7 @@ pub(crate) fn recognize(tensors: &[(&str, &[usize])]) -> Option<&'static Layout>
     LAYOUTS.iter().find(|l| l.name == name)
 }
 
-pub(crate) fn adopt(foreign: &Foreign) -> Result<(Config, Source, Value)> {
+pub(crate) fn adopt(foreign: &Foreign) -> Result<(Config, DataSettings, Value)> {
     let shape = |wanted: &str| foreign.tensors.iter().find(|(name, _)| *name == wanted).map(|(_, shape)| *shape);
     let missing = |what: &str| Error::Usage(format!("the {} checkpoint has no {what}", foreign.layout));
     let sizes = |name: &str| match shape(name) {
@@ -137,7 +137,10 @@ pub(crate) fn adopt(foreign: &Foreign) -> Result<(Config, Source, Value)> {
         dropout: ["dropout", "resid_pdrop"].iter().find_map(|k| said(k)?.as_f64()).unwrap_or(0.),
     };
     let data_set = foreign.entries.get("config").and_then(|c| c.get("dataset")).and_then(Value::as_str);
-    let source = Source { path: foreign.data.map_or(String::new(), |p| p.display().to_string()), ..Source::default() };
+    let source = DataSettings {
+        path: foreign.data.map_or(String::new(), |p| p.display().to_string()),
+        ..DataSettings::default()
+    };
     let known = match foreign.data {
         Some(_) => characters(&source)?,
         None if data_set == Some("shakespeare_char") => SHAKESPEARE.to_string(),
@@ -161,7 +164,7 @@ pub(crate) fn adopt(foreign: &Foreign) -> Result<(Config, Source, Value)> {
             }
         )));
     }
-    Ok((config, Source { vocabulary: known.clone(), ..source }, known.into()))
+    Ok((config, DataSettings { vocabulary: known.clone(), ..source }, known.into()))
 }
 
 pub(crate) fn entries(layout: &Layout, config: &Config) -> Result<Map<String, Value>> {

@@ -28,7 +28,7 @@ mod ngram;
 mod task;
 mod vocabulary;
 
-pub use config::{Config, Gelu, Source};
+pub use config::{Config, DataSettings, Gelu};
 #[cfg(feature = "train")]
 pub use data::dialogue;
 pub use generate::Writer;

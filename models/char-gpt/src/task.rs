@@ -19,7 +19,7 @@ use zoo_training::{
 use crate::config::NAME;
 use crate::data::{ALPHABET, characters, read};
 use crate::ngram::NGram;
-use crate::{CharGpt, Config, Source, Vocabulary, Writer, layout};
+use crate::{CharGpt, Config, DataSettings, Vocabulary, Writer, layout};
 
 /// Characters of a batch when evaluating.
 const BATCH: usize = 4096;
@@ -110,7 +110,7 @@ fn metrics(loss: f64) -> Metrics {
 impl Task for CharTask {
     const NAME: &'static str = NAME;
     type Architecture = Config;
-    type Source = Source;
+    type Data = DataSettings;
     type Settings = AttentionSettings;
     type Model = CharGpt;
     /// Characters (b, t) and those that follow each (b, t).
@@ -198,7 +198,7 @@ impl Recipe for CharTask {
         Preset { name: "cpu", summary: "nanoGPT's recipe for a CPU: 4 layers of 128, 2,000 steps", toml: "" },
         Preset {
             name: "cpu-fast",
-            summary: "the same model by Muon at a linearly falling rate, 600 steps",
+            summary: "the same model by Muon at a linearly falling learning rate, 600 steps",
             toml: "[train]\noptimizer = \"muon\"\nlr = 0.015\nschedule = \"linear\"\nmin_lr = 0.0\n\
                    warmup_steps = 20\nsteps = 600\neval_every = 200\n",
         },
@@ -310,7 +310,7 @@ impl Recipe for CharTask {
 
     fn open(
         config: &Config,
-        source: &Source,
+        source: &DataSettings,
         seed: u64,
         fitted: Option<&Value>,
         device: &Device,
@@ -431,7 +431,7 @@ impl Import for CharTask {
         layout::recognize(tensors)
     }
 
-    fn adopt(foreign: &Foreign) -> zoo_training::Result<(Config, Source, Value)> {
+    fn adopt(foreign: &Foreign) -> zoo_training::Result<(Config, DataSettings, Value)> {
         layout::adopt(foreign)
     }
 

@@ -139,7 +139,7 @@ impl Config {
 #[cfg(feature = "train")]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Source {
+pub struct DataSettings {
     /// A folder with a head's MATLAB files (see [`Head::read`](crate::head::Head::read)) to simulate with, or a file of samples
     /// (`.npz` or `.mat`): `eeg` (samples, time steps, electrodes) and `activity` (samples, time steps, regions). The built-in
     /// head if empty.
@@ -159,7 +159,7 @@ pub struct Source {
 }
 
 #[cfg(feature = "train")]
-impl Default for Source {
+impl Default for DataSettings {
     fn default() -> Self {
         Self {
             path: String::new(),
@@ -174,7 +174,7 @@ impl Default for Source {
 }
 
 #[cfg(feature = "train")]
-impl Source {
+impl DataSettings {
     /// What cannot work about these numbers, naming the key.
     pub(crate) fn problem(&self) -> Option<String> {
         if self.train == 0 {

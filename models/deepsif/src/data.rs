@@ -12,7 +12,7 @@ use zoo_training::{Error, Split};
 use crate::head::Head;
 use crate::simulation::{Generator, Sample};
 use crate::stored::Stored;
-use crate::{Config, Source};
+use crate::{Config, DataSettings};
 
 /// The seed of the samples that validate and judge: the same for every run.
 const SEED: u64 = 2022;
@@ -43,7 +43,7 @@ enum Origin {
 pub(crate) struct Samples {
     head: Arc<Head>,
     origin: Origin,
-    source: Source,
+    source: DataSettings,
     device: Device,
 }
 
@@ -59,7 +59,12 @@ pub(crate) fn head(path: &str, config: &Config) -> zoo_training::Result<Head> {
 
 impl Samples {
     /// Opens what `source` names.
-    pub(crate) fn open(config: &Config, source: &Source, seed: u64, device: &Device) -> zoo_training::Result<Self> {
+    pub(crate) fn open(
+        config: &Config,
+        source: &DataSettings,
+        seed: u64,
+        device: &Device,
+    ) -> zoo_training::Result<Self> {
         let path = Path::new(&source.path);
         if !path.is_file() {
             if !source.head.is_empty() && !path.is_dir() {
@@ -82,12 +87,12 @@ impl Samples {
                 source.test
             )));
         }
-        let mut source = Source { train: all - kept, ..source.clone() };
+        let mut source = DataSettings { train: all - kept, ..source.clone() };
         source.simulation.steps = stored.steps;
         Ok(Self { head, origin: Origin::Stored(Arc::new(stored)), source, device: device.clone() })
     }
 
-    fn simulated(head: Arc<Head>, source: &Source, seed: u64, device: &Device) -> Self {
+    fn simulated(head: Arc<Head>, source: &DataSettings, seed: u64, device: &Device) -> Self {
         let generator = |seed| Generator::new(head.clone(), source.simulation.clone(), seed);
         let origin = Origin::Simulated(Box::new([generator(seed), generator(SEED)]));
         Self { origin, head, source: source.clone(), device: device.clone() }
@@ -98,7 +103,7 @@ impl Samples {
     }
 
     /// With the numbers that the data decided.
-    pub(crate) fn source(&self) -> &Source {
+    pub(crate) fn source(&self) -> &DataSettings {
         &self.source
     }
 
@@ -190,7 +195,7 @@ mod tests {
     #[test]
     fn augmentation_shifts_eeg_and_activity_alike_and_leaves_evaluation_alone() -> Result<()> {
         let config = Config::tiny();
-        let mut source = Source { augment: 1., ..Source::default() };
+        let mut source = DataSettings { augment: 1., ..DataSettings::default() };
         source.simulation.steps = 50;
         source.simulation.extent = [1, 3];
         let samples = Samples::open(&config, &source, 1, &Device::Cpu).map_err(candle_core::Error::wrap)?;

@@ -13,8 +13,8 @@
 
 use candle_core::Result;
 use nalgebra::{DMatrix, DVector};
-use zoo_layers::ops::glue::matmul::matmul;
-use zoo_layers::ops::glue::product::Matrix;
+use zoo_kernels::cpu::matmul::matmul;
+use zoo_kernels::cpu::product::Matrix;
 
 use crate::head::Head;
 use crate::simulation::referenced;

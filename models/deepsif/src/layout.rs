@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 use zoo_training::{Error, Foreign, Layout, Recipe, Result, Task};
 
-use crate::{Config, DeepSifTask, FilterActivation, Kind, Source};
+use crate::{Config, DataSettings, DeepSifTask, FilterActivation, Kind};
 
 const ARCH: &str = "TemporalInverseNet";
 const ACTIVATIONS: [(FilterActivation, &str); 3] =
@@ -18,7 +18,7 @@ pub(crate) fn recognize(tensors: &[(&str, &[usize])]) -> Option<&'static Layout>
     (has("spatial.fc11.weight") && has("temporal.rnns.0.weight_ih_l0")).then(|| &LAYOUTS[0])
 }
 
-pub(crate) fn adopt(foreign: &Foreign) -> Result<(Config, Source, Value)> {
+pub(crate) fn adopt(foreign: &Foreign) -> Result<(Config, DataSettings, Value)> {
     let refuse = |what: String| Err(Error::Usage(format!("the published checkpoint {what}")));
     let sizes = |wanted: &str| match foreign.tensors.iter().find(|(name, _)| *name == wanted) {
         Some((_, [a, b])) => Ok((*a, *b)),
@@ -42,7 +42,7 @@ pub(crate) fn adopt(foreign: &Foreign) -> Result<(Config, Source, Value)> {
     let Some(data) = foreign.data else {
         return refuse("does not say where its electrodes and regions are: name the head's folder by data.path".into());
     };
-    let source = Source { path: data.display().to_string(), ..Source::default() };
+    let source = DataSettings { path: data.display().to_string(), ..DataSettings::default() };
     let task = DeepSifTask::open(&config, &source, 0, None, &candle_core::Device::Cpu)?;
     Ok((config, source, task.fitted()))
 }

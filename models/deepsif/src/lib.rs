@@ -31,7 +31,7 @@ mod task;
 mod view;
 
 #[cfg(feature = "train")]
-pub use config::Source;
+pub use config::DataSettings;
 pub use config::{Config, FilterActivation, Kind};
 #[cfg(feature = "train")]
 pub use experiment::EXPERIMENTS;

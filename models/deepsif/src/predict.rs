@@ -146,22 +146,60 @@ fn overlap(name: &str, truth: &Truth, sources: &[f32], strengths: &[f64]) -> (Va
     (value, text)
 }
 
-pub(crate) fn predict(imager: &DeepSif, head: Option<&Head>, request: &Request<ImageOptions>) -> Result<Prediction> {
-    let input = request.input;
-    let refuse = |what: String| Error::Data(format!("{}: {what}", input.display()));
+/// The rows of a recording, turned if channels are in rows: its name, its values by rows of channels, and a remark.
+fn oriented(imager: &DeepSif, input: &Path) -> Result<(Vec<f32>, Option<String>)> {
     let Rows { name, mut rows, mut columns, mut values } = read(input)?;
-    let montage = imager.montage();
-    let (n, steps, m) = (montage.electrodes.len(), montage.steps, montage.regions.len());
-    let mut remarks = vec![];
+    let (n, steps) = (imager.montage().electrodes.len(), imager.montage().steps);
+    let mut remark = None;
     if (rows, columns) == (n, steps) && n != steps {
         values = (0..steps).flat_map(|t| (0..n).map(move |e| (t, e))).map(|(t, e)| values[e * steps + t]).collect();
         (rows, columns) = (steps, n);
-        remarks.push(format!("{name} has channels in rows: it was transposed."));
+        remark = Some(format!("{name} has channels in rows: it was transposed."));
     }
-    if let Some(wrong) = imager.misfit(rows, columns) {
-        return Err(refuse(format!("{name} is {wrong}")));
+    match imager.misfit(rows, columns) {
+        Some(wrong) => Err(Error::Data(format!("{}: {name} is {wrong}", input.display()))),
+        None => Ok((values, remark)),
     }
-    let eeg: Vec<Vec<f32>> = values.chunks_exact(columns).map(<[f32]>::to_vec).collect();
+}
+
+/// What is compared with known regions: an image by the network, and the recording for classical methods.
+struct Compared<'a> {
+    activity: &'a [f32],
+    strengths: &'a [f64],
+    eeg: &'a [f32],
+}
+
+/// How the network and, with a head, classical methods find the regions that the file at `path` names.
+fn compared(imager: &DeepSif, head: Option<&Head>, path: &Path, with: &Compared) -> Result<(Value, Vec<String>)> {
+    let montage = imager.montage();
+    let m = montage.regions.len();
+    let known = regions(path, m)?;
+    let patch = Patch { centre: known[0], regions: known.iter().map(|r| (*r, 1.)).collect() };
+    let sample = Sample { eeg: vec![], sources: vec![(patch, vec![0.; montage.steps])], snr: f64::NAN, stored: None };
+    let truth = Truth::at(&montage.regions, &sample);
+    let mut all = vec![overlap("deepsif", &truth, with.activity, with.strengths)];
+    if let Some(head) = head {
+        for method in Method::ALL {
+            let sources = Inverse::new(method, head, LAMBDA).image(with.eeg)?;
+            all.push(overlap(method.name(), &truth, &sources, &Reading::Rms.strengths(&sources, m, with.eeg)));
+        }
+    }
+    let mut remarks = vec![format!("Compared with the {} regions of {}:", known.len(), path.display())];
+    remarks.extend(all.iter().map(|(_, text)| text.replace('_', " ")));
+    if head.is_none() {
+        remarks.push("With the head's folder (data.path), classical methods stand beside it.".into());
+    }
+    Ok((all.into_iter().map(|(value, _)| value).collect(), remarks))
+}
+
+pub(crate) fn predict(imager: &DeepSif, head: Option<&Head>, request: &Request<ImageOptions>) -> Result<Prediction> {
+    let input = request.input;
+    let refuse = |what: String| Error::Data(format!("{}: {what}", input.display()));
+    let (mut values, turned) = oriented(imager, input)?;
+    let montage = imager.montage();
+    let (n, steps, m) = (montage.electrodes.len(), montage.steps, montage.regions.len());
+    let mut remarks = Vec::from_iter(turned);
+    let eeg: Vec<Vec<f32>> = values.chunks_exact(n).map(<[f32]>::to_vec).collect();
     let image = imager.image(&eeg).map_err(|e| refuse(e.to_string().lines().next().unwrap_or_default().into()))?;
     prepare(&mut values, n);
 
@@ -194,23 +232,10 @@ pub(crate) fn predict(imager: &DeepSif, head: Option<&Head>, request: &Request<I
     ]);
     let truth = Some(Path::new(&request.options.truth)).filter(|path| !path.as_os_str().is_empty());
     if let Some(path) = truth {
-        let known = regions(path, m)?;
-        let patch = Patch { centre: known[0], regions: known.iter().map(|r| (*r, 1.)).collect() };
-        let sample = Sample { eeg: vec![], sources: vec![(patch, vec![0.; steps])], snr: f64::NAN, stored: None };
-        let truth = Truth::at(&montage.regions, &sample);
-        let mut all = vec![overlap("deepsif", &truth, &image.activity, &strengths)];
-        if let Some(head) = head {
-            for method in Method::ALL {
-                let sources = Inverse::new(method, head, LAMBDA).image(&values)?;
-                all.push(overlap(method.name(), &truth, &sources, &Reading::Rms.strengths(&sources, m, &values)));
-            }
-        }
-        remarks.push(format!("Held against the {} regions of {}:", known.len(), path.display()));
-        remarks.extend(all.iter().map(|(_, text)| text.replace('_', " ")));
-        if head.is_none() {
-            remarks.push("With the head's folder (data.path), classical methods stand beside it.".into());
-        }
-        summary.insert("overlap".into(), all.into_iter().map(|(value, _)| value).collect());
+        let with = Compared { activity: &image.activity, strengths: &strengths, eeg: &values };
+        let (overlap, found) = compared(imager, head, path, &with)?;
+        remarks.extend(found);
+        summary.insert("overlap".into(), overlap);
     }
     let lines = SHOWN
         .into_iter()

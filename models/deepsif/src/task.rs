@@ -15,7 +15,7 @@ use crate::data::{Batch, Samples, head};
 use crate::head::{Head, distance};
 use crate::image::NAME;
 use crate::predict::ImageOptions;
-use crate::{Config, DeepSif, Electrode, Kind, Montage, Network, Place, Source, judge, layout, loss, predict};
+use crate::{Config, DataSettings, DeepSif, Electrode, Kind, Montage, Network, Place, judge, layout, loss, predict};
 
 /// Samples of a batch when evaluating.
 const BATCH: usize = 16;
@@ -63,7 +63,7 @@ fn scalar(t: &Tensor) -> Result<f64> {
 impl Task for DeepSifTask {
     const NAME: &'static str = NAME;
     type Architecture = Config;
-    type Source = Source;
+    type Data = DataSettings;
     type Settings = AttentionSettings;
     type Model = Network;
     type Batch = Batch;
@@ -153,12 +153,12 @@ impl Recipe for DeepSifTask {
         Preset { name: "stable", summary: "the pre-norm transformer, 4 layers of 256", toml: "" },
         Preset {
             name: "conservative",
-            summary: "stable with a third of the rate, more dropout and decay, tighter clipping",
+            summary: "stable with a third of the learning rate, more dropout and decay, tighter clipping",
             toml: "[model]\ndropout = 0.2\n[train]\nlr = 1e-4\nclip_norm = 0.5\n[train.optimizer]\nweight_decay = 1e-3\n",
         },
         Preset {
             name: "aggressive",
-            summary: "stable with a higher rate, less dropout and decay, looser clipping",
+            summary: "stable with a higher learning rate, less dropout and decay, looser clipping",
             toml: "[model]\ndropout = 0.1\n[train]\nlr = 5e-4\nclip_norm = 2.0\n[train.optimizer]\nweight_decay = 1e-5\n",
         },
         Preset {
@@ -283,7 +283,7 @@ impl Recipe for DeepSifTask {
 
     fn open(
         config: &Config,
-        source: &Source,
+        source: &DataSettings,
         seed: u64,
         _: Option<&Value>,
         device: &Device,
@@ -314,7 +314,7 @@ impl Recipe for DeepSifTask {
 
     fn describe_data(&self) -> String {
         let head = self.samples.head();
-        let Source { path, train, valid, test, simulation, .. } = self.samples.source();
+        let DataSettings { path, train, valid, test, simulation, .. } = self.samples.source();
         let [low, high] = simulation.snr;
         let what = match self.samples.sha256() {
             Some(_) => format!("samples of {path} over {}", head.origin),
@@ -344,7 +344,7 @@ impl Predict for DeepSifTask {
     fn predict(
         model: Network,
         config: &Config,
-        source: &Source,
+        source: &DataSettings,
         fitted: &Value,
         request: &Request<ImageOptions>,
         device: &Device,
@@ -372,7 +372,7 @@ impl Import for DeepSifTask {
         layout::recognize(tensors)
     }
 
-    fn adopt(foreign: &Foreign) -> zoo_training::Result<(Config, Source, Value)> {
+    fn adopt(foreign: &Foreign) -> zoo_training::Result<(Config, DataSettings, Value)> {
         layout::adopt(foreign)
     }
 

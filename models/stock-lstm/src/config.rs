@@ -72,7 +72,7 @@ pub enum Target {
 /// The table `[data]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Source {
+pub struct DataSettings {
     /// A daily price file; simulated prices if empty.
     pub path: String,
     /// The file's column of closes; found by its name if empty.
@@ -93,7 +93,7 @@ pub struct Source {
     pub simulated_days: usize,
 }
 
-impl Default for Source {
+impl Default for DataSettings {
     fn default() -> Self {
         Self {
             path: String::new(),
@@ -110,7 +110,7 @@ impl Default for Source {
 }
 
 #[cfg(feature = "train")]
-impl Source {
+impl DataSettings {
     /// How its file is read.
     pub fn reading(&self) -> zoo_market::Reading {
         zoo_market::Reading {

@@ -8,7 +8,7 @@ use zoo_market::{Days, simulate};
 use zoo_training::{Error, Split, Task};
 
 use crate::features::{Scaler, close_index, raw};
-use crate::{Config, FeatureSet, Source, Target};
+use crate::{Config, DataSettings, FeatureSet, Target};
 
 /// Key of the first and last validation day beside the fitted scaler.
 pub(crate) const VALIDATION: &str = "validation";
@@ -31,7 +31,7 @@ pub struct StockTask {
     pub(crate) device: Device,
 }
 
-impl Source {
+impl DataSettings {
     /// The prices of its file, or simulated ones; and what they are called in messages.
     fn days(&self, seed: u64) -> zoo_training::Result<(Days, String)> {
         let days = match self.path.as_str() {
@@ -105,7 +105,7 @@ impl Source {
 impl StockTask {
     pub(crate) fn new(
         config: &Config,
-        source: &Source,
+        source: &DataSettings,
         seed: u64,
         fitted: Option<&Value>,
         device: &Device,
@@ -113,7 +113,7 @@ impl StockTask {
         if let Some(problem) = source.problem(config) {
             return Err(Error::Usage(problem));
         }
-        let &Source { target, features, .. } = source;
+        let &DataSettings { target, features, .. } = source;
         let (days, origin) = source.days(seed)?;
         let splits = source.splits(days.bars.len(), config.window, &origin)?;
         let raws: Vec<Vec<f64>> = days.bars.windows(2).map(|w| raw(&w[1], &w[0], target, features)).collect();

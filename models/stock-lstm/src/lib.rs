@@ -26,7 +26,7 @@ mod predict;
 #[cfg(feature = "train")]
 mod task;
 
-pub use config::{Config, FeatureSet, Source, Target};
+pub use config::{Config, DataSettings, FeatureSet, Target};
 #[cfg(feature = "train")]
 pub use data::StockTask;
 pub use features::Scaler;

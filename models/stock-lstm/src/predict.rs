@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use zoo_market::Days;
 use zoo_training::{Error, Flag, Picture, Prediction, Request, Result};
 
-use crate::{FeatureSet, Forecaster, Source};
+use crate::{DataSettings, FeatureSet, Forecaster};
 
 /// Fewest errors that an interval is made from.
 const FEWEST: usize = 30;
@@ -68,7 +68,7 @@ struct Forecasts<'a> {
 }
 
 impl<'a> Forecasts<'a> {
-    fn new(forecaster: &'a Forecaster, source: &Source, request: &Request<ForecastOptions>) -> Result<Self> {
+    fn new(forecaster: &'a Forecaster, source: &DataSettings, request: &Request<ForecastOptions>) -> Result<Self> {
         let (input, horizon) = (request.input, request.options.horizon);
         let simple = forecaster.features() == FeatureSet::Close;
         if !simple && horizon > 1 {
@@ -77,7 +77,7 @@ impl<'a> Forecasts<'a> {
                  ahead is as far as it goes (models of the preset default go further)"
             )));
         }
-        let days = Source { features: forecaster.features(), ..source.clone() }.read(input)?;
+        let days = DataSettings { features: forecaster.features(), ..source.clone() }.read(input)?;
         let (n, needed) = (days.bars.len(), forecaster.days());
         if n < needed {
             return Err(Error::Data(format!(
@@ -193,7 +193,7 @@ impl Intervals {
 /// earlier ones the model was fitted to, or they made the intervals.
 pub(crate) fn predict(
     forecaster: &Forecaster,
-    source: &Source,
+    source: &DataSettings,
     validation: &Value,
     request: &Request<ForecastOptions>,
 ) -> Result<Prediction> {

@@ -13,7 +13,7 @@ use zoo_training::{
 use crate::config::NAME;
 use crate::data::{StockTask, VALIDATION};
 use crate::predict::ForecastOptions;
-use crate::{Config, Forecaster, Scaler, Source, StockLstm};
+use crate::{Config, DataSettings, Forecaster, Scaler, StockLstm};
 
 /// Flags for how a price file is read.
 const FLAGS: &[Flag] = &[
@@ -25,7 +25,7 @@ const FLAGS: &[Flag] = &[
 impl Task for StockTask {
     const NAME: &'static str = NAME;
     type Architecture = Config;
-    type Source = Source;
+    type Data = DataSettings;
     type Settings = NoSettings;
     type Model = StockLstm;
     /// Scaled features (b, t, f) and scaled targets (b, 1).
@@ -123,7 +123,7 @@ impl Recipe for StockTask {
 
     fn open(
         config: &Config,
-        source: &Source,
+        source: &DataSettings,
         seed: u64,
         fitted: Option<&Value>,
         device: &Device,
@@ -162,7 +162,7 @@ impl Predict for StockTask {
     fn predict(
         model: StockLstm,
         config: &Config,
-        source: &Source,
+        source: &DataSettings,
         fitted: &Value,
         request: &Request<ForecastOptions>,
         device: &Device,
@@ -183,7 +183,7 @@ mod tests {
 
     use super::*;
 
-    fn open(config: &Config, source: &Source) -> zoo_training::Result<StockTask> {
+    fn open(config: &Config, source: &DataSettings) -> zoo_training::Result<StockTask> {
         StockTask::open(config, source, 3, None, &Device::Cpu)
     }
 
@@ -208,7 +208,7 @@ mod tests {
             (Target::Close, FeatureSet::Close),
             (Target::Return, FeatureSet::Ohlcv),
         ] {
-            let source = Source { target, features, simulated_days: 300, ..Source::default() };
+            let source = DataSettings { target, features, simulated_days: 300, ..DataSettings::default() };
             let config = Config { input: features.len(), ..Config::tiny() };
             let task = open(&config, &source)?;
             let [valid, test, end] = task.splits;
@@ -233,7 +233,7 @@ mod tests {
 
     #[test]
     fn metrics_of_known_forecasts_are_known() -> zoo_training::Result<()> {
-        let task = open(&Config::tiny(), &Source { simulated_days: 200, ..Source::default() })?;
+        let task = open(&Config::tiny(), &DataSettings { simulated_days: 200, ..DataSettings::default() })?;
         let days =
             |f: &dyn Fn(usize) -> f64| -> Vec<f64> { task.range(Split::Test).map(|i| f(task.target_day(i))).collect() };
         let close = |d: usize| task.days.bars[d].close;
@@ -253,23 +253,26 @@ mod tests {
 
     #[test]
     fn what_cannot_work_is_refused_with_the_way_out() -> zoo_training::Result<()> {
-        let message = |config: &Config, source: &Source| open(config, source).map(|_| ()).unwrap_err().to_string();
+        let message =
+            |config: &Config, source: &DataSettings| open(config, source).map(|_| ()).unwrap_err().to_string();
         assert!(
-            message(&Config::default(), &Source { simulated_days: 60, ..Source::default() })
+            message(&Config::default(), &DataSettings { simulated_days: 60, ..DataSettings::default() })
                 .contains("needs at least 68")
         );
-        let task = open(&Config::default(), &Source { simulated_days: 68, ..Source::default() })?;
+        let task = open(&Config::default(), &DataSettings { simulated_days: 68, ..DataSettings::default() })?;
         assert!([Split::Train, Split::Valid, Split::Test].iter().all(|s| task.samples(*s) > 0));
         assert!(
-            message(&Config::default(), &Source { features: FeatureSet::Ohlcv, ..Source::default() })
+            message(&Config::default(), &DataSettings { features: FeatureSet::Ohlcv, ..DataSettings::default() })
                 .contains("the preset ohlcv")
         );
         assert!(
-            message(&Config::default(), &Source { valid: 0.6, test: 0.4, ..Source::default() })
+            message(&Config::default(), &DataSettings { valid: 0.6, test: 0.4, ..DataSettings::default() })
                 .contains("training part")
         );
-        let close =
-            open(&Config::tiny(), &Source { target: Target::Close, simulated_days: 2000, ..Source::default() })?;
+        let close = open(
+            &Config::tiny(),
+            &DataSettings { target: Target::Close, simulated_days: 2000, ..DataSettings::default() },
+        )?;
         assert!(close.warnings()[0].contains("outside the training range"), "{:?}", close.warnings());
         Ok(())
     }

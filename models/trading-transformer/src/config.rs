@@ -133,7 +133,7 @@ pub enum SimulatedMarket {
 /// The table `[data]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Source {
+pub struct DataSettings {
     /// A daily price file with open, high, low, close and volume; a simulated market if empty. For a policy also a folder of such
     /// files, one a symbol.
     pub path: String,
@@ -177,7 +177,7 @@ pub struct Source {
     pub walk_forward: usize,
 }
 
-impl Default for Source {
+impl Default for DataSettings {
     fn default() -> Self {
         Self {
             path: String::new(),
@@ -205,7 +205,7 @@ impl Default for Source {
 }
 
 #[cfg(feature = "train")]
-impl Source {
+impl DataSettings {
     /// How its file is read.
     pub fn reading(&self) -> zoo_market::Reading {
         zoo_market::Reading {

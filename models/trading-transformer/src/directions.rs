@@ -12,7 +12,7 @@ use crate::baseline::{Logistic, shares};
 use crate::data::{Batch, Data};
 use crate::features::{FEATURES, Trader, WARMUP, of_bars, windows};
 use crate::statistics::standard_errors;
-use crate::{Config, DIRECTIONS, Source, TradingTransformer};
+use crate::{Config, DIRECTIONS, DataSettings, TradingTransformer};
 
 /// Samples of a batch when evaluating.
 const BATCH: usize = 256;
@@ -123,7 +123,7 @@ impl Directions {
 impl Directions {
     pub(crate) fn open(
         config: &Config,
-        source: &Source,
+        source: &DataSettings,
         seed: u64,
         fitted: Option<&Value>,
         device: &Device,
@@ -131,7 +131,7 @@ impl Directions {
         if let Some(problem) = source.problem().or_else(|| config.problem()) {
             return Err(Error::Usage(problem));
         }
-        let &Source { ref path, horizon, band, positions, valid, test, simulated_days, .. } = source;
+        let &DataSettings { ref path, horizon, band, positions, valid, test, simulated_days, .. } = source;
         if !((1..=10_000).contains(&horizon) && band.is_finite() && band >= 0.) {
             return Err(Error::Usage(
                 "data.horizon must be 1 to 10,000 bars and data.band must not be negative".into(),
@@ -300,13 +300,13 @@ impl Data for Directions {
 mod tests {
     use super::*;
 
-    fn open(source: &Source) -> zoo_training::Result<Directions> {
+    fn open(source: &DataSettings) -> zoo_training::Result<Directions> {
         Directions::open(&Config::default(), source, 3, None, &Device::Cpu)
     }
 
     #[test]
     fn parts_are_in_time_order_and_share_no_bar() -> zoo_training::Result<()> {
-        let task = open(&Source { simulated_days: 800, ..Source::default() })?;
+        let task = open(&DataSettings { simulated_days: 800, ..DataSettings::default() })?;
         let [train, valid, test] = &task.splits;
         assert_eq!(train.start, WARMUP + 19);
         for (before, after) in [(train, valid), (valid, test)] {
@@ -337,7 +337,7 @@ mod tests {
 
     #[test]
     fn metrics_of_known_chances_are_known() -> zoo_training::Result<()> {
-        let task = open(&Source { simulated_days: 900, ..Source::default() })?;
+        let task = open(&DataSettings { simulated_days: 900, ..DataSettings::default() })?;
         let labels = &task.labels[task.range(Split::Test)];
         let sure = |f: &dyn Fn(i64) -> i64| -> Vec<Vec<f32>> {
             let one = |y: i64| (0..3).map(|i| if i == f(y) { 1. } else { 0. }).collect();
@@ -362,16 +362,17 @@ mod tests {
 
     #[test]
     fn what_cannot_work_is_refused_with_the_way_out() {
-        let message = |source: &Source| open(source).map(|_| ()).unwrap_err().to_string();
-        let short = message(&Source { simulated_days: 250, ..Source::default() });
+        let message = |source: &DataSettings| open(source).map(|_| ()).unwrap_err().to_string();
+        let short = message(&DataSettings { simulated_days: 250, ..DataSettings::default() });
         assert!(short.contains("250 days, at least 276 are needed"), "{short}");
-        assert!(open(&Source { simulated_days: 276, ..Source::default() }).is_ok());
-        assert!(open(&Source { simulated_days: 275, ..Source::default() }).is_err());
+        assert!(open(&DataSettings { simulated_days: 276, ..DataSettings::default() }).is_ok());
+        assert!(open(&DataSettings { simulated_days: 275, ..DataSettings::default() }).is_err());
         assert!(
-            open(&Source { band: 100., ..Source::default() }).is_ok_and(|t| t.warnings()[0].contains("100 % of the"))
+            open(&DataSettings { band: 100., ..DataSettings::default() })
+                .is_ok_and(|t| t.warnings()[0].contains("100 % of the"))
         );
-        assert!(message(&Source { horizon: 0, ..Source::default() }).contains("data.horizon"));
-        assert!(message(&Source { valid: 0.6, test: 0.4, ..Source::default() }).contains("training part"));
-        assert!(message(&Source { column: "x".into(), ..Source::default() }).contains("data.path"));
+        assert!(message(&DataSettings { horizon: 0, ..DataSettings::default() }).contains("data.horizon"));
+        assert!(message(&DataSettings { valid: 0.6, test: 0.4, ..DataSettings::default() }).contains("training part"));
+        assert!(message(&DataSettings { column: "x".into(), ..DataSettings::default() }).contains("data.path"));
     }
 }

@@ -41,7 +41,7 @@ mod task;
 #[cfg(feature = "train")]
 pub mod trading;
 
-pub use config::{Config, Head, InputNorm, SimulatedMarket, Source};
+pub use config::{Config, DataSettings, Head, InputNorm, SimulatedMarket};
 #[cfg(feature = "train")]
 pub use data::{Batch, Settings, TradingTask};
 #[cfg(feature = "train")]

@@ -8,7 +8,7 @@ use zoo_layers::{Mode, ops};
 use zoo_training::{Error, Name, Picture, Prediction, Result};
 
 use crate::features::{FEATURES, WARMUP, of_bars};
-use crate::{Config, DIRECTIONS, Source, TradingTransformer};
+use crate::{Config, DIRECTIONS, DataSettings, TradingTransformer};
 
 /// Bars at once.
 const BATCH: usize = 256;
@@ -19,7 +19,7 @@ const SHOWN: usize = 250;
 pub(crate) fn predict(
     model: &TradingTransformer,
     config: &Config,
-    source: &Source,
+    source: &DataSettings,
     input: &Path,
     device: &Device,
 ) -> Result<Prediction> {

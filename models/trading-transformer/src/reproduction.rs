@@ -15,7 +15,7 @@ use zoo_training::health::{Check, PoolingHealth, Probe, ProbeKind, Profile, Watc
 use crate::data::Data;
 use crate::directions::Directions;
 use crate::features::{FEATURES, groups};
-use crate::{Config, InputNorm, Source, TradingTransformer};
+use crate::{Config, DataSettings, InputNorm, TradingTransformer};
 
 /// The map that died.
 const PROJECTION: &str = "temporal_projection.weight";
@@ -205,7 +205,7 @@ pub fn read(arm: Arm, settings: Settings, heard: &mut dyn FnMut() -> bool) -> zo
 }
 
 fn market(settings: Settings) -> zoo_training::Result<Directions> {
-    Directions::open(&Config::default(), &Source::default(), settings.seed, None, &Device::Cpu)
+    Directions::open(&Config::default(), &DataSettings::default(), settings.seed, None, &Device::Cpu)
 }
 
 fn factor(feature: usize, of_position: f64) -> f32 {

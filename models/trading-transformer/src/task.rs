@@ -18,7 +18,7 @@ use crate::directions::Directions;
 use crate::features::FEATURES;
 use crate::model::POLICY_WIDTH;
 use crate::trading::{self, Policy};
-use crate::{Config, DIRECTIONS, Head, Source, TradingTransformer, predict};
+use crate::{Config, DIRECTIONS, DataSettings, Head, TradingTransformer, predict};
 
 /// Flags for how a price file is read.
 const FLAGS: &[Flag] = &[
@@ -53,7 +53,7 @@ weight_decay = 0.0
 impl Task for TradingTask {
     const NAME: &'static str = NAME;
     type Architecture = Config;
-    type Source = Source;
+    type Data = DataSettings;
     type Settings = Settings;
     type Model = TradingTransformer;
     type Batch = Batch;
@@ -104,7 +104,7 @@ impl Task for TradingTask {
 
     fn health() -> Profile {
         Profile {
-            rate: Some(2e-5..=9e-4),
+            lr: Some(2e-5..=9e-4),
             clip: Some(5. ..=10.),
             gain: Some(0.6..=0.8),
             normalize: Some("model.input_norm=running"),
@@ -213,7 +213,7 @@ impl Recipe for TradingTask {
 
     fn open(
         config: &Config,
-        source: &Source,
+        source: &DataSettings,
         seed: u64,
         fitted: Option<&Value>,
         device: &Device,
@@ -248,7 +248,7 @@ impl Predict for TradingTask {
     fn predict(
         model: TradingTransformer,
         config: &Config,
-        source: &Source,
+        source: &DataSettings,
         fitted: &Value,
         request: &Request<PositionOptions>,
         device: &Device,

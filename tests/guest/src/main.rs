@@ -35,14 +35,14 @@ impl Default for Architecture {
 /// The table `[data]`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct Source {
+struct DataSettings {
     /// A file of numbers, one a line; a sum of sines if empty.
     path: String,
     /// Values of it to use.
     length: usize,
 }
 
-impl Default for Source {
+impl Default for DataSettings {
     fn default() -> Self {
         Self { path: String::new(), length: 400 }
     }
@@ -66,7 +66,7 @@ struct Tides {
     window: usize,
 }
 
-fn series(source: &Source) -> zoo_training::Result<Vec<f32>> {
+fn series(source: &DataSettings) -> zoo_training::Result<Vec<f32>> {
     if source.path.is_empty() {
         return Ok((0..source.length).map(|t| t as f32).map(|t| (0.3 * t).sin() + 0.5 * (0.11 * t).cos()).collect());
     }
@@ -81,7 +81,7 @@ fn series(source: &Source) -> zoo_training::Result<Vec<f32>> {
 impl Task for Tides {
     const NAME: &'static str = "tides";
     type Architecture = Architecture;
-    type Source = Source;
+    type Data = DataSettings;
     type Settings = NoSettings;
     type Model = Network;
     type Batch = (Tensor, Tensor);
@@ -138,7 +138,7 @@ impl Recipe for Tides {
 
     fn open(
         a: &Architecture,
-        source: &Source,
+        source: &DataSettings,
         _: u64,
         _: Option<&Value>,
         _: &Device,
@@ -185,13 +185,13 @@ impl Predict for Tides {
     fn predict(
         model: Network,
         a: &Architecture,
-        source: &Source,
+        source: &DataSettings,
         _: &Value,
         request: &Request<Ahead>,
         _: &Device,
     ) -> zoo_training::Result<Prediction> {
         let path = request.input.display().to_string();
-        let mut series = series(&Source { path, ..source.clone() })?;
+        let mut series = series(&DataSettings { path, ..source.clone() })?;
         let mut rows = vec![];
         for step in 1..=request.options.steps {
             let window = series[series.len() - a.window..].to_vec();

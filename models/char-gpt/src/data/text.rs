@@ -5,10 +5,10 @@ use std::path::Path;
 use zoo_training::Error;
 
 use super::dialogue;
-use crate::{Source, Vocabulary};
+use crate::{DataSettings, Vocabulary};
 
 /// The text at a path, or generated dialogue; and what it is.
-pub(crate) fn read(source: &Source, seed: u64) -> zoo_training::Result<(String, String)> {
+pub(crate) fn read(source: &DataSettings, seed: u64) -> zoo_training::Result<(String, String)> {
     if source.path.is_empty() {
         return Ok((dialogue(source.generated, seed), "generated dialogue".into()));
     }
@@ -29,6 +29,6 @@ pub(crate) fn read(source: &Source, seed: u64) -> zoo_training::Result<(String, 
 }
 
 /// The characters of the text that is there, as a vocabulary's text.
-pub(crate) fn characters(source: &Source) -> zoo_training::Result<String> {
+pub(crate) fn characters(source: &DataSettings) -> zoo_training::Result<String> {
     Ok(Vocabulary::of(&read(source, 0)?.0))
 }

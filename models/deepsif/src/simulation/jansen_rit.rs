@@ -13,7 +13,7 @@
 
 use candle_core::Result;
 use pulp::{Simd, WithSimd};
-use zoo_layers::ops::glue::{Buffer, Pointer, parallel, simd, vector};
+use zoo_kernels::cpu::{Buffer, Pointer, parallel, simd, vector};
 use zoo_layers::random::Stream;
 
 /// Rate of the excitatory membrane, 1/s.
@@ -202,7 +202,7 @@ fn heun<S: Simd>(s: S, y: [S::f32s; 6], gain: S::f32s, input: S::f32s) -> [S::f3
 
 #[cfg(test)]
 mod tests {
-    use zoo_layers::ops::glue::simd::{levels, with_level};
+    use zoo_kernels::cpu::simd::{levels, with_level};
     use zoo_layers::random::Purpose;
 
     use super::*;

@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 use candle_core::Result;
 use serde::{Deserialize, Serialize};
-use zoo_layers::ops::glue::matmul::matmul;
-use zoo_layers::ops::glue::product::Matrix;
+use zoo_kernels::cpu::matmul::matmul;
+use zoo_kernels::cpu::product::Matrix;
 use zoo_layers::random::{Purpose, Stream, layer_id};
 
 use crate::head::Head;
@@ -288,7 +288,7 @@ fn bring(x: &mut [f32], to: f64) {
 
 #[cfg(test)]
 mod tests {
-    use zoo_layers::ops::glue::check::same_bits_on_any_threads;
+    use zoo_kernels::check::same_bits_on_any_threads;
 
     use super::*;
 

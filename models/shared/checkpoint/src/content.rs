@@ -154,28 +154,7 @@ pub fn compare(a: (&Source, &TensorInfo), b: (&Source, &TensorInfo)) -> Result<O
 pub fn average(sources: &[Source], path: &Path, format: Format, stop: &AtomicBool) -> Result<Vec<String>> {
     let mut kept = vec![];
     let Some((first, others)) = sources.split_first() else { return Ok(kept) };
-    for source in others {
-        for t in &first.tensors {
-            let Some(other) = source.find(&t.name) else {
-                return Err(Error::Missing { path: source.path.clone(), tensor: t.name.clone() });
-            };
-            if other.shape != t.shape || other.dtype != t.dtype {
-                let reason = format!(
-                    "tensor {} is {} {:?}, in {} it is {} {:?}",
-                    t.name,
-                    other.dtype,
-                    other.shape,
-                    first.path.display(),
-                    t.dtype,
-                    t.shape
-                );
-                return Err(Error::Refused { path: source.path.clone(), reason });
-            }
-        }
-        if let Some(t) = source.tensors.iter().find(|t| first.find(&t.name).is_none()) {
-            return Err(Error::Missing { path: first.path.clone(), tensor: t.name.clone() });
-        }
-    }
+    others.iter().try_for_each(|other| alike(first, other))?;
     let mut plan = Plan::new(first);
     plan.fit(format);
     if let Some(lost) = sources.iter().flat_map(|s| &s.left_out).next() {
@@ -208,24 +187,7 @@ pub fn average(sources: &[Source], path: &Path, format: Format, stop: &AtomicBoo
                 }
                 return first.stream(&View::whole(t), to, sink);
             }
-            let mut mean = vec![0f64; t.elements()];
-            for source in sources {
-                let t = source.find(&t.name).unwrap_or(t);
-                let mut at = 0;
-                source.stream(&View::whole(t), Dtype::F64, &mut |piece| {
-                    if stop.load(Ordering::Relaxed) {
-                        return Err(Error::Refused {
-                            path: path.into(),
-                            reason: "stopped: nothing was written".into(),
-                        });
-                    }
-                    for v in floats(Dtype::F64, piece) {
-                        mean[at] += v / sources.len() as f64;
-                        at += 1;
-                    }
-                    Ok(())
-                })?;
-            }
+            let mean = mean(sources, t, path, stop)?;
             let named =
                 |reason: String| Error::Refused { path: path.into(), reason: format!("tensor {}: {reason}", t.name) };
             if mean.iter().any(|v| !v.is_finite()) {
@@ -240,4 +202,49 @@ pub fn average(sources: &[Source], path: &Path, format: Format, stop: &AtomicBoo
         })
     })?;
     Ok(kept)
+}
+
+/// Refuses files that have not the same tensors, each of the same type and shape.
+fn alike(first: &Source, source: &Source) -> Result<()> {
+    for t in &first.tensors {
+        let Some(other) = source.find(&t.name) else {
+            return Err(Error::Missing { path: source.path.clone(), tensor: t.name.clone() });
+        };
+        if other.shape != t.shape || other.dtype != t.dtype {
+            let reason = format!(
+                "tensor {} is {} {:?}, in {} it is {} {:?}",
+                t.name,
+                other.dtype,
+                other.shape,
+                first.path.display(),
+                t.dtype,
+                t.shape
+            );
+            return Err(Error::Refused { path: source.path.clone(), reason });
+        }
+    }
+    if let Some(t) = source.tensors.iter().find(|t| first.find(&t.name).is_none()) {
+        return Err(Error::Missing { path: first.path.clone(), tensor: t.name.clone() });
+    }
+    Ok(())
+}
+
+/// The mean of a tensor over all files, in f64.
+fn mean(sources: &[Source], of: &TensorInfo, path: &Path, stop: &AtomicBool) -> Result<Vec<f64>> {
+    let mut mean = vec![0f64; of.elements()];
+    for source in sources {
+        let t = source.find(&of.name).unwrap_or(of);
+        let mut at = 0;
+        source.stream(&View::whole(t), Dtype::F64, &mut |piece| {
+            if stop.load(Ordering::Relaxed) {
+                return Err(Error::Refused { path: path.into(), reason: "stopped: nothing was written".into() });
+            }
+            for v in floats(Dtype::F64, piece) {
+                mean[at] += v / sources.len() as f64;
+                at += 1;
+            }
+            Ok(())
+        })?;
+    }
+    Ok(mean)
 }

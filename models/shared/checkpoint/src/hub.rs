@@ -19,7 +19,7 @@ use crate::{Error, Result, Source, atomic, open};
 
 /// Where a file is: `owner/name`, a revision and a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct HubPath {
     /// `owner/name`.
     pub repository: String,
     /// A branch, tag or commit; `None` for the main branch.
@@ -28,7 +28,7 @@ pub struct Place {
     pub file: Option<String>,
 }
 
-impl Place {
+impl HubPath {
     /// From `owner/name[@revision]`, with or without `hf://` before it and `/path/to/file` behind the name.
     ///
     /// # Errors
@@ -148,13 +148,13 @@ impl Hub {
         Ok(Self { client, cache, offline: truth("HF_HUB_OFFLINE") })
     }
 
-    fn repository(&self, place: &Place) -> HFRepositorySync<RepoTypeModel> {
+    fn repository(&self, place: &HubPath) -> HFRepositorySync<RepoTypeModel> {
         let (owner, name) = hf_hub::split_id(&place.repository);
         self.client.model(owner, name)
     }
 
     /// The repository's files and their sizes.
-    fn list(&self, place: &Place) -> Result<Vec<(String, u64)>> {
+    fn list(&self, place: &HubPath) -> Result<Vec<(String, u64)>> {
         let list = self.repository(place).list_tree().maybe_revision(place.revision.clone()).recursive(true).send();
         let file = |e| match e {
             RepoTreeEntry::File { path, size, .. } => Some((path, size)),
@@ -170,12 +170,12 @@ impl Hub {
     /// # Errors
     /// No such repository, revision or file, no permission, no connection, or content that is not what the hub says: that
     /// is removed again.
-    pub fn pull(&self, place: &Place, report: &Report) -> Result<Vec<Fetched>> {
+    pub fn pull(&self, place: &HubPath, report: &Report) -> Result<Vec<Fetched>> {
         if let Some(file) = &place.file {
             return Ok(vec![self.fetch(place, file, None, report)?]);
         }
         if self.offline {
-            let reason = "offline (HF_HUB_OFFLINE), its files cannot be listed: name one by --file".into();
+            let reason = "offline (HF_HUB_OFFLINE), its files cannot be listed: name the file that you want".into();
             return Err(Error::Hub { repository: place.repository.clone(), reason });
         }
         let files = self.list(place)?;
@@ -193,7 +193,7 @@ impl Hub {
         found.into_iter().chain(beside).map(|(f, size)| self.fetch(place, f, Some(*size), report)).collect()
     }
 
-    fn fetch(&self, place: &Place, file: &str, size: Option<u64>, report: &Report) -> Result<Fetched> {
+    fn fetch(&self, place: &HubPath, file: &str, size: Option<u64>, report: &Report) -> Result<Fetched> {
         let named = format!("{}: {file}", place.repository);
         let plain = |part: &str| !matches!(part, "" | "." | "..") && !part.contains(['\\', ':', '\0']);
         if !file.split('/').all(plain) {
@@ -239,7 +239,7 @@ impl Hub {
     }
 
     /// The file that a name was meant for, if there is none of that name.
-    fn explain(&self, place: &Place, file: &str, e: HFError) -> Error {
+    fn explain(&self, place: &HubPath, file: &str, e: HFError) -> Error {
         let error = failed(&format!("{}: {file}", place.repository), e);
         match (&error, self.offline) {
             (Error::Hub { repository, reason }, false) if reason.starts_with("there is no such file") => {
@@ -256,7 +256,7 @@ impl Hub {
     ///
     /// # Errors
     /// As for [`Hub::pull`], or the file is of another format.
-    pub fn inspect(&self, place: &Place) -> Result<Source> {
+    pub fn inspect(&self, place: &HubPath) -> Result<Source> {
         let Some(file) = &place.file else {
             let reason = "name a file: hf://OWNER/NAME/FILE".into();
             return Err(Error::Hub { repository: place.repository.clone(), reason });
@@ -317,7 +317,7 @@ impl Hub {
     /// No permission, no connection.
     pub fn push(
         &self,
-        place: &Place,
+        place: &HubPath,
         files: &[(String, PathBuf)],
         private: bool,
         message: &str,
@@ -407,18 +407,18 @@ mod tests {
 
     #[test]
     fn places_are_read() -> Result<()> {
-        let place = Place::parse("hf://me/gpt@v1/folder/model.safetensors")?;
+        let place = HubPath::parse("hf://me/gpt@v1/folder/model.safetensors")?;
         assert_eq!(
             place,
-            Place {
+            HubPath {
                 repository: "me/gpt".into(),
                 revision: Some("v1".into()),
                 file: Some("folder/model.safetensors".into())
             }
         );
-        assert_eq!(Place::parse("me/gpt")?, Place { repository: "me/gpt".into(), revision: None, file: None });
+        assert_eq!(HubPath::parse("me/gpt")?, HubPath { repository: "me/gpt".into(), revision: None, file: None });
         for wrong in ["", "gpt", "me/", "/gpt", "me/gpt@", "m e/gpt", "me/gpt/", "../gpt"] {
-            assert!(Place::parse(wrong).is_err(), "{wrong}");
+            assert!(HubPath::parse(wrong).is_err(), "{wrong}");
         }
         Ok(())
     }

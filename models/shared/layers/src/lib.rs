@@ -5,7 +5,6 @@ mod layers;
 pub mod ops;
 pub mod optim;
 mod params;
-pub mod random;
 mod sampling;
 pub mod statistics;
 
@@ -15,3 +14,7 @@ pub use layers::{
 };
 pub use params::{Gradients, Param, Params, nearest};
 pub use sampling::{Sampler, Sampling};
+pub use zoo_kernels::random;
+
+#[cfg(feature = "cuda")]
+include!(concat!(env!("OUT_DIR"), "/ptx.rs"));

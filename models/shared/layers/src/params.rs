@@ -24,7 +24,7 @@ pub struct Param {
     pub buffer: bool,
 }
 
-enum Source {
+enum Origin {
     /// Draw initial values from this seed.
     Seed(u64),
     /// Take loaded tensors by name.
@@ -32,7 +32,7 @@ enum Source {
 }
 
 struct Inner {
-    source: Source,
+    source: Origin,
     params: Vec<Param>,
     index: HashMap<String, usize>,
     frozen: Box<dyn Fn(&str) -> bool + Send>,
@@ -50,7 +50,7 @@ pub struct Params {
 }
 
 impl Params {
-    fn new(source: Source, device: &Device, track: bool) -> Self {
+    fn new(source: Origin, device: &Device, track: bool) -> Self {
         let inner = Inner { source, params: vec![], index: HashMap::new(), frozen: Box::new(|_| false), track };
         Self { inner: Arc::new(Mutex::new(inner)), device: device.clone() }
     }
@@ -58,7 +58,7 @@ impl Params {
     /// Trainable parameters whose initial values are drawn from `seed`, each by its own name: adding a layer does not
     /// change the others'.
     pub fn init(seed: u64, device: &Device) -> Self {
-        Self::new(Source::Seed(seed), device, true)
+        Self::new(Origin::Seed(seed), device, true)
     }
 
     /// A model over `tensors`, for one that only runs: its parameters are constants, and no graph is recorded.
@@ -71,7 +71,7 @@ impl Params {
         device: &Device,
         build: impl FnOnce(VarBuilder<'static>) -> Result<M>,
     ) -> Result<(M, Self)> {
-        let params = Self::new(Source::Loaded(tensors), device, false);
+        let params = Self::new(Origin::Loaded(tensors), device, false);
         let model = build(params.builder())?;
         params.check()?;
         Ok((model, params))
@@ -86,7 +86,7 @@ impl Params {
         present: impl IntoIterator<Item = (&'t str, &'t [usize])>,
         build: impl FnOnce(VarBuilder<'static>) -> Result<M>,
     ) -> Result<Vec<String>> {
-        let params = Self::new(Source::Loaded(BTreeMap::new()), &Device::Cpu, false);
+        let params = Self::new(Origin::Loaded(BTreeMap::new()), &Device::Cpu, false);
         build(params.builder())?;
         let present: BTreeMap<String, &[usize]> = present.into_iter().map(|(n, dims)| (n.to_string(), dims)).collect();
         let inner = params.lock();
@@ -150,7 +150,7 @@ impl Params {
 
     fn check(&self) -> Result<()> {
         let inner = self.lock();
-        let Source::Loaded(tensors) = &inner.source else { return Ok(()) };
+        let Origin::Loaded(tensors) = &inner.source else { return Ok(()) };
         report(mismatches(&inner.params, &shapes(tensors)))?;
         for p in &inner.params {
             if !norm_squared(&p.var)?.is_finite() {
@@ -238,10 +238,10 @@ struct Backend {
 impl Backend {
     fn create(inner: &Inner, shape: &Shape, name: &str, init: Init, dtype: DType, device: &Device) -> Result<Tensor> {
         match &inner.source {
-            Source::Seed(seed) => {
+            Origin::Seed(seed) => {
                 draw(init, shape, Stream::new(*seed, Purpose::Init, layer_id(name), 0), device)?.to_dtype(dtype)
             }
-            Source::Loaded(tensors) => match tensors.get(name) {
+            Origin::Loaded(tensors) => match tensors.get(name) {
                 Some(t) if t.shape() == shape => t.to_dtype(dtype)?.to_device(device),
                 // A model of these is never handed out: its check refuses it.
                 _ => Tensor::zeros(shape, dtype, device),
@@ -286,8 +286,8 @@ impl SimpleBackend for Backend {
     fn contains_tensor(&self, name: &str) -> bool {
         let inner = self.params.lock();
         match &inner.source {
-            Source::Seed(_) => inner.index.contains_key(name),
-            Source::Loaded(tensors) => tensors.contains_key(name),
+            Origin::Seed(_) => inner.index.contains_key(name),
+            Origin::Loaded(tensors) => tensors.contains_key(name),
         }
     }
 }

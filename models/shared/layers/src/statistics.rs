@@ -1,10 +1,9 @@
 //! Sums and counts over the rows of a tensor, for those who watch gradients; computed where the tensor is.
 
 use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, bail};
-
-use crate::ops::glue::View;
-use crate::ops::glue::gpu::{Arg, Gpu, Grid, Module, module};
-use crate::ops::glue::simd;
+use zoo_kernels::cpu::simd;
+use zoo_kernels::gpu::{Arg, Gpu, Grid, Module};
+use zoo_kernels::{View, module};
 
 const KERNELS: Module = module!("statistics");
 
@@ -127,8 +126,8 @@ pub fn count(values: &[f32], f: impl Fn(f32) -> bool) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::glue::check::random;
-    use crate::ops::glue::gpu::emulated::{ready, with_emulation};
+    use zoo_kernels::check::random;
+    use zoo_kernels::gpu::emulated::{ready, with_emulation};
 
     #[test]
     fn a_kernel_counts_as_the_cpu_does() -> Result<()> {

@@ -2,7 +2,7 @@
 #![cfg(target_os = "linux")]
 
 use candle_core::{Result, Var};
-use zoo_layers::ops::glue::check::random;
+use zoo_kernels::check::random;
 use zoo_layers::ops::{AttentionOptions, attention};
 
 /// Peak memory in bytes.

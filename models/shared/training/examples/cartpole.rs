@@ -13,7 +13,7 @@ use serde_json::Value;
 use zoo_layers::random::{Purpose, Stream};
 use zoo_layers::{Linear, Mode, init};
 use zoo_training::config::{AdamConfig, ConfigOf, Overrides, resolve};
-use zoo_training::ppo::{self, ActorCritic, Collector, End, Environment, Settings, Step};
+use zoo_training::ppo::{self, ActorCritic, Collector, End, Environment, Settings, Transition};
 use zoo_training::{
     Event, Experience, Loss, Metrics, Observer, OptimizerConfig, Recipe, Result, Split, Task, TrainConfig, Trainer,
 };
@@ -100,7 +100,7 @@ impl Environment for Carts {
         Tensor::from_slice(views, (views.len() / 4, 4), &Device::Cpu)
     }
 
-    fn step(&mut self, actions: &[u32]) -> Vec<Step> {
+    fn step(&mut self, actions: &[u32]) -> Vec<Transition> {
         let mut steps = vec![];
         for (i, action) in actions.iter().enumerate() {
             let fell = self.carts[i].push(*action == 1);
@@ -114,7 +114,7 @@ impl Environment for Carts {
                 self.returns.push(cart.total);
                 self.carts[i] = self.fresh();
             }
-            steps.push(Step { reward: 1., end });
+            steps.push(Transition { reward: 1., end });
         }
         self.steps += actions.len() as u64;
         steps
@@ -157,7 +157,7 @@ impl Default for Architecture {
 
 #[derive(Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Source {}
+pub(crate) struct DataSettings {}
 
 /// Two networks of two hidden layers, as in the paper.
 pub(crate) struct Model {
@@ -233,7 +233,7 @@ impl zoo_training::Settings for PolicySettings {
 impl Task for Balance {
     const NAME: &'static str = "cartpole";
     type Architecture = Architecture;
-    type Source = Source;
+    type Data = DataSettings;
     type Settings = PolicySettings;
     type Model = Model;
     type Batch = ppo::Batch;
@@ -294,7 +294,7 @@ impl Recipe for Balance {
         }
     }
 
-    fn open(_: &Architecture, _: &Source, _: u64, _: Option<&Value>, _: &Device) -> Result<Self> {
+    fn open(_: &Architecture, _: &DataSettings, _: u64, _: Option<&Value>, _: &Device) -> Result<Self> {
         Ok(Self)
     }
 

@@ -1,7 +1,5 @@
-//! A classifier of one's own on a table of one's own, with the trainer: a run directory, checkpoints, and gradient health.
-//!
-//! `cargo run --release -p zoo-training --example classifier -- table.csv` trains on a CSV file whose last column is the
-//! class (0, 1, 2, …), on two spirals without one. Run it again: it resumes the run in runs/classifier.
+//! A classifier with the trainer: `cargo run --release -p zoo-training --example classifier -- table.csv` trains on a CSV file
+//! whose last column is the class (0, 1, 2, …), on two spirals without one. Run it again: it resumes runs/classifier.
 
 use std::path::Path;
 
@@ -9,7 +7,7 @@ use candle_core::{Device, Tensor};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 use zoo_layers::{Linear, Mode, ops};
-use zoo_training::{Config, Event, Loss, NoSettings, Observer, Split, Task, TrainConfig, Trainer};
+use zoo_training::{Config, Event, Loss, NoSettings, Split, Task, TrainConfig, Trainer};
 
 #[derive(Clone, Default, Serialize, Deserialize)]
 struct Sizes {
@@ -24,7 +22,7 @@ struct Table(Vec<(Vec<f32>, u32)>);
 impl Task for Table {
     const NAME: &'static str = "classifier";
     type Architecture = Sizes;
-    type Source = NoSettings;
+    type Data = NoSettings;
     type Settings = NoSettings;
     type Model = [Linear; 2];
     type Batch = (Tensor, Tensor);
@@ -53,17 +51,6 @@ impl Task for Table {
     }
 }
 
-/// Prints the validation loss.
-struct Print;
-
-impl Observer for Print {
-    fn observe(&mut self, event: &Event) {
-        if let Event::Evaluated { step, metrics, .. } = event {
-            println!("step {step}: validation loss {:.4}", metrics.value("loss"));
-        }
-    }
-}
-
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let table = match std::env::args().nth(1) {
         Some(path) => read(&std::fs::read_to_string(path)?)?,
@@ -76,10 +63,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         train: TrainConfig { epochs: 100, lr: 1e-2, eval_every: 100, ..TrainConfig::default() },
         task: NoSettings {},
     };
-    let path = Path::new("runs/classifier");
-    let outcome =
-        Trainer::begin_or_resume(&table, &config, &Device::Cpu, path, &mut Print)?.train(&mut Print, &|| false)?;
-    println!("{} steps, best validation loss {:?}; weights: {}", outcome.steps, outcome.best, path.display());
+    let mut print = |event: &Event| {
+        if let Event::Evaluated { step, metrics, .. } = event {
+            println!("step {step}: validation loss {:.4}", metrics.value("loss"));
+        }
+    };
+    let mut trainer =
+        Trainer::begin_or_resume(&table, &config, &Device::Cpu, Path::new("runs/classifier"), &mut print)?;
+    let outcome = trainer.train(&mut print, &|| false)?;
+    println!("{} steps; best validation loss and its step: {:?}", outcome.steps, outcome.best);
     Ok(())
 }
 

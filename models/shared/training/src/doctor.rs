@@ -37,7 +37,7 @@ pub const LATE: f64 = 0.05;
 pub const FALL: f64 = 0.1;
 /// Standard errors beyond which a change of the training loss is no chance.
 pub const CHANCE: f64 = 3.;
-/// Divergence of a policy from the one that acted, in nats, and share of clipped ratios: above either, the rate is too high.
+/// Divergence of a policy from the one that acted, in nats, and share of clipped ratios: above either, the learning rate is too high.
 pub const DIVERGENCE: f64 = 0.05;
 /// See [`DIVERGENCE`].
 pub const CLIPPED: f64 = 0.5;

@@ -19,7 +19,7 @@ pub trait Experience<T: Task> {
     ///
     /// # Errors
     /// candle's, or the environment's.
-    fn collect(&mut self, model: &T::Model, round: u64) -> Result<Metrics>;
+    fn collect(&mut self, model: &T::Model, rollout: u64) -> Result<Metrics>;
 
     /// Runs one rollout with uniformly random actions: what the environment costs by itself.
     ///

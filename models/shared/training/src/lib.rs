@@ -47,6 +47,6 @@ pub use recipe::{
 };
 pub use record::Difference;
 pub use run::{RunDirectory, RunFiles};
-pub use state::{Guard, LossScale, Round, State};
+pub use state::{Guard, LossScale, Rollout, State};
 pub use task::{Groups, Loss, Split, Task, mean_loss};
 pub use trainer::{End, GradientReport, Outcome, RateTest, Trainer, with_products};

@@ -62,6 +62,12 @@ pub trait Observer {
     fn observe(&mut self, event: &Event);
 }
 
+impl<F: FnMut(&Event)> Observer for F {
+    fn observe(&mut self, event: &Event) {
+        self(event);
+    }
+}
+
 /// Listens to nothing.
 pub struct Silent;
 

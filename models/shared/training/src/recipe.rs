@@ -126,7 +126,7 @@ pub trait Recipe: Task {
     /// The data cannot be read, or do not fit the architecture.
     fn open(
         architecture: &Self::Architecture,
-        source: &Self::Source,
+        source: &Self::Data,
         seed: u64,
         fitted: Option<&Value>,
         device: &Device,
@@ -237,7 +237,7 @@ pub trait Predict: Recipe {
     fn predict(
         model: Self::Model,
         architecture: &Self::Architecture,
-        source: &Self::Source,
+        source: &Self::Data,
         fitted: &Value,
         request: &Request<Self::Options>,
         device: &Device,
@@ -300,7 +300,7 @@ pub trait Import: Recipe {
     ///
     /// # Errors
     /// It does not say enough; the message says what is missing and how to give it.
-    fn adopt(foreign: &Foreign) -> Result<(Self::Architecture, Self::Source, Value)>;
+    fn adopt(foreign: &Foreign) -> Result<(Self::Architecture, Self::Data, Value)>;
 
     /// What another program wants to find beside the tensors.
     ///

@@ -77,7 +77,7 @@ pub(crate) fn on_record<T: Task>(task: &T, config: &ConfigOf<T>) -> Result<Value
 pub(crate) fn differences<T: Task>(before: &Value, now: &Value, config: &ConfigOf<T>) -> Result<Vec<Difference>> {
     let defaults: ConfigOf<T> = Config {
         model: T::Architecture::default(),
-        data: T::Source::default(),
+        data: T::Data::default(),
         train: TrainConfig::default(),
         task: T::Settings::default(),
     };

@@ -1,6 +1,6 @@
 //! What values from several seeds say together.
 
-/// Student's t for a two-sided interval of 95 % by degrees of freedom, from 1; the last serves beyond, a little too wide.
+/// Student's t for a two-sided interval of 95 % by degrees of freedom, from 1; the last is used beyond, a little too wide.
 const T: [f64; 20] = [
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
     2.110, 2.101, 2.093, 2.086,

@@ -18,16 +18,16 @@ pub struct State {
     pub updates: u64,
     /// The number of the next micro-batch; rollbacks pass over some.
     pub micro_batch: u64,
-    /// The rollout whose samples are at hand, where the model collects them by acting.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub round: Option<Round>,
+    /// The current rollout, where the model collects its samples by acting.
+    #[serde(rename = "round", default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<Rollout>,
     /// The best evaluations, best first: validation loss and step.
     pub best: Vec<(f64, u64)>,
     /// Evaluations since the best.
     pub stale: u64,
-    /// The plateau schedule's memory.
+    /// State of the plateau schedule.
     pub plateau: Plateau,
-    /// What was refused, and what is usual.
+    /// Refused steps, and statistics of recent ones.
     pub guard: Guard,
     /// What the loss is multiplied by where gradients are f16.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -69,15 +69,15 @@ impl LossScale {
             false if self.steps >= Self::PATIENCE => (self.factor * 2.).min(16_777_216.),
             false => return false,
         };
-        let answered = overflowed && factor != self.factor;
+        let reduced = overflowed && factor != self.factor;
         *self = Self { factor, steps: 0 };
-        answered
+        reduced
     }
 }
 
 /// A rollout: samples that the model collected by acting.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Round {
+pub struct Rollout {
     /// Its number, from 0.
     pub number: u64,
     /// Tells the data and settings apart that it was collected with.
@@ -85,7 +85,7 @@ pub struct Round {
 }
 
 impl State {
-    /// Forgets what losses were like, where those to come are of another kind.
+    /// Drops statistics of earlier losses, which those to come cannot be compared with.
     pub(crate) fn forget_losses(&mut self) {
         let guard = Guard { recent: vec![], ..std::mem::take(&mut self.guard) };
         *self = Self { best: vec![], stale: 0, plateau: Plateau::default(), guard, ..std::mem::take(self) };
@@ -93,10 +93,10 @@ impl State {
 
     /// Records an evaluation; whether it is the best, and whether it is among the best `keep`.
     pub(crate) fn evaluated(&mut self, loss: f64, keep: usize) -> (bool, bool) {
-        let place = self.best.iter().take_while(|(b, _)| *b <= loss).count();
-        let (best, kept) = (place == 0 && loss.is_finite(), place < keep && loss.is_finite());
+        let rank = self.best.iter().take_while(|(b, _)| *b <= loss).count();
+        let (best, kept) = (rank == 0 && loss.is_finite(), rank < keep && loss.is_finite());
         if kept {
-            self.best.insert(place, (loss, self.step));
+            self.best.insert(rank, (loss, self.step));
             self.best.truncate(keep);
         }
         self.stale = if best { 0 } else { self.stale + 1 };
@@ -107,7 +107,7 @@ impl State {
 /// Steps that are compared with when looking for spikes.
 const WINDOW: usize = 128;
 
-/// Counts refused steps, and knows what losses and gradient norms were usual of late.
+/// Counts refused steps, and keeps the losses and gradient norms of recent steps.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Guard {
     /// Steps refused because the loss or a gradient was not finite.

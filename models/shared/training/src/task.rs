@@ -67,7 +67,7 @@ pub trait Task: Sized + Sync + 'static {
     /// The table `[model]`.
     type Architecture: Serialize + DeserializeOwned + Default + Clone;
     /// The table `[data]`. A key `path`, if it has one, says where files lie: weights record the file's name alone.
-    type Source: Serialize + DeserializeOwned + Default + Clone;
+    type Data: Serialize + DeserializeOwned + Default + Clone;
     /// Further tables of the task's own; [`NoSettings`](crate::config::NoSettings) for none.
     type Settings: Settings;
     /// The model.

@@ -18,7 +18,7 @@ enum Fault {
     DeadRelu,
     /// The head's input is detached.
     Detached,
-    /// A rate a thousand times too high.
+    /// A learning rate a thousand times too high.
     Rate,
     /// Inputs a hundred times too large.
     Saturated,
@@ -400,8 +400,7 @@ fn a_preflight_names_settings_outside_those_that_serve() -> std::result::Result<
     let vb = params.builder();
     Linear::with_biases(64, 64, Some(init::ZEROS), init::xavier_uniform(64, 64, 0.6), vb.pp("good"))?;
     Linear::with_biases(64, 64, Some(init::ZEROS), init::xavier_uniform(64, 64, 1.4), vb.pp("wild"))?;
-    let profile =
-        Profile { rate: Some(1e-5..=9e-4), clip: Some(5. ..=10.), gain: Some(0.6..=0.8), ..Profile::default() };
+    let profile = Profile { lr: Some(1e-5..=9e-4), clip: Some(5. ..=10.), gain: Some(0.6..=0.8), ..Profile::default() };
     let look = check(0, &[("good.weight", filled(4, 0, 1.)?)])?;
     let what = |lr: f64, clip: f64| -> zoo_training::Result<Vec<String>> {
         let config = json!({ "train": { "lr": lr, "clip_norm": clip, "init_from": "" } });

@@ -31,10 +31,10 @@ fn the_pole_is_balanced() -> Result<()> {
     Ok(())
 }
 
-/// Counts rounds and steps, and keeps the last estimate of the divergence.
+/// Counts rollouts and steps, and keeps the last estimate of the divergence.
 #[derive(Default)]
 struct Count {
-    rounds: u64,
+    rollouts: u64,
     steps: u64,
     most: f64,
 }
@@ -42,7 +42,7 @@ struct Count {
 impl Observer for Count {
     fn observe(&mut self, event: &Event) {
         match event {
-            Event::Collected { .. } => self.rounds += 1,
+            Event::Collected { .. } => self.rollouts += 1,
             Event::Step { parts, .. } => {
                 self.steps += 1;
                 self.most = parts.iter().filter(|p| p.0 == "kl").fold(self.most, |a, p| a.max(p.1));
@@ -53,7 +53,7 @@ impl Observer for Count {
 }
 
 #[test]
-fn a_round_serves_its_passes_or_ends_once_the_policy_has_moved() -> Result<()> {
+fn a_rollout_is_trained_on_for_its_passes_or_until_the_policy_has_moved() -> Result<()> {
     let count = |more: &[&str]| -> Result<Count> {
         let mut count = Count::default();
         Trainer::new(&Balance, &config(more)?, &Device::Cpu)?.train(&mut count, &|| false)?;
@@ -61,16 +61,16 @@ fn a_round_serves_its_passes_or_ends_once_the_policy_has_moved() -> Result<()> {
     };
     // 64 samples in batches of 16, three times.
     let whole = count(&[])?;
-    assert_eq!((whole.steps, whole.rounds), (70, 6));
+    assert_eq!((whole.steps, whole.rollouts), (70, 6));
     let strict = count(&["ppo.target_kl=1e-6"])?;
     assert_eq!(strict.steps, 70);
-    assert!(strict.rounds > 20, "{} rounds", strict.rounds);
+    assert!(strict.rollouts > 20, "{} rollouts", strict.rollouts);
     assert!(strict.most < whole.most);
     Ok(())
 }
 
 #[test]
-fn a_run_interrupted_within_a_round_goes_on_to_the_same_bytes() -> Result<()> {
+fn a_run_interrupted_within_a_rollout_goes_on_to_the_same_bytes() -> Result<()> {
     let dir = tempfile::tempdir().map_err(|e| zoo_training::Error::Run(e.to_string()))?;
     let config = config(&["train.checkpoint_every=7", "ppo.target_kl=0.02"])?;
     let [whole, parts] = ["whole", "parts"].map(|name| dir.path().join(name));

@@ -24,7 +24,7 @@ struct Architecture {
 
 #[derive(Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Source {
+struct DataSettings {
     noise: f64,
 }
 
@@ -42,7 +42,7 @@ const SAMPLES: usize = 20;
 impl Task for Line {
     const NAME: &'static str = "line";
     type Architecture = Architecture;
-    type Source = Source;
+    type Data = DataSettings;
     type Settings = NoSettings;
     type Model = Model;
     type Batch = (Tensor, Tensor);
@@ -88,7 +88,7 @@ impl Recipe for Line {
         TrainConfig { epochs: 3, batch_size: 6, optimizer, checkpoint_every: 4, ..Default::default() }
     }
 
-    fn open(a: &Architecture, _: &Source, _: u64, _: Option<&Value>, _: &Device) -> Result<Self> {
+    fn open(a: &Architecture, _: &DataSettings, _: u64, _: Option<&Value>, _: &Device) -> Result<Self> {
         Ok(Self { fault: a.fault.clone() })
     }
 
@@ -115,12 +115,12 @@ impl Recipe for Line {
     }
 }
 
-fn config(set: &[&str]) -> Result<Config<Architecture, Source>> {
+fn config(set: &[&str]) -> Result<Config<Architecture, DataSettings>> {
     resolve::<Line>(&Overrides { set: &set.iter().map(|s| s.to_string()).collect::<Vec<_>>(), ..Default::default() })
 }
 
 /// A trainer whose run begins at `path`.
-fn begun<'a>(task: &'a Line, config: &'a Config<Architecture, Source>, path: &Path) -> Result<Trainer<'a, Line>> {
+fn begun<'a>(task: &'a Line, config: &'a Config<Architecture, DataSettings>, path: &Path) -> Result<Trainer<'a, Line>> {
     let mut trainer = Trainer::new(task, config, &Device::Cpu)?;
     trainer.begin(path)?;
     Ok(trainer)

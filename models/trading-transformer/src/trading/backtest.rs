@@ -126,10 +126,10 @@ impl Record {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Config, Source};
+    use crate::{Config, DataSettings};
 
     fn market(rules: Rules) -> zoo_training::Result<Market> {
-        let source = Source { simulated_days: 700, ..Source::default() };
+        let source = DataSettings { simulated_days: 700, ..DataSettings::default() };
         let market = Market::open(&Config::default(), &source, 3)?;
         Ok(Market { rules, ..market })
     }

@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor};
 use zoo_layers::random::{Purpose, Stream};
 use zoo_market::Bar;
-use zoo_training::ppo::{End, Environment, Step};
+use zoo_training::ppo::{End, Environment, Transition};
 use zoo_training::{Metrics, Split};
 
 use super::YEAR;
@@ -171,7 +171,7 @@ impl Environment for Trading<'_> {
         self.market.observe(views)
     }
 
-    fn step(&mut self, actions: &[u32]) -> Vec<Step> {
+    fn step(&mut self, actions: &[u32]) -> Vec<Transition> {
         let mut steps = Vec::with_capacity(actions.len());
         for (i, action) in actions.iter().enumerate() {
             let walk = &mut self.walks[i];
@@ -197,7 +197,7 @@ impl Environment for Trading<'_> {
             if end != End::Open {
                 (self.walks[i], self.left[i]) = self.fresh();
             }
-            steps.push(Step { reward, end });
+            steps.push(Transition { reward, end });
         }
         self.steps += actions.len() as u64;
         self.tally.steps += actions.len();
@@ -250,10 +250,10 @@ impl Environment for Trading<'_> {
 mod tests {
     use super::*;
     use crate::features::of_bars;
-    use crate::{Config, Source};
+    use crate::{Config, DataSettings};
 
     fn market() -> zoo_training::Result<Market> {
-        let source = Source { simulated_days: 600, simulated_symbols: 2, ..Source::default() };
+        let source = DataSettings { simulated_days: 600, simulated_symbols: 2, ..DataSettings::default() };
         Market::open(&Config { bars: 5, ..Config::default() }, &source, 1)
     }
 

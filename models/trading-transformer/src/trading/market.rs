@@ -9,7 +9,7 @@ use zoo_training::{Error, Result, Split};
 
 use super::account::Rules;
 use crate::features::{self, WARMUP};
-use crate::{Config, SimulatedMarket, Source};
+use crate::{Config, DataSettings, SimulatedMarket};
 
 /// What is traded, with what is known of it bar by bar.
 pub(crate) struct Symbol {
@@ -55,7 +55,7 @@ pub(crate) struct Market {
 
 impl Market {
     /// Reads the file or the folder of files that `source` names, or simulates.
-    pub(crate) fn open(config: &Config, source: &Source, seed: u64) -> Result<Self> {
+    pub(crate) fn open(config: &Config, source: &DataSettings, seed: u64) -> Result<Self> {
         let path = Path::new(&source.path);
         let simulated = path.as_os_str().is_empty();
         let series = match simulated {
@@ -123,7 +123,7 @@ fn files(path: &Path) -> Result<Vec<PathBuf>> {
     }
 }
 
-fn simulations(source: &Source, seed: u64) -> Vec<(String, Days)> {
+fn simulations(source: &DataSettings, seed: u64) -> Vec<(String, Days)> {
     let one = |i: usize| {
         // Far from each other, so that seeds in a row share no symbol.
         let seed = seed.wrapping_add((i as u64) << 32);
@@ -138,8 +138,8 @@ fn simulations(source: &Source, seed: u64) -> Vec<(String, Days)> {
 
 /// Divides time into periods, the same for all symbols, with as many days of all symbols' calendar between two as an
 /// observation has bars.
-fn divide(symbols: &mut [Symbol], source: &Source, bars: usize) -> std::result::Result<(), String> {
-    let &Source { valid, test, walk_forward, .. } = source;
+fn divide(symbols: &mut [Symbol], source: &DataSettings, bars: usize) -> std::result::Result<(), String> {
+    let &DataSettings { valid, test, walk_forward, .. } = source;
     let decided = symbols.iter().flat_map(|s| s.days.dates[s.period(Split::Train)].iter().copied());
     let dates: Vec<_> = decided.collect::<BTreeSet<_>>().into_iter().collect();
     let share = |share: f64| (dates.len() as f64 * share).round() as usize;
@@ -187,16 +187,16 @@ fn divide(symbols: &mut [Symbol], source: &Source, bars: usize) -> std::result::
 mod tests {
     use super::*;
 
-    fn market(source: &Source) -> Result<Market> {
+    fn market(source: &DataSettings) -> Result<Market> {
         Market::open(&Config::default(), source, 1)
     }
 
     #[test]
     fn periods_follow_each_other_with_a_gap() -> Result<()> {
-        let source = Source { simulated_days: 1219 + 1, simulated_symbols: 2, ..Source::default() };
+        let source = DataSettings { simulated_days: 1219 + 1, simulated_symbols: 2, ..DataSettings::default() };
         let of =
             |m: &Market, s: usize| [Split::Train, Split::Valid, Split::Test].map(|split| m.symbols[s].period(split));
-        let market_of = |walk_forward| market(&Source { walk_forward, ..source.clone() });
+        let market_of = |walk_forward| market(&DataSettings { walk_forward, ..source.clone() });
         let whole = market_of(0)?;
         // 1000 decisions, of which 40 lie in gaps.
         assert_eq!(of(&whole, 0), [219..879, 899..1049, 1069..1219]);
@@ -207,7 +207,7 @@ mod tests {
         assert_eq!(of(&market_of(1)?, 1)[2], 919..1069, "test periods adjoin");
         let message = market_of(5).err().map(|e| e.to_string()).unwrap_or_default();
         assert!(message.contains("data.walk_forward"), "{message}");
-        let none = market(&Source { valid: 0., test: 0., ..source })?;
+        let none = market(&DataSettings { valid: 0., test: 0., ..source })?;
         assert_eq!(of(&none, 0), [219..1219, 1219..1219, 1219..1219]);
         Ok(())
     }
@@ -224,7 +224,7 @@ mod tests {
             std::fs::write(dir.path().join(name), text)?;
         }
         std::fs::write(dir.path().join("notes.txt"), "no prices")?;
-        let source = Source { path: dir.path().display().to_string(), ..Source::default() };
+        let source = DataSettings { path: dir.path().display().to_string(), ..DataSettings::default() };
         let market = market(&source)?;
         assert_eq!(market.symbols.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), ["long", "short"]);
         for split in [Split::Train, Split::Valid, Split::Test] {
@@ -236,7 +236,7 @@ mod tests {
         let message = self::market(&source).err().map(|e| e.to_string()).unwrap_or_default();
         assert!(message.starts_with("new: 1 days, a symbol needs at least 221"), "{message}");
         let empty = tempfile::tempdir()?;
-        let source = Source { path: empty.path().display().to_string(), ..Source::default() };
+        let source = DataSettings { path: empty.path().display().to_string(), ..DataSettings::default() };
         let message = self::market(&source).err().map(|e| e.to_string()).unwrap_or_default();
         assert!(message.contains("no CSV files"), "{message}");
         Ok(())

@@ -15,7 +15,7 @@ use super::market::Market;
 use crate::data::{Batch, Data, TradingTask};
 use crate::directions::UNTIL;
 use crate::statistics::standard_errors;
-use crate::{Config, Source, TradingTransformer};
+use crate::{Config, DataSettings, TradingTransformer};
 
 /// Shifts of the positions in time, at most, that timing is compared with.
 const SHIFTS: usize = 100;
@@ -64,7 +64,7 @@ pub(super) fn choose(
 impl Policy {
     pub(crate) fn open(
         config: &Config,
-        source: &Source,
+        source: &DataSettings,
         seed: u64,
         fitted: Option<&Value>,
         device: &Device,

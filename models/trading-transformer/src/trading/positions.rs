@@ -11,13 +11,13 @@ use super::market::{Market, Symbol, name};
 use super::policy::choose;
 use crate::directions::UNTIL;
 use crate::features::WARMUP;
-use crate::{Config, Source, TradingTransformer};
+use crate::{Config, DataSettings, TradingTransformer};
 
 /// Bars that the picture shows.
 const SHOWN: usize = 250;
 
 /// A file as a market of one symbol, and the first bar with enough history.
-fn market(config: &Config, source: &Source, input: &Path) -> Result<(Market, usize)> {
+fn market(config: &Config, source: &DataSettings, input: &Path) -> Result<(Market, usize)> {
     if let Some(problem) = source.problem() {
         return Err(Error::Usage(problem));
     }
@@ -77,7 +77,7 @@ fn follow(model: &TradingTransformer, market: &Market, first: usize, device: &De
 pub(crate) fn predict(
     model: &TradingTransformer,
     config: &Config,
-    source: &Source,
+    source: &DataSettings,
     fitted: &Value,
     input: &Path,
     device: &Device,

@@ -146,7 +146,7 @@ struct Heard {
     from: u64,
     norms: Vec<f64>,
     /// Step, share of active position features, share of trades that won.
-    rounds: Vec<(u64, f64, f64)>,
+    rollouts: Vec<(u64, f64, f64)>,
 }
 
 impl Observer for Heard {
@@ -155,7 +155,7 @@ impl Observer for Heard {
             Event::Step { step, grad_norm, .. } if *step > self.from => self.norms.push(*grad_norm),
             Event::Collected { step, metrics } => {
                 let of = |name: &str| metrics.value(name) / 100.;
-                self.rounds.push((*step, of("active_features"), of("win_rate")));
+                self.rollouts.push((*step, of("active_features"), of("win_rate")));
             }
             _ => {}
         }
@@ -164,13 +164,14 @@ impl Observer for Heard {
 
 fn monitored(folder: &std::path::Path, heard: &Heard) -> zoo_training::Result<Monitored> {
     let checks = Check::read(folder)?;
-    // In a short run the last look and the last round may lie before its last tenth.
+    // In a short run the last check and the last rollout may lie before its last tenth.
     let since = |last: Option<u64>| heard.from.min(last.unwrap_or_default());
     let looked = since(checks.last().map(|c| c.step - 1));
     let last: Vec<&Check> = checks.iter().filter(|c| c.step > looked).collect();
-    let acted = since(heard.rounds.last().map(|r| r.0));
-    let round =
-        |f: fn(&(u64, f64, f64)) -> f64| mean(&heard.rounds.iter().filter(|r| r.0 >= acted).map(f).collect::<Vec<_>>());
+    let acted = since(heard.rollouts.last().map(|r| r.0));
+    let mean_of = |f: fn(&(u64, f64, f64)) -> f64| {
+        mean(&heard.rollouts.iter().filter(|r| r.0 >= acted).map(f).collect::<Vec<_>>())
+    };
     let of = |f: &dyn Fn(&Check) -> Option<f64>| mean(&last.iter().filter_map(|c| f(c)).collect::<Vec<_>>());
     let zeros = |c: &Check| c.parameters.iter().find(|g| g.name == "temporal_projection.weight").map(|g| g.zeros);
     let saturated = |c: &Check| c.probes.iter().find(|p| p.name == "temporal_projection").map(|p| p.saturated);
@@ -180,7 +181,7 @@ fn monitored(folder: &std::path::Path, heard: &Heard) -> zoo_training::Result<Mo
         saturation: of(&saturated),
         gradient_norm: mean(&heard.norms),
         pooling: [pooling(|p| p.max), pooling(|p| p.min), pooling(|p| p.std)],
-        active_features: round(|r| r.1),
-        win_rate: round(|r| r.2),
+        active_features: mean_of(|r| r.1),
+        win_rate: mean_of(|r| r.2),
     })
 }

@@ -97,7 +97,7 @@ mod tests {
 
     use super::*;
     use crate::Params;
-    use crate::ops::glue::check::random;
+    use zoo_kernels::check::random;
 
     #[test]
     fn the_last_output_is_the_last_hidden_state_for_any_number_of_layers() -> Result<()> {

@@ -84,7 +84,7 @@ mod tests {
 
     use super::*;
     use crate::Params;
-    use crate::ops::glue::check::random;
+    use zoo_kernels::check::random;
 
     #[test]
     fn batches_together_have_the_statistics_of_all_rows_and_no_batch_of_nan_counts() -> Result<()> {

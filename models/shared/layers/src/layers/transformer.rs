@@ -184,8 +184,8 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
-    use crate::ops::glue::check::random;
     use crate::{Params, Qkv};
+    use zoo_kernels::check::random;
 
     fn config(norm: NormPlace, qkv: Qkv, bias: bool, dropout: f64) -> BlockConfig {
         let init = [init::normal(0., 0.3); 2];

@@ -1,6 +1,6 @@
 //! Differentiable operations with kernels of their own: one folder an op, forward and backward together.
 //!
-//! `<op>.cu` beside an op holds its kernels for CUDA and Metal, in the language of `glue/gpu/dialect.h`.
+//! `<op>.cu` beside an op holds its kernels for CUDA and Metal, in the language of `zoo-kernels`' `dialect.h`.
 //!
 //! Every op has a plain twin in candle's own operations, its `reference()`: the specification, the oracle of its
 //! tests, and what runs where there is no kernel (another dtype, a device without one, `ZOO_FUSED=0`).
@@ -10,7 +10,6 @@ mod attention;
 mod cross_entropy;
 pub(crate) mod dropout;
 mod embedding;
-pub mod glue;
 mod linear;
 mod lstm;
 mod norm;
@@ -26,7 +25,6 @@ pub use attention::{AttentionOptions, attention};
 pub use cross_entropy::{CrossEntropyOptions, cross_entropy};
 pub use dropout::{dropout, mask};
 pub use embedding::{embedding, embedding_with_positions};
-pub use glue::{autocast, backward, backward_scaled};
 pub use linear::linear;
 pub use lstm::{LstmState, LstmWeights, lstm};
 pub use norm::{NormKind, layer_norm, rms_norm};
@@ -36,3 +34,4 @@ pub use residual::{Affine, AttentionBranch, MlpBranch, PreNorm, Projection, add_
 pub use rope::{RopePairs, rope, rope_angles};
 pub use sequence_loss::sequence_loss;
 pub use softmax::{log_softmax, softmax};
+pub use zoo_kernels::{autocast, backward, backward_scaled, foreign};

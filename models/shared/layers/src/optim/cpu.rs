@@ -1,8 +1,8 @@
 use pulp::{Simd, WithSimd};
+use zoo_kernels::cpu::simd::Level;
+use zoo_kernels::cpu::{Pointer, parallel};
 
 use super::{Moments, Rule, Update};
-use crate::ops::glue::simd::Level;
-use crate::ops::glue::{Pointer, parallel};
 
 /// Elements a thread takes at a time.
 const CHUNK: usize = 32 * 1024;

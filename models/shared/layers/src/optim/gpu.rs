@@ -1,9 +1,10 @@
 use candle_core::{DType, Result, Tensor, bail};
+use zoo_kernels::cpu::memories_mut;
+use zoo_kernels::gpu::{Arg, Array, Factor, Gpu, Grid, Module, Slice, THREADS};
+use zoo_kernels::{View, module};
 
 use super::muon::{COEFFICIENTS, STEPS};
 use super::{Job, Moments, Rule, Update};
-use crate::ops::glue::gpu::{Arg, Array, Factor, Gpu, Grid, Module, Slice, THREADS, module};
-use crate::ops::glue::{View, memories_mut};
 
 const KERNELS: Module = module!("optim");
 /// Parameters that a launch moves.

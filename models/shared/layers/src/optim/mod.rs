@@ -1,7 +1,7 @@
 //! Optimizers whose state has names and can be saved, and global-norm clipping.
 //!
 //! The formulas are PyTorch's, so a recipe moves over unchanged (but a parameter whose first gradient comes late counts
-//! the optimizer's steps, not its own). With g the (clipped) gradient, lr the rate, λ the
+//! the optimizer's steps, not its own). With g the (clipped) gradient, lr the learning rate, λ the
 //! weight decay and t the step:
 //!
 //! ```text
@@ -14,7 +14,7 @@
 //!
 //! Muon is for matrices within a network; [`muon_groups`] leaves embeddings, heads and vectors to AdamW. Its
 //! orthogonal(·) brings all singular values near 1 by five Newton-Schulz steps; the factor gives updates the size of
-//! AdamW's, so that one rate and decay serve both (Liu et al., *Muon is scalable for LLM training*, 2025).
+//! AdamW's, so that one learning rate and decay fit both (Liu et al., *Muon is scalable for LLM training*, 2025).
 
 mod cpu;
 mod gpu;
@@ -24,10 +24,10 @@ mod reference;
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Result, Tensor, bail};
+use zoo_kernels::cpu::simd::Level;
+use zoo_kernels::cpu::{simd, slices_mut, vector};
+use zoo_kernels::gpu::Gpu;
 
-use crate::ops::glue::gpu::Gpu;
-use crate::ops::glue::simd::Level;
-use crate::ops::glue::{simd, slices_mut, vector};
 use crate::{Gradients, Param, Params};
 
 /// How a parameter is moved.
@@ -93,7 +93,7 @@ impl Rule {
 /// What a group of parameters does differently.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Group {
-    /// Multiplies the rate.
+    /// Multiplies the learning rate.
     pub lr_scale: f64,
     /// λ.
     pub weight_decay: f64,
@@ -205,7 +205,7 @@ impl Job<'_> {
 }
 
 impl Optimizer {
-    /// State of zeros for every trainable parameter; `group` decides rate scale and decay of each.
+    /// State of zeros for every trainable parameter; `group` decides the scale of the learning rate and the decay of each.
     pub fn new(rule: Rule, params: &Params, group: impl Fn(&Param) -> Group) -> Result<Self> {
         let slot = |param: Param| -> Result<Slot> {
             let group = group(&param);
@@ -225,11 +225,10 @@ impl Optimizer {
         self.steps
     }
 
-    /// Moves every parameter by its gradient times `scale` (see [`clip_factor`]) at rate `lr`. Parameters without a
+    /// Moves every parameter by its gradient times `scale` (see [`clip_factor`]) at learning rate `lr`. Parameters without a
     /// gradient stay as they are.
     ///
-    /// A parameter is locked while it is moved: not to be called on rayon's threads beside operations on the same
-    /// parameters, which would wait for each other.
+    /// Deadlocks if it is called from a rayon worker while another task uses the same parameters: each is locked while it is moved.
     ///
     /// # Errors
     /// `grads` are another model's.
@@ -355,9 +354,9 @@ mod tests {
 
     use super::*;
     use crate::init;
-    use crate::ops::glue::check::random;
-    use crate::ops::glue::gpu::emulated;
-    use crate::ops::glue::simd::{levels, with_level};
+    use zoo_kernels::check::random;
+    use zoo_kernels::cpu::simd::{levels, with_level};
+    use zoo_kernels::gpu::emulated;
 
     const RULES: [Rule; 8] = [
         Rule::AdamW(Moments { beta1: 0.9, beta2: 0.95, eps: 1e-8 }),

@@ -1,7 +1,8 @@
+use zoo_kernels::cpu::Pointer;
+use zoo_kernels::cpu::matmul::{Blend, matmul, matmul_into};
+use zoo_kernels::cpu::product::Matrix;
+
 use super::Update;
-use crate::ops::glue::Pointer;
-use crate::ops::glue::matmul::{Blend, matmul, matmul_into};
-use crate::ops::glue::product::Matrix;
 
 /// Newton-Schulz steps.
 pub(super) const STEPS: usize = 5;
@@ -86,8 +87,8 @@ mod tests {
     use candle_core::{DType, Device, Result, Tensor};
 
     use super::*;
-    use crate::ops::glue::check::random;
     use crate::optim::reference;
+    use zoo_kernels::check::random;
 
     /// Also where most singular values are tiny, whose squares f32 holds less exactly than themselves.
     #[test]

@@ -30,7 +30,7 @@ pub struct Config<M, D, S = NoSettings> {
 }
 
 /// The configuration type of a task.
-pub type ConfigOf<T> = Config<<T as Task>::Architecture, <T as Task>::Source, <T as Task>::Settings>;
+pub type ConfigOf<T> = Config<<T as Task>::Architecture, <T as Task>::Data, <T as Task>::Settings>;
 
 /// Tables of a task's own beside `[model]`, `[data]` and `[train]`: a struct whose fields are tables.
 pub trait Settings: Serialize + DeserializeOwned + Default + Clone {

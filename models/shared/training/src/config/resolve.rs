@@ -74,7 +74,7 @@ pub struct Overrides<'a> {
 pub fn resolve<T: Recipe>(over: &Overrides) -> Result<ConfigOf<T>> {
     let defaults = Config {
         model: T::Architecture::default(),
-        data: T::Source::default(),
+        data: T::Data::default(),
         train: T::training(),
         task: T::Settings::default(),
     };

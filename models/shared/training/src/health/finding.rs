@@ -51,9 +51,9 @@ pub enum Kind {
     FrozenPooling,
     /// A pooling whose weights are still uniform.
     UniformPooling,
-    /// Dying by and by.
+    /// Gradients that die progressively.
     Progressive,
-    /// A clipping limit, gain or rate other than those that serve.
+    /// A clipping limit, gain or learning rate outside the recommended range.
     Setting,
     /// A key bias.
     KeyBias,
@@ -64,14 +64,14 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Whether the first looks may show it without anything being wrong: initial values pass, and few samples say little.
+    /// Whether the first checks may show it without anything being wrong: initial values pass, and few samples say little.
     pub(crate) fn may_pass(self) -> bool {
         use Kind::*;
         matches!(self, Dead | Vanishing | FrozenPooling | DeadUnits | StillInputs | Exploding | Progressive)
     }
 
-    /// Whether a lower rate may help.
-    pub(crate) fn is_cured_by_rate(self) -> bool {
+    /// Whether a lower learning rate may help.
+    pub(crate) fn is_cured_by_lr(self) -> bool {
         matches!(self, Self::Dead | Self::Exploding | Self::Progressive | Self::Rate | Self::DeadUnits)
     }
 }
@@ -124,7 +124,7 @@ pub(super) fn remedies(kind: Kind, role: Role, since: u64, profile: &Profile, co
     };
     let rate = match number("/train/lr") {
         // If the learning rate is far above the recommended range, go straight to its upper end instead of halving.
-        Some(lr) => match profile.rate.as_ref().map(|r| *r.end()).filter(|most| *most < lr / 2.) {
+        Some(lr) => match profile.lr.as_ref().map(|r| *r.end()).filter(|most| *most < lr / 2.) {
             Some(most) => Advice::set("train.lr", most, "lower the learning rate"),
             None => Advice::set("train.lr", lr / 2., "halve the learning rate"),
         },

@@ -318,7 +318,7 @@ impl Court<'_> {
         }
     }
 
-    /// The pattern of dying by and by: 2-5 % at first, then 10-25 %, then 40 %, and a plateau at 60 % and more.
+    /// The pattern of progressive gradient death: 2-5 % at first, then 10-25 %, then 40 %, and a plateau at 60 % and more.
     fn course(&self) -> Option<(u64, String)> {
         let n = self.checks.len();
         if n < COURSE {
@@ -341,18 +341,18 @@ impl Court<'_> {
             _ => "it is still going up",
         };
         let because = format!(
-            "the share of dead elements rose by and by from {} to {}; {stage}",
+            "the share of dead elements rose steadily from {} to {}; {stage}",
             percent(parts[0]),
             percent(parts[7])
         );
         Some((began.step, because))
     }
 
-    /// Settings outside those that serve the model.
+    /// Settings outside the ranges recommended for the model.
     fn settings(&self, findings: &mut Vec<Finding>) {
         for (level, key, range, why) in [
-            (Level::Alert, "lr", &self.profile.rate, "where such models learn"),
-            (Level::Note, "clip_norm", &self.profile.clip, "the limits that serve such models"),
+            (Level::Alert, "lr", &self.profile.lr, "where such models learn"),
+            (Level::Note, "clip_norm", &self.profile.clip, "the limits recommended for such models"),
         ] {
             let now = self.config.pointer(&format!("/train/{key}")).and_then(Value::as_f64);
             if let (Some(range), Some(now)) = (range, now)

@@ -108,16 +108,16 @@ impl Role {
     }
 }
 
-/// What is usual of a model.
+/// What is normal for a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Profile {
     /// Global gradient norm before clipping above which it explodes, and norm of any gradient below which it vanishes.
     pub norm: Range<f64>,
-    /// Rates that serve, if that is known.
-    pub rate: Option<RangeInclusive<f64>>,
-    /// Limits of the gradient norm that serve, if that is known.
+    /// Recommended learning rates, if known.
+    pub lr: Option<RangeInclusive<f64>>,
+    /// Recommended limits of the gradient norm, if known.
     pub clip: Option<RangeInclusive<f64>>,
-    /// Gains of Glorot's initial values that serve, if that is known.
+    /// Recommended gains of Glorot's initial values, if known.
     pub gain: Option<RangeInclusive<f64>>,
     /// Roles of parameters by a part of their name, before [`Role::of`] is asked.
     pub roles: Vec<(&'static str, Role)>,
@@ -127,7 +127,7 @@ pub struct Profile {
 
 impl Default for Profile {
     fn default() -> Self {
-        Self { norm: 1e-6..10., rate: None, clip: None, gain: None, roles: vec![], normalize: None }
+        Self { norm: 1e-6..10., lr: None, clip: None, gain: None, roles: vec![], normalize: None }
     }
 }
 

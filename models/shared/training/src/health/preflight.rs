@@ -7,7 +7,7 @@ use crate::Advice;
 use super::{Check, Finding, Kind, Level, Profile, Report, Role, judge};
 use crate::Result;
 
-/// How far a measured gain may be from those that serve, and how many standard errors of it: values are drawn by chance.
+/// How far a measured gain may be from the recommended range, and how many standard errors of it: values are drawn by chance.
 const TOLERANCE: f64 = 0.1;
 const ERRORS: f64 = 4.;
 

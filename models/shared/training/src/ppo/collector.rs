@@ -11,7 +11,7 @@ use crate::{Error, Experience, Metrics, Result, Task};
 
 /// Observations at once, where the model only looks at them.
 const BATCH: usize = 256;
-/// Stream of actions drawn before the first round.
+/// Stream of actions drawn before the first rollout.
 const BEFORE: u64 = u64::MAX;
 
 /// What PPO trains.
@@ -23,7 +23,7 @@ pub trait ActorCritic {
     fn act(&self, observation: &Tensor, mode: Mode) -> Computed<(Tensor, Tensor)>;
 
     /// Takes observations (b, o) into the statistics that it normalises them by, if it does: nothing, by default. Statistics
-    /// stay as they are while a round is collected and trained on; those of the first round come from chance actions.
+    /// stay as they are while a rollout is collected and trained on; those of the first rollout come from random actions.
     ///
     /// # Errors
     /// candle's.
@@ -51,7 +51,7 @@ pub trait Environment {
     fn observe(&self, views: &[f32]) -> Computed<Tensor>;
 
     /// Each takes its action. Those whose episode is over begin another.
-    fn step(&mut self, actions: &[u32]) -> Vec<Step>;
+    fn step(&mut self, actions: &[u32]) -> Vec<Transition>;
 
     /// How it went since the last call.
     fn metrics(&mut self) -> Metrics;
@@ -65,7 +65,7 @@ pub trait Environment {
 
 /// What a step brought.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Step {
+pub struct Transition {
     /// The reward.
     pub reward: f64,
     /// Whether the episode is over.
@@ -133,7 +133,7 @@ impl<E: Environment> Collector<E> {
     }
 
     /// A rollout; without a model all actions have the same chance, and only the views are of use.
-    fn roll_out<M: ActorCritic>(&mut self, model: Option<&M>, round: u64) -> Result<()> {
+    fn roll_out<M: ActorCritic>(&mut self, model: Option<&M>, number: u64) -> Result<()> {
         let Settings { rollout, gamma, lambda, normalize_reward, .. } = self.settings;
         let (n, choices) = (self.count, self.environment.actions());
         let (mut rewards, mut ended) = (Vec::with_capacity(n * rollout), Vec::with_capacity(n * rollout));
@@ -150,7 +150,7 @@ impl<E: Environment> Collector<E> {
             views.clear();
             self.environment.view(&mut views);
             let (log_probs, values) = say(self, &views)?;
-            let mut chance = Stream::new(self.seed, Purpose::Sampling, round, t as u64);
+            let mut chance = Stream::new(self.seed, Purpose::Sampling, number, t as u64);
             let actions: Vec<u32> = log_probs.iter().map(|p| draw(p, chance.uniform())).collect();
             let steps = self.environment.step(&actions);
             let over: Vec<bool> = steps.iter().map(|s| s.end != End::Open).collect();
@@ -159,8 +159,8 @@ impl<E: Environment> Collector<E> {
                 true => self.scale.scale(&raw, &over, gamma),
                 false => raw,
             };
-            // What was only cut off is worth what the critic expects of it.
-            let cut = |s: &Step| if let End::Truncated(view) = &s.end { Some(view.clone()) } else { None };
+            // Truncated episodes are bootstrapped with the critic's value.
+            let cut = |s: &Transition| if let End::Truncated(view) = &s.end { Some(view.clone()) } else { None };
             let (places, last): (Vec<usize>, Vec<Vec<f32>>) =
                 steps.iter().enumerate().filter_map(|(i, s)| Some((i, cut(s)?))).unzip();
             if let (Some(model), false) = (model, places.is_empty()) {
@@ -187,7 +187,7 @@ impl<E: Environment> Collector<E> {
         self.views.chunks(BATCH * width).try_for_each(|views| model.observed(&self.observe(views)?))
     }
 
-    /// Share of the variance of returns that the critic foretold; 1 is all, 0 no more than their mean does.
+    /// Explained variance of returns: 1 is perfect, 0 is no better than predicting their mean.
     fn explained(&self) -> f64 {
         let of = |f: &dyn Fn(usize) -> f64| {
             let n = self.values.len().max(1) as f64;
@@ -227,12 +227,12 @@ where
         self.settings.passes
     }
 
-    fn collect(&mut self, model: &T::Model, round: u64) -> Result<Metrics> {
+    fn collect(&mut self, model: &T::Model, rollout: u64) -> Result<Metrics> {
         if self.views.is_empty() {
             Experience::<T>::act_randomly(self)?;
         }
         self.show(model)?;
-        self.roll_out(Some(model), round)?;
+        self.roll_out(Some(model), rollout)?;
         let mut metrics = self.environment.metrics();
         metrics.push("explained_variance", self.explained());
         Ok(metrics)
@@ -342,7 +342,7 @@ mod tests {
             Tensor::from_slice(views, (views.len(), 1), &Device::Cpu)
         }
 
-        fn step(&mut self, actions: &[u32]) -> Vec<Step> {
+        fn step(&mut self, actions: &[u32]) -> Vec<Transition> {
             let one = |(count, action): (&mut f32, &u32)| {
                 *count += 1.;
                 let over = *count == 3.;
@@ -352,7 +352,7 @@ mod tests {
                     (true, _) => End::Truncated(vec![*count]),
                 };
                 *count = if over { 0. } else { *count };
-                Step { reward: 1., end }
+                Transition { reward: 1., end }
             };
             self.0.iter_mut().zip(actions).map(one).collect()
         }

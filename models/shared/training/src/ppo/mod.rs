@@ -20,7 +20,7 @@ use candle_core::{DType, Result, Tensor};
 use serde::{Deserialize, Serialize};
 use zoo_layers::{Mode, ops};
 
-pub use collector::{ActorCritic, Collector, End, Environment, Step};
+pub use collector::{ActorCritic, Collector, End, Environment, Transition};
 
 use crate::{Error, Loss};
 
@@ -30,9 +30,9 @@ use crate::{Error, Loss};
 pub struct Settings {
     /// Environments that the model acts in at the same time.
     pub environments: usize,
-    /// Steps of each environment in a round.
+    /// Steps of each environment in a rollout.
     pub rollout: usize,
-    /// Passes over the samples of a round (environments times rollout).
+    /// Passes over the samples of a rollout (environments times rollout).
     pub passes: u64,
     /// Discount of rewards a step later.
     pub gamma: f64,
@@ -46,7 +46,7 @@ pub struct Settings {
     pub value_weight: f64,
     /// Weight of the entropy.
     pub entropy_weight: f64,
-    /// A round ends early once the policy's estimated divergence from the one that acted exceeds 1.5 times this, in nats; 0
+    /// Training on a rollout ends early once the policy's estimated divergence from the one that acted exceeds 1.5 times this, in nats; 0
     /// for never.
     pub target_kl: f64,
     /// Gives the advantages of each batch mean 0 and deviation 1.
@@ -85,7 +85,7 @@ impl Settings {
             (self.environments > 0 && self.rollout > 0, "environments and rollout must be at least 1"),
             (
                 self.environments.saturating_mul(self.rollout) <= 4_000_000,
-                "environments times rollout must be at most 4,000,000: all of a round is kept in memory",
+                "environments times rollout must be at most 4,000,000: all of a rollout is kept in memory",
             ),
             (self.passes > 0, "passes must be at least 1"),
             ((0. ..=1.).contains(&self.gamma), "gamma must lie in [0, 1]"),
@@ -105,7 +105,7 @@ impl Settings {
     }
 }
 
-/// Samples of a round.
+/// Samples of a rollout.
 #[derive(Clone, Debug)]
 pub struct Batch {
     /// (b, o)
@@ -166,7 +166,7 @@ pub fn loss(logits: &Tensor, value: &Tensor, batch: &Batch) -> Result<Loss> {
     })
 }
 
-/// The part of the loss that may end a round.
+/// The part of the loss that may end training on a rollout.
 const KL: &str = "kl";
 
 /// Mean 0 and deviation 1; a single value is left as it is.

@@ -36,7 +36,7 @@ impl RewardScale {
         rewards.iter().map(|r| (r / deviation).clamp(-LIMIT, LIMIT)).collect()
     }
 
-    /// What to take up later.
+    /// State to restore later.
     pub(super) fn state(&self) -> Vec<f64> {
         [self.count, self.mean, self.squares].into_iter().chain(self.returns.iter().copied()).collect()
     }

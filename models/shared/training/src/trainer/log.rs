@@ -19,6 +19,14 @@ impl<T: Task> Trainer<'_, T> {
         if let Some(refusal) = refusal {
             observer.observe(&Event::Warning(&format!("step {number}: {refusal}; its update was left out")));
         }
+        // The loss of a policy is made of them, and nobody can change that by settings.
+        if let (Some(first), None) = (step.foreign.first(), &self.experience) {
+            observer.observe(&Event::Warning(&format!(
+                "the graph of the loss has {} of candle's own operations (the first result has shape {first:?}), so candle \
+                 does the whole backward pass: ops of zoo_layers in their place make it faster",
+                step.foreign.len()
+            )));
+        }
         let Step { loss, ref parts, lr, norm: grad_norm, .. } = *step;
         observer.observe(&Event::Step { step: number, loss, parts, lr, grad_norm });
     }
@@ -70,7 +78,7 @@ impl<T: Task> Trainer<'_, T> {
     pub(super) fn save(&self, saver: Option<&Saver>) -> Result<()> {
         let Some(saver) = saver else { return Ok(()) };
         // Before the first rollout there is nothing to keep of it.
-        let experience = self.experience.as_ref().filter(|_| self.state.round.is_some());
+        let experience = self.experience.as_ref().filter(|_| self.state.rollout.is_some());
         saver.checkpoint(Snapshot {
             weights: copies(self.params.tensors())?,
             metadata: self.description()?.metadata(),

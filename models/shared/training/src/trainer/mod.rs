@@ -54,6 +54,8 @@ pub struct Trainer<'a, T: Task> {
     run: Option<Arc<RunDirectory>>,
     metrics: Metrics,
     gradients: GradientReport,
+    /// Whether the graph of a loss was searched for operations of candle's.
+    graph_seen: bool,
     watch: Watch,
     /// Statistics that layers keep: a refused step must not change them either.
     buffers: Vec<Var>,
@@ -150,6 +152,7 @@ impl<'a, T: Task> Trainer<'a, T> {
             run,
             metrics,
             gradients,
+            graph_seen: false,
             watch,
             buffers,
         })
@@ -315,7 +318,7 @@ impl<'a, T: Task> Trainer<'a, T> {
         self.state.step += 1;
         self.state.micro_batch += self.config.train.accumulate;
         if self.experience.as_ref().is_some_and(|e| e.is_spent(&step.parts)) {
-            self.state.micro_batch = self.state.micro_batch.next_multiple_of(self.per_round());
+            self.state.micro_batch = self.state.micro_batch.next_multiple_of(self.per_rollout());
         }
         let tensors = step.grads.len();
         self.gradients = GradientReport { tensors, with_gradient: tensors - step.grads.missing().len() };

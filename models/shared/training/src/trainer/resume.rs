@@ -111,20 +111,20 @@ impl<'a, T: Task> Trainer<'a, T> {
     pub(super) fn restore(&mut self, saved: Saved) -> Result<()> {
         self.params.set(&saved.model)?;
         if let Some(average) = &self.average {
-            // A run that takes up averaging starts it at its weights.
+            // A run that begins to average starts with its current weights.
             average.set(saved.average.as_ref().unwrap_or(&saved.model))?;
         }
         self.optimizer.load(&saved.optimizer, saved.state.updates)?;
         self.state = saved.state;
         let scale = self.state.loss_scale.unwrap_or_default();
         self.state.loss_scale = (self.config.train.dtype == ComputeType::F16).then_some(scale);
-        // What was collected elsewhere, or in other rounds, is of no use.
-        let fits = self.state.round.as_ref().is_some_and(|r| r.origin == self.origin);
+        // What was collected elsewhere, or in other rollouts, is of no use.
+        let fits = self.state.rollout.as_ref().is_some_and(|r| r.origin == self.origin);
         match (&mut self.experience, &saved.experience) {
             (Some(experience), Some(saved)) if fits => experience.restore(saved)?,
             _ => {
                 self.experience = self.task.experience(self.config)?;
-                self.state.round = None;
+                self.state.rollout = None;
             }
         }
         Ok(())

@@ -2,14 +2,14 @@
 
 use candle_core::cuda::set_gemm_reduced_precision_f32;
 use serde_json::json;
-use zoo_layers::ops::{autocast, backward_scaled};
+use zoo_layers::ops::{autocast, backward_scaled, foreign};
 use zoo_layers::optim::{clip_factor, global_norm};
 use zoo_layers::{Gradients, Mode};
 
 use super::{Fetch, Trainer};
 use crate::config::ComputeType;
 use crate::task::scalar;
-use crate::{Error, Event, Metrics, Observer, Result, Round, Task, TrainConfig};
+use crate::{Error, Event, Metrics, Observer, Result, Rollout, Task, TrainConfig};
 
 /// A step's mean loss, its terms and the gradients.
 pub(super) struct Step {
@@ -20,6 +20,8 @@ pub(super) struct Step {
     pub(super) grads: Gradients,
     pub(super) lr: f64,
     pub(super) norm: f64,
+    /// The shapes of what candle's own operations made in the graph of the trainer's first step.
+    pub(super) foreign: Vec<Vec<usize>>,
 }
 
 /// TF32 for matrix products while it is there: one switch for the process, which only CUDA devices look at.
@@ -50,7 +52,7 @@ impl<T: Task> Trainer<'_, T> {
         let TrainConfig { seed, accumulate: count, .. } = self.config.train;
         let compute = self.config.train.compute();
         let scale = self.state.loss_scale.map_or(1., |s| s.factor);
-        let (mut losses, mut grads) = (vec![], None::<Gradients>);
+        let (mut losses, mut grads, mut foreign_shapes) = (vec![], None::<Gradients>, vec![]);
         let tf32 = Tf32::on(self.config.train.dtype);
         for micro in 0..count {
             let number = self.state.micro_batch + micro;
@@ -60,6 +62,9 @@ impl<T: Task> Trainer<'_, T> {
             };
             let result =
                 autocast(compute, || self.task.loss(&self.model, &samples, Mode::Train { seed, step: number }))?;
+            if !std::mem::replace(&mut self.graph_seen, true) {
+                foreign_shapes = foreign(&result.total);
+            }
             let of_micro = self.params.gradients(&backward_scaled(&result.total, scale)?);
             // Neither is waited for before the whole step is under way; without their history the graph is free.
             let parts = result.parts.into_iter().map(|(name, value)| (name, value.detach()));
@@ -87,7 +92,7 @@ impl<T: Task> Trainer<'_, T> {
                 parts.add(name, scalar(value)? / count as f64);
             }
         }
-        Ok(Step { micro_batch, loss, parts, grads, lr, norm })
+        Ok(Step { micro_batch, loss, parts, grads, lr, norm, foreign: foreign_shapes })
     }
 
     pub(super) fn clip(&self, norm: f64) -> f64 {
@@ -95,20 +100,20 @@ impl<T: Task> Trainer<'_, T> {
     }
 
     /// Micro-steps on the samples of a rollout, at most.
-    pub(super) fn per_round(&self) -> u64 {
+    pub(super) fn per_rollout(&self) -> u64 {
         let passes = self.experience.as_ref().map_or(1, |e| e.passes());
         self.batches.per_epoch().saturating_mul(passes)
     }
 
     /// Collects a rollout, if the next step needs new samples.
     pub(super) fn collect(&mut self, observer: &mut dyn Observer) -> Result<()> {
-        let round = self.state.micro_batch / self.per_round();
-        let at_hand = self.state.round.as_ref().is_some_and(|r| r.number == round);
-        let Some(experience) = self.experience.as_mut().filter(|_| !at_hand) else {
+        let rollout = self.state.micro_batch / self.per_rollout();
+        let collected = self.state.rollout.as_ref().is_some_and(|r| r.number == rollout);
+        let Some(experience) = self.experience.as_mut().filter(|_| !collected) else {
             return Ok(());
         };
-        let metrics = experience.collect(&self.model, round)?;
-        self.state.round = Some(Round { number: round, origin: self.origin.clone() });
+        let metrics = experience.collect(&self.model, rollout)?;
+        self.state.rollout = Some(Rollout { number: rollout, origin: self.origin.clone() });
         let step = self.state.step;
         if let Some(run) = &self.run {
             // With the step that it is for: a run that goes back to the one before collects again.

@@ -218,7 +218,7 @@ impl<T: Task> Trainer<'_, T> {
             return Ok(false);
         }
         let report = self.watch.monitor.report();
-        let curable = |f: &Finding| how == OnCritical::Stop || f.kind.is_cured_by_rate();
+        let curable = |f: &Finding| how == OnCritical::Stop || f.kind.is_cured_by_lr();
         let worst = report.findings.into_iter().find(|f| f.level == Level::Critical && curable(f));
         let Some(worst) = worst.filter(|_| self.watch.monitor.checks().len() >= SETTLED) else { return Ok(false) };
         let Finding { what, since, because, .. } = worst;

@@ -6,7 +6,7 @@ use zoo_training::{Error, Result};
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Source {
+pub struct DataSettings {
     /// A CSV file with a header; points of a curve if empty.
     pub path: String,
 }
@@ -16,7 +16,7 @@ pub struct Table {
 }
 
 impl Table {
-    pub fn read(Source { path }: &Source) -> Result<Self> {
+    pub fn read(DataSettings { path }: &DataSettings) -> Result<Self> {
         let fail = |what: String| Error::Data(format!("{path}: {what}"));
         let rows: Vec<Vec<f32>> = if path.is_empty() {
             (0..400).map(|i| i as f32 * 0.618_034 % 1.).map(|x| vec![x, (6. * x).sin()]).collect()

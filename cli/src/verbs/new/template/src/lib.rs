@@ -4,6 +4,6 @@ mod data;
 mod network;
 mod task;
 
-pub use data::{Source, Table};
+pub use data::{DataSettings, Table};
 pub use network::{Config, Network};
 pub use task::MyTask;

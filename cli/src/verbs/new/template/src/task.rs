@@ -6,14 +6,14 @@ use serde_json::Value;
 use zoo_layers::{Mode, ops};
 use zoo_training::{ConfigOf, Loss, NoSettings, Preset, Recipe, Split, Task};
 
-use crate::{Config, Network, Source, Table};
+use crate::{Config, Network, DataSettings, Table};
 
 pub struct MyTask(Table);
 
 impl Task for MyTask {
     const NAME: &'static str = "my-model";
     type Architecture = Config;
-    type Source = Source;
+    type Data = DataSettings;
     type Settings = NoSettings;
     type Model = Network;
     type Batch = (Tensor, Tensor);
@@ -53,7 +53,7 @@ impl Recipe for MyTask {
         Ok(())
     }
 
-    fn open(_: &Config, data: &Source, _: u64, _: Option<&Value>, _: &Device) -> zoo_training::Result<Self> {
+    fn open(_: &Config, data: &DataSettings, _: u64, _: Option<&Value>, _: &Device) -> zoo_training::Result<Self> {
         Table::read(data).map(Self)
     }
 

@@ -1,8 +1,8 @@
 use candle_core::Result;
 use pulp::{Simd, WithSimd};
+use zoo_kernels::cpu::{Buffer, Pointer, parallel, simd, vector};
 
 use super::Activation;
-use crate::ops::glue::{Buffer, Pointer, parallel, simd, vector};
 
 /// Elements a thread takes at a time.
 const CHUNK: usize = 16 * 1024;

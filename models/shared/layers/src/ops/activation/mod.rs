@@ -19,9 +19,8 @@ pub(super) mod cpu;
 mod tests;
 
 use candle_core::{Result, Tensor, bail};
-
-use super::glue::gpu::{Arg, Array, Gpu, GpuForward, Grid, Module, Slice, module};
-use super::glue::{Backward, Forward, Op, Output, View, apply_one};
+use zoo_kernels::gpu::{Arg, Array, Gpu, Grid, Module, Slice};
+use zoo_kernels::{Backward, Forward, GpuForward, Op, Output, View, apply_one, module};
 
 /// The function after an affine map, or on its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -1,9 +1,9 @@
 use candle_core::Result;
 use pulp::{Simd, WithSimd};
+use zoo_kernels::cpu::product::{Matrix, Start, Term, product};
+use zoo_kernels::cpu::{Buffer, Pointer, parallel, simd, vector, with_scratch};
 
 use crate::ops::dropout::{Dropout, range};
-use crate::ops::glue::product::{Matrix, Start, Term, product};
-use crate::ops::glue::{Buffer, Pointer, parallel, simd, vector, with_scratch};
 
 /// Keys of a tile: what one group of dropout draws covers.
 const KEYS: usize = 64;

@@ -1,9 +1,9 @@
 use candle_core::{Result, bail};
+use zoo_kernels::gpu::{Arg, Array, Gpu, Grid, Module, Slice};
+use zoo_kernels::{Backward, GpuForward, View, module};
 
 use super::Attention;
 use crate::ops::dropout::draws;
-use crate::ops::glue::gpu::{Arg, Array, Gpu, GpuForward, Grid, Module, Slice, module};
-use crate::ops::glue::{Backward, View};
 
 const KERNELS: Module = module!("attention");
 
@@ -11,7 +11,7 @@ const KERNELS: Module = module!("attention");
 struct Plan {
     /// Features a head may have, and places of a tile.
     kernel: (usize, usize),
-    /// Whether the kernels for tensor cores serve.
+    /// Whether the kernels for tensor cores can be used.
     tensor: bool,
     heads: usize,
     tq: usize,

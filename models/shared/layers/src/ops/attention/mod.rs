@@ -19,11 +19,12 @@ mod gpu;
 mod tests;
 
 use candle_core::{Result, Shape, Tensor, bail};
+use zoo_kernels::cpu::Pointer;
+use zoo_kernels::gpu::{Array, Gpu};
+use zoo_kernels::{Backward, Forward, GpuForward, Op, Output, View, apply_one};
 
 use self::cpu::{Geometry, Heads};
 use super::dropout::{Dropout, apply_mask};
-use super::glue::gpu::{Array, Gpu, GpuForward};
-use super::glue::{Backward, Forward, Op, Output, Pointer, View, apply_one};
 use super::softmax::exponentials;
 use crate::random::Stream;
 

@@ -1,9 +1,9 @@
 use candle_core::{DType, Device, Result, Tensor};
+use zoo_kernels::check::{check, random, same_bits_on_any_threads};
+use zoo_kernels::cpu::simd::{levels, with_fused, with_level};
+use zoo_kernels::gpu::emulated;
 
 use super::*;
-use crate::ops::glue::check::{check, random, same_bits_on_any_threads};
-use crate::ops::glue::gpu::emulated;
-use crate::ops::glue::simd::{levels, with_fused, with_level};
 use crate::random::Purpose;
 
 fn op(heads: usize, causal: bool, dropout: bool, d: usize) -> Result<Attention> {

@@ -1,8 +1,8 @@
 use candle_core::Result;
 use pulp::{Simd, WithSimd};
+use zoo_kernels::cpu::{Buffer, Pointer, parallel, simd, vector};
 
 use super::IGNORED;
-use crate::ops::glue::{Buffer, Pointer, parallel, simd, vector};
 use crate::ops::softmax::largest;
 
 /// Elements a thread takes at a time.

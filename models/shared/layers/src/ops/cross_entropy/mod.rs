@@ -15,9 +15,9 @@ mod cpu;
 mod tests;
 
 use candle_core::{D, DType, Device, Result, Shape, Tensor, bail};
+use zoo_kernels::gpu::{Arg, Array, Gpu, Grid, Module};
+use zoo_kernels::{Backward, Forward, GpuForward, Op, Output, View, apply_one, module};
 
-use super::glue::gpu::{Arg, Array, Gpu, GpuForward, Grid, Module, module};
-use super::glue::{Backward, Forward, Op, Output, View, apply_one};
 use super::softmax::exponentials;
 
 /// Options of [`cross_entropy`].

@@ -1,8 +1,8 @@
 use candle_core::{Device, Result, Tensor};
+use zoo_kernels::check::{check, random};
+use zoo_kernels::gpu::emulated::{compiler, with_emulation};
 
 use super::*;
-use crate::ops::glue::check::{check, random};
-use crate::ops::glue::gpu::emulated::{compiler, with_emulation};
 use crate::random::{Purpose, Stream};
 
 fn targets(rows: usize, classes: u32, ignored: bool) -> Result<(Tensor, usize)> {

@@ -14,9 +14,9 @@ mod cpu;
 mod tests;
 
 use candle_core::{DType, Result, Tensor, bail};
+use zoo_kernels::gpu::{Arg, Array, Gpu, Grid, Module, Slice};
+use zoo_kernels::{Backward, Forward, GpuForward, Op, Output, View, apply_one, module};
 
-use super::glue::gpu::{Arg, Array, Gpu, GpuForward, Grid, Module, Slice, module};
-use super::glue::{Backward, Forward, Op, Output, View, apply_one};
 use crate::random::Stream;
 
 #[derive(Clone)]

@@ -1,8 +1,8 @@
 use candle_core::Result;
 use pulp::{Simd, WithSimd};
+use zoo_kernels::cpu::{Buffer, Pointer, parallel, simd, vector};
 
 use crate::ops::dropout::{Dropout, range};
-use crate::ops::glue::{Buffer, Pointer, parallel, simd, vector};
 
 /// Tokens a thread takes at a time.
 const TOKENS: usize = 64;

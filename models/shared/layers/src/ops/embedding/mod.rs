@@ -12,10 +12,10 @@ mod cpu;
 mod tests;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
+use zoo_kernels::gpu::{Arg, Array, Gpu, Grid, Module};
+use zoo_kernels::{Backward, Forward, GpuForward, Op, Output, View, apply_one, module};
 
 use super::dropout::{Dropout, apply_mask, draws, on_gpu};
-use super::glue::gpu::{Arg, Array, Gpu, GpuForward, Grid, Module, module};
-use super::glue::{Backward, Forward, Op, Output, View, apply_one};
 use crate::random::Stream;
 
 const KERNELS: Module = module!("embedding");

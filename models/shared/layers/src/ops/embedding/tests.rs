@@ -1,8 +1,8 @@
 use candle_core::{Device, Result, Tensor, Var};
+use zoo_kernels::check::{check, random};
+use zoo_kernels::gpu::emulated::{compiler, with_emulation};
 
 use super::*;
-use crate::ops::glue::check::{check, random};
-use crate::ops::glue::gpu::emulated::{compiler, with_emulation};
 use crate::random::Purpose;
 
 fn ids(dims: &[usize], rows: u32) -> Result<Tensor> {

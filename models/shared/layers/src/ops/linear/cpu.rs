@@ -1,8 +1,8 @@
 use candle_core::Result;
-
-use crate::ops::glue::matmul::{affine_into, matmul};
-use crate::ops::glue::product::Matrix;
-use crate::ops::glue::{Buffer, View, parallel};
+use zoo_kernels::View;
+use zoo_kernels::cpu::matmul::{affine_into, matmul};
+use zoo_kernels::cpu::product::Matrix;
+use zoo_kernels::cpu::{Buffer, parallel};
 
 /// Rows of x, outputs and inputs.
 #[derive(Clone, Copy)]

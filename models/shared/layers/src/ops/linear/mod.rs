@@ -15,11 +15,11 @@ mod tests;
 use std::borrow::Cow;
 
 use candle_core::{D, Error, Result, Tensor, bail};
+use zoo_kernels::gpu::{Array, Factor, Gpu};
+use zoo_kernels::{Backward, Forward, GpuForward, Op, Output, View, apply_one};
 
 use super::activation::Activation;
 use super::activation::cpu::{apply as activate, times};
-use super::glue::gpu::{Array, Factor, Gpu, GpuForward};
-use super::glue::{Backward, Forward, Op, Output, View, apply_one};
 
 #[derive(Clone)]
 struct Linear {

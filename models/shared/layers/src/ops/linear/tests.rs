@@ -1,7 +1,7 @@
 use candle_core::{DType, Device, Result, Tensor};
+use zoo_kernels::check::{check, random, same_bits_on_any_threads};
 
 use super::*;
-use crate::ops::glue::check::{check, random, same_bits_on_any_threads};
 
 use crate::ops::activation::Activation::{Elu, Gelu, GeluTanh, Identity, Relu, Silu};
 

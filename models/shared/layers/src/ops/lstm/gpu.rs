@@ -1,9 +1,9 @@
 use candle_core::{DType, Result, Shape, bail};
+use zoo_kernels::gpu::{Arg, Array, Factor, Gpu, Grid, Module, Slice};
+use zoo_kernels::{Backward, GpuForward, View, module};
 
 use super::Lstm;
 use crate::ops::dropout::{copy, on_gpu};
-use crate::ops::glue::gpu::{Arg, Array, Factor, Gpu, GpuForward, Grid, Module, Slice, module};
-use crate::ops::glue::{Backward, View};
 
 const KERNELS: Module = module!("lstm");
 /// Up to so many units a group runs through a whole sequence; with more, all groups share each step.

@@ -25,10 +25,10 @@ mod gpu;
 mod tests;
 
 use candle_core::{IndexOp, Result, Tensor, bail};
+use zoo_kernels::gpu::{Array, Gpu};
+use zoo_kernels::{Backward, Forward, GpuForward, Op, Output, View, apply};
 
 use super::dropout::Dropout;
-use super::glue::gpu::{Array, Gpu, GpuForward};
-use super::glue::{Backward, Forward, Op, Output, View, apply};
 use crate::random::Stream;
 
 /// The four tensors of a layer, under PyTorch's names.

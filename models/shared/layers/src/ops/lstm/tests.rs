@@ -1,8 +1,8 @@
 use candle_core::{DType, Device, Result, Tensor, Var};
+use zoo_kernels::check::{check, random, same_bits_on_any_threads};
+use zoo_kernels::cpu::simd::{self, levels, with_level};
 
 use super::*;
-use crate::ops::glue::check::{check, random, same_bits_on_any_threads};
-use crate::ops::glue::simd::{self, levels, with_level};
 use crate::random::{Purpose, Stream};
 
 fn weights(input: usize, hidden: usize) -> Result<Vec<Tensor>> {

@@ -1,8 +1,8 @@
 use candle_core::Result;
 use pulp::{Simd, WithSimd};
+use zoo_kernels::cpu::{Buffer, Pointer, parallel, simd, vector};
 
 use super::{Norm, NormKind};
-use crate::ops::glue::{Buffer, Pointer, parallel, simd, vector};
 
 /// Rows a thread takes at a time; dw and db are summed over these first.
 const ROWS: usize = 64;

@@ -1,8 +1,8 @@
 use candle_core::{Result, bail};
+use zoo_kernels::gpu::{Arg, Array, Gpu, Grid, Module, row_chunks};
+use zoo_kernels::{Backward, GpuForward, Op, View, module};
 
 use super::{Norm, NormKind};
-use crate::ops::glue::gpu::{Arg, Array, Gpu, GpuForward, Grid, Module, module, row_chunks};
-use crate::ops::glue::{Backward, Op, View};
 
 const KERNELS: Module = module!("norm");
 

@@ -17,9 +17,8 @@ mod gpu;
 mod tests;
 
 use candle_core::{D, Result, Tensor, bail};
-
-use super::glue::gpu::{Array, Gpu, GpuForward};
-use super::glue::{Backward, Forward, Op, Output, View, apply_one};
+use zoo_kernels::gpu::{Array, Gpu};
+use zoo_kernels::{Backward, Forward, GpuForward, Op, Output, View, apply_one};
 
 /// Which statistics a norm divides out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 use candle_core::{DType, Device, Result, Tensor};
+use zoo_kernels::check::{check, random};
 
 use super::*;
-use crate::ops::glue::check::{check, random};
 
 #[test]
 fn kernels_and_gradients_agree_with_the_reference() -> Result<()> {

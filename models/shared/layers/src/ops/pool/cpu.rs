@@ -1,7 +1,6 @@
 use candle_core::Result;
 use pulp::{Simd, WithSimd};
-
-use crate::ops::glue::{Buffer, Pointer, parallel, simd, vector};
+use zoo_kernels::cpu::{Buffer, Pointer, parallel, simd, vector};
 
 /// Samples a thread takes at a time.
 const SAMPLES: usize = 4;

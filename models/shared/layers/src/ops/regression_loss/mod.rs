@@ -16,9 +16,8 @@ mod tests;
 use candle_core::{Result, Shape, Tensor, bail};
 
 use rayon::prelude::*;
-
-use super::glue::gpu::{Arg, Array, Gpu, GpuForward, Grid, Module, module};
-use super::glue::{Backward, Forward, Op, Output, View, apply_one};
+use zoo_kernels::gpu::{Arg, Array, Gpu, Grid, Module};
+use zoo_kernels::{Backward, Forward, GpuForward, Op, Output, View, apply_one, module};
 
 /// Elements a thread takes at a time.
 const CHUNK: usize = 16 * 1024;

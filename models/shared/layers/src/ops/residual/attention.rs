@@ -1,4 +1,8 @@
 use candle_core::{Result, Tensor, bail};
+use zoo_kernels::cpu::matmul::{Blend, affine_into, matmul, matmul_into};
+use zoo_kernels::cpu::product::Matrix;
+use zoo_kernels::cpu::{Buffer, Pointer};
+use zoo_kernels::{Backward, Forward, Op, Output, View, apply_one};
 
 use super::cpu::{self, Gradients};
 use super::{AddDropout, Affine, AffineAt, Inputs, NormAt, PreNorm};
@@ -6,9 +10,6 @@ use crate::ops::activation::Activation;
 use crate::ops::attention::cpu::{Geometry, Heads, Rule, Saved, backward, forward};
 use crate::ops::attention::{AttentionOptions, attention, plain, self_attention};
 use crate::ops::dropout::{Dropout, apply_mask};
-use crate::ops::glue::matmul::{Blend, affine_into, matmul, matmul_into};
-use crate::ops::glue::product::Matrix;
-use crate::ops::glue::{Backward, Buffer, Forward, Op, Output, Pointer, View, apply_one};
 use crate::ops::linear::cpu as linear;
 use crate::random::Stream;
 

@@ -2,10 +2,11 @@ use std::borrow::Cow;
 
 use candle_core::Result;
 use pulp::{Simd, WithSimd};
+use zoo_kernels::cpu::{Pointer, parallel, simd, vector};
+use zoo_kernels::{Backward, View};
 
 use super::{AffineAt, NormAt};
 use crate::ops::dropout::{Dropout, range};
-use crate::ops::glue::{Backward, Pointer, View, parallel, simd, vector};
 use crate::ops::linear::cpu as linear;
 use crate::ops::norm::cpu as norm;
 

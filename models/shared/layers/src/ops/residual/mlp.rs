@@ -1,11 +1,11 @@
 use candle_core::{Result, Tensor, bail};
+use zoo_kernels::{Backward, Forward, Op, Output, View, apply_one};
 
 use super::cpu::{self, Gradients};
 use super::{AddDropout, Affine, AffineAt, Inputs, NormAt, PreNorm};
 use crate::ops::activation::Activation;
 use crate::ops::activation::cpu::{apply as activate, times_into};
 use crate::ops::dropout::{Dropout, apply_mask};
-use crate::ops::glue::{Backward, Forward, Op, Output, View, apply_one};
 use crate::ops::linear::cpu as linear;
 use crate::random::Stream;
 

@@ -16,14 +16,14 @@ mod mlp;
 mod tests;
 
 use candle_core::{Result, Tensor, bail};
+use zoo_kernels::gpu::{Array, Gpu};
+use zoo_kernels::{Backward, Forward, GpuForward, Op, Output, View, apply_one};
 
 pub use attention::{AttentionBranch, Projection};
 pub use mlp::MlpBranch;
 
 use super::activation::Activation;
 use super::dropout::{Dropout, apply_mask, on_gpu};
-use super::glue::gpu::{Array, Gpu, GpuForward};
-use super::glue::{Backward, Forward, Op, Output, View, apply_one};
 use super::linear;
 use super::norm::{Norm, NormKind};
 use crate::random::Stream;

@@ -1,10 +1,10 @@
 use candle_core::{Result, Tensor};
+use zoo_kernels::check::{check, random};
 
 use super::attention::SelfAttention;
 use super::mlp::Mlp;
 use super::*;
 use crate::ops::activation::Activation;
-use crate::ops::glue::check::{check, random};
 use crate::random::Purpose;
 
 fn drop_if(yes: bool, layer: u64) -> Result<Option<Dropout>> {

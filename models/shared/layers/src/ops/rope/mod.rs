@@ -13,9 +13,9 @@
 mod tests;
 
 use candle_core::{D, Device, Result, Tensor, bail};
-
-use super::glue::gpu::{Arg, Array, Gpu, GpuForward, Grid, Module, module};
-use super::glue::{Backward, Buffer, Forward, Op, Output, View, apply_one, parallel};
+use zoo_kernels::cpu::{Buffer, parallel};
+use zoo_kernels::gpu::{Arg, Array, Gpu, Grid, Module};
+use zoo_kernels::{Backward, Forward, GpuForward, Op, Output, View, apply_one, module};
 
 /// Which features turn together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

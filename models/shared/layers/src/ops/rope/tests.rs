@@ -1,7 +1,7 @@
 use candle_core::Result;
+use zoo_kernels::check::{check, random};
 
 use super::*;
-use crate::ops::glue::check::{check, random};
 
 const BOTH: [RopePairs; 2] = [RopePairs::Halves, RopePairs::Neighbours];
 

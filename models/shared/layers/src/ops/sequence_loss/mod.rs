@@ -16,9 +16,8 @@ mod cpu;
 mod tests;
 
 use candle_core::{Result, Shape, Tensor, bail};
-
-use super::glue::gpu::{Arg, Array, Gpu, GpuForward, Grid, Module, THREADS, module};
-use super::glue::{Backward, Forward, Op, Output, View, apply_one};
+use zoo_kernels::gpu::{Arg, Array, Gpu, Grid, Module, THREADS};
+use zoo_kernels::{Backward, Forward, GpuForward, Op, Output, View, apply_one, module};
 
 const KERNELS: Module = module!("sequence_loss");
 

@@ -1,7 +1,7 @@
 use candle_core::{Device, Result, Tensor};
+use zoo_kernels::check::{check, random, same_bits_on_any_threads};
 
 use super::*;
-use crate::ops::glue::check::{check, random, same_bits_on_any_threads};
 
 #[test]
 fn kernel_and_gradients_agree_with_the_reference() -> Result<()> {

@@ -15,9 +15,8 @@ mod tests;
 pub(super) use cpu::largest;
 
 use candle_core::{D, Result, Tensor, bail};
-
-use super::glue::gpu::{Arg, Array, Gpu, GpuForward, Grid, Module, module};
-use super::glue::{Backward, Forward, Op, Output, View, apply_one};
+use zoo_kernels::gpu::{Arg, Array, Gpu, Grid, Module};
+use zoo_kernels::{Backward, Forward, GpuForward, Op, Output, View, apply_one, module};
 
 const KERNELS: Module = module!("softmax");
 

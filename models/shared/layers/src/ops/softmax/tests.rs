@@ -1,8 +1,8 @@
 use candle_core::{Device, Result, Tensor};
+use zoo_kernels::check::{check, random};
+use zoo_kernels::cpu::simd::{levels, with_level};
 
 use super::*;
-use crate::ops::glue::check::{check, random};
-use crate::ops::glue::simd::{levels, with_level};
 
 #[test]
 fn kernels_and_gradients_agree_with_the_reference() -> Result<()> {

@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use pulp::Simd;
+use zoo_kernels::cpu::{Pointer, vector};
 
 use super::{OutputGrads, Size};
-use crate::ops::glue::{Pointer, vector};
 
 /// The gates i, f, g, o after activation, c_t and h_t of some units, from z, whose four parts lie `apart`, and c_{t-1}.
 ///

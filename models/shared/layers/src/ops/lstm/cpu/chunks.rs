@@ -2,13 +2,13 @@
 
 use candle_core::Result;
 use pulp::{Simd, WithSimd};
+use zoo_kernels::cpu::product::{Matrix, Start, Term, product};
+use zoo_kernels::cpu::simd::{self, Level};
+use zoo_kernels::cpu::{Buffer, Pointer, parallel, vector, with_scratch};
 
 use super::cell::{self, Carried, Cells, Rows};
 use super::{Inputs, Outputs, Size};
 use crate::ops::dropout::range;
-use crate::ops::glue::product::{Matrix, Start, Term, product};
-use crate::ops::glue::simd::{self, Level};
-use crate::ops::glue::{Buffer, Pointer, parallel, vector, with_scratch};
 
 /// Rows of the batch that one thread takes: whole tiles of the products. As sums over the batch are made chunk by
 /// chunk, it must not depend on the number of threads.

@@ -2,9 +2,10 @@ use std::borrow::Cow;
 
 use candle_core::{Result, bail};
 use pulp::Simd;
+use zoo_kernels::View;
+use zoo_kernels::cpu::Buffer;
 
 use crate::ops::dropout::{Dropout, range};
-use crate::ops::glue::{Buffer, View};
 
 mod cell;
 mod chunks;

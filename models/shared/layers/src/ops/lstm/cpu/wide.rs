@@ -5,14 +5,14 @@ use std::ops::Range;
 
 use candle_core::Result;
 use pulp::{Simd, WithSimd};
+use zoo_kernels::cpu::matmul::{affine_into, matmul};
+use zoo_kernels::cpu::product::{Matrix, Start, Term, product};
+use zoo_kernels::cpu::simd::{self, Level};
+use zoo_kernels::cpu::{Buffer, Pointer, parallel, vector, with_scratch};
 
 use super::cell::{self, Carried, Cells, Rows};
 use super::{Inputs, Outputs, Size};
 use crate::ops::dropout::range;
-use crate::ops::glue::matmul::{affine_into, matmul};
-use crate::ops::glue::product::{Matrix, Start, Term, product};
-use crate::ops::glue::simd::{self, Level};
-use crate::ops::glue::{Buffer, Pointer, parallel, vector, with_scratch};
 
 /// Units whose gates a task of the forward pass computes: whole vectors of every level.
 const FORWARD: usize = 16;

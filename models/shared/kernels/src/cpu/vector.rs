@@ -220,7 +220,7 @@ impl WithSimd for SumOfSquares<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::glue::simd::levels;
+    use crate::cpu::simd::levels;
 
     struct Map<'a>(&'a [f32], &'a mut [f32], u8);
 

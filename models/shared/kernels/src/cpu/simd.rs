@@ -130,7 +130,7 @@ pub fn with_fused<R>(fused: bool, f: impl FnOnce() -> R) -> R {
 }
 
 /// Runs `f` with a thread's override in force.
-pub(super) fn overriding<T: Copy + 'static, R>(
+pub(crate) fn overriding<T: Copy + 'static, R>(
     cell: &'static std::thread::LocalKey<Cell<Option<T>>>,
     value: T,
     f: impl FnOnce() -> R,

@@ -210,7 +210,7 @@ mod tests {
     use pulp::WithSimd;
 
     use super::*;
-    use crate::ops::glue::simd::levels;
+    use crate::cpu::simd::levels;
     use crate::random::{Purpose, Stream};
 
     struct Case<'a>(usize, usize, Start<'a>, &'a [Term<'a>], &'a mut [f32], usize);

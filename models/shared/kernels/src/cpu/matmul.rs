@@ -4,8 +4,9 @@
 use candle_core::Result;
 use pulp::{Simd, WithSimd};
 
+use super::buffer::{Buffer, Pointer};
 use super::product::Matrix;
-use super::{Buffer, Pointer, parallel, simd, vector};
+use super::{parallel, simd, vector};
 
 /// Below this many multiplications a second thread costs more than it brings.
 const PARALLEL: usize = 1 << 17;

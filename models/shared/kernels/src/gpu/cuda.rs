@@ -6,10 +6,8 @@ use candle_core::cuda_backend::{CudaStorageSlice, WrapErr};
 use candle_core::{CudaDevice, CudaStorage, DType, Result, Storage, bail};
 use half::{bf16, f16};
 
-use super::super::{Memory, StorageMut};
 use super::{Arg, Backend, Grid, Module};
-
-include!(concat!(env!("OUT_DIR"), "/ptx.rs"));
+use crate::cpu::{Memory, StorageMut};
 
 impl Backend for CudaDevice {
     fn alloc(&self, dtype: DType, len: usize) -> Result<Storage> {
@@ -32,7 +30,7 @@ impl Backend for CudaDevice {
             _ => "f32",
         };
         let full = format!("zoo_{}_{suffix}", module.name);
-        let Some((_, ptx)) = PTX.iter().find(|(known, _)| *known == full) else { bail!("{full}: not compiled") };
+        let Some((_, ptx)) = module.ptx.iter().find(|(known, _)| *known == full) else { bail!("{full}: not compiled") };
         let function = self.get_or_load_custom_func(name, &full, ptx)?;
         let stream = self.cuda_stream();
         let at = |storage: &CudaStorage, start: usize| -> Result<u64> {

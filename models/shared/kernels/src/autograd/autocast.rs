@@ -4,9 +4,10 @@ use std::cell::Cell;
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use super::gpu::{Array, Gpu, GpuForward, Slice};
-use super::node::{Backward, Forward, Op, View, apply_one};
-use super::simd::overriding;
+use super::link::record;
+use super::op::{Backward, Forward, GpuForward, Op, View};
+use crate::cpu::simd::overriding;
+use crate::gpu::{Array, Gpu, Slice};
 
 thread_local! {
     static COMPUTE: Cell<Option<DType>> = const { Cell::new(None) };
@@ -28,12 +29,16 @@ pub(super) fn cast(inputs: &[&Tensor], wide: bool) -> Result<Option<Vec<Tensor>>
         return Ok(None);
     }
     let one = |t: &Tensor| match differs(t) {
-        true if (t.dtype() == DType::F32 || to == DType::F32) && Gpu::runs(t) => apply_one(Cast { to }, &[t]),
+        true if (t.dtype() == DType::F32 || to == DType::F32) && Gpu::runs(t) => {
+            match record(Cast { to }, vec![t.clone()])?.pop() {
+                Some(cast) => Ok(cast),
+                None => bail!("cast: no output"),
+            }
+        }
         true => t.to_dtype(to),
         false => Ok(t.clone()),
     };
-    // Casting is an op, too.
-    autocast(DType::F32, || inputs.iter().map(|t| one(t)).collect::<Result<_>>()).map(Some)
+    inputs.iter().map(|t| one(t)).collect::<Result<_>>().map(Some)
 }
 
 /// Between f32 and a narrower type.

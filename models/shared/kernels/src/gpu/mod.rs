@@ -14,9 +14,7 @@ use candle_core::backend::BackendStorage;
 use candle_core::op::BackpropOp;
 use candle_core::{DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
 
-use super::buffer::Memory;
-use super::node::View;
-use super::simd;
+use crate::cpu::{Memory, simd};
 
 /// Threads of a group where each takes an element of its own.
 pub const THREADS: usize = 256;
@@ -28,15 +26,28 @@ pub struct Module {
     pub name: &'static str,
     /// In the language of `dialect.h`.
     pub source: &'static str,
+    /// Names and texts of what nvcc made of the files of that crate; empty without the feature `cuda`.
+    pub ptx: &'static [(&'static str, &'static str)],
 }
 
-/// The module of a file beside the op.
+/// The [`Module`] of a file beside the op, `name.cu`.
+#[cfg(not(feature = "cuda"))]
+#[macro_export]
 macro_rules! module {
     ($name:literal) => {
-        $crate::ops::glue::gpu::Module { name: $name, source: include_str!(concat!($name, ".cu")) }
+        $crate::gpu::Module { name: $name, source: include_str!(concat!($name, ".cu")), ptx: &[] }
     };
 }
-pub(crate) use module;
+
+/// The [`Module`] of a file beside the op, `name.cu`. The crate includes the table that `zoo_kernels_build::compile` wrote:
+/// `include!(concat!(env!("OUT_DIR"), "/ptx.rs"));` at its root.
+#[cfg(feature = "cuda")]
+#[macro_export]
+macro_rules! module {
+    ($name:literal) => {
+        $crate::gpu::Module { name: $name, source: include_str!(concat!($name, ".cu")), ptx: crate::PTX }
+    };
+}
 
 const SUM: Module = module!("sum");
 
@@ -99,7 +110,7 @@ impl Array {
         Slice { storage: &self.storage, start: 0, len: self.len }
     }
 
-    pub(super) fn into_storage(self) -> Storage {
+    pub(crate) fn into_storage(self) -> Storage {
         self.storage
     }
 
@@ -121,7 +132,7 @@ pub struct Slice<'a> {
 }
 
 impl<'a> Slice<'a> {
-    pub(super) fn of(storage: &'a Storage, layout: &Layout) -> Result<Self> {
+    pub(crate) fn of(storage: &'a Storage, layout: &Layout) -> Result<Self> {
         let Some((start, end)) = layout.contiguous_offsets() else { bail!("expected contiguous data") };
         Ok(Self { storage, start, len: end - start })
     }
@@ -148,21 +159,6 @@ impl<'a> Factor<'a> {
     fn layout(&self, rows: usize, columns: usize) -> Layout {
         let strides = if self.transposed { vec![1, rows] } else { vec![columns, 1] };
         Layout::new((rows, columns).into(), strides, self.slice.start)
-    }
-}
-
-/// The results of a kernel's forward pass.
-pub struct GpuForward {
-    /// In the order of the reference's.
-    pub outputs: Vec<(Array, Shape)>,
-    /// What the backward pass wants to see again.
-    pub saved: Vec<Array>,
-}
-
-impl GpuForward {
-    /// One output of the shape of `like`.
-    pub fn one(output: Array, like: &View, saved: Vec<Array>) -> Self {
-        Self { outputs: vec![(output, like.dims().into())], saved }
     }
 }
 

@@ -8,8 +8,8 @@ use candle_core::{DType, Error, MetalDevice, MetalStorage, Result, Storage, bail
 use candle_metal_kernels::metal::ComputePipeline;
 use objc2_metal::{MTLCompileOptions, MTLMathMode, MTLSize};
 
-use super::super::StorageMut;
 use super::{Arg, Backend, Grid, Module, type_number};
+use crate::cpu::StorageMut;
 
 type Key = (u64, &'static str, String, DType);
 

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 use candle_core::{CpuStorage, DType, Error, Result, Storage, bail};
 use half::{bf16, f16};
 
-use super::super::{Memory, StorageMut};
 use super::{Arg, Array, Backend, Grid, Module, Slice, type_number};
+use crate::cpu::{Memory, StorageMut};
 
 thread_local! {
     static ACTIVE: Cell<Option<bool>> = const { Cell::new(None) };
@@ -23,7 +23,7 @@ thread_local! {
 /// `backwards`.
 pub fn with_emulation<R>(backwards: bool, f: impl FnOnce() -> R) -> R {
     let before = BACKWARDS.replace(backwards);
-    let result = super::super::simd::overriding(&ACTIVE, true, f);
+    let result = crate::cpu::simd::overriding(&ACTIVE, true, f);
     BACKWARDS.set(before);
     result
 }
@@ -33,7 +33,7 @@ pub(super) fn active() -> bool {
 }
 
 /// The C++ compiler: the environment's `CXX`, or `c++`. None where there is none.
-pub(crate) fn compiler() -> Option<&'static str> {
+pub fn compiler() -> Option<&'static str> {
     static COMPILER: OnceLock<Option<String>> = OnceLock::new();
     let find = || {
         let name = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
@@ -213,6 +213,7 @@ mod tests {
 
     const PROBE: Module = Module {
         name: "probe",
+        ptx: &[],
         source: r"
             // Each thread gets what its neighbour wrote.
             KERNEL(neighbours, WRITE(float, y, 0), VALUE(uint, with_barrier, 1)) {

@@ -15,159 +15,31 @@
 //! Backward visits the outputs first, which put their gradients aside, then the last token, which runs the kernel's
 //! backward once and keeps what belongs to the earlier tokens. Nothing is copied, packed or stored twice.
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, Weak};
 
 use candle_core::op::BackpropOp;
 use candle_core::{
     CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, MetalStorage, Result, Shape, Storage,
-    StorageRef, Tensor, TensorId, bail,
+    Tensor, TensorId, bail,
 };
 
-use super::autocast::cast;
-use super::backward::{forget, remember};
-use super::gpu::{Array, Gpu, GpuForward, Slice};
-use super::simd;
+use super::op::{Backward, Op, View};
+use crate::cpu::simd;
+use crate::gpu::{Array, Gpu};
 
-/// A contiguous input of a CPU kernel.
-pub struct View<'a> {
-    storage: StorageRef<'a>,
-    layout: &'a Layout,
+type Nodes = HashMap<TensorId, (Weak<Call>, Role)>;
+
+/// What a node of the graph stands for, by its tensor's id, as long as the graph lives.
+static NODES: LazyLock<Mutex<Nodes>> = LazyLock::new(Default::default);
+
+pub(super) fn nodes() -> MutexGuard<'static, Nodes> {
+    // The lock only guards single insertions and removals.
+    NODES.lock().unwrap_or_else(|e| e.into_inner())
 }
 
-impl<'a> View<'a> {
-    /// Of a tensor.
-    pub fn new(tensor: &'a Tensor) -> Self {
-        let (storage, layout) = tensor.storage_and_layout();
-        Self { storage, layout }
-    }
-
-    /// The elements in row-major order.
-    pub fn f32(&self) -> Result<&[f32]> {
-        let Storage::Cpu(CpuStorage::F32(data)) = &*self.storage else { bail!("expected f32 on the CPU") };
-        if self.layout.shape().elem_count() == 0 {
-            return Ok(&[]);
-        }
-        let Some((start, end)) = self.layout.contiguous_offsets() else { bail!("expected contiguous data") };
-        Ok(&data[start..end])
-    }
-
-    /// The integers in row-major order.
-    pub fn i64(&self) -> Result<&[i64]> {
-        let Storage::Cpu(CpuStorage::I64(data)) = &*self.storage else { bail!("expected i64 on the CPU") };
-        if self.layout.shape().elem_count() == 0 {
-            return Ok(&[]);
-        }
-        let Some((start, end)) = self.layout.contiguous_offsets() else { bail!("expected contiguous data") };
-        Ok(&data[start..end])
-    }
-
-    /// The elements where they are, for kernels on other devices.
-    pub fn slice(&self) -> Result<Slice<'_>> {
-        Slice::of(&self.storage, self.layout)
-    }
-
-    /// The dimensions.
-    pub fn dims(&self) -> &[usize] {
-        self.layout.dims()
-    }
-
-    /// The number of elements.
-    pub fn count(&self) -> usize {
-        self.layout.shape().elem_count()
-    }
-
-    /// The last dimension; 1 of a scalar.
-    pub fn width(&self) -> usize {
-        self.dims().last().copied().unwrap_or(1)
-    }
-
-    /// The product of the others.
-    pub fn rows(&self) -> usize {
-        self.dims().iter().rev().skip(1).product()
-    }
-}
-
-/// One result of a kernel.
-pub struct Output {
-    /// The elements in row-major order.
-    pub data: Vec<f32>,
-    /// The dimensions.
-    pub shape: Shape,
-}
-
-/// What a forward kernel returns.
-pub struct Forward {
-    /// The results.
-    pub outputs: Vec<Output>,
-    /// What the backward kernel wants to see again; dropped when no input has a gradient.
-    pub saved: Vec<Vec<f32>>,
-}
-
-/// What a backward kernel works from.
-pub struct Backward<'a, S = Vec<f32>> {
-    /// The inputs of the forward pass.
-    pub inputs: &'a [View<'a>],
-    /// The outputs, if the op [wants](Op::needs_outputs) to see them again.
-    pub outputs: &'a [View<'a>],
-    /// What the forward kernel saved.
-    pub saved: &'a [S],
-    /// The gradient of each output, `None` where the loss does not depend on it.
-    pub grads: &'a [Option<View<'a>>],
-    /// Which inputs need a gradient.
-    pub needs: &'a [bool],
-}
-
-/// A differentiable operation with a fused kernel.
-pub trait Op: Send + Sync + 'static {
-    /// Its name in messages.
-    fn name(&self) -> &'static str;
-
-    /// The same in plain candle operations: specification, oracle and fallback. Returns all outputs.
-    fn reference(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>>;
-
-    /// The CPU kernel: f32, contiguous inputs. `save` is false when no backward pass will follow.
-    fn cpu_forward(&self, inputs: &[View], save: bool) -> Result<Forward>;
-
-    /// The CPU kernel's backward pass: a gradient for each input that needs one.
-    fn cpu_backward(&self, pass: &Backward) -> Result<Vec<Option<Vec<f32>>>>;
-
-    /// Whether the backward kernels want to see the outputs.
-    fn needs_outputs(&self) -> bool {
-        false
-    }
-
-    /// Whether the gradient of an input is that of the first output, unchanged: no kernel is asked for it.
-    fn passes(&self, _input: usize) -> bool {
-        false
-    }
-
-    /// Whether it computes in f32 under [`autocast`](super::autocast).
-    fn wide(&self) -> bool {
-        false
-    }
-
-    /// The kernels on CUDA and Metal: contiguous inputs of the type that `gpu` names. None where there is none, or none for
-    /// these inputs: then [`composed`](Op::composed) runs.
-    fn gpu_forward(&self, _gpu: &Gpu, _inputs: &[View], _save: bool) -> Result<Option<GpuForward>> {
-        Ok(None)
-    }
-
-    /// Their backward pass.
-    fn gpu_backward(&self, _gpu: &Gpu, _pass: &Backward<Array>) -> Result<Vec<Option<Array>>> {
-        bail!("{}: no backward kernel", self.name())
-    }
-
-    /// The same by smaller ops that have kernels, where this one has none: the reference, unless there is something better.
-    fn composed(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
-        self.reference(inputs)
-    }
-}
-
-/// Applies `op` to `inputs`, recording the graph: by its kernels, or where there are none for the device or the type by its
-/// reference. Backward passes over one graph must follow each other: two threads at once would mix their gradients.
-pub fn apply<O: Op>(op: O, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
-    let cast = cast(inputs, op.wide())?;
-    let args = cast.unwrap_or_else(|| inputs.iter().map(|t| (*t).clone()).collect());
+/// Applies `op` to `args` as they are, recording the graph.
+pub(super) fn record<O: Op>(op: O, args: Vec<Tensor>) -> Result<Vec<Tensor>> {
     if !simd::fused() {
         return op.reference(&args);
     }
@@ -223,15 +95,6 @@ type Made = (Storage, Shape);
 
 fn tensor(storage: Storage, shape: Shape) -> Tensor {
     Tensor::from_storage(storage, shape, BackpropOp::none(), false)
-}
-
-/// [`apply`] for an op with one output.
-pub fn apply_one<O: Op>(op: O, inputs: &[&Tensor]) -> Result<Tensor> {
-    let name = op.name();
-    match apply(op, inputs)?.pop() {
-        Some(output) => Ok(output),
-        None => bail!("{name}: no output"),
-    }
 }
 
 /// One application of an op, shared by its links.
@@ -365,7 +228,7 @@ struct Link {
 impl Drop for Link {
     fn drop(&mut self) {
         if let Some(id) = self.id.get() {
-            forget(*id);
+            nodes().remove(id);
         }
     }
 }
@@ -383,7 +246,7 @@ impl Link {
             [a, b, c] => a.apply_op3(b, c, self)?,
             _ => bail!("{}: a link takes one to three tensors", self.call.op.name()),
         };
-        remember(*id.get_or_init(|| made.id()), &call, role);
+        nodes().insert(*id.get_or_init(|| made.id()), (Arc::downgrade(&call), role));
         Ok(made)
     }
 
@@ -459,110 +322,38 @@ link!(CustomOp3, (Grad, Grad, Grad), (s1 l1, s2 l2, s3 l3), (a, b, c), |r| (
 mod tests {
     use candle_core::{Device, Var};
 
+    use super::super::op::{Forward, Output};
     use super::*;
 
-    /// Any number of inputs; outputs are their weighted sum and their product, over elements.
-    struct SumAndProduct;
+    struct Copy;
 
-    impl Op for SumAndProduct {
+    impl Op for Copy {
         fn name(&self) -> &'static str {
-            "sum-and-product"
+            "copy"
         }
 
-        fn reference(&self, x: &[Tensor]) -> Result<Vec<Tensor>> {
-            let mut sum = x[0].affine(1., 0.)?;
-            let mut product = x[0].clone();
-            for (i, t) in x.iter().enumerate().skip(1) {
-                sum = (sum + t.affine(1. + i as f64, 0.)?)?;
-                product = (product * t)?;
-            }
-            Ok(vec![sum, product])
+        fn reference(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+            Ok(inputs.to_vec())
         }
 
         fn cpu_forward(&self, inputs: &[View], _: bool) -> Result<Forward> {
-            let tensor = |v: &View| Tensor::from_slice(v.f32()?, v.dims(), &Device::Cpu);
-            let x = inputs.iter().map(tensor).collect::<Result<Vec<_>>>()?;
-            let output = |t: Tensor| Ok(Output { data: t.flatten_all()?.to_vec1()?, shape: t.shape().clone() });
-            Ok(Forward { outputs: self.reference(&x)?.into_iter().map(output).collect::<Result<_>>()?, saved: vec![] })
+            let output = Output { data: inputs[0].f32()?.to_vec(), shape: inputs[0].dims().into() };
+            Ok(Forward { outputs: vec![output], saved: vec![] })
         }
 
-        fn cpu_backward(&self, pass: &Backward) -> Result<Vec<Option<Vec<f32>>>> {
-            let n = pass.inputs[0].f32()?.len();
-            let mut grads = vec![];
-            for i in 0..pass.inputs.len() {
-                let mut g = vec![0f32; n];
-                for (e, g) in g.iter_mut().enumerate() {
-                    if let Some(sum) = &pass.grads[0] {
-                        *g += (1. + i as f32) * sum.f32()?[e];
-                    }
-                    if let Some(product) = &pass.grads[1] {
-                        let others = (0..pass.inputs.len()).filter(|&j| j != i);
-                        *g += others.map(|j| pass.inputs[j].f32().map(|x| x[e])).product::<Result<f32>>()?
-                            * product.f32()?[e];
-                    }
-                }
-                grads.push(pass.needs[i].then_some(g));
-            }
-            Ok(grads)
+        fn cpu_backward(&self, _: &Backward) -> Result<Vec<Option<Vec<f32>>>> {
+            Ok(vec![None])
         }
     }
 
     #[test]
-    fn gradients_reach_any_number_of_inputs_from_any_of_the_outputs() -> Result<()> {
-        for n in 1..=9 {
-            let vars = (0..n)
-                .map(|i| Var::from_tensor(&Tensor::new(&[0.5f32 + i as f32, -1. - i as f32], &Device::Cpu)?))
-                .collect::<Result<Vec<_>>>()?;
-            for used in [[true, true], [true, false], [false, true]] {
-                let loss = |outputs: Vec<Tensor>| -> Result<Tensor> {
-                    let mut total = Tensor::new(0f32, &Device::Cpu)?;
-                    for (o, _) in outputs.iter().zip(used).filter(|(_, used)| *used) {
-                        total = (total + (o.sqr()?.sum_all()? + o.sum_all()?)?)?;
-                    }
-                    Ok(total)
-                };
-                // The middle input is a constant: it must neither get a gradient nor disturb the others'.
-                let constant = vars[n / 2].as_detached_tensor();
-                let inputs: Vec<&Tensor> = vars
-                    .iter()
-                    .enumerate()
-                    .map(|(i, v)| if n > 2 && i == n / 2 { &constant } else { v.as_tensor() })
-                    .collect();
-                let owned: Vec<Tensor> = inputs.iter().map(|t| (*t).clone()).collect();
-                let fused = loss(apply(SumAndProduct, &inputs)?)?.backward()?;
-                let plain = loss(SumAndProduct.reference(&owned)?)?.backward()?;
-                for (i, v) in vars.iter().enumerate() {
-                    let values =
-                        |g: &candle_core::backprop::GradStore| g.get(v).map(|g| g.to_vec1::<f32>()).transpose();
-                    let (a, b) = (values(&fused)?, values(&plain)?);
-                    assert_eq!(a.is_some(), !(n > 2 && i == n / 2), "input {i} of {n}");
-                    let (a, b) = (a.unwrap_or_default(), b.unwrap_or_default());
-                    assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() <= 1e-5 * b.abs().max(1.)), "{a:?} {b:?}");
-                }
-            }
-        }
-        Ok(())
-    }
-
-    #[test]
-    fn strided_inputs_and_gradients_are_read_rightly() -> Result<()> {
-        let x = Var::from_tensor(&Tensor::new(&[[1f32, 2., 3.], [4., 5., 6.]], &Device::Cpu)?)?;
-        let other = Tensor::new(&[[9f32, 1., 1.], [9., 2., 2.], [9., 3., 3.]], &Device::Cpu)?.narrow(1, 1, 2)?;
-        let loss = |outputs: Vec<Tensor>| (outputs[0].t()?.sqr()? * outputs[1].t()?)?.sum_all()?.backward();
-        let fused = loss(
-            apply(SumAndProduct, &[&x.t()?, &other])?.into_iter().map(|t| t.reshape((3, 2))).collect::<Result<_>>()?,
-        )?;
-        let plain = loss(SumAndProduct.reference(&[x.t()?, other])?)?;
-        let values = |g: &candle_core::backprop::GradStore| g.get(&x).map(|g| g.to_vec2::<f32>()).transpose();
-        assert_eq!(values(&fused)?, values(&plain)?);
-        assert!(values(&fused)?.is_some());
-        Ok(())
-    }
-
-    #[test]
-    fn without_a_gradient_nothing_is_recorded() -> Result<()> {
-        let x = Tensor::new(&[1f32, 2.], &Device::Cpu)?;
-        assert!(apply(SumAndProduct, &[&x, &x])?.iter().all(|o| !o.track_op()));
+    fn nothing_is_remembered_of_a_graph_that_is_gone() -> Result<()> {
+        let x = Var::new(&[1f32, 2.], &Device::Cpu)?;
+        let outputs = record(Copy, vec![x.as_tensor().clone()])?;
+        let id = outputs[0].id();
+        assert!(nodes().contains_key(&id));
+        drop(outputs);
+        assert!(!nodes().contains_key(&id));
         Ok(())
     }
 }

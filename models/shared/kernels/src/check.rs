@@ -11,8 +11,8 @@
 
 use candle_core::{DType, Device, Result, Tensor, Var, bail};
 
-use super::node::{Op, apply};
-use super::simd::{levels, with_level};
+use crate::autograd::{Op, apply};
+use crate::cpu::simd::{levels, with_level};
 use crate::random::{Purpose, Stream};
 
 /// What is accepted for a dtype.
@@ -128,8 +128,8 @@ pub fn check<O: Op + Clone>(op: &O, inputs: &[Tensor], wants: &[bool]) -> Result
         with_level(level, || known.compare(&place, &fused, inputs, wants, &Device::Cpu))?;
     }
     #[cfg(test)]
-    if super::gpu::emulated::compiler().is_some() {
-        use super::gpu::emulated::with_emulation;
+    if crate::gpu::emulated::compiler().is_some() {
+        use crate::gpu::emulated::with_emulation;
         for dtype in HALVES_TOO {
             let known = Known::of(op, inputs, wants, dtype)?;
             // Kernels of their own for 16 bits are the same for both types.
@@ -305,8 +305,8 @@ fn differences<O: Op>(op: &O, inputs: &[Tensor], wants: &[bool], exact: &Run) ->
 
 #[cfg(test)]
 mod tests {
-    use super::super::node::{Backward, Forward, Output, View};
     use super::*;
+    use crate::autograd::{Backward, Forward, Output, View};
 
     /// x², whose backward is off by the given factor.
     #[derive(Clone)]

@@ -6,43 +6,25 @@
 //! shares the memory of one of ours is a view of it.
 
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, Weak};
+use std::sync::Arc;
 
 use candle_core::backprop::GradStore;
 use candle_core::{Layout, Result, Storage, Tensor, TensorId};
 
-use super::node::{Call, Role};
-
-type Nodes = HashMap<TensorId, (Weak<Call>, Role)>;
-
-/// What a node of the graph stands for, by its tensor's id, as long as the graph lives.
-static NODES: LazyLock<Mutex<Nodes>> = LazyLock::new(Default::default);
-
-fn nodes() -> MutexGuard<'static, Nodes> {
-    // The lock only guards single insertions and removals.
-    NODES.lock().unwrap_or_else(|e| e.into_inner())
-}
-
-pub(super) fn remember(id: TensorId, call: &Arc<Call>, role: Role) {
-    nodes().insert(id, (Arc::downgrade(call), role));
-}
-
-pub(super) fn forget(id: TensorId) {
-    nodes().remove(&id);
-}
+use super::link::{Call, Role, nodes};
 
 /// How a tensor with a gradient got its elements.
 enum Kind {
     Variable,
     /// Something that an op of ours made, or a token between its inputs and outputs.
     Node(Arc<Call>, Role),
-    View(View),
+    Alias(Alias),
     /// An operation of candle's.
     Foreign,
 }
 
 /// Elements of another tensor, each at most once.
-struct View {
+struct Alias {
     base: Tensor,
     part: Part,
 }
@@ -74,7 +56,7 @@ pub fn backward_scaled(loss: &Tensor, scale: f64) -> Result<GradStore> {
         return if scale == 1. { loss.backward() } else { (loss * scale)?.backward() };
     }
     let views = kinds.iter().filter_map(|(t, kind)| match kind {
-        Kind::View(view) => Some((t.id(), view)),
+        Kind::Alias(view) => Some((t.id(), view)),
         _ => None,
     });
     let mut sums = Sums { views: views.collect(), grads: HashMap::new() };
@@ -127,9 +109,9 @@ fn kinds(loss: &Tensor) -> Vec<(&Tensor, Kind)> {
     let owners: HashMap<*const Storage, &Tensor> = owners.collect();
     for (tensor, kind) in &mut all {
         if let (Kind::Foreign, Some(base)) = (&kind, owners.get(&memory(tensor)))
-            && let Some(view) = View::of(tensor, base)
+            && let Some(view) = Alias::of(tensor, base)
         {
-            *kind = Kind::View(view);
+            *kind = Kind::Alias(view);
         }
     }
     all
@@ -140,7 +122,7 @@ fn memory(tensor: &Tensor) -> *const Storage {
     &raw const *tensor.storage_and_layout().0
 }
 
-impl View {
+impl Alias {
     /// None unless `tensor` is a reshaped or permuted `base`, or a range of it.
     fn of(tensor: &Tensor, base: &Tensor) -> Option<Self> {
         let (layout, whole) = (tensor.layout(), base.layout());
@@ -200,13 +182,13 @@ impl Sum {
 
 /// The gradients so far, of variables and of what our ops made.
 struct Sums<'a> {
-    views: HashMap<TensorId, &'a View>,
+    views: HashMap<TensorId, &'a Alias>,
     grads: HashMap<TensorId, Sum>,
 }
 
 impl Sums<'_> {
     fn add(&mut self, tensor: &Tensor, grad: Tensor) -> Result<()> {
-        let Some(&View { base, part }) = self.views.get(&tensor.id()) else {
+        let Some(&Alias { base, part }) = self.views.get(&tensor.id()) else {
             return self.add_whole(tensor, grad);
         };
         let (shape, dim, first) = match part {
@@ -242,82 +224,6 @@ impl Sums<'_> {
             None => grad,
         };
         self.grads.insert(tensor.id(), Sum::Whole(sum));
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use candle_core::{D, Device, Var};
-
-    use super::*;
-    use crate::ops::glue::check::random;
-    use crate::ops::{Activation, AttentionOptions, add_dropout, attention, layer_norm, linear, mse};
-    use crate::{Lstm, LstmConfig, Mode, Params};
-
-    fn var(seed: u64, dims: &[usize]) -> Result<Var> {
-        Var::from_tensor(&random(seed, dims)?)
-    }
-
-    /// Both ways to the gradients of `vars`, and whether ours was taken.
-    fn compare(loss: &Tensor, vars: &[&Var], ours: bool) -> Result<()> {
-        assert_eq!(foreign(loss).is_empty(), ours, "{:?}", foreign(loss));
-        let (expected, found) = ((loss * 3.)?.backward()?, backward_scaled(loss, 3.)?);
-        for (i, var) in vars.iter().enumerate() {
-            let (Some(a), Some(b)) = (expected.get(var), found.get(var)) else {
-                assert!(expected.get(var).is_none() && found.get(var).is_none(), "{i}");
-                continue;
-            };
-            let (error, size) = ((a - b)?.abs()?.max_all()?, a.abs()?.max_all()?);
-            let (error, size) = (error.to_scalar::<f32>()?, size.to_scalar::<f32>()?);
-            assert!(error <= 1e-6 * size && size > 0., "{i}: off by {error} of {size}");
-            assert!(b.dims() == var.dims() && !b.track_op());
-        }
-        Ok(())
-    }
-
-    #[test]
-    fn gradients_are_those_of_candle_through_views_shared_results_and_ranges() -> Result<()> {
-        let (x, w, gain, target) = (var(1, &[2, 5, 6])?, var(2, &[18, 6])?, var(3, &[6])?, random(4, &[2, 5, 6])?);
-        let identity = Activation::Identity;
-        // Ranges, one of them twice; a norm that two use; a weight in whole and in part; turned results.
-        let n = layer_norm(&x, Some(&gain), None, 1e-5)?;
-        let qkv = linear(&n, &w, None, identity)?;
-        let part = |i: usize| qkv.narrow(D::Minus1, 6 * i, 6);
-        let options = || AttentionOptions { causal: true, scale: None, dropout: None };
-        let o = attention(&part(0)?, &part(1)?, &part(2)?, 2, None, options())?;
-        let o = add_dropout(&o, &part(1)?, None)?;
-        let o = add_dropout(&o, &n, None)?;
-        let square = w.as_tensor().narrow(0, 3, 6)?;
-        let turned = linear(&o.transpose(0, 1)?, &square, None, Activation::Gelu)?.transpose(0, 1)?;
-        let vars = [&x, &w, &gain];
-        compare(&mse(&turned, &target)?, &vars, true)?;
-        // With an operation of candle's anywhere among them it is candle's.
-        compare(&mse(&(turned * 2.)?, &target)?, &vars, false)
-    }
-
-    #[test]
-    fn any_of_several_outputs_and_other_variables_may_be_left_out() -> Result<()> {
-        let (x, unused) = (var(1, &[3, 4, 2])?, var(2, &[2])?);
-        let params = Params::init(1, &Device::Cpu);
-        let config = LstmConfig { input: 2, hidden: 5, layers: 2, dropout: 0. };
-        let lstm = Lstm::new(config, params.builder())?;
-        let weights: Vec<Var> = params.trainable().into_iter().map(|p| p.var).collect();
-        let vars: Vec<&Var> = [&x, &unused].into_iter().chain(&weights).collect();
-        for found in [lstm.forward(&x, Mode::Eval)?.outputs, lstm.forward_last(&x, Mode::Eval)?] {
-            compare(&mse(&found, &found.zeros_like()?)?, &vars, true)?;
-        }
-        Ok(())
-    }
-
-    #[test]
-    fn nothing_is_remembered_of_a_graph_that_is_gone() -> Result<()> {
-        let x = var(1, &[3, 4])?;
-        let y = layer_norm(&x, None, None, 1e-5)?;
-        let id = y.id();
-        assert!(nodes().contains_key(&id));
-        drop(y);
-        assert!(!nodes().contains_key(&id));
         Ok(())
     }
 }

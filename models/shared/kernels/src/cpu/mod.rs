@@ -1,0 +1,10 @@
+//! Kernels on the CPU: SIMD dispatch, vectorised functions, products, and memory that several threads write.
+
+mod buffer;
+pub mod matmul;
+pub mod parallel;
+pub mod product;
+pub mod simd;
+pub mod vector;
+
+pub use buffer::{Buffer, Memory, Pointer, StorageMut, memories_mut, slices_mut, with_scratch};

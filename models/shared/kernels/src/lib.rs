@@ -1,0 +1,14 @@
+#![doc = include_str!("../README.md")]
+
+mod autograd;
+pub mod check;
+pub mod cpu;
+pub mod gpu;
+pub mod random;
+
+pub use autograd::{
+    Backward, Forward, GpuForward, Op, Output, View, apply, apply_one, autocast, backward, backward_scaled, foreign,
+};
+
+#[cfg(feature = "cuda")]
+include!(concat!(env!("OUT_DIR"), "/ptx.rs"));
