@@ -5,7 +5,7 @@ use zoo_char_gpt::{CharGpt, CharTask, Sampling};
 use zoo_deepsif::DeepSifTask;
 use zoo_market::simulate;
 use zoo_stock_lstm::{Config, DataSettings, Forecaster, StockLstm, StockTask};
-use zoo_training::config::{Overrides, resolve};
+use zoo_training::config::{Overrides, resolve, to_toml};
 use zoo_training::{End, Error, Recipe, RunFiles, Silent, Split, Task, Trainer};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -48,6 +48,7 @@ fn every_parameter_of_all_deepsif_networks_gets_a_gradient_and_moves() -> Outcom
     for (kind, optimizer) in kinds.into_iter().flat_map(|k| [(k, "adamw"), (k, "muon")]) {
         let set = [kind.to_string(), format!("train.optimizer={optimizer}"), "model.positions=50".into()];
         let config = resolve::<DeepSifTask>(&Overrides { preset: Some("tiny"), set: &set, ..Overrides::default() })?;
+        assert!(to_toml(&config)?.contains(&kind.replace("model.kind=", "kind = \"")), "{kind}");
         let task = DeepSifTask::open(&config.model, &config.data, 1, None, &Device::Cpu)?;
         let mut trainer = Trainer::new(&task, &config, &Device::Cpu)?;
         let values = |t: &candle_core::Tensor| t.flatten_all()?.to_vec1::<f32>();

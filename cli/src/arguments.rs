@@ -82,6 +82,13 @@ impl Values {
         }
     }
 
+    /// Whether `key` is set.
+    pub(crate) fn has(&self, key: &str) -> bool {
+        let mut parts = key.split('.');
+        let first = parts.next().and_then(|part| self.0.get(part));
+        parts.fold(first, |value, part| value?.get(part)).is_some()
+    }
+
     /// Sets a whole number, if there is one.
     pub(crate) fn set_count(&mut self, key: &str, value: Option<u64>) -> anyhow::Result<()> {
         if let Some(value) = value {
@@ -127,7 +134,7 @@ pub(crate) fn add_flags(mut command: Command, models: &[Flags]) -> Command {
             continue;
         }
         seen.push(flag.name);
-        let arg = Arg::new(flag.name).long(flag.name).help(flag.help);
+        let arg = Arg::new(id(flag.name)).long(flag.name).help(flag.help);
         let arg = arg.help_heading(format!("Options of {}", owners(models, flag.name).join(" and ")));
         command = command.arg(match flag.value {
             Some(value) => arg.value_name(value).allow_negative_numbers(true),
@@ -135,6 +142,11 @@ pub(crate) fn add_flags(mut command: Command, models: &[Flags]) -> Command {
         });
     }
     command
+}
+
+/// Apart from the ids of a verb's own arguments, which a model's flag may be called like.
+fn id(flag: &str) -> String {
+    format!("flag.{flag}")
 }
 
 fn owners<'a>(models: &[Flags<'a>], flag: &str) -> Vec<&'a str> {
@@ -152,7 +164,8 @@ pub(crate) fn given_flags(matches: &ArgMatches, models: &[Flags], model: &str) -
     names.sort_unstable();
     names.dedup();
     for name in names {
-        if matches.try_contains_id(name).is_err() || matches.value_source(name) != Some(ValueSource::CommandLine) {
+        let id = id(name);
+        if matches.try_contains_id(&id).is_err() || matches.value_source(&id) != Some(ValueSource::CommandLine) {
             continue;
         }
         let Some(flag) = own.iter().find(|f| f.name == name) else {
@@ -160,11 +173,15 @@ pub(crate) fn given_flags(matches: &ArgMatches, models: &[Flags], model: &str) -
             return Err(Error::Usage(format!("{model} has no flag --{name}: it is one of {owners}")).into());
         };
         match flag.value {
-            Some(_) => {
-                if let Some(text) = matches.get_one::<String>(name) {
-                    values.set(flag.key, text.as_str());
+            Some(_) => match matches.try_get_one::<String>(&id) {
+                Ok(Some(text)) => values.set(flag.key, text.as_str()),
+                _ => {
+                    let owners = owners(models, name).join(" and ");
+                    return Err(
+                        Error::Usage(format!("--{name} takes a value with some models of {owners} only")).into()
+                    );
                 }
-            }
+            },
             None => values.set(flag.key, true),
         }
     }

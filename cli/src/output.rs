@@ -28,7 +28,7 @@ pub(crate) fn word_keys_as_flags(flags: Vec<(&'static str, &'static str)>) {
 }
 
 /// A message with flags in place of keys that have one: libraries know no flags.
-fn worded(message: &str) -> String {
+pub(crate) fn worded(message: &str) -> String {
     let part_of_name = |c: char| c.is_alphanumeric() || matches!(c, '_' | '.' | '-');
     // A rule of a conversion is given by a flag, too.
     let mut text = message.replace("by a rule ('", "by a rule (--map '");
@@ -36,9 +36,12 @@ fn worded(message: &str) -> String {
         let mut from = 0;
         while let Some(at) = text[from..].find(key).map(|at| from + at) {
             let end = at + key.len();
-            // Not a part of a longer key.
-            let whole = !text[..at].ends_with(part_of_name)
-                && !text[end..].starts_with(|c: char| c.is_alphanumeric() || c == '_');
+            // Not a part of a longer key, and not a key of a file, which stands behind the file's name.
+            let (before, after) = text.split_at(at);
+            let after = &after[key.len()..];
+            let part = before.ends_with(part_of_name) || after.starts_with(|c: char| c.is_alphanumeric() || c == '_');
+            let of_file = before.ends_with(": ") && after.starts_with(" takes ");
+            let whole = !part && !of_file;
             if whole {
                 text.replace_range(at..end, &format!("--{flag}"));
             }
@@ -123,6 +126,9 @@ pub(crate) fn message(e: &anyhow::Error) -> String {
     let mut message = String::new();
     for cause in e.chain() {
         let line = first_line(&cause);
+        // Its keys are what --allow-change takes.
+        let keys = matches!(cause.downcast_ref(), Some(Error::Changed { .. } | Error::NoSuchKey(_)));
+        let line = if keys { line } else { worded(&line) };
         // A transparent error repeats its cause, and some name it in their own text.
         if !message.contains(&line) {
             message = if message.is_empty() { line } else { format!("{message}: {line}") };
@@ -153,7 +159,7 @@ fn way_out(e: &Error) -> String {
 
 /// Failed work (1) or a wrong call (2), in one line.
 pub(crate) fn fail(e: &anyhow::Error) -> ExitCode {
-    note(&format!("{}: error: {}", program(), worded(&message(e))));
+    note(&format!("{}: error: {}", program(), message(e)));
     let wrong_call = matches!(
         e.downcast_ref(),
         Some(Error::Usage(_) | Error::RunExists(_) | Error::Changed { .. } | Error::NoSuchKey(_))

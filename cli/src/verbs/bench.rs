@@ -49,7 +49,7 @@ pub(crate) struct Arguments {
     /// One setting over everything else, such as train.dtype=bf16 (with --ops that alone)
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) set: Vec<String>,
-    /// Seconds for each case (an op takes half of it)
+    /// Seconds of training steps in each case (inference and data come on top; an op takes half of it)
     #[arg(long, value_name = "S", default_value_t = 4.)]
     pub(crate) seconds: f64,
     #[command(flatten)]

@@ -32,16 +32,16 @@ pub(crate) struct Arguments {
     /// The format to write: safetensors, pytorch, npz, npy or gguf
     #[arg(long, value_name = "NAME")]
     pub(crate) format: Option<String>,
-    /// Take names and layouts of another program to this model's; with --to the other way
+    /// Convert another program's checkpoint to the names and layout of this model; with --to the other way
     #[arg(long, value_name = "NAME")]
     pub(crate) model: Option<String>,
     /// With --model: the other program's layout to write, such as nanogpt or huggingface
     #[arg(long, value_name = "LAYOUT", requires = "model")]
     pub(crate) to: Option<String>,
-    /// With --model: data that the weights were trained on, for what a foreign file does not say (char-gpt: its text)
+    /// With --model: data that the weights were trained on, for what a foreign file does not say (char-gpt: its text; deepsif: the head's folder)
     #[arg(long, value_name = "PATH", requires = "model")]
     pub(crate) data: Option<PathBuf>,
-    /// A rule, or a file of rules: rename, transpose, split, concat, cast, tie, drop; may be given several times
+    /// A rule, or a file of rules: rename, transpose, split, concat, cast, tie, drop, drop-equal; may be given several times
     #[arg(long, value_name = "FILE|RULE")]
     pub(crate) map: Vec<String>,
     /// The element type of all floating-point tensors: f32, f16, bf16 or f64

@@ -15,7 +15,7 @@ use crate::fetch;
 use crate::health::{Profiles, advised, as_value, described, name, of_run as health_of, read};
 use crate::heat::HeatMap;
 use crate::output::{print, print_json};
-use crate::settings::configured;
+use crate::settings::{configured, has_path};
 use crate::weights::{Loaded, weights};
 
 #[derive(Args)]
@@ -115,7 +115,9 @@ pub(crate) fn examine<T: Recipe>(args: &Arguments) -> anyhow::Result<()> {
     };
     if let Some(data) = fetch::found::<T>(args.data.as_deref())? {
         values.set_path("data.path", &data)?;
-    } else if loaded.is_some() && !settings.set.iter().any(|s| s.starts_with("data.path=")) {
+    } else if let Some((_, loaded)) = &loaded
+        && has_path::<T>(&loaded.config)?
+    {
         // Weights bring their own configuration, but not their data's place.
         settings.set.insert(0, "data.path=".into());
     }

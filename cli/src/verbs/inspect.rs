@@ -13,7 +13,7 @@ use zoo_training::Error;
 use super::convert::by_extension;
 use super::hub::{self, SCHEME};
 use crate::arguments::Json;
-use crate::output::{grouped, message, print, print_json, remark, table};
+use crate::output::{grouped, message, print, print_json, program, remark, table};
 use crate::signals::stop_flag;
 use crate::weights::weights;
 
@@ -74,7 +74,9 @@ pub(crate) type Fits = fn(&Source) -> anyhow::Result<()>;
 pub(crate) fn inspect(args: &Inspect) -> anyhow::Result<()> {
     let source = match args.file.starts_with(SCHEME) {
         true if args.stats || args.hash => {
-            return Err(Error::Usage("--stats and --hash need all of a file: zoo pull it first".into()).into());
+            return Err(
+                Error::Usage(format!("--stats and --hash need all of a file: {} pull it first", program())).into()
+            );
         }
         true => hub::inspect(&args.file)?,
         false => opened(&args.file)?,

@@ -19,7 +19,7 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     pub(crate) settings: Settings,
     /// Count the tensors of these weights instead
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["preset", "config", "set"])]
+    #[arg(long, value_name = "FILE|RUN", conflicts_with_all = ["preset", "config", "set"])]
     pub(crate) checkpoint: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) json: Json,

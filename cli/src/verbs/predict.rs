@@ -9,9 +9,9 @@ use zoo_training::{Error, Predict, Prediction, Request};
 
 use crate::arguments::{Checkpoint, DeviceName, ModelName, TakesFlags, Values};
 use crate::device::device;
-use crate::output::{csv_text, note, print, print_json};
+use crate::output::{csv_text, note, print, print_json, worded};
 use crate::plot::{check_name, draw_picture};
-use crate::settings::changed_source;
+use crate::settings::{changed_source, has_path};
 use crate::weights::{Loaded, weights};
 
 #[derive(Args)]
@@ -73,7 +73,9 @@ pub(crate) fn run<T: Predict>(args: &Arguments) -> anyhow::Result<()> {
     }
     let Loaded { model, config, fitted, .. } = Loaded::<T>::read(&path, &device)?;
     // Without it nothing is looked for: what the weights were trained on may have moved.
-    values.set_path("data.path", args.data.as_deref().unwrap_or(Path::new("")))?;
+    if args.data.is_some() || has_path::<T>(&config)? {
+        values.set_path("data.path", args.data.as_deref().unwrap_or(Path::new("")))?;
+    }
     let source = changed_source::<T>(&config, values)?;
     let request = Request { input: &args.input, options: overlaid::<T::Options>(options, "predict")? };
     let Prediction { header, rows, summary, remarks, arrays, picture } =
@@ -100,6 +102,7 @@ pub(crate) fn run<T: Predict>(args: &Arguments) -> anyhow::Result<()> {
         }
         None => print(&table),
     }
+    let remarks: Vec<String> = remarks.iter().map(|r| worded(r)).collect();
     remarks.iter().for_each(|r| note(r));
     if let (true, Some(output)) = (args.json, &args.output) {
         let mut document = json!({

@@ -174,7 +174,7 @@ fn judgement(run: &Run) -> Markup {
             @let findings: Vec<_> = run.health.findings.iter().filter(|f| f.level >= Level::Alert).collect();
             @if !run.checks.is_empty() {
                 p {
-                    "gradient health: " (run.checks.len()) " looks, " (format!("{:.1}", 100. * run.health.dead)) " % of the elements dead"
+                    "gradient health: " (run.checks.len()) " checks, " (format!("{:.1}", 100. * run.health.dead)) " % of the elements dead"
                     @if findings.is_empty() { ", nothing to raise" }
                 }
             }

@@ -19,7 +19,7 @@ pub(crate) struct Arguments {
     /// The experiment
     #[arg(value_name = "NAME")]
     name: String,
-    /// Its length, in what it counts
+    /// How long it is, in the unit that the list of experiments gives
     #[arg(long, value_name = "N")]
     steps: Option<u64>,
     /// Seed of data, weights, order and chance
@@ -66,6 +66,8 @@ pub(crate) fn run(args: &Arguments, all: &[Experiment]) -> anyhow::Result<ExitCo
         going: &|| !stop.load(Ordering::Relaxed),
         progress: &note,
     })?;
+    // A short experiment runs to its end, which counts for nothing once it was to stop.
+    let found = found.filter(|_| !stop.load(Ordering::Relaxed));
     let Some(Findings { json, text, figure }) = found else {
         note("interrupted: nothing was written");
         return Ok(ExitCode::from(STOPPED));

@@ -19,8 +19,10 @@ const FILES: [(&str, &str); 7] = [
     ("tests/model.rs", include_str!("template/tests/model.rs")),
 ];
 /// Words that a crate cannot be called: Rust's own, and names of what it is built from.
-const TAKEN: [&str; 12] =
-    ["test", "core", "std", "alloc", "self", "super", "crate", "serde", "csv", "candle", "zoo", "main"];
+const TAKEN: &str = "abstract as async await become box break const continue crate do dyn else enum extern false final fn for gen \
+    if impl in let loop macro main match mod move mut override priv pub ref return self static struct super trait true try type \
+    typeof unsafe unsized use virtual where while yield alloc core proc-macro std test anyhow candle candle-core candle-nn clap csv \
+    serde serde-json tempfile toml zoo zoo-checkpoint zoo-cli zoo-kernels zoo-layers zoo-training";
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -36,9 +38,15 @@ pub(crate) fn run(args: &Arguments) -> anyhow::Result<()> {
     let name = args.name.as_str();
     let letters = name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
     let words = name.split('-').all(|word| !word.is_empty());
-    if !letters || !words || !name.starts_with(|c: char| c.is_ascii_lowercase()) || TAKEN.contains(&name) {
+    if !letters || !words || !name.starts_with(|c: char| c.is_ascii_lowercase()) {
         return Err(Error::Usage(format!(
             "{name}: a crate's name has small letters, digits and single hyphens between them, such as my-model"
+        ))
+        .into());
+    }
+    if TAKEN.split(' ').any(|word| word == name) {
+        return Err(Error::Usage(format!(
+            "{name} is taken, by Rust or by a crate that it depends on: choose another name"
         ))
         .into());
     }

@@ -99,7 +99,11 @@ pub(crate) fn run<T: Recipe>(args: &Arguments) -> anyhow::Result<ExitCode> {
     }
     let values = values::<T>(args)?;
     let resolve = |set: &[String]| -> anyhow::Result<ConfigOf<T>> {
-        let set = fixed.iter().chain(set).cloned().collect();
+        let mut set: Vec<String> = fixed.iter().chain(set).cloned().collect();
+        // The kind of the optimizer before its constants, which it brings.
+        set.sort_by_key(|setting| {
+            !matches!(setting.split('=').next(), Some("train.optimizer" | "train.optimizer.kind"))
+        });
         let settings = Settings { preset: args.preset.clone(), config: args.config.clone(), set };
         let mut config = configured::<T>(&settings, values.clone())?;
         T::settle(&mut config)?;
@@ -111,10 +115,17 @@ pub(crate) fn run<T: Recipe>(args: &Arguments) -> anyhow::Result<ExitCode> {
     if axes.is_empty() {
         return Err(Error::Usage("nothing to tune: give values, as in --set train.lr=0.01,0.001".into()).into());
     }
+    if let Some(axis) = axes.iter().find(|axis| values.has(&axis.key)) {
+        let key = &axis.key;
+        return Err(Error::Usage(format!("{key} is given as a value to search over, too: leave one out")).into());
+    }
     // Before the first run, every value is known to be one.
     for axis in &axes {
         for value in &axis.values {
-            resolve(&[format!("{}={value}", axis.key)])?;
+            let others = axes.iter().filter(|other| other.key != axis.key);
+            let mut set: Vec<String> = others.map(|other| format!("{}={}", other.key, other.values[0])).collect();
+            set.push(format!("{}={value}", axis.key));
+            resolve(&set)?;
         }
     }
     let out = args.out.clone().unwrap_or_else(|| Path::new("runs").join(format!("{}-tune", T::NAME)));

@@ -6,8 +6,8 @@
 //! 2. the f32 kernel's outputs and gradients are compared with the f64 reference's, at every SIMD level of the
 //!    machine: the error may be twice that of the plain f32 graph, which calibrates itself to the shape at hand. As
 //!    one rounding may be lucky, the plain graph's error is the largest over a few inputs next to the given ones;
-//! 3. the same for the kernels of GPUs, in f32, bf16 and f16: on every device that is compiled in, and in tests of this
-//!    crate on the CPU, with the threads of a group in two orders.
+//! 3. the same for the kernels of GPUs, in f32, bf16 and f16: on every device that is compiled in, and with the
+//!    feature `emulated` on the CPU, with the threads of a group in two orders.
 
 use candle_core::{DType, Device, Result, Tensor, Var, bail};
 
@@ -127,8 +127,8 @@ pub fn check<O: Op + Clone>(op: &O, inputs: &[Tensor], wants: &[bool]) -> Result
         let place = format!("{} at {}", op.name(), level.name());
         with_level(level, || known.compare(&place, &fused, inputs, wants, &Device::Cpu))?;
     }
-    #[cfg(test)]
-    if crate::gpu::emulated::compiler().is_some() {
+    #[cfg(any(test, feature = "emulated"))]
+    if crate::gpu::emulated::ready() {
         use crate::gpu::emulated::with_emulation;
         for dtype in HALVES_TOO {
             let known = Known::of(op, inputs, wants, dtype)?;

@@ -250,9 +250,10 @@ fn policy_advice(verdict: Verdict, config: &Value) -> Vec<Advice> {
         number("/train/lr").map(|lr| Advice::set("train.lr", (lr * 0.3e9).round() / 1e9, "a lower learning rate"));
     let entropy = number("/ppo/entropy_weight")
         .map(|w| Advice::set("ppo.entropy_weight", (w * 5.).max(0.01), "explores for longer"));
-    let divergence = Advice::set("ppo.target_kl", 0.02, "training on a rollout ends once the policy has moved enough");
+    let divergence = number("/ppo/target_kl")
+        .map(|_| Advice::set("ppo.target_kl", 0.02, "training on a rollout ends once the policy has moved enough"));
     match verdict {
-        Verdict::RateTooHigh => lower.into_iter().chain([divergence]).collect(),
+        Verdict::RateTooHigh => lower.into_iter().chain(divergence).collect(),
         Verdict::Collapsed => entropy.into_iter().chain(lower).collect(),
         Verdict::Underfitting => {
             let longer = number("/train/steps").map(|n| Advice::set("train.steps", 2. * n, "a longer run"));

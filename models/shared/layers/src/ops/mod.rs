@@ -34,4 +34,5 @@ pub use residual::{Affine, AttentionBranch, MlpBranch, PreNorm, Projection, add_
 pub use rope::{RopePairs, rope, rope_angles};
 pub use sequence_loss::sequence_loss;
 pub use softmax::{log_softmax, softmax};
+pub use zoo_kernels::cpu::simd::fused;
 pub use zoo_kernels::{autocast, backward, backward_scaled, foreign};

@@ -29,45 +29,58 @@ pub(super) fn renamed(key: &str) -> Option<String> {
     }
 }
 
-/// Gives the keys of a configuration that 0.1 wrote their names of today; those that it renamed.
-pub(super) fn migrate_table(config: &mut Table) -> Vec<String> {
+/// Gives the keys of a configuration that 0.1 wrote their names of today; the old and new names of those that it renamed.
+/// Where both names are there, the new one stands.
+pub(super) fn migrate_table(config: &mut Table) -> Vec<(String, String)> {
     let mut moved = vec![];
     let Some(Value::Table(train)) = config.get_mut("train") else { return moved };
-    let kind = train.get("optimizer").and_then(Value::as_str).map(String::from);
-    let mut optimizer = Table::new();
-    if let Some(kind) = &kind {
-        optimizer.insert("kind".into(), kind.clone().into());
-    }
+    let mut optimizer = match train.get("optimizer") {
+        Some(Value::Table(optimizer)) => optimizer.clone(),
+        Some(Value::String(kind)) => Table::from_iter([("kind".to_string(), kind.clone().into())]),
+        _ => Table::new(),
+    };
+    let kind = optimizer.get("kind").and_then(Value::as_str).map(String::from);
+    let mut any = false;
     for (key, kinds) in OF_OPTIMIZERS {
         let Some(value) = train.remove(key) else { continue };
-        moved.push(format!("train.{key}"));
+        any = true;
         // What the kind at hand does not have had no effect.
         if kind.as_deref().is_none_or(|kind| kinds.contains(&kind)) {
-            let key = if (kind.as_deref(), key) == (Some("rmsprop"), "beta2") { "alpha" } else { key };
-            optimizer.insert(key.into(), value);
+            let now = if (kind.as_deref(), key) == (Some("rmsprop"), "beta2") { "alpha" } else { key };
+            moved.push((format!("train.{key}"), format!("train.optimizer.{now}")));
+            optimizer.entry(now).or_insert(value);
         }
     }
-    if !moved.is_empty() {
+    if any {
         // In the place of the name, which stands at the head of its constants now.
         train.insert("optimizer".into(), Value::Table(optimizer));
     }
     let mut repair = Table::new();
     for key in OF_REPAIR {
         let Some(value) = train.remove(key) else { continue };
-        moved.push(format!("train.{key}"));
         // Most tasks have nothing to switch on.
         if value != Value::Boolean(false) {
+            moved.push((format!("train.{key}"), format!("repair.{key}")));
             repair.insert(key.into(), value);
         }
     }
-    if let Some(ppo) = train.remove("ppo") {
-        moved.push("train.ppo".into());
-        config.insert("ppo".into(), ppo);
+    if let Some(Value::Table(ppo)) = train.remove("ppo") {
+        moved.push(("train.ppo".into(), "ppo".into()));
+        add(config, "ppo", ppo);
     }
     if !repair.is_empty() {
-        config.insert("repair".into(), Value::Table(repair));
+        add(config, "repair", repair);
     }
     moved
+}
+
+/// Adds what a table of that name does not have yet.
+fn add(config: &mut Table, name: &str, more: Table) {
+    if let Value::Table(table) = config.entry(name).or_insert_with(|| Table::new().into()) {
+        for (key, value) in more {
+            table.entry(key).or_insert(value);
+        }
+    }
 }
 
 /// Gives the keys of a configuration that 0.1 wrote, as a checkpoint or a record has it, their names of today.

@@ -18,8 +18,8 @@ pub struct ConfigFile {
     pub name: String,
     /// Its tables.
     pub tables: Table,
-    /// Keys in it that have other names by now.
-    pub renamed: Vec<String>,
+    /// Keys in it that have other names by now, and those.
+    pub renamed: Vec<(String, String)>,
 }
 
 impl ConfigFile {
@@ -45,11 +45,7 @@ impl ConfigFile {
     /// One line on keys that were renamed, if there are any.
     pub fn note(&self) -> Option<String> {
         let Self { name, renamed: keys, .. } = self;
-        let now = |key: &String| match key.as_str() {
-            "train.ppo" => "ppo".into(),
-            key => renamed(key).unwrap_or_default(),
-        };
-        let pairs: Vec<String> = keys.iter().map(|key| format!("{key} is {} now", now(key))).collect();
+        let pairs: Vec<String> = keys.iter().map(|(key, now)| format!("{key} is {now} now")).collect();
         (!keys.is_empty()).then(|| format!("{name}: written by zoo 0.1, read by its new names: {}", pairs.join(", ")))
     }
 }
@@ -124,7 +120,19 @@ fn valid<M, D, S: Settings>(config: Config<M, D, S>) -> Result<Config<M, D, S>> 
 
 fn lay_over(base: &mut Table, over: &Overrides) -> Result<()> {
     if let Some(file) = over.file {
-        overlay(base, file.tables.clone(), &file.name, Text::Plain)?;
+        let mut tables = file.tables.clone();
+        // Every task had these switches in 0.1, and most nothing that they switched.
+        for (_, now) in file.renamed.iter().filter(|(_, now)| now.starts_with("repair.")) {
+            let key = now.trim_start_matches("repair.");
+            let there = base.get("repair").and_then(|table| table.get(key)).is_some();
+            if let (Some(Value::Table(repair)), false) = (tables.get_mut("repair"), there) {
+                repair.remove(key);
+            }
+        }
+        if !base.contains_key("repair") && tables.get("repair") == Some(&Value::Table(Table::new())) {
+            tables.remove("repair");
+        }
+        overlay(base, tables, &file.name, Text::Plain)?;
     }
     for setting in over.set {
         let (upper, text) = assignment(setting)?;
@@ -205,11 +213,19 @@ fn paths(table: &Table, prefix: &str, known: &mut Vec<String>) {
 const TAGGED: &str = "train.optimizer";
 
 /// Makes the table at [`TAGGED`] one of another kind: what both kinds have stays.
-fn switch_kind(table: &mut Table, kind: &Value) -> Result<()> {
-    let chosen: OptimizerConfig = typed(Table::from_iter([("kind".to_string(), kind.clone())]))?;
-    let mut others = self::table(&chosen)?;
+fn switch_kind(table: &mut Table, kind: &Value) -> std::result::Result<(), String> {
+    let chosen: Result<OptimizerConfig> = typed(Table::from_iter([("kind".to_string(), kind.clone())]));
+    let others = chosen.and_then(|chosen| self::table(&chosen));
+    let mut others = others.map_err(|e| format!("{TAGGED} = {kind}: {e}"))?;
     for (key, value) in others.iter_mut().filter(|(key, _)| *key != "kind") {
-        if let Some(before) = table.get(key).filter(|b| b.same_type(value)) {
+        // RMSprop calls the decay of its second moment so.
+        let other_name = match key.as_str() {
+            "alpha" => "beta2",
+            "beta2" => "alpha",
+            key => key,
+        };
+        let before = table.get(key).or_else(|| table.get(other_name));
+        if let Some(before) = before.filter(|b| b.same_type(value)) {
             *value = before.clone();
         }
     }
@@ -221,16 +237,20 @@ fn merge(base: &mut Table, upper: Table, prefix: &str, origin: &Origin) -> Resul
     for (key, value) in upper {
         let path = format!("{prefix}{key}");
         let from = if origin.name.is_empty() { String::new() } else { format!("{}: ", origin.name) };
-        let fail = |message: String| Err(Error::Usage(from + &message));
+        let fail = |message: String| Err(Error::Usage(format!("{from}{message}")));
         let Some(slot) = base.get_mut(&key) else {
             return fail(unknown(base, &deepest(path, &value), prefix, &origin.known));
         };
         match (slot, value) {
             // The name of a kind stands for its table.
-            (Value::Table(base), kind @ Value::String(_)) if path == TAGGED => switch_kind(base, &kind)?,
+            (Value::Table(base), kind @ Value::String(_)) if path == TAGGED => {
+                switch_kind(base, &kind).or_else(fail)?
+            }
             (Value::Table(base), Value::Table(mut upper)) => {
-                if let Some(kind) = upper.remove("kind").filter(|_| path == TAGGED) {
-                    switch_kind(base, &kind)?;
+                if path == TAGGED
+                    && let Some(kind) = upper.remove("kind")
+                {
+                    switch_kind(base, &kind).or_else(fail)?;
                 }
                 merge(base, upper, &format!("{path}."), origin)?;
             }
@@ -262,8 +282,13 @@ fn deepest(path: String, value: &Value) -> String {
 
 /// What to say of a key that is not there.
 fn unknown(table: &Table, path: &str, prefix: &str, known: &[String]) -> String {
-    if let Some(now) = renamed(path) {
-        return format!("unknown key {path}: it is {now} now");
+    match renamed(path) {
+        Some(now) if known.contains(&now) => return format!("unknown key {path}: it is {now} now"),
+        Some(now) if now.starts_with(TAGGED) => {
+            let keys: Vec<&str> = known.iter().filter(|k| k.starts_with(TAGGED)).map(String::as_str).collect();
+            return format!("unknown key {path}: constants of the optimizer are {} now", keys.join(", "));
+        }
+        _ => {}
     }
     // A key given without its table, such as lr for train.lr, is the likeliest slip.
     let ends = known.iter().find(|k| k.ends_with(&format!(".{path}"))).map(String::as_str);

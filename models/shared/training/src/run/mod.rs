@@ -239,7 +239,7 @@ impl RunDirectory {
     /// [`RunDirectory::return_to`].
     ///
     /// # Errors
-    /// All are damaged, or there are weights without any checkpoint.
+    /// All are damaged, one is of a newer format, or there are weights without any checkpoint.
     pub(crate) fn latest(&self, device: &Device, wanted: impl Fn(u64) -> bool) -> Result<Found> {
         let mut found = Found { saved: None, damaged: vec![], warnings: vec![] };
         for (_, path) in self.numbered()?.into_iter().rev().filter(|(step, _)| wanted(*step)) {
@@ -262,6 +262,8 @@ impl RunDirectory {
                     found.saved = Some(saved);
                     return Ok(found);
                 }
+                // It is whole, and only a newer program knows what is in it.
+                Err(e @ Error::NewerFormat { .. }) => return Err(e),
                 Err(e) => found.damaged.push((path, e.to_string())),
             }
         }

@@ -17,7 +17,7 @@ use candle_core::{Device, Var};
 use zoo_layers::Params;
 use zoo_layers::optim::{Optimizer, average};
 
-use crate::config::{ComputeType, ConfigOf};
+use crate::config::{ComputeType, ConfigOf, Settings};
 use crate::loader::Loader;
 use crate::saver::Saver;
 use crate::schedule::learning_rate;
@@ -105,6 +105,7 @@ impl<'a, T: Task> Trainer<'a, T> {
     fn untrained(task: &'a T, config: &'a ConfigOf<T>, device: &Device) -> Result<Self> {
         let train = &config.train;
         train.validate()?;
+        config.task.validate(train)?;
         let experience = task.experience(config)?;
         if experience.is_some() && (train.overfit_batch || train.accumulate != 1) {
             return Err(Error::Usage(

@@ -1,8 +1,9 @@
 //! One step's batches, losses and gradients.
 
+use candle_core::DType;
 use candle_core::cuda::set_gemm_reduced_precision_f32;
 use serde_json::json;
-use zoo_layers::ops::{autocast, backward_scaled, foreign};
+use zoo_layers::ops::{autocast, backward_scaled, foreign, fused};
 use zoo_layers::optim::{clip_factor, global_norm};
 use zoo_layers::{Gradients, Mode};
 
@@ -62,7 +63,9 @@ impl<T: Task> Trainer<'_, T> {
             };
             let result =
                 autocast(compute, || self.task.loss(&self.model, &samples, Mode::Train { seed, step: number }))?;
-            if !std::mem::replace(&mut self.graph_seen, true) {
+            // Without kernels for it, all of a graph is candle's.
+            let kernels = fused() && (compute == DType::F32 || !result.total.device().is_cpu());
+            if !std::mem::replace(&mut self.graph_seen, true) && kernels {
                 foreign_shapes = foreign(&result.total);
             }
             let of_micro = self.params.gradients(&backward_scaled(&result.total, scale)?);
