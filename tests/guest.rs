@@ -161,7 +161,8 @@ fn a_new_crate_builds_passes_its_tests_and_trains_on_a_table() -> Outcome {
     for (args, expected) in [
         (&["new", "house-prices"][..], "house-prices is already there"),
         (&["new", "House"], "a crate's name has small letters"),
-        (&["new", "test"], "a crate's name has small letters"),
+        (&["new", "test"], "test is taken"),
+        (&["new", "zoo-layers"], "zoo-layers is taken"),
         (&["new", "../out"], "a crate's name has small letters"),
         (&["new", "other", "--path", "table.csv"], "--path table.csv: not a checkout of the zoo"),
     ] {
