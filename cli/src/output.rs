@@ -126,9 +126,12 @@ pub(crate) fn message(e: &anyhow::Error) -> String {
     let mut message = String::new();
     for cause in e.chain() {
         let line = first_line(&cause);
-        // Its keys are what --allow-change takes.
-        let keys = matches!(cause.downcast_ref(), Some(Error::Changed { .. } | Error::NoSuchKey(_)));
-        let line = if keys { line } else { worded(&line) };
+        let line = match cause.downcast_ref() {
+            // Their keys are what --allow-change takes.
+            Some(Error::Changed { .. }) => line,
+            Some(Error::NoSuchKey(_)) => format!("--allow-change {line}"),
+            _ => worded(&line),
+        };
         // A transparent error repeats its cause, and some name it in their own text.
         if !message.contains(&line) {
             message = if message.is_empty() { line } else { format!("{message}: {line}") };
@@ -149,7 +152,7 @@ fn way_out(e: &Error) -> String {
             let flags: String = differences.iter().map(|d| format!(" --allow-change {}", d.key)).collect();
             format!(": undo the change, or allow it with{flags}")
         }
-        Error::NoSuchKey(_) => " to allow a change of (--print-config lists the keys)".into(),
+        Error::NoSuchKey(_) => " (--print-config lists them)".into(),
         Error::Critical { .. } => {
             format!("; {} doctor says what to try, and --resume --allow-change KEY goes on with it", program())
         }
