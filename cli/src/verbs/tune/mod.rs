@@ -129,7 +129,9 @@ pub(crate) fn run<T: Recipe>(args: &Arguments) -> anyhow::Result<ExitCode> {
         }
     }
     let out = args.out.clone().unwrap_or_else(|| Path::new("runs").join(format!("{}-tune", T::NAME)));
-    let config = resolve(&[])?;
+    // Constants that are set belong to the optimizers that are searched over.
+    let kinds = axes.iter().filter(|axis| matches!(axis.key.as_str(), "train.optimizer" | "train.optimizer.kind"));
+    let config = resolve(&kinds.map(|axis| format!("{}={}", axis.key, axis.values[0])).collect::<Vec<_>>())?;
     let base = to_toml(&config)?;
     let data = T::open(&config.model, &config.data, config.train.seed, None, &device)?.describe_data();
     note(&data);
