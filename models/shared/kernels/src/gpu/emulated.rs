@@ -33,7 +33,7 @@ pub(super) fn active() -> bool {
 }
 
 /// The C++ compiler: the environment's `CXX`, or `c++`. None where there is none.
-pub fn compiler() -> Option<&'static str> {
+fn compiler() -> Option<&'static str> {
     static COMPILER: OnceLock<Option<String>> = OnceLock::new();
     let find = || {
         let name = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
