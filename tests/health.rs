@@ -1,5 +1,5 @@
 //! Gradient health of the zoo's own models: nothing is raised where nothing is wrong, and the failure that the trading
-//! transformer is known for is found at the first look.
+//! transformer is known for is found at the first check.
 
 use candle_core::Device;
 use zoo_char_gpt::CharTask;
@@ -106,7 +106,7 @@ fn the_gradient_death_comes_from_inputs_of_zero_and_goes_with_layer_norm() -> Re
     let market = |input_std: [[f64; 3]; 2]| input_std[0][0] / input_std[1][0];
     assert!(market(layer.input_std) < 0.2 && market(running.input_std) > 0.7);
     // The same seed gives the same course.
-    assert_eq!(course("layer")?.looks, layer.looks);
+    assert_eq!(course("layer")?.readings, layer.readings);
     assert_eq!(layer.arm.input_norm, InputNorm::Layer);
     // What lies behind running statistics can be read soon.
     let [with, without] = read(arm("running"), Settings { reading: 150, batch: 32, ..settings }, &mut || true)?;

@@ -21,11 +21,13 @@ pub(crate) struct Settings {
     pub(crate) set: Vec<String>,
 }
 
-/// The name of a model.
+/// The name of a model, and its flags that were given.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ModelName {
     /// The model (the verb list shows them)
     pub(crate) model: String,
+    #[arg(skip)]
+    pub(crate) flags: Values,
 }
 
 /// Trained weights.
@@ -50,14 +52,6 @@ pub(crate) struct Json {
     /// Print one JSON document
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-/// Arguments of a verb that takes flags of the models.
-pub(crate) trait TakesFlags: Args {
-    /// The model that is named.
-    fn model(&self) -> &str;
-    /// Where its flags go.
-    fn given(&mut self) -> &mut Values;
 }
 
 /// Typed values by table and key.
@@ -172,17 +166,9 @@ pub(crate) fn given_flags(matches: &ArgMatches, models: &[Flags], model: &str) -
             let owners = owners(models, name).join(" and ");
             return Err(Error::Usage(format!("{model} has no flag --{name}: it is one of {owners}")).into());
         };
-        match flag.value {
-            Some(_) => match matches.try_get_one::<String>(&id) {
-                Ok(Some(text)) => values.set(flag.key, text.as_str()),
-                _ => {
-                    let owners = owners(models, name).join(" and ");
-                    return Err(
-                        Error::Usage(format!("--{name} takes a value with some models of {owners} only")).into()
-                    );
-                }
-            },
-            None => values.set(flag.key, true),
+        match matches.try_get_one::<String>(&id) {
+            Ok(Some(text)) if flag.value.is_some() => values.set(flag.key, text.as_str()),
+            _ => values.set(flag.key, true),
         }
     }
     Ok(values)

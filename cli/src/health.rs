@@ -117,9 +117,9 @@ pub(crate) fn as_value(last: &Check, report: &Report, checks: usize, heat: Optio
 /// A report for people.
 pub(crate) fn described(last: &Check, report: &Report, checks: usize) -> String {
     let Report { verdict, dead, norm, findings } = report;
-    let looks = if checks == 1 { "one check".into() } else { format!("{checks} checks") };
+    let checks = if checks == 1 { "one check".into() } else { format!("{checks} checks") };
     let mut text = format!(
-        "gradient health: {} ({looks}, the last at step {}): {:.1} % of the gradient elements are dead, gradient norm {norm:.4}\n",
+        "gradient health: {} ({checks}, the last at step {}): {:.1} % of the gradient elements are dead, gradient norm {norm:.4}\n",
         level(*verdict),
         last.step,
         100. * dead

@@ -1,5 +1,6 @@
 //! A program: its name, its models and its experiments.
 
+use anyhow::ensure;
 use zoo_layers::nearest;
 use zoo_training::health::Profile;
 use zoo_training::{Error, Experiment};
@@ -30,6 +31,27 @@ impl Zoo {
     pub fn experiments(mut self, experiments: impl IntoIterator<Item = Experiment>) -> Self {
         self.experiments.extend(experiments);
         self
+    }
+
+    /// Refuses models that one command line cannot tell apart.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        for (i, model) in self.models.iter().enumerate() {
+            for before in &self.models[..i] {
+                let name = model.name;
+                ensure!(before.name != name, "{}: two of its models are called {name}", self.name);
+                let all = |model: &Model| [model.data_flags, model.predict_flags].concat();
+                for (one, other) in all(model).iter().flat_map(|a| all(before).into_iter().map(move |b| (*a, b))) {
+                    ensure!(
+                        one.name != other.name || one.value.is_some() == other.value.is_some(),
+                        "{}: --{} takes a value with one of the models {name} and {}, and none with the other",
+                        self.name,
+                        one.name,
+                        before.name
+                    );
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The model of that name.

@@ -39,6 +39,9 @@ impl Zoo {
     /// Does what these arguments say, the program's own name first.
     fn run(&self, arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         output::name_program(self.name);
+        if let Err(e) = self.check() {
+            return output::fail(&e);
+        }
         let matches = match command(self).try_get_matches_from(arguments) {
             Ok(matches) => matches,
             Err(e) => return output::refuse_call(&e),

@@ -25,12 +25,12 @@ pub(crate) fn configured<T: Recipe>(settings: &Settings, values: Values) -> anyh
     Ok(resolve::<T>(&over)?)
 }
 
-/// `[data]` of a configuration with values over it.
 /// Whether the data of a task come from a path.
 pub(crate) fn has_path<T: Recipe>(config: &ConfigOf<T>) -> anyhow::Result<bool> {
     Ok(toml::Table::try_from(&config.data)?.contains_key("path"))
 }
 
+/// `[data]` of a configuration with values over it.
 pub(crate) fn changed_source<T: Recipe>(config: &ConfigOf<T>, values: Values) -> anyhow::Result<T::Data> {
     Ok(changed::<T>(config, &Overrides { values: values.0, ..Overrides::default() })?.data)
 }

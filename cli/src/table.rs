@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{ArgMatches, Args, Command, FromArgMatches};
 use zoo_training::{Error, Flag, RunFiles};
 
-use crate::arguments::{Flags, TakesFlags, add_flags, given_flags};
+use crate::arguments::{Flags, ModelName, add_flags, given_flags};
 use crate::model::Model;
 use crate::program::Zoo;
 use crate::system;
@@ -81,14 +81,16 @@ fn parsed<A: FromArgMatches>(matches: &ArgMatches) -> anyhow::Result<A> {
 }
 
 /// The arguments with the model's flags among them, and the model.
-fn with_model<'z, A: TakesFlags>(
+fn with_model<'z, A: FromArgMatches>(
     zoo: &'z Zoo,
     matches: &ArgMatches,
     of: fn(&Model) -> Vec<Flag>,
+    name: fn(&mut A) -> &mut ModelName,
 ) -> anyhow::Result<(&'z Model, A)> {
     let mut args: A = parsed(matches)?;
-    let model = zoo.find(args.model())?;
-    *args.given() = given_flags(matches, &flags(zoo, of), model.name)?;
+    let named = name(&mut args);
+    let model = zoo.find(&named.model)?;
+    named.flags = given_flags(matches, &flags(zoo, of), model.name)?;
     Ok((model, args))
 }
 
@@ -130,7 +132,7 @@ pub(crate) static VERBS: &[Verb] = &[
         done((zoo.find(&args.model.model)?.params)(&args))
     }),
     Verb::new::<train::Arguments>("train", "Train a model", |zoo, m| {
-        let (model, args) = with_model(zoo, m, data_flags)?;
+        let (model, args) = with_model(zoo, m, data_flags, |args: &mut train::Arguments| &mut args.model)?;
         (model.train)(&args)
     })
     .with_flags(data_flags),
@@ -138,18 +140,18 @@ pub(crate) static VERBS: &[Verb] = &[
         "tune",
         "Train with many settings and rank them, or look for a learning rate",
         |zoo, m| {
-            let (model, args) = with_model(zoo, m, data_flags)?;
+            let (model, args) = with_model(zoo, m, data_flags, |args: &mut tune::Arguments| &mut args.model)?;
             (model.tune)(&args)
         },
     )
     .with_flags(data_flags),
     Verb::new::<eval::Arguments>("eval", "Judge trained weights on the test split, beside baselines", |zoo, m| {
-        let (model, args) = with_model(zoo, m, data_flags)?;
+        let (model, args) = with_model(zoo, m, data_flags, |args: &mut eval::Arguments| &mut args.model)?;
         done((model.eval)(&args))
     })
     .with_flags(data_flags),
     Verb::new::<predict::Arguments>("predict", "Apply trained weights to new data", |zoo, m| {
-        let (model, args) = with_model(zoo, m, predict_flags)?;
+        let (model, args) = with_model(zoo, m, predict_flags, |args: &mut predict::Arguments| &mut args.model)?;
         done(able(zoo, model, "has no predict", |m| m.predict)?(&args))
     })
     .with_flags(predict_flags),

@@ -28,12 +28,12 @@ struct Case {
 }
 
 /// Where the ops run, and the type of what they get.
-struct Place {
+struct Target {
     device: Device,
     dtype: DType,
 }
 
-impl Place {
+impl Target {
     fn case(
         &self,
         name: &'static str,
@@ -67,8 +67,8 @@ impl Place {
     }
 }
 
-/// The sizes of char-gpt's preset baby at batch 8: 2048 places of 384 features in 6 heads of 64.
-fn cases(at: &Place) -> Result<Vec<Case>> {
+/// The sizes of char-gpt's preset baby at batch 8: 2048 positions of 384 features in 6 heads of 64.
+fn cases(at: &Target) -> Result<Vec<Case>> {
     const X: &[usize] = &[2048, 384];
     const HIDDEN: &[usize] = &[2048, 1536];
     const HEADS: &[usize] = &[8, 6, 256, 64];
@@ -145,25 +145,27 @@ fn cases(at: &Place) -> Result<Vec<Case>> {
     Ok(cases)
 }
 
-/// Attention at 4,096 places, whose reference would store them squared.
-fn long(at: &Place) -> Result<Vec<Case>> {
+/// Attention at 4,096 positions, whose reference would store them squared.
+fn long(at: &Target) -> Result<Vec<Case>> {
     const ONE: &[usize] = &[1, 1, 4096, 64];
     const EIGHT: &[usize] = &[1, 8, 4096, 64];
     let of = |causal: bool| AttentionOptions { causal, ..Default::default() };
     Ok(vec![
-        at.case("4096 places, 1 head", &[ONE; 3], move |v| ops::attention(&v[0], &v[1], &v[2], 1, None, of(false)))?,
-        at.case("4096 places, 1 head, causal", &[ONE; 3], move |v| {
+        at.case("4096 positions, 1 head", &[ONE; 3], move |v| ops::attention(&v[0], &v[1], &v[2], 1, None, of(false)))?,
+        at.case("4096 positions, 1 head, causal", &[ONE; 3], move |v| {
             ops::attention(&v[0], &v[1], &v[2], 1, None, of(true))
         })?,
-        at.case("4096 places, 8 heads", &[EIGHT; 3], move |v| ops::attention(&v[0], &v[1], &v[2], 8, None, of(false)))?,
-        at.case("4096 places, 8 heads, causal", &[EIGHT; 3], move |v| {
+        at.case("4096 positions, 8 heads", &[EIGHT; 3], move |v| {
+            ops::attention(&v[0], &v[1], &v[2], 8, None, of(false))
+        })?,
+        at.case("4096 positions, 8 heads, causal", &[EIGHT; 3], move |v| {
             ops::attention(&v[0], &v[1], &v[2], 8, None, of(true))
         })?,
     ])
 }
 
 /// Median milliseconds of forward alone and of forward and backward.
-fn times(at: &Place, case: &Case, seconds: f64) -> Result<[f64; 2]> {
+fn times(at: &Target, case: &Case, seconds: f64) -> Result<[f64; 2]> {
     let measure = |call: &dyn Fn() -> Result<()>| -> Result<f64> {
         call()?;
         let (started, mut times) = (Instant::now(), vec![]);
@@ -188,7 +190,7 @@ pub(crate) fn run(args: &Arguments) -> anyhow::Result<()> {
         ["train.dtype=f16"] => DType::F16,
         _ => return Err(Error::Usage("--ops: the only setting is train.dtype, f32, bf16 or f16".into()).into()),
     };
-    let at = Place { device: device(&args.device.device)?, dtype };
+    let at = Target { device: device(&args.device.device)?, dtype };
     if at.device.is_cpu() && dtype != DType::F32 {
         return Err(
             Error::Usage("--ops: the CPU has no kernels for narrow types; add --device cuda or metal".into()).into()

@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 use zoo_training::{Error, Evaluation, Metrics, Name, Recipe, RunFiles, spread};
 
-use crate::arguments::{Checkpoint, DeviceName, Json, ModelName, TakesFlags, Values};
+use crate::arguments::{Checkpoint, DeviceName, Json, ModelName};
 use crate::device::device;
 use crate::fetch;
 use crate::output::{csv_text, print, print_json, table, warn};
@@ -28,9 +28,6 @@ pub(crate) struct Arguments {
     /// The data; by default what the model was trained on
     #[arg(long, value_name = "PATH")]
     pub(crate) data: Option<PathBuf>,
-    /// Flags of the model.
-    #[arg(skip)]
-    pub(crate) given: Values,
     /// A folder for what lies behind the metrics, such as trades and equity, as tables and a picture
     #[arg(long, value_name = "DIR")]
     pub(crate) output: Option<PathBuf>,
@@ -38,16 +35,6 @@ pub(crate) struct Arguments {
     pub(crate) device: DeviceName,
     #[command(flatten)]
     pub(crate) json: Json,
-}
-
-impl TakesFlags for Arguments {
-    fn model(&self) -> &str {
-        &self.model.model
-    }
-
-    fn given(&mut self) -> &mut Values {
-        &mut self.given
-    }
 }
 
 /// Weights on their data.
@@ -65,7 +52,7 @@ fn judge<T: Recipe>(args: &Arguments, checkpoint: &Path) -> anyhow::Result<Judge
     let device = device(&args.device.device)?;
     let path = weights(checkpoint);
     let Loaded { model, config, fitted, .. } = Loaded::<T>::read(&path, &device)?;
-    let mut values = args.given.clone();
+    let mut values = args.model.flags.clone();
     let data = fetch::found::<T>(args.data.as_deref())?;
     if let Some(data) = &data {
         values.set_path("data.path", data)?;

@@ -21,7 +21,7 @@ use crate::weights::weights;
 /// A file of this beginning is one of the hub.
 pub(crate) const SCHEME: &str = "hf://";
 
-fn place(text: &str) -> anyhow::Result<HubPath> {
+fn hub_path(text: &str) -> anyhow::Result<HubPath> {
     HubPath::parse(text).map_err(|e| Error::Usage(e.to_string()).into())
 }
 
@@ -81,15 +81,15 @@ pub(crate) struct Push {
 }
 
 pub(crate) fn pull(args: &Pull) -> anyhow::Result<()> {
-    let mut place = place(&args.repository)?;
-    place.file = args.file.clone().or(place.file);
-    let files = Hub::from_environment()?.pull(&place, &progress())?;
+    let mut path = hub_path(&args.repository)?;
+    path.file = args.file.clone().or(path.file);
+    let files = Hub::from_environment()?.pull(&path, &progress())?;
     if args.json.json {
         let files: Vec<Value> = files
             .iter()
             .map(|f| json!({ "name": f.name, "path": f.path, "bytes": f.bytes, "sha256": f.sha256 }))
             .collect();
-        print_json(&json!({ "repository": place.repository, "revision": place.revision, "files": files }));
+        print_json(&json!({ "repository": path.repository, "revision": path.revision, "files": files }));
         return Ok(());
     }
     for f in &files {
@@ -100,12 +100,12 @@ pub(crate) fn pull(args: &Pull) -> anyhow::Result<()> {
 
 /// The header of a file of the hub.
 pub(crate) fn inspect(name: &str) -> anyhow::Result<Source> {
-    Ok(Hub::from_environment()?.inspect(&place(name)?)?)
+    Ok(Hub::from_environment()?.inspect(&hub_path(name)?)?)
 }
 
 pub(crate) fn push(args: &Push) -> anyhow::Result<()> {
-    let place = place(&args.repository)?;
-    if place.file.is_some() {
+    let path = hub_path(&args.repository)?;
+    if path.file.is_some() {
         return Err(Error::Usage(format!("{}: expected OWNER/NAME[@REVISION]", args.repository)).into());
     }
     let file = weights(&args.file);
@@ -126,7 +126,7 @@ pub(crate) fn push(args: &Push) -> anyhow::Result<()> {
     let run = args.file.is_dir().then_some(args.file.as_path());
     let card = match &args.card {
         Some(path) => std::fs::read_to_string(path).with_context(|| path.display().to_string())?,
-        None => card(&place, &source, &name, &zoo_checkpoint::sha256(&file)?, run)?,
+        None => card(&path, &source, &name, &zoo_checkpoint::sha256(&file)?, run)?,
     };
     if args.dry_run {
         print(&card);
@@ -139,23 +139,23 @@ pub(crate) fn push(args: &Push) -> anyhow::Result<()> {
     let config = run.map(|r| RunFiles::at(r).config()).filter(|c| c.exists());
     files.extend(config.map(|c| ("config.toml".into(), c)));
     let message = args.message.clone().unwrap_or_else(|| format!("Add {}", files[0].0));
-    let commit = Hub::from_environment()?.push(&place, &files, args.private, &message, &progress())?;
+    let commit = Hub::from_environment()?.push(&path, &files, args.private, &message, &progress())?;
     let names: Vec<&str> = files.iter().map(|(n, _)| n.as_str()).collect();
     if args.json.json {
-        print_json(&json!({ "repository": place.repository, "files": names, "commit": commit }));
+        print_json(&json!({ "repository": path.repository, "files": names, "commit": commit }));
     } else {
-        print(&format!("{}: {} pushed, {commit}\n", place.repository, names.join(", ")));
+        print(&format!("{}: {} pushed, {commit}\n", path.repository, names.join(", ")));
     }
     Ok(())
 }
 
 /// What a reader of the repository should know, from what the weights and their run say.
-fn card(place: &HubPath, source: &Source, file: &str, sha256: &str, run: Option<&Path>) -> anyhow::Result<String> {
+fn card(path: &HubPath, source: &Source, file: &str, sha256: &str, run: Option<&Path>) -> anyhow::Result<String> {
     let text = |key: &str| source.metadata.get(key).and_then(Value::as_str);
     let config: Value = text("config").and_then(|c| serde_json::from_str(c).ok()).unwrap_or_default();
     let config = migrate(config)?;
     let parameters: usize = source.tensors.iter().filter(|t| t.tied_to.is_none()).map(TensorInfo::elements).sum();
-    let title = place.repository.rsplit('/').next().unwrap_or_default();
+    let title = path.repository.rsplit('/').next().unwrap_or_default();
     let tags = text("model").map_or(String::new(), |m| format!("- {m}\n"));
     let mut card = format!("---\nlibrary_name: zoo\ntags:\n- candle\n{tags}---\n\n# {title}\n\n");
     let mut rows: Vec<(&str, String)> = vec![];
@@ -192,7 +192,7 @@ fn card(place: &HubPath, source: &Source, file: &str, sha256: &str, run: Option<
     card += "| | |\n| --- | --- |\n";
     rows.iter().for_each(|(key, value)| card += &format!("| {key} | {value} |\n"));
     if let Some(model) = text("model") {
-        card += &format!("\n    {0} pull {1}\n    {0} eval {model} --checkpoint {file}\n", program(), place.repository);
+        card += &format!("\n    {0} pull {1}\n    {0} eval {model} --checkpoint {file}\n", program(), path.repository);
         if run.is_some() {
             card += &format!(
                 "\nTrained by `{} train {model} --config config.toml`; `config.toml` is the whole configuration.\n",

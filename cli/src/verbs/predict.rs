@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use zoo_training::config::overlaid;
 use zoo_training::{Error, Predict, Prediction, Request};
 
-use crate::arguments::{Checkpoint, DeviceName, ModelName, TakesFlags, Values};
+use crate::arguments::{Checkpoint, DeviceName, ModelName};
 use crate::device::device;
 use crate::output::{csv_text, note, print, print_json, worded};
 use crate::plot::{check_name, draw_picture};
@@ -29,9 +29,6 @@ pub(crate) struct Arguments {
     /// What the model was trained on, where the prediction can use it
     #[arg(long, value_name = "PATH")]
     pub(crate) data: Option<PathBuf>,
-    /// Flags of the model.
-    #[arg(skip)]
-    pub(crate) given: Values,
     /// A picture to draw (.svg or .png)
     #[arg(long, value_name = "PATH")]
     pub(crate) plot: Option<PathBuf>,
@@ -42,19 +39,9 @@ pub(crate) struct Arguments {
     pub(crate) json: bool,
 }
 
-impl TakesFlags for Arguments {
-    fn model(&self) -> &str {
-        &self.model.model
-    }
-
-    fn given(&mut self) -> &mut Values {
-        &mut self.given
-    }
-}
-
 pub(crate) fn run<T: Predict>(args: &Arguments) -> anyhow::Result<()> {
     let (device, path) = (device(&args.device.device)?, weights(&args.checkpoint.checkpoint));
-    let mut values = args.given.clone();
+    let mut values = args.model.flags.clone();
     let options = values.take("predict");
     let same = |a: &Path, b: &Path| a.canonicalize().is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b));
     // What a flag of the model names is an input, too.

@@ -10,7 +10,7 @@ use serde_json::json;
 use zoo_training::config::to_toml;
 use zoo_training::{End, Error, Event, Observer, Outcome, Recipe, RunFiles, Trainer};
 
-use crate::arguments::{DeviceName, Json, ModelName, Settings, TakesFlags, Values};
+use crate::arguments::{DeviceName, Json, ModelName, Settings, Values};
 use crate::curves::Curves;
 use crate::device::device;
 use crate::fetch;
@@ -30,9 +30,6 @@ pub(crate) struct Arguments {
     /// The data (data.path); without it built-in or simulated data
     #[arg(long, value_name = "PATH")]
     pub(crate) data: Option<PathBuf>,
-    /// Flags of the model.
-    #[arg(skip)]
-    pub(crate) given: Values,
     /// The run directory; runs/MODEL-PRESET or the next free number by default
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
@@ -82,16 +79,6 @@ pub(crate) struct Arguments {
     pub(crate) print_config: bool,
     #[command(flatten)]
     pub(crate) json: Json,
-}
-
-impl TakesFlags for Arguments {
-    fn model(&self) -> &str {
-        &self.model.model
-    }
-
-    fn given(&mut self) -> &mut Values {
-        &mut self.given
-    }
 }
 
 pub(crate) fn run<T: Recipe>(args: &Arguments) -> anyhow::Result<ExitCode> {
@@ -166,7 +153,7 @@ pub(crate) fn run<T: Recipe>(args: &Arguments) -> anyhow::Result<ExitCode> {
 
 /// What the flags set.
 fn values<T: Recipe>(args: &Arguments) -> anyhow::Result<Values> {
-    let mut values = args.given.clone();
+    let mut values = args.model.flags.clone();
     if let Some(data) = fetch::found::<T>(args.data.as_deref())? {
         values.set_whole_path("data.path", &data)?;
     }

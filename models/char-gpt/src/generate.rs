@@ -41,7 +41,7 @@ impl Writer {
     /// Writes behind `prompt`, handing each piece to `sink` as it is certain; `sink` says whether to go on.
     ///
     /// The model sees its context at most. Beyond that it goes on from the later half of it: positions are learned for
-    /// places 0 to context - 1, so what is kept has to be read anew, which costs a pass over half a context every half
+    /// positions 0 to context - 1, so what is kept has to be read anew, which costs a pass over half a context every half
     /// context, and the model then sees between half of its context and all of it. An empty prompt starts from a newline
     /// (the vocabulary's first character, where it has none).
     ///

@@ -1,6 +1,6 @@
 //! The network.
 //!
-//! Letters: b batch, t places, c features of a place, v characters of the vocabulary.
+//! Letters: b batch, t positions, c features of a position, v characters of the vocabulary.
 
 use std::path::Path;
 
@@ -93,7 +93,7 @@ impl CharGpt {
     /// Numbers of characters (b, t) to the logits (b, t, v) of those that follow each.
     ///
     /// # Errors
-    /// More places than the context has.
+    /// More positions than the context has.
     pub fn forward(&self, ids: &Tensor, mode: Mode) -> Result<Tensor> {
         let dropout = self.dropout.stream(mode);
         let mut x = self.tokens.forward_with_positions(ids, &self.positions, 0, dropout)?; // (b, t, c)
@@ -103,10 +103,10 @@ impl CharGpt {
         self.logits(&x)
     }
 
-    /// The logits (b, v) of what follows the new places `ids` (b, t), behind those in `cache`.
+    /// The logits (b, v) of what follows the new positions `ids` (b, t), behind those in `cache`.
     ///
     /// # Errors
-    /// More places than the context has.
+    /// More positions than the context has.
     pub fn forward_cached(&self, ids: &Tensor, cache: &mut [KvCache]) -> Result<Tensor> {
         let first = cache.first().map_or(0, KvCache::len);
         let mut x = self.tokens.forward_with_positions(ids, &self.positions, first, None)?; // (b, t, c)
@@ -121,7 +121,7 @@ impl CharGpt {
     /// behind each block, the logits.
     ///
     /// # Errors
-    /// More places than the context has.
+    /// More positions than the context has.
     pub fn activations(&self, ids: &Tensor) -> Result<Vec<(String, Tensor)>> {
         let mut x = self.tokens.forward_with_positions(ids, &self.positions, 0, None)?;
         let mut all = vec![("embedding".to_string(), x.clone())];

@@ -46,7 +46,7 @@ pub struct CharTask {
 }
 
 impl CharTask {
-    /// Windows of `t` + 1 characters from these places on, as inputs (b, t) and targets (b, t).
+    /// Windows of `t` + 1 characters from these positions on, as inputs (b, t) and targets (b, t).
     fn windows(&self, starts: &[usize], t: usize) -> Result<(Tensor, Tensor)> {
         let part = |shift: usize| {
             let ids = starts.iter().flat_map(|s| &self.text[s + shift..s + shift + t]).map(|i| i64::from(*i)).collect();
@@ -67,7 +67,7 @@ impl CharTask {
         }
     }
 
-    /// Sum of the losses of windows of `t` characters from these places on.
+    /// Sum of the losses of windows of `t` characters from these positions on.
     fn sum(&self, model: &CharGpt, starts: &[usize], t: usize) -> Result<f64> {
         let mut sum = 0.;
         for starts in starts.chunks((BATCH / t).max(1)) {

@@ -164,13 +164,13 @@ impl Samples {
         let m = batch.activity.dim(2)?;
         let mut draw = Stream::new(seed, Purpose::Augmentation, layer_id("deepsif.choices"), step);
         // Which time step each takes the place of; those shifted in are the first or last one again.
-        let mut places: Vec<u32> = Vec::with_capacity(b * t);
+        let mut sources: Vec<u32> = Vec::with_capacity(b * t);
         let mut changed = vec![];
         for i in 0..b {
             let chosen = draw.uniform() < self.source.augment;
             let shift = i64::from(draw.below(2 * SHIFT + 1)) - i64::from(SHIFT);
             let from = |to: usize| (to as i64 - if chosen { shift } else { 0 }).clamp(0, t as i64 - 1) as usize;
-            places.extend((0..t).map(|to| (i * t + from(to)) as u32));
+            sources.extend((0..t).map(|to| (i * t + from(to)) as u32));
             changed.push(chosen);
         }
         let mut noise = vec![0f32; b * t * n];
@@ -179,8 +179,8 @@ impl Samples {
             let mut stream = Stream::new(seed, Purpose::Augmentation, layer_id("deepsif.noise") + i as u64, step);
             noise.iter_mut().for_each(|v| *v = NOISE * stream.normal() as f32);
         });
-        let places = Tensor::from_vec(places, b * t, &self.device)?;
-        let shifted = |x: &Tensor, c: usize| x.reshape((b * t, c))?.index_select(&places, 0)?.reshape((b, t, c));
+        let sources = Tensor::from_vec(sources, b * t, &self.device)?;
+        let shifted = |x: &Tensor, c: usize| x.reshape((b * t, c))?.index_select(&sources, 0)?.reshape((b, t, c));
         Ok(Batch {
             eeg: (shifted(&batch.eeg, n)? + Tensor::from_vec(noise, (b, t, n), &self.device)?)?,
             activity: shifted(&batch.activity, m)?,

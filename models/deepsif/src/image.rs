@@ -12,8 +12,8 @@ use crate::{Config, Network};
 /// The model's name, which its weights carry.
 pub(crate) const NAME: &str = "deepsif";
 
-/// A place in millimetres: right, front, up.
-pub type Place = [f64; 3];
+/// A position in millimetres: right, front, up.
+pub type Point = [f64; 3];
 
 /// An electrode.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -21,7 +21,8 @@ pub struct Electrode {
     /// Its name.
     pub label: String,
     /// Where it is, if that is known.
-    pub place: Option<Place>,
+    #[serde(rename = "place")]
+    pub position: Option<Point>,
 }
 
 /// What weights are kept with: the head that they were trained for.
@@ -30,7 +31,7 @@ pub struct Montage {
     /// In the order of the EEG's channels.
     pub electrodes: Vec<Electrode>,
     /// Centres of the regions, in the order of the sources.
-    pub regions: Vec<Place>,
+    pub regions: Vec<Point>,
     /// Time steps of a sample.
     pub steps: usize,
 }

@@ -1,6 +1,6 @@
 //! How well sources are found.
 
-use crate::head::{Head, Place, distance};
+use crate::head::{Head, Point, distance};
 use crate::image::strengths;
 use crate::simulation::{Patch, Sample};
 
@@ -88,7 +88,7 @@ pub struct Found {
 
 /// What is true of a sample.
 pub struct Truth<'a> {
-    regions: &'a [Place],
+    regions: &'a [Point],
     sources: &'a [(Patch, Vec<f32>)],
     active: Vec<bool>,
     /// Of every region, to the nearest active one, mm.
@@ -102,7 +102,7 @@ impl<'a> Truth<'a> {
     }
 
     /// Of a sample whose regions have these centres.
-    pub fn at(regions: &'a [Place], sample: &'a Sample) -> Self {
+    pub fn at(regions: &'a [Point], sample: &'a Sample) -> Self {
         let mut active = vec![false; regions.len()];
         sample.sources.iter().flat_map(|(p, _)| &p.regions).for_each(|(r, _)| active[*r] = true);
         let true_ones: Vec<usize> = (0..active.len()).filter(|r| active[*r]).collect();

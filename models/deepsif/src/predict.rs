@@ -209,9 +209,9 @@ pub(crate) fn predict(imager: &DeepSif, head: Option<&Head>, request: &Request<I
     let course = |region: usize| image.activity.iter().skip(region).step_by(m).map(|v| f64::from(*v));
     let row = |(rank, &(region, strength)): (usize, &(usize, f64))| {
         let peak = course(region).enumerate().max_by(|a, b| a.1.abs().total_cmp(&b.1.abs())).unwrap_or((0, 0.));
-        let place = montage.regions[region].map(|v| format!("{v:.1}"));
+        let position = montage.regions[region].map(|v| format!("{v:.1}"));
         let mut row = vec![(rank + 1).to_string(), region.to_string()];
-        row.extend(place);
+        row.extend(position);
         row.extend([format!("{strength:.5}"), format!("{:.5}", peak.1), format!("{:.0}", STEP * peak.0 as f64)]);
         row.push(u8::from(found.contains(&region)).to_string());
         row
@@ -249,11 +249,11 @@ pub(crate) fn predict(imager: &DeepSif, head: Option<&Head>, request: &Request<I
         ..Picture::default()
     };
     let array = |values: Vec<f32>, shape: (usize, usize)| Tensor::from_vec(values, shape, &Device::Cpu);
-    let places: Vec<f32> = montage.regions.iter().flatten().map(|v| *v as f32).collect();
+    let positions: Vec<f32> = montage.regions.iter().flatten().map(|v| *v as f32).collect();
     let arrays = vec![
         ("activity".to_string(), array(image.activity.clone(), (steps, m))?),
         ("strength".to_string(), array(strengths.iter().map(|s| *s as f32).collect(), (m, 1))?),
-        ("regions_mm".to_string(), array(places, (m, 3))?),
+        ("regions_mm".to_string(), array(positions, (m, 3))?),
     ];
     let header = ["rank", "region", "x_mm", "y_mm", "z_mm", "strength", "peak", "peak_ms", "found"];
     let header = header.map(String::from).to_vec();

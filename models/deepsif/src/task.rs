@@ -15,7 +15,7 @@ use crate::data::{Batch, Samples, head};
 use crate::head::{Head, distance};
 use crate::image::NAME;
 use crate::predict::ImageOptions;
-use crate::{Config, DataSettings, DeepSif, Electrode, Kind, Montage, Network, Place, judge, layout, loss, predict};
+use crate::{Config, DataSettings, DeepSif, Electrode, Kind, Montage, Network, Point, judge, layout, loss, predict};
 
 /// Samples of a batch when evaluating.
 const BATCH: usize = 16;
@@ -85,9 +85,9 @@ impl Task for DeepSifTask {
     /// Where electrodes and regions are, for those who have the weights alone.
     fn fitted(&self) -> Value {
         let head = self.samples.head();
-        let rounded = |place: &Place| place.map(|v| (v * 10.).round() / 10.);
+        let rounded = |position: &Point| position.map(|v| (v * 10.).round() / 10.);
         let electrodes =
-            head.electrodes.iter().map(|e| Electrode { place: e.place.as_ref().map(rounded), ..e.clone() });
+            head.electrodes.iter().map(|e| Electrode { position: e.position.as_ref().map(rounded), ..e.clone() });
         json!(Montage {
             electrodes: electrodes.collect(),
             regions: head.regions.iter().map(rounded).collect(),

@@ -2,7 +2,7 @@
 
 use zoo_training::Raster;
 
-use crate::head::{Head, Place, Surface};
+use crate::head::{Head, Point, Surface};
 use crate::image::Montage;
 
 /// Cells of a side.
@@ -11,21 +11,21 @@ const SIDE: usize = 110;
 const MARGIN: f64 = 1.06;
 
 /// A direction to look from: which axes go right and up in the picture and towards the eye, with their signs.
-struct View {
+struct Direction {
     title: &'static str,
     axes: [(usize, f64); 3],
 }
 
-const VIEWS: [View; 4] = [
-    View { title: "from the left", axes: [(1, -1.), (2, 1.), (0, -1.)] },
-    View { title: "from above, nose up", axes: [(0, 1.), (1, 1.), (2, 1.)] },
-    View { title: "from the right", axes: [(1, 1.), (2, 1.), (0, 1.)] },
-    View { title: "from behind", axes: [(0, 1.), (2, 1.), (1, -1.)] },
+const VIEWS: [Direction; 4] = [
+    Direction { title: "from the left", axes: [(1, -1.), (2, 1.), (0, -1.)] },
+    Direction { title: "from above, nose up", axes: [(0, 1.), (1, 1.), (2, 1.)] },
+    Direction { title: "from the right", axes: [(1, 1.), (2, 1.), (0, 1.)] },
+    Direction { title: "from behind", axes: [(0, 1.), (2, 1.), (1, -1.)] },
 ];
 
-impl View {
-    fn turned(&self, place: &Place) -> Place {
-        self.axes.map(|(axis, sign)| sign * place[axis])
+impl Direction {
+    fn turned(&self, position: &Point) -> Point {
+        self.axes.map(|(axis, sign)| sign * position[axis])
     }
 }
 
@@ -54,12 +54,13 @@ struct Canvas {
     cells: Vec<Option<(f32, f32)>>,
     depth: Vec<f64>,
     scale: f64,
-    centre: Place,
+    centre: Point,
 }
 
 impl Canvas {
-    fn around(places: impl Iterator<Item = Place> + Clone) -> Self {
-        let edge = |axis: usize, pick: fn(f64, f64) -> f64, from: f64| places.clone().map(|p| p[axis]).fold(from, pick);
+    fn around(positions: impl Iterator<Item = Point> + Clone) -> Self {
+        let edge =
+            |axis: usize, pick: fn(f64, f64) -> f64, from: f64| positions.clone().map(|p| p[axis]).fold(from, pick);
         let sides: [[f64; 2]; 3] =
             std::array::from_fn(|a| [edge(a, f64::min, f64::INFINITY), edge(a, f64::max, f64::NEG_INFINITY)]);
         let size = sides[..2].iter().map(|[low, high]| high - low).fold(1e-9, f64::max);
@@ -71,10 +72,10 @@ impl Canvas {
         }
     }
 
-    /// Where a place falls, in cells from the upper left corner.
-    fn at(&self, place: &Place) -> [f64; 2] {
+    /// Where a position falls, in cells from the upper left corner.
+    fn at(&self, position: &Point) -> [f64; 2] {
         let half = SIDE as f64 / 2.;
-        [half + (place[0] - self.centre[0]) * self.scale, half - (place[1] - self.centre[1]) * self.scale]
+        [half + (position[0] - self.centre[0]) * self.scale, half - (position[1] - self.centre[1]) * self.scale]
     }
 
     fn paint(&mut self, x: usize, y: usize, depth: f64, colour: (f32, f32)) {
@@ -91,8 +92,8 @@ impl Canvas {
     }
 }
 
-fn cortex(view: &View, surface: &Surface, shares: &[f32]) -> Canvas {
-    let turned: Vec<Place> = surface.places.iter().map(|p| view.turned(p)).collect();
+fn cortex(view: &Direction, surface: &Surface, shares: &[f32]) -> Canvas {
+    let turned: Vec<Point> = surface.positions.iter().map(|p| view.turned(p)).collect();
     let mut canvas = Canvas::around(turned.iter().copied());
     for corners in &surface.triangles {
         let [a, b, c] = corners.map(|i| turned[i]);
@@ -125,17 +126,18 @@ fn cortex(view: &View, surface: &Surface, shares: &[f32]) -> Canvas {
 }
 
 /// A disc for each region, as large as its share of the sphere.
-fn centres(view: &View, regions: &[Place], shares: &[f32]) -> Canvas {
-    let turned: Vec<Place> = regions.iter().map(|p| view.turned(p)).collect();
+fn centres(view: &Direction, regions: &[Point], shares: &[f32]) -> Canvas {
+    let turned: Vec<Point> = regions.iter().map(|p| view.turned(p)).collect();
     let mut canvas = Canvas::around(turned.iter().copied());
     let radius = 0.9 * SIDE as f64 / (regions.len() as f64).sqrt();
-    for (place, share) in turned.iter().zip(shares) {
-        let [cx, cy] = canvas.at(place);
+    for (position, share) in turned.iter().zip(shares) {
+        let [cx, cy] = canvas.at(position);
         for y in Canvas::span(cy - radius, cy + radius) {
             for x in Canvas::span(cx - radius, cx + radius) {
                 if (x as f64 + 0.5 - cx).hypot(y as f64 + 0.5 - cy) <= radius {
-                    let light = 0.7 + 0.3 * ((place[2] - canvas.centre[2]) * canvas.scale / SIDE as f64 + 0.5) as f32;
-                    canvas.paint(x, y, place[2], (*share, light.clamp(0., 1.)));
+                    let light =
+                        0.7 + 0.3 * ((position[2] - canvas.centre[2]) * canvas.scale / SIDE as f64 + 0.5) as f32;
+                    canvas.paint(x, y, position[2], (*share, light.clamp(0., 1.)));
                 }
             }
         }
@@ -147,20 +149,20 @@ fn centres(view: &View, regions: &[Place], shares: &[f32]) -> Canvas {
 /// scalp becomes the distance from the middle, and values between electrodes are weighed by the inverse of cubed distances.
 fn scalp(montage: &Montage, eeg: &[f32]) -> Option<Raster> {
     let n = montage.electrodes.len();
-    let places = montage.electrodes.iter().map(|e| e.place).collect::<Option<Vec<Place>>>()?;
+    let positions = montage.electrodes.iter().map(|e| e.position).collect::<Option<Vec<Point>>>()?;
     let power = |row: &&[f32]| row.iter().map(|v| v * v).sum::<f32>();
     let (at, row) = eeg.chunks_exact(n).enumerate().max_by(|a, b| power(&a.1).total_cmp(&power(&b.1)))?;
     let largest = row.iter().fold(f32::MIN_POSITIVE, |m, v| m.max(v.abs()));
-    let mean: Place = std::array::from_fn(|a| places.iter().map(|p| p[a]).sum::<f64>() / n as f64);
+    let mean: Point = std::array::from_fn(|a| positions.iter().map(|p| p[a]).sum::<f64>() / n as f64);
     // The middle of the head is below the mean of what sits on its upper part.
-    let lowest = places.iter().map(|p| p[2]).fold(f64::INFINITY, f64::min);
-    let flat = |p: &Place| {
+    let lowest = positions.iter().map(|p| p[2]).fold(f64::INFINITY, f64::min);
+    let flat = |p: &Point| {
         let (x, y, z) = (p[0] - mean[0], p[1] - mean[1], p[2] - (lowest + mean[2]) / 2.);
         let along = x.hypot(y).max(1e-9);
         let angle = along.atan2(z) / std::f64::consts::FRAC_PI_2;
         [angle * x / along, angle * y / along]
     };
-    let flat: Vec<[f64; 2]> = places.iter().map(flat).collect();
+    let flat: Vec<[f64; 2]> = positions.iter().map(flat).collect();
     let reach = flat.iter().map(|p| p[0].hypot(p[1])).fold(1e-9, f64::max) * MARGIN;
     let cell = |i: usize| {
         let coordinate = |k: usize| ((k as f64 + 0.5) / SIDE as f64 * 2. - 1.) * reach;

@@ -34,14 +34,14 @@ pub(crate) fn predict(
     let mut table = Vec::with_capacity(n - first);
     let mut lines = DIRECTIONS.map(|name| (Name::from(name), vec![]));
     for start in (first..n).step_by(BATCH) {
-        let places = start..n.min(start + BATCH);
+        let positions = start..n.min(start + BATCH);
         let window = |t: usize| &rows[(t + 1 - bars) * FEATURES..(t + 1) * FEATURES];
-        let x: Vec<f32> = places.clone().flat_map(|t| window(t).iter().copied()).collect();
-        let x = Tensor::from_vec(x, (places.len(), bars * FEATURES), device)?;
+        let x: Vec<f32> = positions.clone().flat_map(|t| window(t).iter().copied()).collect();
+        let x = Tensor::from_vec(x, (positions.len(), bars * FEATURES), device)?;
         let features = model.extract(&x, Mode::Eval)?;
         let chances = ops::softmax(&model.logits(&features)?)?.to_device(&Device::Cpu)?.to_vec2::<f32>()?;
         let features = features.to_device(&Device::Cpu)?.to_vec2::<f32>()?;
-        for ((t, chances), features) in places.zip(chances).zip(features) {
+        for ((t, chances), features) in positions.zip(chances).zip(features) {
             for ((_, line), chance) in lines.iter_mut().zip(&chances) {
                 line.push(((t - first) as f64, f64::from(*chance)));
             }

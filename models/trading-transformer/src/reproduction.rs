@@ -94,7 +94,7 @@ pub struct Settings {
     pub lr: f64,
     /// Seed of market, positions, weights, order and dropout.
     pub seed: u64,
-    /// Steps between looks.
+    /// Steps between readings.
     pub every: u64,
     /// Steps for which the first three arms also learn to read: to tell where the last five bars went, which their inputs say.
     pub reading: u64,
@@ -108,7 +108,7 @@ impl Default for Settings {
 
 /// What is seen of an arm at a step.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Look {
+pub struct Reading {
     /// After this step.
     pub step: u64,
     /// Training loss of the batch, in nats.
@@ -135,7 +135,7 @@ pub struct Course {
     /// The arm.
     pub arm: Arm,
     /// Looks in the order of the steps.
-    pub looks: Vec<Look>,
+    pub readings: Vec<Reading>,
     /// Cross-entropy, accuracy in percent and Brier score on the validation part after the last step.
     pub valid: [f64; 3],
     /// Standard deviation of the projection's inputs by group (market, indicator, position), in bars with a position and in
@@ -147,34 +147,34 @@ pub struct Course {
 }
 
 impl Course {
-    /// The mean of what the looks of the last tenth of the run have.
-    pub fn end(&self, of: impl Fn(&Look) -> f64) -> f64 {
-        let last = self.looks.last().map_or(0, |l| l.step);
-        let end: Vec<f64> = self.looks.iter().filter(|l| l.step * 10 > last * 9).map(of).collect();
+    /// The mean of what the readings of the last tenth of the run have.
+    pub fn end(&self, of: impl Fn(&Reading) -> f64) -> f64 {
+        let last = self.readings.last().map_or(0, |l| l.step);
+        let end: Vec<f64> = self.readings.iter().filter(|l| l.step * 10 > last * 9).map(of).collect();
         end.iter().sum::<f64>() / end.len().max(1) as f64
     }
 }
 
-/// Runs one arm; `heard` is told of every look and says whether to go on.
+/// Runs one arm; `heard` is told of every reading and says whether to go on.
 ///
 /// # Errors
 /// candle's, or the market's.
-pub fn run(arm: Arm, settings: Settings, heard: &mut dyn FnMut(&Look) -> bool) -> zoo_training::Result<Course> {
+pub fn run(arm: Arm, settings: Settings, heard: &mut dyn FnMut(&Reading) -> bool) -> zoo_training::Result<Course> {
     let (task, trial) = (market(settings)?, Trial::new(arm, settings)?);
-    let mut looks = vec![];
-    trial.fit(&task, settings, &mut |step: Step| {
+    let mut readings = vec![];
+    trial.fit(&task, settings, &mut |step: Pending| {
         if step.number != 1 && !step.number.is_multiple_of(settings.every) {
             return Ok(true);
         }
-        let look = trial.look(step)?;
-        let go_on = heard(&look);
-        looks.push(look);
+        let reading = trial.read(step)?;
+        let go_on = heard(&reading);
+        readings.push(reading);
         Ok(go_on)
     })?;
     let valid = task.judge_by(Split::Valid, |x| Ok(trial.forward(x, Mode::Eval)?.1))?;
     Ok(Course {
         arm,
-        looks,
+        readings,
         valid: [0, 1, 2].map(|i| valid.get(i).map_or(f64::NAN, |m| m.1)),
         input_std: trial.input_std(&task)?,
         idle_columns: trial.idle_columns(&task)?,
@@ -230,7 +230,7 @@ struct Trial {
 }
 
 /// A step before its update.
-struct Step<'a> {
+struct Pending<'a> {
     number: u64,
     input: &'a Tensor,
     loss: f64,
@@ -251,7 +251,7 @@ impl Trial {
         &self,
         task: &Directions,
         settings: Settings,
-        look: &mut dyn FnMut(Step) -> Result<bool>,
+        look: &mut dyn FnMut(Pending) -> Result<bool>,
     ) -> zoo_training::Result<()> {
         let mut optimizer = Optimizer::new(Rule::Adam(Moments::default()), &self.params, decay_matrices(0.))?;
         let samples = task.samples(Split::Train);
@@ -274,7 +274,7 @@ impl Trial {
                 grads.add_to(PROJECTION, &g.broadcast_mul(&less)?)?;
             }
             let (norm, loss) = (global_norm(&grads)?, f64::from(loss.to_scalar::<f32>()?));
-            if !look(Step { number, input: &input, loss, grads: &grads, norm })? {
+            if !look(Pending { number, input: &input, loss, grads: &grads, norm })? {
                 break;
             }
             optimizer.step(&grads, settings.lr, clip_factor(norm, self.arm.clip))?;
@@ -309,8 +309,8 @@ impl Trial {
         Ok((input.reshape(((), FEATURES))?.to_vec2()?, held.into_iter().map(|v| v != 0.).collect()))
     }
 
-    fn look(&self, step: Step) -> Result<Look> {
-        let Step { number, input, loss, grads, norm } = step;
+    fn read(&self, step: Pending) -> Result<Reading> {
+        let Pending { number, input, loss, grads, norm } = step;
         let trainable = self.params.trainable();
         let watched = Watched::of(&trainable, grads, None);
         let probe = Probe::new("projection", ProbeKind::Preactivation, &self.model.project(input)?);
@@ -330,7 +330,7 @@ impl Trial {
         let g = gradient.to_dtype(DType::F64)?;
         let trace = g.sqr()?.sum_all()?.to_scalar::<f64>()?;
         let squares = g.matmul(&g.t()?)?.sqr()?.sum_all()?.to_scalar::<f64>()?;
-        Ok(Look {
+        Ok(Reading {
             step: number,
             loss,
             gradient_zeros: all as f64 / gradient.elem_count() as f64,

@@ -15,7 +15,7 @@ use serde_json::{Map, json};
 use zoo_training::config::{ConfigOf, to_toml};
 use zoo_training::{End, Error, Picture, RateTest, Recipe, Trainer};
 
-use crate::arguments::{DeviceName, Json, ModelName, Settings, TakesFlags, Values};
+use crate::arguments::{DeviceName, Json, ModelName, Settings, Values};
 use crate::device::device;
 use crate::fetch;
 use crate::output::{first_line, note, print, print_json};
@@ -42,9 +42,6 @@ pub(crate) struct Arguments {
     /// The data (data.path)
     #[arg(long, value_name = "PATH")]
     pub(crate) data: Option<PathBuf>,
-    /// Flags of the model.
-    #[arg(skip)]
-    pub(crate) given: Values,
     /// Where the runs go; the same call goes on where it was stopped. runs/MODEL-tune by default
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
@@ -76,16 +73,6 @@ pub(crate) struct Arguments {
     pub(crate) device: DeviceName,
     #[command(flatten)]
     pub(crate) json: Json,
-}
-
-impl TakesFlags for Arguments {
-    fn model(&self) -> &str {
-        &self.model.model
-    }
-
-    fn given(&mut self) -> &mut Values {
-        &mut self.given
-    }
 }
 
 pub(crate) fn run<T: Recipe>(args: &Arguments) -> anyhow::Result<ExitCode> {
@@ -160,7 +147,7 @@ pub(crate) fn run<T: Recipe>(args: &Arguments) -> anyhow::Result<ExitCode> {
 
 /// What the flags set.
 fn values<T: Recipe>(args: &Arguments) -> anyhow::Result<Values> {
-    let mut values = args.given.clone();
+    let mut values = args.model.flags.clone();
     if let Some(data) = fetch::found::<T>(args.data.as_deref())? {
         values.set_whole_path("data.path", &data)?;
     }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use zoo_checkpoint::matlab::{self, Variable};
 use zoo_training::{Error, Result};
 
-use super::{Electrode, Head, Place, Surface};
+use super::{Electrode, Head, Point, Surface};
 
 /// The variables of a folder's files.
 struct Folder {
@@ -103,10 +103,10 @@ pub(super) fn read(path: &Path) -> Result<Head> {
     if electrodes < 3 || regions < 3 {
         return Err(forward.wrong("at least 3 electrodes and 3 regions"));
     }
-    let places = folder.needed("pos", "the cortex's vertices in millimetres")?;
+    let positions = folder.needed("pos", "the cortex's vertices in millimetres")?;
     let triangles = folder.needed("tri", "the cortex's triangles")?;
     let region = folder.needed("rm", "the region of each vertex")?;
-    let vertices: Vec<Place> = places.triples()?.collect();
+    let vertices: Vec<Point> = positions.triples()?.collect();
     if region.values.len() != vertices.len() {
         return Err(region.wrong(&format!("one region for each of {} vertices", vertices.len())));
     }
@@ -115,9 +115,9 @@ pub(super) fn read(path: &Path) -> Result<Head> {
     let surface = Surface {
         triangles: corners.chunks_exact(3).map(|c| [c[0], c[1], c[2]]).collect(),
         region: region.indices(0, regions)?,
-        places: vertices,
+        positions: vertices,
     };
-    let centre = |(i, centre): (usize, Option<Place>)| {
+    let centre = |(i, centre): (usize, Option<Point>)| {
         centre.ok_or_else(|| Error::Data(format!("{}: region {i} has no vertex", region.file.display())))
     };
     let centres = surface.centres(regions).into_iter().enumerate().map(centre).collect::<Result<_>>()?;
@@ -136,7 +136,7 @@ pub(super) fn read(path: &Path) -> Result<Head> {
 fn places_of_electrodes(folder: &Folder, electrodes: usize) -> Result<Vec<Electrode>> {
     let Some((file, variable)) = folder.variables.iter().find(|(name, _)| name.starts_with("eloc")).map(|(_, v)| v)
     else {
-        return Ok((0..electrodes).map(|i| Electrode { label: format!("E{}", i + 1), place: None }).collect());
+        return Ok((0..electrodes).map(|i| Electrode { label: format!("E{}", i + 1), position: None }).collect());
     };
     let wrong = |what: String| Error::Data(format!("{}: {what}", file.display()));
     let Variable::Records(records) = variable else { return Err(wrong("the electrodes are no records".into())) };
@@ -152,7 +152,7 @@ fn places_of_electrodes(folder: &Folder, electrodes: usize) -> Result<Vec<Electr
             Some(Variable::Text(text)) => text.trim_end_matches('\0').trim().to_string(),
             _ => format!("E{}", i + 1),
         };
-        Ok(Electrode { label, place: Some([-number("Y")?, number("X")?, number("Z")?]) })
+        Ok(Electrode { label, position: Some([-number("Y")?, number("X")?, number("Z")?]) })
     };
     records.iter().enumerate().map(one).collect()
 }
@@ -177,11 +177,12 @@ mod tests {
     fn written(change: impl Fn(&str, Vec<f32>) -> Vec<f32>) -> (tempfile::TempDir, Result<Head>) {
         let folder = tempfile::tempdir().unwrap();
         // Four regions on a strip of eight vertices.
-        let places: Vec<f32> = (0..8).flat_map(|i| [(i / 2) as f32, (i % 2) as f32, 0.]).collect();
+        let positions: Vec<f32> = (0..8).flat_map(|i| [(i / 2) as f32, (i % 2) as f32, 0.]).collect();
         let triangles: Vec<f32> = (1..7).flat_map(|i| [i as f32, i as f32 + 1., i as f32 + 2.]).collect();
         let region: Vec<f32> = (0..8).map(|i| (i / 2) as f32).collect();
         let field: Vec<f32> = (0..12).map(|i| i as f32).collect();
-        let all = [("fwd", field, (3, 4)), ("pos", places, (8, 3)), ("tri", triangles, (6, 3)), ("rm", region, (1, 8))];
+        let all =
+            [("fwd", field, (3, 4)), ("pos", positions, (8, 3)), ("tri", triangles, (6, 3)), ("rm", region, (1, 8))];
         for (name, values, (rows, columns)) in all {
             let values = change(name, values);
             let rows = if values.len() == rows * columns { rows } else { values.len() / columns };
@@ -238,8 +239,9 @@ mod tests {
         assert!(head.check(75, 994).is_ok() && head.check(64, 994).is_err());
         assert!(head.neighbours.iter().all(|n| (2..=20).contains(&n.len())));
         // The electrodes lie around the cortex, the frontal ones in front.
-        let at =
-            |label: &str| head.electrodes.iter().find(|e| e.label == label).and_then(|e| e.place).unwrap_or_default();
+        let at = |label: &str| {
+            head.electrodes.iter().find(|e| e.label == label).and_then(|e| e.position).unwrap_or_default()
+        };
         assert!(at("Fpz")[1] > 60. && at("Oz")[1] < -60. && at("Cz")[2] > 60., "{:?}", at("Fpz"));
         assert!(at("T7")[0] < -50. && at("T8")[0] > 50., "{:?}", at("T7"));
         // An electrode sees regions of its own side best.

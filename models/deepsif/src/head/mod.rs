@@ -10,7 +10,7 @@ pub use surface::Surface;
 use zoo_layers::random::{Purpose, Stream, layer_id};
 use zoo_training::{Error, Result};
 
-pub use crate::image::{Electrode, Place};
+pub use crate::image::{Electrode, Point};
 
 /// A head.
 #[derive(Clone, Debug)]
@@ -20,7 +20,7 @@ pub struct Head {
     /// In the order of the lead field's rows.
     pub electrodes: Vec<Electrode>,
     /// Centres of the regions, in the order of its columns.
-    pub regions: Vec<Place>,
+    pub regions: Vec<Point>,
     /// The regions that border on each.
     pub neighbours: Vec<Vec<usize>>,
     /// The potential at each electrode for unit activity of each region, row after row (electrodes × regions).
@@ -72,13 +72,13 @@ impl Head {
         }
         let blended = field.clone();
         for e in 0..n {
-            let apart = |o: &usize| match (self.electrodes[e].place, self.electrodes[*o].place) {
+            let apart = |o: &usize| match (self.electrodes[e].position, self.electrodes[*o].position) {
                 (Some(a), Some(b)) => distance(&a, &b),
                 _ => f64::INFINITY,
             };
             let nearest =
                 (0..n).filter(|o| *o != e && apart(o).is_finite()).min_by(|a, b| apart(a).total_cmp(&apart(b)));
-            // Where places are not known nothing is near.
+            // Where positions are not known nothing is near.
             let other = nearest.unwrap_or(e);
             let (share, gain) = (0.2 * draw.uniform(), 1. + 0.05 * draw.normal());
             for i in 0..m {
@@ -105,7 +105,7 @@ impl Head {
     }
 }
 
-/// The distance of two places.
-pub(crate) fn distance(a: &Place, b: &Place) -> f64 {
+/// The distance of two positions.
+pub(crate) fn distance(a: &Point, b: &Point) -> f64 {
     a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt()
 }

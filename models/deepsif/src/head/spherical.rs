@@ -13,7 +13,7 @@
 
 use zoo_training::{Error, Result};
 
-use super::{Electrode, Head, Place, distance};
+use super::{Electrode, Head, Point, distance};
 
 /// A shell.
 #[derive(Clone, Copy, Debug)]
@@ -38,14 +38,14 @@ const SMALL: f64 = 1e-13;
 /// The most terms: for a dipole that close to the surface (f > 0.97) the series is no good way.
 const TERMS: usize = 1000;
 
-/// The potentials at `electrodes` on the outermost of `shells` (innermost first) of a dipole at `place` with moment `moment`:
-/// volts for ampere metres. A place at the centre has no direction outwards: its moment counts as one along the third axis.
-pub fn potential(shells: &[Shell], place: &Place, moment: &Place, electrodes: &[Place]) -> Vec<f64> {
+/// The potentials at `electrodes` on the outermost of `shells` (innermost first) of a dipole at `position` with moment `moment`:
+/// volts for ampere metres. A position at the centre has no direction outwards: its moment counts as one along the third axis.
+pub fn potential(shells: &[Shell], position: &Point, moment: &Point, electrodes: &[Point]) -> Vec<f64> {
     let (Some(inner), Some(outer)) = (shells.first(), shells.last()) else { return vec![f64::NAN; electrodes.len()] };
-    let b = norm(place);
-    let radial = if b > 0. { place.map(|p| p / b) } else { [0., 0., 1.] };
+    let b = norm(position);
+    let radial = if b > 0. { position.map(|p| p / b) } else { [0., 0., 1.] };
     let along = dot(moment, &radial);
-    let across: Place = std::array::from_fn(|i| moment[i] - along * radial[i]);
+    let across: Point = std::array::from_fn(|i| moment[i] - along * radial[i]);
     let f = b / outer.radius;
     let mut factors = vec![];
     for n in 1..=TERMS {
@@ -58,7 +58,7 @@ pub fn potential(shells: &[Shell], place: &Place, moment: &Place, electrodes: &[
     }
     // Radii are in millimetres.
     let scale = 1. / (4. * std::f64::consts::PI * inner.conductivity * (outer.radius * 1e-3).powi(2));
-    let one = |electrode: &Place| {
+    let one = |electrode: &Point| {
         let direction = electrode.map(|e| e / norm(electrode));
         let cos = dot(&direction, &radial).clamp(-1., 1.);
         // sin γ cos φ |p_t| at once.
@@ -96,16 +96,16 @@ fn gain(shells: &[Shell], n: usize) -> f64 {
     b
 }
 
-fn dot(a: &Place, b: &Place) -> f64 {
+fn dot(a: &Point, b: &Point) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-fn norm(a: &Place) -> f64 {
+fn norm(a: &Point) -> f64 {
     dot(a, a).sqrt()
 }
 
 /// Points spread evenly over a unit sphere from height `bottom` up, along a spiral of the golden angle.
-fn spiral(n: usize, bottom: f64) -> impl Iterator<Item = Place> {
+fn spiral(n: usize, bottom: f64) -> impl Iterator<Item = Point> {
     let golden = std::f64::consts::PI * (3. - 5f64.sqrt());
     (0..n).map(move |i| {
         let z = 1. - (1. - bottom) * (i as f64 + 0.5) / n as f64;
@@ -133,22 +133,22 @@ pub(super) fn head(electrodes: usize, regions: usize) -> Result<Head> {
         return Err(Error::Usage(format!("the built-in head has at most {LARGEST} regions, not {regions}")));
     }
     let outer = SHELLS[SHELLS.len() - 1].radius;
-    let scaled = |radius: f64| move |p: Place| p.map(|x| x * radius);
-    let places: Vec<Place> = spiral(electrodes, BOTTOM[0]).map(scaled(outer)).collect();
-    let centres: Vec<Place> = spiral(regions, BOTTOM[1]).map(scaled(CORTEX)).collect();
+    let scaled = |radius: f64| move |p: Point| p.map(|x| x * radius);
+    let positions: Vec<Point> = spiral(electrodes, BOTTOM[0]).map(scaled(outer)).collect();
+    let centres: Vec<Point> = spiral(regions, BOTTOM[1]).map(scaled(CORTEX)).collect();
     let area = 2. * std::f64::consts::PI * CORTEX.powi(2) * (1. - BOTTOM[1]);
     let reach = REACH * (area / regions as f64).sqrt();
     let near = |i: usize| (0..regions).filter(|&j| j != i && distance(&centres[i], &centres[j]) < reach).collect();
     let neighbours = (0..regions).map(near).collect();
     let mut lead_field = vec![0.; electrodes * regions];
     for (i, centre) in centres.iter().enumerate() {
-        let column = potential(&SHELLS, centre, &orientation(i, centre), &places);
+        let column = potential(&SHELLS, centre, &orientation(i, centre), &positions);
         column.into_iter().enumerate().for_each(|(e, v)| lead_field[e * regions + i] = v);
     }
-    let electrode = |(i, place)| Electrode { label: format!("E{}", i + 1), place: Some(place) };
+    let electrode = |(i, position)| Electrode { label: format!("E{}", i + 1), position: Some(position) };
     Ok(Head {
         origin: "the built-in head of four spheres".into(),
-        electrodes: places.into_iter().enumerate().map(electrode).collect(),
+        electrodes: positions.into_iter().enumerate().map(electrode).collect(),
         regions: centres,
         neighbours,
         lead_field,
@@ -159,14 +159,14 @@ pub(super) fn head(electrodes: usize, regions: usize) -> Result<Head> {
 
 /// The direction of a region's currents: as on a folded cortex some point outwards and some sideways, by up to 80° from the
 /// radius, in a fixed order that looks like none.
-fn orientation(region: usize, centre: &Place) -> Place {
+fn orientation(region: usize, centre: &Point) -> Point {
     let outwards = centre.map(|c| c / norm(centre));
     // The axis that is least along the radius makes the two directions across well defined.
     let axis = (0..3).min_by(|a, b| outwards[*a].abs().total_cmp(&outwards[*b].abs())).unwrap_or(0);
-    let mut across: Place = std::array::from_fn(|i| f64::from(i == axis) - outwards[axis] * outwards[i]);
+    let mut across: Point = std::array::from_fn(|i| f64::from(i == axis) - outwards[axis] * outwards[i]);
     let length = norm(&across);
     across = across.map(|a| a / length);
-    let third: Place = std::array::from_fn(|i| {
+    let third: Point = std::array::from_fn(|i| {
         let (j, k) = ((i + 1) % 3, (i + 2) % 3);
         outwards[j] * across[k] - outwards[k] * across[j]
     });
@@ -189,7 +189,7 @@ mod tests {
             / (4. * std::f64::consts::PI * conductivity * (radius * 1e-3).powi(2))
     }
 
-    fn electrode(gamma: f64, phi: f64, radius: f64) -> Place {
+    fn electrode(gamma: f64, phi: f64, radius: f64) -> Point {
         [gamma.sin() * phi.cos(), gamma.sin() * phi.sin(), gamma.cos()].map(|x| x * radius)
     }
 
@@ -200,8 +200,8 @@ mod tests {
         for b in [5., 40., 68., 79.] {
             for moment in [[1., 0.], [0., 1.], [0.6, 0.8]] {
                 let shells = SHELLS.map(|s| Shell { conductivity: 0.33, ..s });
-                let places: Vec<Place> = ANGLES.iter().map(|&(g, p)| electrode(g, p, 92.)).collect();
-                let got = potential(&shells, &[0., 0., b], &[moment[1], 0., moment[0]], &places);
+                let positions: Vec<Point> = ANGLES.iter().map(|&(g, p)| electrode(g, p, 92.)).collect();
+                let got = potential(&shells, &[0., 0., b], &[moment[1], 0., moment[0]], &positions);
                 for (got, (g, p)) in got.iter().zip(ANGLES) {
                     let exact = homogeneous(92., 0.33, b, moment, g, p);
                     assert!(
@@ -240,8 +240,8 @@ mod tests {
     #[test]
     fn shells_give_the_series_with_all_boundary_conditions_solved_at_once() {
         let (b, moment) = (68., [0.6, 0., 0.8]);
-        let places: Vec<Place> = ANGLES.iter().map(|&(g, p)| electrode(g, p, 92.)).collect();
-        let got = potential(&SHELLS, &[0., 0., b], &moment, &places);
+        let positions: Vec<Point> = ANGLES.iter().map(|&(g, p)| electrode(g, p, 92.)).collect();
+        let got = potential(&SHELLS, &[0., 0., b], &moment, &positions);
         for (got, (gamma, phi)) in got.iter().zip(ANGLES) {
             let (x, f) = (f64::cos(gamma), b / 92.);
             let (mut legendre, mut sum) = (vec![1., x], 0.);

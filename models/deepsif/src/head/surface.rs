@@ -1,10 +1,10 @@
-use super::Place;
+use super::Point;
 
 /// A triangulated cortex.
 #[derive(Clone, Debug)]
 pub struct Surface {
     /// Vertices.
-    pub places: Vec<Place>,
+    pub positions: Vec<Point>,
     /// Triangles by their vertices.
     pub triangles: Vec<[usize; 3]>,
     /// The region of each vertex.
@@ -13,11 +13,11 @@ pub struct Surface {
 
 impl Surface {
     /// The mean place of each region's vertices; `None` for one without any.
-    pub(crate) fn centres(&self, regions: usize) -> Vec<Option<Place>> {
+    pub(crate) fn centres(&self, regions: usize) -> Vec<Option<Point>> {
         let mut sums = vec![([0.; 3], 0usize); regions];
-        for (place, &region) in self.places.iter().zip(&self.region) {
+        for (position, &region) in self.positions.iter().zip(&self.region) {
             let (sum, n) = &mut sums[region];
-            sum.iter_mut().zip(place).for_each(|(s, p)| *s += p);
+            sum.iter_mut().zip(position).for_each(|(s, p)| *s += p);
             *n += 1;
         }
         sums.into_iter().map(|(sum, n)| (n > 0).then(|| sum.map(|s| s / n as f64))).collect()

@@ -235,9 +235,9 @@ fn spikes(steps: usize, draw: &mut Stream, stream: &Stream) -> Result<Vec<f32>> 
     let samples = steps + TRIAL;
     let rows = masses.simulate(SETTLING, samples, stream)?;
     let column = |c: usize| rows.iter().skip(c).step_by(masses.len()).copied().collect::<Vec<f32>>();
-    let place = (steps as f64 * (0.1 + 0.8 * draw.uniform())) as usize;
-    // Peaks that can be put at that place.
-    let range = place.max(1)..samples - (steps - place).max(1);
+    let position = (steps as f64 * (0.1 + 0.8 * draw.uniform())) as usize;
+    // Peaks that can be put at that position.
+    let range = position.max(1)..samples - (steps - position).max(1);
     for candidate in 0..CANDIDATES {
         let potential = column(candidate);
         let mut sorted = potential.clone();
@@ -249,13 +249,13 @@ fn spikes(steps: usize, draw: &mut Stream, stream: &Stream) -> Result<Vec<f32>> 
         let peaks: Vec<usize> = range.clone().filter(peak).collect();
         if !peaks.is_empty() {
             let peak = peaks[draw.below(peaks.len() as u32) as usize];
-            return Ok(taken(&potential, peak - place, steps));
+            return Ok(taken(&potential, peak - position, steps));
         }
     }
     // None of them spiked in three seconds: the highest wave there is.
     let potential = column(0);
-    let highest = range.max_by(|a, b| potential[*a].total_cmp(&potential[*b])).unwrap_or(place);
-    Ok(taken(&potential, highest - place, steps))
+    let highest = range.max_by(|a, b| potential[*a].total_cmp(&potential[*b])).unwrap_or(position);
+    Ok(taken(&potential, highest - position, steps))
 }
 
 fn taken(potential: &[f32], first: usize, steps: usize) -> Vec<f32> {

@@ -39,7 +39,7 @@ impl Patch {
 /// Tries to find a patch that touches none of the others.
 const TRIES: usize = 50;
 
-/// Patches at random places that share no region, as many as `count` if there is room for them.
+/// Patches at random positions that share no region, as many as `count` if there is room for them.
 pub(super) fn draw(head: &Head, count: usize, extent: [usize; 2], stream: &mut Stream) -> Vec<Patch> {
     let mut patches: Vec<Patch> = vec![];
     for _ in 0..count {

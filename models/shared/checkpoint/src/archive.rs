@@ -8,7 +8,7 @@ use std::sync::Arc;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
-use crate::input::{Fault, Input, Parsed, Place, Segment, Window, malformed, refused};
+use crate::input::{Backing, Fault, Input, Parsed, Segment, Window, malformed, refused};
 use crate::{Error, Result};
 
 /// A record's name and its bytes.
@@ -57,17 +57,17 @@ pub(crate) fn records(input: &Arc<Input>) -> Parsed<Vec<Record>> {
         if at.checked_add(compressed).is_none_or(|end| end > input.len) {
             return malformed(format!("its record {name} reaches beyond the end of the file"));
         }
-        let place = match file.compression() {
-            CompressionMethod::Stored if len == compressed => Place::Stored { input: input.clone(), at },
+        let backing = match file.compression() {
+            CompressionMethod::Stored if len == compressed => Backing::Stored { input: input.clone(), at },
             CompressionMethod::Deflated if len / BEST_RATIO <= compressed => {
-                Place::Deflated { input: input.clone(), at, compressed }
+                Backing::Deflated { input: input.clone(), at, compressed }
             }
             CompressionMethod::Stored | CompressionMethod::Deflated => {
                 return malformed(format!("its record {name} claims {len} bytes, of which the file has {compressed}"));
             }
             other => return refused(format!("its record {name} is compressed by {other:?}: only deflate is read")),
         };
-        let segment = Segment { place, len, crc: Some((file.crc32(), name.clone())) };
+        let segment = Segment { backing, len, crc: Some((file.crc32(), name.clone())) };
         records.push(Record { name, segment });
     }
     Ok(records)

@@ -9,7 +9,7 @@ use crate::atomic::hexadecimal;
 use crate::cast::{Difference, floats};
 use crate::formats::fill;
 use crate::input::CHUNK;
-use crate::{Dtype, Error, Format, Plan, Result, Source, TensorInfo, View, atomic, cast};
+use crate::{Dtype, Error, Format, Plan, Result, Source, TensorInfo, TensorView, atomic, cast};
 
 /// The SHA-256 of all tensors by name: of each its name, element type, shape and values. The same for the same tensors in
 /// any format, in any order, tied or not. Metadata are not part of it.
@@ -22,7 +22,7 @@ pub fn content_hash(source: &Source) -> Result<String> {
     let mut whole = Sha256::new();
     for t in tensors {
         let mut values = Sha256::new();
-        source.stream(&View::whole(t), t.dtype, &mut |piece| {
+        source.stream(&TensorView::whole(t), t.dtype, &mut |piece| {
             values.update(piece);
             Ok(())
         })?;
@@ -72,7 +72,7 @@ pub fn stats(source: &Source, tensor: &TensorInfo) -> Result<Option<Stats>> {
         nan: 0,
         infinite: 0,
     };
-    source.stream(&View::whole(tensor), read, &mut |piece| {
+    source.stream(&TensorView::whole(tensor), read, &mut |piece| {
         for v in floats(part, piece) {
             if v.is_nan() {
                 s.nan += 1;
@@ -117,7 +117,7 @@ pub fn compare(a: (&Source, &TensorInfo), b: (&Source, &TensorInfo)) -> Result<O
     let same_type = a.1.dtype == b.1.dtype;
     let hash = |(source, tensor): (&Source, &TensorInfo)| -> Result<_> {
         let mut hash = Sha256::new();
-        source.stream(&View::whole(tensor), tensor.dtype, &mut |piece| {
+        source.stream(&TensorView::whole(tensor), tensor.dtype, &mut |piece| {
             hash.update(piece);
             Ok(())
         })?;
@@ -131,12 +131,12 @@ pub fn compare(a: (&Source, &TensorInfo), b: (&Source, &TensorInfo)) -> Result<O
         return Ok(Some(difference));
     };
     // One as a whole in memory, in its own type; the other beside it in pieces.
-    a.0.stream(&View::whole(a.1), read_a, &mut |piece| {
+    a.0.stream(&TensorView::whole(a.1), read_a, &mut |piece| {
         left.extend(piece);
         Ok(())
     })?;
     let (from_size, to_size) = (from.size().unwrap_or(1), to.size().unwrap_or(1));
-    b.0.stream(&View::whole(b.1), read_b, &mut |piece| {
+    b.0.stream(&TensorView::whole(b.1), read_b, &mut |piece| {
         let same = left.len().min(piece.len() / to_size * from_size);
         let before: Vec<u8> = left.drain(..same).collect();
         difference.add(floats(from, &before), floats(to, piece));
@@ -185,7 +185,7 @@ pub fn average(sources: &[Source], path: &Path, format: Format, stop: &AtomicBoo
                         break;
                     }
                 }
-                return first.stream(&View::whole(t), to, sink);
+                return first.stream(&TensorView::whole(t), to, sink);
             }
             let mean = mean(sources, t, path, stop)?;
             let named =
@@ -235,7 +235,7 @@ fn mean(sources: &[Source], of: &TensorInfo, path: &Path, stop: &AtomicBool) -> 
     for source in sources {
         let t = source.find(&of.name).unwrap_or(of);
         let mut at = 0;
-        source.stream(&View::whole(t), Dtype::F64, &mut |piece| {
+        source.stream(&TensorView::whole(t), Dtype::F64, &mut |piece| {
             if stop.load(Ordering::Relaxed) {
                 return Err(Error::Refused { path: path.into(), reason: "stopped: nothing was written".into() });
             }

@@ -159,7 +159,7 @@ impl Seek for Window {
 
 /// Where the bytes of a [`Segment`] are.
 #[derive(Clone, Debug)]
-pub(crate) enum Place {
+pub(crate) enum Backing {
     Stored { input: Arc<Input>, at: u64 },
     Deflated { input: Arc<Input>, at: u64, compressed: u64 },
     Memory(Arc<[u8]>),
@@ -168,7 +168,7 @@ pub(crate) enum Place {
 /// One run of bytes that tensors are views of: a storage, an array, the whole buffer of a file.
 #[derive(Clone, Debug)]
 pub(crate) struct Segment {
-    pub(crate) place: Place,
+    pub(crate) backing: Backing,
     pub(crate) len: u64,
     /// Its checksum (CRC-32), where the format has one, and the record's name.
     pub(crate) crc: Option<(u32, String)>,
@@ -177,7 +177,7 @@ pub(crate) struct Segment {
 impl Segment {
     pub(crate) fn stored(input: &Arc<Input>, range: Range<u64>) -> Self {
         let len = range.end - range.start;
-        Self { place: Place::Stored { input: input.clone(), at: range.start }, len, crc: None }
+        Self { backing: Backing::Stored { input: input.clone(), at: range.start }, len, crc: None }
     }
 
     /// Hands the bytes of `range` to `sink` in pieces whose lengths are multiples of `unit`. If that is all of them, their
@@ -225,9 +225,9 @@ impl Segment {
 
     /// The file that it is in.
     pub(crate) fn file(&self) -> Option<&Path> {
-        match &self.place {
-            Place::Stored { input, .. } | Place::Deflated { input, .. } => Some(&input.path),
-            Place::Memory(_) => None,
+        match &self.backing {
+            Backing::Stored { input, .. } | Backing::Deflated { input, .. } => Some(&input.path),
+            Backing::Memory(_) => None,
         }
     }
 
@@ -239,10 +239,10 @@ impl Segment {
         if range.end > self.len {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        Ok(match &self.place {
-            Place::Stored { input, at } => Box::new(Window::new(input, at + range.start..at + range.end)),
-            Place::Memory(bytes) => Box::new(&bytes[range.start as usize..range.end as usize]),
-            Place::Deflated { input, at, compressed } => {
+        Ok(match &self.backing {
+            Backing::Stored { input, at } => Box::new(Window::new(input, at + range.start..at + range.end)),
+            Backing::Memory(bytes) => Box::new(&bytes[range.start as usize..range.end as usize]),
+            Backing::Deflated { input, at, compressed } => {
                 let packed = io::BufReader::with_capacity(1 << 16, Window::new(input, *at..at + compressed));
                 let mut plain = flate2::bufread::DeflateDecoder::new(packed);
                 io::copy(&mut (&mut plain).take(range.start), &mut io::sink())?;

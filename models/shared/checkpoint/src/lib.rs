@@ -36,7 +36,7 @@ pub use description::Description;
 pub use dtype::Dtype;
 pub use format::Format;
 pub use open::{Checkpoint, open, read};
-pub use source::{Source, TensorInfo, View};
+pub use source::{Source, TensorInfo, TensorView};
 pub use write::{create_weights, write, write_npz};
 
 use std::path::{Path, PathBuf};

@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor};
 use serde_json::{Map, Value};
 
 use crate::cast::Difference;
-use crate::input::{CHUNK, Place, Segment, Sink, room};
+use crate::input::{Backing, CHUNK, Segment, Sink, room};
 use crate::{Dtype, Error, Format, Result, cast};
 
 /// A tensor of a [`Source`].
@@ -129,7 +129,7 @@ impl Source {
             return Err(format!("tensor {name}: its elements reach beyond the {} bytes that are there", segment.len));
         }
         // What has been promised so far; a deflated record is inflated anew for each of its tensors.
-        let inflated = matches!(segment.place, Place::Deflated { .. });
+        let inflated = matches!(segment.backing, Backing::Deflated { .. });
         self.work = self.work.saturating_add(if inflated { segment.len.max(bytes) } else { bytes });
         if self.work / LARGEST_GROWTH > self.file_bytes {
             return Err(format!("tensor {name}: {} bytes to be made of a file of {}", self.work, self.file_bytes));
@@ -182,7 +182,7 @@ impl Source {
             || Error::Dtype { path: self.path.clone(), tensor: tensor.name.clone(), dtype: tensor.dtype.to_string() };
         let dtype = plain.candle().ok_or_else(lacks)?;
         let mut bytes = room(plain.bytes(tensor.elements()).unwrap_or(0) as usize).map_err(Error::io(&self.path))?;
-        self.stream(&View::whole(tensor), plain, &mut |piece| {
+        self.stream(&TensorView::whole(tensor), plain, &mut |piece| {
             bytes.extend_from_slice(piece);
             Ok(())
         })?;
@@ -193,14 +193,14 @@ impl Source {
     ///
     /// # Errors
     /// The file cannot be read or is damaged, or values do not fit `dtype`.
-    pub fn stream(&self, view: &View, dtype: Dtype, sink: Sink) -> Result<()> {
+    pub fn stream(&self, view: &TensorView, dtype: Dtype, sink: Sink) -> Result<()> {
         self.stream_measured(view, dtype, &mut Difference::default(), sink)
     }
 
     /// [`Source::stream`], adding to `difference` how far the values move.
     pub(crate) fn stream_measured(
         &self,
-        view: &View,
+        view: &TensorView,
         dtype: Dtype,
         difference: &mut Difference,
         sink: Sink,
@@ -218,7 +218,7 @@ impl Source {
                 let mut plain = cast::Cast::new(Dtype::F32, dtype).map_err(named)?;
                 let whole = view.is_whole();
                 let mut all = room(if whole { 0 } else { tensor.elements() * 4 }).map_err(Error::io(&self.path))?;
-                self.raw(&View::whole(tensor), &mut |blocks| {
+                self.raw(&TensorView::whole(tensor), &mut |blocks| {
                     let values = q.dequantize(blocks).map_err(named)?;
                     match whole {
                         true => plain.piece(&values, sink).map_err(|e| e.into_error(named)),
@@ -244,7 +244,7 @@ impl Source {
     }
 
     /// The elements of a view as they are.
-    fn raw(&self, view: &View, sink: Sink) -> Result<()> {
+    fn raw(&self, view: &TensorView, sink: Sink) -> Result<()> {
         let t = view.tensor;
         let segment = &self.segments[t.data.segment];
         let Some(size) = t.dtype.size() else {
@@ -279,7 +279,7 @@ impl Source {
 
 /// Elements of a tensor, by offset and strides (in elements).
 #[derive(Clone, Debug)]
-pub struct View<'a> {
+pub struct TensorView<'a> {
     /// The tensor.
     pub tensor: &'a TensorInfo,
     pub(crate) offset: usize,
@@ -288,7 +288,7 @@ pub struct View<'a> {
     pub(crate) strides: Vec<usize>,
 }
 
-impl<'a> View<'a> {
+impl<'a> TensorView<'a> {
     /// All of a tensor.
     pub fn whole(tensor: &'a TensorInfo) -> Self {
         let strides = tensor.data.strides.clone().unwrap_or_else(|| c_order(&tensor.shape));
@@ -327,14 +327,14 @@ impl<'a> View<'a> {
         Ok(self)
     }
 
-    /// `len` places of dimension `dim`, from `start` on.
+    /// `len` indices of dimension `dim`, from `start` on.
     ///
     /// # Errors
     /// There are not that many.
     pub fn narrow(mut self, dim: usize, start: usize, len: usize) -> std::result::Result<Self, String> {
         if self.shape.get(dim).is_none_or(|d| start.checked_add(len).is_none_or(|end| end > *d)) {
             return Err(format!(
-                "{} {:?} has no places {start} to {start}+{len} in dimension {dim}",
+                "{} {:?} has no indices {start} to {start}+{len} in dimension {dim}",
                 self.tensor.name, self.shape
             ));
         }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
-use zoo_checkpoint::{Dtype, Format, Plan, Rules, Source, View, content_hash, open};
+use zoo_checkpoint::{Dtype, Format, Plan, Rules, Source, TensorView, content_hash, open};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -20,7 +20,7 @@ fn contents(source: &Source) -> Result<BTreeMap<String, Content>, zoo_checkpoint
     let mut all = BTreeMap::new();
     for t in &source.tensors {
         let mut bytes = vec![];
-        source.stream(&View::whole(t), t.dtype, &mut |piece| {
+        source.stream(&TensorView::whole(t), t.dtype, &mut |piece| {
             bytes.extend_from_slice(piece);
             Ok(())
         })?;

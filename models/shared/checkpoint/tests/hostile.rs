@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use zoo_checkpoint::{Error, Format, Plan, View, open};
+use zoo_checkpoint::{Error, Format, Plan, TensorView, open};
 
 const FAMILY: &str = "ZOO_HOSTILE_FAMILY";
 
@@ -42,7 +42,7 @@ fn in_a_child(test: &str, limit: Duration, family: impl FnOnce()) {
 /// Reads everything.
 fn read(path: &Path) -> Result<(), Error> {
     let source = open(path)?;
-    source.tensors.iter().try_for_each(|t| source.stream(&View::whole(t), t.dtype, &mut |_| Ok(())))
+    source.tensors.iter().try_for_each(|t| source.stream(&TensorView::whole(t), t.dtype, &mut |_| Ok(())))
 }
 
 fn one_line(e: &Error, path: &Path) {

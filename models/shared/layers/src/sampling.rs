@@ -25,7 +25,7 @@ pub struct Sampling {
     pub seed: u64,
     /// The number of the sample, so that several differ.
     pub sample: u64,
-    /// Keys and values of the places before are kept. Without it, every token costs a pass over the whole context.
+    /// Keys and values of the positions before are kept. Without it, every token costs a pass over the whole context.
     pub cache: bool,
 }
 

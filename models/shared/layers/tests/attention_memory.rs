@@ -1,4 +1,4 @@
-//! Attention never stores places × places. Alone in its process, whose peak memory tells.
+//! Attention never stores positions × positions. Alone in its process, whose peak memory tells.
 #![cfg(target_os = "linux")]
 
 use candle_core::{Result, Var};
@@ -24,7 +24,7 @@ fn forward_and_backward_need_memory_for_the_places_and_not_for_their_square() ->
     let grads = y.sqr()?.sum_all()?.backward()?;
     assert!(vars.iter().all(|v| grads.get(v).is_some()));
     let (grown, square) = (peak()? - before, 4 * T * T);
-    println!("{} MB for {T} places; their square has {} MB", grown / 1_000_000, square / 1_000_000);
+    println!("{} MB for {T} positions; their square has {} MB", grown / 1_000_000, square / 1_000_000);
     assert!(grown < square / 5, "{grown}");
     Ok(())
 }

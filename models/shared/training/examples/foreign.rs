@@ -40,7 +40,7 @@ fn main() -> Result<()> {
             .map(|(name, var)| Watched { name, weight: var.as_tensor(), gradient: grads.get(var), before: None })
             .collect();
         let probes = [Probe::new("x", ProbeKind::Input, &x), Probe::new("hidden", ProbeKind::Preactivation, &hidden)];
-        monitor.look(step, &watched, &probes)?;
+        monitor.check(step, &watched, &probes)?;
         println!("step {step}: loss {:.4}", loss.to_scalar::<f32>()?);
         for finding in monitor.news() {
             println!("  {:?}: {}: {}", finding.level, finding.what, finding.because);

@@ -44,7 +44,7 @@ fn main() -> Result<()> {
             let watched = Watched::of(&trainable, &grads, Some(&before));
             let probes =
                 [Probe::new("x", ProbeKind::Input, &x), Probe::new("hidden", ProbeKind::Preactivation, &hidden)];
-            monitor.look(step + 1, &watched, &probes)?;
+            monitor.check(step + 1, &watched, &probes)?;
             println!("step {step}: loss {:.4}", loss.to_scalar::<f32>()?);
             monitor.news().iter().for_each(|finding| println!("  {}: {}", finding.what, finding.because));
         }

@@ -98,7 +98,7 @@ fn inputs(fault: Fault, seed: u64) -> Result<(Tensor, Tensor)> {
     Ok((x.broadcast_mul(&Tensor::from_vec(scales, FEATURES, &Device::Cpu)?)?, y))
 }
 
-/// Trains with a look every ten steps.
+/// Trains with a check every ten steps.
 fn train(fault: Fault, seed: u64) -> Result<(Monitor, Vec<Finding>)> {
     let params = Params::init(seed, &Device::Cpu);
     let net = Net::new(fault, params.builder())?;
@@ -126,7 +126,7 @@ fn train(fault: Fault, seed: u64) -> Result<(Monitor, Vec<Finding>)> {
                 Probe::new("hidden", ProbeKind::Activation, &hidden),
                 Probe::new("output", ProbeKind::Output, &output),
             ];
-            monitor.look(step, &watched, &probes)?;
+            monitor.check(step, &watched, &probes)?;
             news.extend(monitor.news());
         }
     }
@@ -157,7 +157,7 @@ fn planted_faults_are_found_and_named_and_healthy_runs_raise_nothing() -> Result
                 let hit = |f: &&Finding| f.kind == *kind && f.what == *what && f.level >= Level::Alert;
                 let all: Vec<_> = report.findings.iter().map(|f| (f.kind, f.what.as_str())).collect();
                 assert!(report.findings.iter().any(|f| hit(&f)), "{fault:?}, seed {seed}: {all:?}");
-                assert_eq!(news.iter().filter(hit).count(), 1, "{fault:?}: raised once, not at every look");
+                assert_eq!(news.iter().filter(hit).count(), 1, "{fault:?}: raised once, not at every check");
             }
         }
         let (monitor, news) = train(Fault::None, seed)?;
@@ -183,7 +183,7 @@ fn a_finding_names_cause_step_and_remedies_in_their_order() -> Result<()> {
     assert_eq!(dead.remedies.len(), 3);
     assert!(dead.remedies.iter().zip(starts).all(|(r, start)| r.to_string().starts_with(start)), "{:?}", dead.remedies);
     let still = found(&report, Kind::StillInputs).map(|f| f.because.as_str()).unwrap_or_default();
-    assert!(still.starts_with("6 of 12 features were zero in every check (places 1, 3, 5, 7, 9, 11)"), "{still}");
+    assert!(still.starts_with("6 of 12 features were zero in every check (positions 1, 3, 5, 7, 9, 11)"), "{still}");
     Ok(())
 }
 
@@ -335,14 +335,14 @@ fn checks_survive_their_file() -> std::result::Result<(), Box<dyn std::error::Er
 
 #[test]
 fn units_that_die_later_are_found_and_those_that_rest_are_not() -> Result<()> {
-    let look = |step: u64, alive: usize| -> Result<Check> {
+    let check = |step: u64, alive: usize| -> Result<Check> {
         let values: Vec<f32> = (0..40).map(|i| if i % 10 < alive { 1. } else { 0. }).collect();
         let hidden = Tensor::from_vec(values, (4, 10), &Device::Cpu)?;
         Check::new(step, &Profile::default(), &[], &[Probe::new("hidden", ProbeKind::Activation, &hidden)])
     };
     let course = |alive: &[usize]| -> Result<Report> {
         let checks: Vec<Check> =
-            alive.iter().enumerate().map(|(i, n)| look(i as u64 + 1, *n)).collect::<Result<_>>()?;
+            alive.iter().enumerate().map(|(i, n)| check(i as u64 + 1, *n)).collect::<Result<_>>()?;
         Ok(judge(&checks, &Profile { norm: -1. ..1., ..Profile::default() }, &Value::Null))
     };
     let dying = course(&[10, 10, 9, 4, 4, 4, 4])?;
@@ -356,8 +356,8 @@ fn units_that_die_later_are_found_and_those_that_rest_are_not() -> Result<()> {
 #[test]
 fn one_look_decides_nothing() -> Result<()> {
     let course = |zeros: &[usize]| -> Result<Level> {
-        let looks = zeros.iter().enumerate().map(|(i, n)| check(i as u64 + 1, &[("a", filled(100, *n, 1.)?)]));
-        Ok(judge(&looks.collect::<Result<Vec<_>>>()?, &Profile::default(), &Value::Null).verdict)
+        let checks = zeros.iter().enumerate().map(|(i, n)| check(i as u64 + 1, &[("a", filled(100, *n, 1.)?)]));
+        Ok(judge(&checks.collect::<Result<Vec<_>>>()?, &Profile::default(), &Value::Null).verdict)
     };
     assert_eq!(course(&[0, 0, 100])?, Level::Healthy);
     assert_eq!(course(&[0, 100, 0])?, Level::Healthy);
@@ -401,10 +401,10 @@ fn a_preflight_names_settings_outside_those_that_serve() -> std::result::Result<
     Linear::with_biases(64, 64, Some(init::ZEROS), init::xavier_uniform(64, 64, 0.6), vb.pp("good"))?;
     Linear::with_biases(64, 64, Some(init::ZEROS), init::xavier_uniform(64, 64, 1.4), vb.pp("wild"))?;
     let profile = Profile { lr: Some(1e-5..=9e-4), clip: Some(5. ..=10.), gain: Some(0.6..=0.8), ..Profile::default() };
-    let look = check(0, &[("good.weight", filled(4, 0, 1.)?)])?;
+    let check = check(0, &[("good.weight", filled(4, 0, 1.)?)])?;
     let what = |lr: f64, clip: f64| -> zoo_training::Result<Vec<String>> {
         let config = json!({ "train": { "lr": lr, "clip_norm": clip, "init_from": "" } });
-        let findings = preflight(&look, &params, &profile, &config)?.findings;
+        let findings = preflight(&check, &params, &profile, &config)?.findings;
         Ok(findings.into_iter().filter(|f| f.kind == Kind::Setting).map(|f| f.what).collect())
     };
     assert_eq!(what(1e-4, 10.)?, ["wild.weight"]);

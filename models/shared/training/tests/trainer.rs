@@ -268,7 +268,7 @@ fn a_step_that_is_not_finite_can_be_left_out_or_gone_back_from() -> Result<()> {
 fn critical_health_is_told_stops_halves_the_rate_or_goes_back() -> Result<()> {
     let temporary = tempfile::tempdir().map_err(Error::io(Path::new("temporary")))?;
     let task = Line { fault: "fading".into() };
-    // Checkpoints lie between the beginning of the fault and the look that finds it.
+    // Checkpoints lie between the beginning of the fault and the check that finds it.
     let set = [
         "model.fault=fading",
         "train.health_every=2",
@@ -297,8 +297,8 @@ fn critical_health_is_told_stops_halves_the_rate_or_goes_back() -> Result<()> {
     assert!(outcome.is_ok());
     let critical = "Critical Dead one.weight since 6";
     assert!(told.0.iter().any(|w| w == critical), "{:?}", told.0);
-    let looks: Vec<u64> = zoo_training::health::Check::read(run.path())?.iter().map(|c| c.step).collect();
-    assert_eq!(looks, [1, 2, 4, 6, 8, 10, 12]);
+    let checks: Vec<u64> = zoo_training::health::Check::read(run.path())?.iter().map(|c| c.step).collect();
+    assert_eq!(checks, [1, 2, 4, 6, 8, 10, 12]);
     // A rollback that has nothing left to go back to says so.
     let config = config(&[&set[..], &["train.on_critical=rollback", "train.keep=1"]].concat())?;
     let error = begun(&task, &config, &temporary.path().join("nothing left"))?

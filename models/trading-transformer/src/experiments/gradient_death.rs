@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use zoo_training::{Block, Experiment, Figure, Findings, Panel, Result, Setup};
 
-use crate::reproduction::{ARMS, Course, Look, Settings, read, run as run_arm};
+use crate::reproduction::{ARMS, Course, Reading, Settings, read, run as run_arm};
 
 /// The first arms, which also learn to read.
 const READERS: usize = 3;
@@ -56,7 +56,7 @@ fn find<'a>(courses: &'a [Course], name: &str) -> &'a Course {
 }
 
 fn ends(course: &Course) -> Value {
-    let end = |f: &dyn Fn(&Look) -> f64| course.end(f);
+    let end = |f: &dyn Fn(&Reading) -> f64| course.end(f);
     json!({
         "gradient_zeros": end(&|l| l.gradient_zeros),
         "saturation": end(&|l| l.saturation),
@@ -83,7 +83,7 @@ fn as_json(courses: &[Course], reading: &[[f64; 2]], settings: Settings) -> Valu
             if let Some([with, without]) = reading.get(i) {
                 value["reading"] = json!({ "with_position": with, "without_position": without });
             }
-            value["looks"] = json!(c.looks);
+            value["looks"] = json!(c.readings);
             value
         })
         .collect();
@@ -179,7 +179,7 @@ fn reading_table(courses: &[Course], reading: &[[f64; 2]]) -> Vec<Vec<String>> {
 
 /// What the figures say, where they differ from the document's and why.
 fn conclusions(courses: &[Course], reading: &[[f64; 2]]) -> Vec<String> {
-    let of = |name: &str, f: &dyn Fn(&Look) -> f64| find(courses, name).end(f);
+    let of = |name: &str, f: &dyn Fn(&Reading) -> f64| find(courses, name).end(f);
     let zeros = |name: &str| 100. * of(name, &|l| l.gradient_zeros);
     let [none, layer] = ["none", "layer"].map(zeros);
     let [silent, healed] = ["silent, none", "silent, layer"].map(zeros);
@@ -237,8 +237,8 @@ fn conclusions(courses: &[Course], reading: &[[f64; 2]]) -> Vec<String> {
 }
 
 fn panels(courses: &[Course]) -> Vec<Panel> {
-    let panel = |title, f: &dyn Fn(&Look) -> f64| {
-        let line = |c: &Course| (c.arm.name.into(), c.looks.iter().map(|l| (l.step, f(l))).collect());
+    let panel = |title, f: &dyn Fn(&Reading) -> f64| {
+        let line = |c: &Course| (c.arm.name.into(), c.readings.iter().map(|l| (l.step, f(l))).collect());
         Panel { title, lines: courses.iter().map(line).collect() }
     };
     vec![

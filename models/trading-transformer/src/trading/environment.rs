@@ -11,7 +11,7 @@ use super::account::{Account, Rules};
 use super::market::Market;
 use crate::features::{FEATURES, POSITION};
 
-/// Stream of the places where episodes begin.
+/// Stream of the positions where episodes begin.
 const PLACES: u64 = 3;
 /// Features of the market, which come before those of the position.
 const MARKET: usize = FEATURES - POSITION;

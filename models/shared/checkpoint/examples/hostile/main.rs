@@ -20,7 +20,7 @@ type Outcome = Result<usize, Box<dyn std::error::Error>>;
 fn ours(path: &Path) -> Outcome {
     let source = zoo_checkpoint::open(path)?;
     for t in &source.tensors {
-        source.stream(&zoo_checkpoint::View::whole(t), t.dtype, &mut |_| Ok(()))?;
+        source.stream(&zoo_checkpoint::TensorView::whole(t), t.dtype, &mut |_| Ok(()))?;
     }
     Ok(source.tensors.len())
 }

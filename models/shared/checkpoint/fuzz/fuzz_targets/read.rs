@@ -2,7 +2,7 @@
 
 use std::cell::OnceCell;
 
-use zoo_checkpoint::{Source, View, open, stats};
+use zoo_checkpoint::{Source, TensorView, open, stats};
 
 thread_local! {
     /// A file in memory, where the system has such a folder.
@@ -29,7 +29,7 @@ fn all(source: &Source) {
         // An expanded tensor may be a thousand times its file: enough is enough.
         let Some(rest) = left.checked_sub(t.bytes()) else { return };
         left = rest;
-        let _ = source.stream(&View::whole(t), t.dtype, &mut |_| Ok(()));
+        let _ = source.stream(&TensorView::whole(t), t.dtype, &mut |_| Ok(()));
         let _ = stats(source, t);
     }
 }

@@ -179,7 +179,7 @@ impl Plan<'_> {
             };
             let Some(sum) = sums.get(&i) else { continue };
             let mut hash = crc32fast::Hasher::new();
-            written.stream(&crate::View::whole(t), t.dtype, &mut |piece| {
+            written.stream(&crate::TensorView::whole(t), t.dtype, &mut |piece| {
                 hash.update(piece);
                 self.go_on(path)
             })?;

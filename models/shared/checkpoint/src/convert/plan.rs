@@ -12,7 +12,7 @@ use crate::cast::Difference;
 use crate::input::Sink;
 use crate::outline::{Outline, Planned};
 use crate::source::elements;
-use crate::{Blocks, Dtype, Error, Format, Result, Source, TensorInfo, View};
+use crate::{Blocks, Dtype, Error, Format, Result, Source, TensorInfo, TensorView};
 
 /// A tensor to be written: views of the source's, one behind the other along a dimension.
 #[derive(Clone, Debug)]
@@ -24,7 +24,7 @@ pub struct Output<'a> {
     /// Its sizes, outermost first.
     pub shape: Vec<usize>,
     dim: usize,
-    views: Vec<View<'a>>,
+    views: Vec<TensorView<'a>>,
 }
 
 impl<'a> Output<'a> {
@@ -34,7 +34,7 @@ impl<'a> Output<'a> {
             dtype: tensor.dtype,
             shape: tensor.shape.clone(),
             dim: 0,
-            views: vec![View::whole(tensor)],
+            views: vec![TensorView::whole(tensor)],
         }
     }
 
@@ -43,7 +43,7 @@ impl<'a> Output<'a> {
         self.views[0].tensor.dtype
     }
 
-    pub(super) fn views(&self) -> &[View<'a>] {
+    pub(super) fn views(&self) -> &[TensorView<'a>] {
         &self.views
     }
 
@@ -121,7 +121,7 @@ impl<'a> Output<'a> {
 
     /// Where its values come from: those of one key are tied.
     fn key(&self) -> String {
-        let view = |v: &View| {
+        let view = |v: &TensorView| {
             let d = &v.tensor.data;
             format!(
                 "{} {} {:?} {:?} {} {:?} {:?}",

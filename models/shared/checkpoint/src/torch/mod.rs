@@ -351,8 +351,8 @@ impl<'a> Walk<'a> {
         };
         // Once, however often it is used.
         let segment = *self.arrays.entry(array.bytes).or_insert_with(|| {
-            let (place, len) = (crate::input::Place::Memory(bytes.as_slice().into()), bytes.len() as u64);
-            self.source.segments.push(Segment { place, len, crc: None });
+            let (backing, len) = (crate::input::Backing::Memory(bytes.as_slice().into()), bytes.len() as u64);
+            self.source.segments.push(Segment { backing, len, crc: None });
             self.source.segments.len() - 1
         });
         let data = Data {
@@ -367,11 +367,11 @@ impl<'a> Walk<'a> {
 
 /// The items of a dictionary by the text of their keys, each at its first place with its last value.
 fn last_of_each(values: &Pickle, items: &[(Id, Id)]) -> Parsed<Vec<(String, Id)>> {
-    let mut places: HashMap<String, (usize, std::mem::Discriminant<Node>)> = HashMap::new();
+    let mut positions: HashMap<String, (usize, std::mem::Discriminant<Node>)> = HashMap::new();
     let mut out: Vec<(String, Id)> = vec![];
     for (key, value) in items {
         let (text, kind) = (key_text(values, *key), std::mem::discriminant(&values[*key]));
-        match places.get(&text) {
+        match positions.get(&text) {
             // The same key again: the last value counts, as in Python.
             Some((place, same)) if *same == kind && !matches!(values[*key], Node::Tuple(_) | Node::Bytes(_)) => {
                 out[*place].1 = *value
@@ -380,7 +380,7 @@ fn last_of_each(values: &Pickle, items: &[(Id, Id)]) -> Parsed<Vec<(String, Id)>
                 return refused(format!("a dictionary has two keys that both read {text}: rename one in Python"));
             }
             None => {
-                places.insert(text.clone(), (out.len(), kind));
+                positions.insert(text.clone(), (out.len(), kind));
                 out.push((text, *value));
             }
         }

@@ -98,11 +98,11 @@ impl MultiHeadAttention {
         self.output.forward(&attention(&q, &k, &v, self.config.heads, mask, options)?)
     }
 
-    /// Causal attention of new places `x` (b, t, c) over those in `cache` and themselves; they are added to it. No graph is
+    /// Causal attention of new positions `x` (b, t, c) over those in `cache` and themselves; they are added to it. No graph is
     /// recorded: what is in the cache has none.
     ///
     /// # Errors
-    /// Attention that is not causal, or more places than the cache has room for.
+    /// Attention that is not causal, or more positions than the cache has room for.
     pub fn forward_cached(&self, x: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
         if !self.config.causal {
             bail!("attention: only causal attention can be cached")
@@ -127,17 +127,17 @@ impl MultiHeadAttention {
     }
 }
 
-/// Keys and values of the places that a causal attention has seen. It has no copies: they would share memory.
+/// Keys and values of the positions that a causal attention has seen. It has no copies: they would share memory.
 #[derive(Debug)]
 pub struct KvCache {
-    /// (b, capacity, c), once the first places are there.
+    /// (b, capacity, c), once the first positions are there.
     keys_values: Option<(Tensor, Tensor)>,
     capacity: usize,
     len: usize,
 }
 
 impl KvCache {
-    /// Room for `capacity` places.
+    /// Room for `capacity` positions.
     pub fn new(capacity: usize) -> Self {
         Self { keys_values: None, capacity, len: 0 }
     }
@@ -152,7 +152,7 @@ impl KvCache {
         self.len == 0
     }
 
-    /// Forgets all places.
+    /// Forgets all positions.
     pub fn clear(&mut self) {
         self.len = 0;
     }
@@ -161,10 +161,10 @@ impl KvCache {
     fn append(&mut self, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
         let (b, t, c) = k.dims3()?;
         if t == 0 {
-            bail!("cache: no new places")
+            bail!("cache: no new positions")
         }
         if self.len + t > self.capacity {
-            bail!("cache: room for {} places, asked for {}", self.capacity, self.len + t)
+            bail!("cache: room for {} positions, asked for {}", self.capacity, self.len + t)
         }
         let fresh = || Tensor::zeros((b, self.capacity, c), k.dtype(), k.device());
         let (keys, values) = match &self.keys_values {

@@ -1,6 +1,6 @@
 use candle_core::{Device, Result, Tensor};
 
-/// Sines and cosines of places (Vaswani et al. 2017), (t, c): feature 2i of place t is sin(t / 10000^(2i/c)), feature 2i + 1
+/// Sines and cosines of positions (Vaswani et al. 2017), (t, c): feature 2i of place t is sin(t / 10000^(2i/c)), feature 2i + 1
 /// its cosine. `c` is even.
 pub fn sinusoids(t: usize, c: usize, device: &Device) -> Result<Tensor> {
     let angle = |t: usize, i: usize| t as f64 / 10_000f64.powf(2. * i as f64 / c as f64);

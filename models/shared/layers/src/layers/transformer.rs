@@ -159,7 +159,7 @@ impl TransformerBlock {
         }
     }
 
-    /// [`TransformerBlock::forward`] for new places `x` (b, t, c) behind those in `cache`, when evaluating; see
+    /// [`TransformerBlock::forward`] for new positions `x` (b, t, c) behind those in `cache`, when evaluating; see
     /// [`MultiHeadAttention::forward_cached`].
     ///
     /// # Errors

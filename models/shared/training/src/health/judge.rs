@@ -7,7 +7,7 @@ use crate::Advice;
 use super::finding::remedies;
 use super::{Check, Finding, Kind, Level, ParameterHealth, ProbeHealth, ProbeKind, Profile, Report, Role};
 
-/// Checks whose median decides: one look may be chance.
+/// Checks whose median decides: a single one may be chance.
 const RECENT: usize = 3;
 /// Shares of dead elements over the whole model above which it is worth an alert, or critical.
 const OVERALL: [f64; 2] = [0.05, 0.10];
@@ -69,7 +69,7 @@ struct Court<'a> {
 }
 
 impl Court<'_> {
-    /// The median over the last checks up to `i` of what they have: one look decides nothing.
+    /// The median over the last checks up to `i` of what they have: one check decides nothing.
     fn recent(&self, i: usize, f: impl Fn(&Check) -> Option<f64>) -> f64 {
         let values = self.checks[(i + 1).saturating_sub(RECENT)..=i].iter().filter_map(f).collect();
         lower_median(values).unwrap_or(0.)
@@ -239,17 +239,17 @@ impl Court<'_> {
         let never = |feature: &&usize| (all.saturating_sub(n)..all).all(|i| rests(i, feature));
         let still: Vec<usize> = q.still.iter().filter(never).copied().collect();
         let first = self.since(|i| still.iter().all(|feature| rests(i, feature))).unwrap_or(self.last.step);
-        let places = || {
+        let positions = || {
             let shown: Vec<String> = still.iter().take(8).map(usize::to_string).collect();
             format!("{}{}", shown.join(", "), if still.len() > 8 { ", …" } else { "" })
         };
         if matches!(q.kind, ProbeKind::Raw | ProbeKind::Input) && !still.is_empty() {
             let because = format!(
-                "{} of {} features were zero in every check (places {}): nothing can be learned from them, and their columns of \
+                "{} of {} features were zero in every check (positions {}): nothing can be learned from them, and their columns of \
                  the next map get no gradient",
                 still.len(),
                 q.features,
-                places()
+                positions()
             );
             found(Level::Alert, Kind::StillInputs, first, because);
         }
@@ -257,10 +257,10 @@ impl Court<'_> {
             let share = still.len() as f64 / q.features as f64;
             let level = if share > HALF { Level::Critical } else { Level::Alert };
             let because = format!(
-                "{} of {} units were zero in the last checks (places {}; limit {}): they are dead",
+                "{} of {} units were zero in the last checks (positions {}; limit {}): they are dead",
                 still.len(),
                 q.features,
-                places(),
+                positions(),
                 percent(DEAD_UNITS)
             );
             found(level, Kind::DeadUnits, first, because);

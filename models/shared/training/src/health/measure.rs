@@ -24,7 +24,7 @@ pub struct Watched<'a> {
     pub before: Option<&'a Tensor>,
 }
 
-/// One look at all gradients and probes; a line of `health.jsonl`.
+/// One check of all gradients and probes; a line of `health.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Check {
     /// After this step.

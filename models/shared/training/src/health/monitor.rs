@@ -36,7 +36,7 @@ impl Monitor {
     ///
     /// # Errors
     /// Gradients that do not fit their weights; candle's.
-    pub fn look(&mut self, step: u64, watched: &[Watched], probes: &[Probe]) -> Result<&Check> {
+    pub fn check(&mut self, step: u64, watched: &[Watched], probes: &[Probe]) -> Result<&Check> {
         let check = Check::new(step, &self.profile, watched, probes)?;
         Ok(self.add(check))
     }
@@ -71,7 +71,7 @@ impl Monitor {
     }
 
     /// Alerts that were not there before, or have become worse; what has passed may be raised again. What initial values may
-    /// bring about is held back until the third look.
+    /// bring about is held back until the third check.
     pub fn news(&mut self) -> Vec<Finding> {
         let early = self.checks.len() < SETTLED;
         let alert = |f: &Finding| f.level >= Level::Alert && !(early && f.kind.may_pass());

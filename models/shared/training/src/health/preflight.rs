@@ -11,7 +11,7 @@ use crate::Result;
 const TOLERANCE: f64 = 0.1;
 const ERRORS: f64 = 4.;
 
-/// What to know before the first step: scales of the inputs, clipping, gains, rate. `check` is a look at the model.
+/// What to know before the first step: scales of the inputs, clipping, gains, rate. `check` is a check of the model.
 ///
 /// # Errors
 /// candle's.

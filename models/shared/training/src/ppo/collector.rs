@@ -161,11 +161,11 @@ impl<E: Environment> Collector<E> {
             };
             // Truncated episodes are bootstrapped with the critic's value.
             let cut = |s: &Transition| if let End::Truncated(view) = &s.end { Some(view.clone()) } else { None };
-            let (places, last): (Vec<usize>, Vec<Vec<f32>>) =
+            let (indices, last): (Vec<usize>, Vec<Vec<f32>>) =
                 steps.iter().enumerate().filter_map(|(i, s)| Some((i, cut(s)?))).unzip();
-            if let (Some(model), false) = (model, places.is_empty()) {
+            if let (Some(model), false) = (model, indices.is_empty()) {
                 let (_, worth) = act(model, &self.observe(&last.concat())?)?;
-                places.iter().zip(worth).for_each(|(i, v)| scaled[*i] += gamma * f64::from(v));
+                indices.iter().zip(worth).for_each(|(i, v)| scaled[*i] += gamma * f64::from(v));
             }
             self.log_probs.extend(log_probs.iter().zip(&actions).map(|(p, a)| p[*a as usize]));
             self.values.extend(values);

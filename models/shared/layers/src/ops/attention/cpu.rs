@@ -66,7 +66,7 @@ impl<'a> Heads<'a> {
         &self.data[(b * self.batch + h * self.head).min(self.data.len())..]
     }
 
-    /// The same places in other memory.
+    /// The same positions in other memory.
     pub(in crate::ops) fn onto(&self, to: Pointer) -> HeadsMut {
         HeadsMut { to, batch: self.batch, head: self.head, row: self.row }
     }

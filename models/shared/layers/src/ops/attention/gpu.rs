@@ -9,7 +9,7 @@ const KERNELS: Module = module!("attention");
 
 /// The kernel for some head size, and the sizes it is told.
 struct Plan {
-    /// Features a head may have, and places of a tile.
+    /// Features a head may have, and positions of a tile.
     kernel: (usize, usize),
     /// Whether the kernels for tensor cores can be used.
     tensor: bool,
@@ -25,7 +25,7 @@ const ROWS: usize = 65_535;
 /// Places of a tile of the kernels for tensor cores, and their threads.
 const TENSOR: (usize, usize) = (64, 128);
 
-/// None where there is no kernel: heads of more than 128 features, or too many places or weights to number.
+/// None where there is no kernel: heads of more than 128 features, or too many positions or weights to number.
 fn plan(op: &Attention, gpu: &Gpu, inputs: &[View], more: &[View]) -> Option<Plan> {
     let g = op.geometry(inputs);
     // Those read 8 elements at once.
@@ -57,10 +57,10 @@ fn plan(op: &Attention, gpu: &Gpu, inputs: &[View], more: &[View]) -> Option<Pla
 }
 
 impl Plan {
-    /// A group a tile of `t` places and a head.
+    /// A group a tile of `t` positions and a head.
     fn grid(&self, t: usize) -> Grid {
-        let (places, threads) = if self.tensor { TENSOR } else { (self.kernel.1, 8 * self.kernel.1) };
-        Grid { groups: [self.heads, t.div_ceil(places)], threads }
+        let (positions, threads) = if self.tensor { TENSOR } else { (self.kernel.1, 8 * self.kernel.1) };
+        Grid { groups: [self.heads, t.div_ceil(positions)], threads }
     }
 
     fn name(&self, pass: &str) -> String {

@@ -132,9 +132,9 @@ pub(super) fn plain(
     let mut scores = (q.contiguous()?.matmul(&k.transpose(2, 3)?.contiguous()?)? * scale)?;
     if causal {
         let unseen = |i: usize, j: usize| if j > i + tk - tq { f64::NEG_INFINITY } else { 0. };
-        let places: Vec<f64> = (0..tq * tk).map(|e| unseen(e / tk, e % tk)).collect();
-        let places = Tensor::from_vec(places, (tq, tk), &candle_core::Device::Cpu)?;
-        scores = scores.broadcast_add(&places.to_dtype(q.dtype())?.to_device(q.device())?)?;
+        let positions: Vec<f64> = (0..tq * tk).map(|e| unseen(e / tk, e % tk)).collect();
+        let positions = Tensor::from_vec(positions, (tq, tk), &candle_core::Device::Cpu)?;
+        scores = scores.broadcast_add(&positions.to_dtype(q.dtype())?.to_device(q.device())?)?;
     }
     if let Some(mask) = mask {
         scores = scores.broadcast_add(mask)?;

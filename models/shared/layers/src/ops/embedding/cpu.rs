@@ -9,7 +9,7 @@ const TOKENS: usize = 64;
 /// Columns of the table that a thread adds up at a time.
 const COLUMNS: usize = 64;
 
-/// Rows of `table` and `positions` (one for each of `t` places), `c` wide, added and masked.
+/// Rows of `table` and `positions` (one for each of `t` positions), `c` wide, added and masked.
 pub(super) fn forward(
     ids: &[i64],
     table: &[f32],

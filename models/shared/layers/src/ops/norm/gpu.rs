@@ -7,13 +7,13 @@ use super::{Norm, NormKind};
 const KERNELS: Module = module!("norm");
 
 /// Where weight and bias are among the inputs; x itself stands for what is not there.
-fn places(op: &Norm) -> [usize; 2] {
+fn indices(op: &Norm) -> [usize; 2] {
     let [weighted, biased] = op.affine.map(usize::from);
     [weighted, if biased == 1 { weighted + 1 } else { 0 }]
 }
 
 pub(super) fn forward(op: &Norm, gpu: &Gpu, inputs: &[View]) -> Result<GpuForward> {
-    let (x, [weight, bias]) = (&inputs[0], places(op));
+    let (x, [weight, bias]) = (&inputs[0], indices(op));
     let (rows, width) = (x.rows(), x.width());
     let (mut y, mut statistics) = (gpu.array(x.count())?, gpu.floats(2 * rows)?);
     let args = &mut [
@@ -34,7 +34,7 @@ pub(super) fn forward(op: &Norm, gpu: &Gpu, inputs: &[View]) -> Result<GpuForwar
 
 pub(super) fn backward(op: &Norm, gpu: &Gpu, pass: &Backward<Array>) -> Result<Vec<Option<Array>>> {
     let Some(dy) = &pass.grads[0] else { bail!("{}: no gradient", op.name()) };
-    let (x, statistics, [weight, bias]) = (&pass.inputs[0], &pass.saved[0], places(op));
+    let (x, statistics, [weight, bias]) = (&pass.inputs[0], &pass.saved[0], indices(op));
     let (rows, width) = (x.rows(), x.width());
     let mut grads: Vec<Option<Array>> = pass.inputs.iter().map(|_| None).collect();
     if pass.needs[0] {

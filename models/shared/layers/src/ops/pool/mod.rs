@@ -1,4 +1,4 @@
-//! A weighted sum over places.
+//! A weighted sum over positions.
 //!
 //! With x (b, s, c), weights w (s) and g = dL/dy:
 //!
@@ -22,7 +22,7 @@ const KERNELS: Module = module!("pool");
 #[derive(Clone)]
 struct Pool;
 
-/// The sum of the places of `x` (b, s, c), each times its number in `weights` (s): (b, c).
+/// The sum of the positions of `x` (b, s, c), each times its number in `weights` (s): (b, c).
 ///
 /// # Errors
 /// Other shapes.

@@ -34,7 +34,7 @@ struct Rope {
     pairs: RopePairs,
 }
 
-/// Cosines and sines (t, d/2) of the places `first`, `first` + 1, …, `first` + t - 1 for heads of `d` features:
+/// Cosines and sines (t, d/2) of the positions `first`, `first` + 1, …, `first` + t - 1 for heads of `d` features:
 /// θ = place · base^(-2i/d), in f32 on `device`.
 ///
 /// # Errors
@@ -90,14 +90,14 @@ impl Rope {
     fn turn(&self, x: &[f32], cos: &[f32], sin: &[f32], d: usize, back: bool) -> Vec<f32> {
         const ROWS: usize = 64;
         let (half, rows) = (d / 2, x.len().checked_div(d).unwrap_or(0));
-        let places = cos.len().checked_div(half).unwrap_or(1).max(1);
+        let positions = cos.len().checked_div(half).unwrap_or(1).max(1);
         let sign = if back { -1. } else { 1. };
         let mut y = Buffer::new(x.len());
         let to = y.pointer();
         let (next, step) = if self.pairs == RopePairs::Halves { (half, 1) } else { (1, 2) };
         parallel::for_each(rows.div_ceil(ROWS), |task| {
             for row in task * ROWS..rows.min((task + 1) * ROWS) {
-                let angles = row % places * half..;
+                let angles = row % positions * half..;
                 let (x, cos, sin) = (&x[row * d..][..d], &cos[angles.clone()][..half], &sin[angles][..half]);
                 // SAFETY: the row lies within the buffer and belongs to this task, and both features of a pair within it.
                 unsafe {
