@@ -260,7 +260,9 @@ fn weights_are_verified_and_averaged() -> Outcome {
     bytes[at] ^= 1;
     std::fs::write(dir.join("flipped.pt"), bytes)?;
     let flipped = json(&zoo(dir, &["verify", "flipped.pt", "--json"]))?;
-    assert!(flipped["problems"][0].as_str().is_some_and(|p| p.contains("checksum")), "{flipped}");
+    let problems: Vec<&str> =
+        flipped["problems"].as_array().ok_or("problems")?.iter().filter_map(Value::as_str).collect();
+    assert!(problems.iter().any(|p| p.contains("checksum")), "{flipped}");
     assert!(failure(&zoo(dir, &["convert", "flipped.pt", "x.safetensors"]), 1).contains("damaged"));
     // The mean of two runs lies between them, and a model takes it.
     for (seed, out) in [("1", "one"), ("2", "two")] {

@@ -760,7 +760,7 @@ fn deepsif_images_what_fits_and_refuses_the_rest_in_one_line() -> Outcome {
     std::fs::write(dir.join("eeg.csv"), eeg(50, 8))?;
     let base = ["predict", "deepsif", "--checkpoint", "run", "--input"];
     for output in ["sources.npz", "sources.mat"] {
-        let more = ["eeg.csv", "--output", output, "--plot", "cortex.svg", "--json"];
+        let more = ["eeg.csv", "--output", output, "--plot", "cortex.svg", "--force", "--json"];
         let said = json(&zoo(dir, &[&base[..], &more].concat()))?;
         assert!(said["regions_found"].as_u64().is_some_and(|n| (1..=20).contains(&n)), "{said}");
     }

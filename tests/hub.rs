@@ -22,6 +22,20 @@ enum Fault {
     Cut,
     /// Other bytes than its hash says.
     Wrong,
+    /// More bytes than it says.
+    More,
+    /// A commit that is a path.
+    Commit,
+    /// A size that no file has.
+    Size,
+    /// A redirect that some read as one to another host.
+    Backslash,
+    /// A list that goes on at another host.
+    Elsewhere,
+    /// A list that goes on without end.
+    Circle,
+    /// Files are to come by Git LFS, in parts of so many bytes if that is not zero.
+    Large(usize),
 }
 
 struct Shared {
@@ -31,6 +45,9 @@ struct Shared {
     seen: Vec<String>,
     /// The lines of a commit.
     committed: Vec<Value>,
+    /// What was put, in order, and what a list of parts says.
+    put: Vec<Vec<u8>>,
+    parts: Value,
 }
 
 #[derive(Clone)]
@@ -45,7 +62,14 @@ impl FakeHub {
     fn start(files: &[(&str, Vec<u8>)]) -> std::io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let files = files.iter().map(|(n, b)| (n.to_string(), b.clone())).collect();
-        let shared = Arc::new(Mutex::new(Shared { fault: Fault::None, files, seen: vec![], committed: vec![] }));
+        let shared = Arc::new(Mutex::new(Shared {
+            fault: Fault::None,
+            files,
+            seen: vec![],
+            committed: vec![],
+            put: vec![],
+            parts: Value::Null,
+        }));
         let hub = Self { shared, address: format!("http://{}", listener.local_addr()?) };
         let server = hub.clone();
         std::thread::spawn(move || {
@@ -109,9 +133,42 @@ impl FakeHub {
         if plain.starts_with("/api/models/me/gpt/preupload/") {
             let asked: Value = serde_json::from_slice(&body).ok()?;
             let files = asked["files"].as_array()?;
-            let files: Vec<Value> =
-                files.iter().map(|f| json!({ "path": f["path"], "uploadMode": "regular" })).collect();
+            let mode = |f: &Value| match fault {
+                Fault::Large(_) if f["path"] == "model.safetensors" => "lfs",
+                _ => "regular",
+            };
+            let files: Vec<Value> = files.iter().map(|f| json!({ "path": f["path"], "uploadMode": mode(f) })).collect();
             return reply(&mut stream, json!({ "files": files }));
+        }
+        if plain == "/me/gpt.git/info/lfs/objects/batch" {
+            let asked: Value = serde_json::from_slice(&body).ok()?;
+            let size = asked["objects"][0]["size"].as_u64()? as usize;
+            let at = |path: String| format!("{}/{path}", self.address);
+            let upload = match fault {
+                Fault::Large(part) if part > 0 => {
+                    let mut header = json!({ "chunk_size": part.to_string() });
+                    (1..=size.div_ceil(part)).for_each(|i| header[format!("{i:05}")] = at(format!("put/{i}")).into());
+                    json!({ "href": at("complete".into()), "header": header })
+                }
+                _ => json!({ "href": at("put/whole".into()), "header": { "x-signature": "s" } }),
+            };
+            let actions = json!({ "upload": upload, "verify": { "href": at("verify".into()) } });
+            return reply(
+                &mut stream,
+                json!({ "objects": [{ "oid": asked["objects"][0]["oid"], "actions": actions }] }),
+            );
+        }
+        if method == "PUT" {
+            let mut shared = self.lock();
+            shared.put.push(body);
+            let etag = format!("etag: \"part{}\"\r\n", shared.put.len());
+            return send(&mut stream, "200 OK", &etag, b"", 0);
+        }
+        if plain == "/complete" || plain == "/verify" {
+            if plain == "/complete" {
+                self.lock().parts = serde_json::from_slice(&body).ok()?;
+            }
+            return reply(&mut stream, json!({}));
         }
         if plain.starts_with("/api/models/me/gpt/commit/") {
             let lines = body.split(|b| *b == b'\n').filter(|l| !l.is_empty());
@@ -124,7 +181,14 @@ impl FakeHub {
         let files = self.lock().files.clone();
         if plain.starts_with("/api/models/me/gpt/tree/") {
             let file = |(path, bytes): (&String, &Vec<u8>)| json!({ "type": "file", "oid": "x", "size": bytes.len(), "path": path });
-            return reply(&mut stream, files.iter().map(file).collect());
+            let text = files.iter().map(file).collect::<Value>().to_string();
+            let seen = self.lock().seen.len();
+            let next = match fault {
+                Fault::Elsewhere => "link: <http://127.0.0.2:1/api>; rel=\"next\"\r\n".to_string(),
+                Fault::Circle => format!("link: <{plain}?page={seen}>; rel=\"next\"\r\n"),
+                _ => String::new(),
+            };
+            return send(&mut stream, "200 OK", &next, text.as_bytes(), text.len());
         }
         let name = plain.strip_prefix("/me/gpt/resolve/main/");
         let Some((name, content)) = name.and_then(|n| Some((n, files.get(n)?))) else {
@@ -132,7 +196,12 @@ impl FakeHub {
             return send(&mut stream, "404 Not Found", &format!("x-error-code: {code}\r\n"), b"", 0);
         };
         let hash = zoo_checkpoint::sha256_of(content);
-        let headers = format!("etag: \"{hash}\"\r\nx-repo-commit: {COMMIT}\r\nx-linked-size: {}\r\n", content.len());
+        if fault == Fault::Backslash {
+            return send(&mut stream, "307 Temporary Redirect", "location: /\\127.0.0.2:1/x\r\n", b"", 0);
+        }
+        let commit = if fault == Fault::Commit { "../../../../victim" } else { COMMIT };
+        let size = if fault == Fault::Size { u64::MAX } else { content.len() as u64 };
+        let headers = format!("etag: \"{hash}\"\r\nx-repo-commit: {commit}\r\nx-linked-size: {size}\r\n");
         if method == "HEAD" {
             return send(&mut stream, "200 OK", &headers, b"", content.len());
         }
@@ -144,6 +213,10 @@ impl FakeHub {
         assert!(!name.is_empty());
         match fault {
             Fault::Cut => send(&mut stream, "200 OK", &headers, &content[..content.len() / 2], content.len()),
+            Fault::More => {
+                let more = [&content[..], &[0; 99]].concat();
+                send(&mut stream, "200 OK", &headers, &more, more.len())
+            }
             Fault::Wrong => send(&mut stream, "200 OK", &headers, &vec![0; content.len()], content.len()),
             _ => send(&mut stream, "200 OK", &headers, content, content.len()),
         }
@@ -215,6 +288,10 @@ fn every_fault_is_one_line_and_leaves_nothing() -> Outcome {
         (Fault::Limited, "try again in 7 s"),
         (Fault::Cut, "no answer from the hub"),
         (Fault::Wrong, "is not what the hub says it has: removed again"),
+        (Fault::More, "is not what the hub says it has: removed again"),
+        (Fault::Commit, "does not say the commit, hash and size"),
+        (Fault::Size, "does not say the commit, hash and size"),
+        (Fault::Backslash, "leads to an address that cannot be"),
     ] {
         hub.fail(fault);
         let error = failure(&hub.zoo(home.path(), &pull, &[]));
@@ -222,6 +299,11 @@ fn every_fault_is_one_line_and_leaves_nothing() -> Outcome {
         // Nothing that could be taken for the file.
         let offline = hub.zoo(home.path(), &pull, &[("HF_HUB_OFFLINE", "1")]);
         assert!(failure(&offline).contains("not in the cache"));
+    }
+    for (fault, says) in [(Fault::Elsewhere, "goes on at another place"), (Fault::Circle, "does not end")] {
+        hub.fail(fault);
+        let error = failure(&hub.zoo(home.path(), &["pull", "me/gpt"], &[("HF_TOKEN", "secret")]));
+        assert!(error.contains(says), "{error}");
     }
     hub.fail(Fault::Unauthorized);
     assert!(hub.zoo(home.path(), &pull, &[("HF_TOKEN", "secret")]).status.success());
@@ -299,11 +381,27 @@ fn a_run_is_pushed_with_a_card_that_says_what_it_is() -> Outcome {
     };
     let best = std::fs::read(home.path().join("run/best.safetensors"))?;
     assert_eq!(content("model.safetensors").as_ref(), Some(&best));
-    assert_eq!(content("config.toml"), std::fs::read(home.path().join("run/config.toml")).ok());
+    let config = String::from_utf8(content("config.toml").ok_or("a configuration")?)?;
+    assert!(config.contains("hidden = 8") && config.contains("[train.optimizer]"), "{config}");
     let readme = String::from_utf8(content("README.md").ok_or("a card")?)?;
     assert_eq!(readme.as_bytes(), card.stdout);
     for part in ["library_name: zoo", "`stock-lstm`", "| seed | 42 |", "loss", &zoo_checkpoint::sha256_of(&best)] {
         assert!(readme.contains(part), "{part} in {readme}");
+    }
+    // Large files by Git LFS before the commit, as a whole or in parts.
+    for part in [0, 1000] {
+        hub.fail(Fault::Large(part));
+        hub.lock().put.clear();
+        let pushed = hub.zoo(home.path(), &["push", "run", "me/gpt"], &[("HF_TOKEN", "secret")]);
+        assert!(pushed.status.success(), "{}", String::from_utf8_lossy(&pushed.stderr));
+        let shared = hub.lock();
+        assert_eq!(shared.put.concat(), best);
+        let line = shared.committed.iter().find(|l| l["key"] == "lfsFile").ok_or("a large file")?;
+        assert_eq!(line["value"]["oid"], zoo_checkpoint::sha256_of(&best));
+        assert!(
+            part == 0
+                || shared.put.len() == best.len().div_ceil(part) && shared.parts["parts"][1]["etag"] == "\"part2\""
+        );
     }
     hub.fail(Fault::Unauthorized);
     assert!(failure(&hub.zoo(home.path(), &["push", "run", "me/gpt"], &[])).contains("set HF_TOKEN"));

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command};
 use toml::{Table, Value};
+use zoo_checkpoint::is_stream;
 use zoo_training::{Error, Flag};
 
 /// A preset, a file over it, and single settings over both.
@@ -44,6 +45,30 @@ pub(crate) struct DeviceName {
     /// Where to compute: cpu, cuda, cuda:N or metal
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub(crate) device: String,
+}
+
+/// Whether results may take the place of files.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct Force {
+    /// Replace files that are there
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+impl Force {
+    /// Refuses the name of a result that a file has already. What is written to as it is, such as a pipe, is always free.
+    pub(crate) fn check<'a>(self, outputs: impl IntoIterator<Item = &'a Path>) -> anyhow::Result<()> {
+        for path in outputs.into_iter().filter(|path| !self.force && !is_stream(path)) {
+            // A link counts, wherever it leads.
+            if std::fs::symlink_metadata(path).is_ok_and(|found| !found.is_dir()) {
+                let path = path.display();
+                return Err(
+                    Error::Usage(format!("{path} is already there: replace it by --force, or name another")).into()
+                );
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Whether a machine reads the result.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use plotters::coord::Shift;
 use plotters::prelude::*;
+use zoo_checkpoint::Folder;
 use zoo_training::{Event, History, Observer, RunFiles};
 
 use crate::output::{csv_text, warn};
@@ -51,12 +52,13 @@ impl Curves {
 
     fn draw(&mut self) -> anyhow::Result<()> {
         self.drawn = Instant::now();
-        let svg = self.svg()?;
-        zoo_checkpoint::replace(&self.directory.join("curves.svg"), |f| f.write_all(svg.as_bytes()))?;
-        plot::png(&self.directory.join("curves.png"), SIZE, |area| self.paint(area))?;
+        let folder = Folder::open(&self.directory)?;
+        let (svg, png) = (self.svg()?, plot::png(SIZE, |area| self.paint(area))?);
+        folder.replace("curves.svg", |f| f.write_all(svg.as_bytes()))?;
+        folder.replace("curves.png", |f| f.write_all(&png))?;
         if self.csv {
             let text = table(&History::read(&self.directory)?)?;
-            zoo_checkpoint::replace(&self.directory.join("metrics.csv"), |f| f.write_all(text.as_bytes()))?;
+            folder.replace("metrics.csv", |f| f.write_all(text.as_bytes()))?;
         }
         Ok(())
     }
@@ -90,8 +92,18 @@ impl Curves {
     }
 }
 
-/// Which curves stand together.
+/// Lines of a panel that one can tell apart.
+const MOST_LINES: usize = 24;
+
+/// Which curves stand together; the first ones where there are too many.
 pub(crate) fn panels(history: &History) -> [(&'static str, Vec<String>); 4] {
+    all_panels(history).map(|(title, mut names)| {
+        names.truncate(MOST_LINES);
+        (title, names)
+    })
+}
+
+fn all_panels(history: &History) -> [(&'static str, Vec<String>); 4] {
     let names = || history.curves.iter().map(|c| c.name.clone());
     let is_loss = |n: &String| n == "loss" || n.ends_with(" loss");
     let other = |n: &String| n == "lr" || n == "grad_norm";

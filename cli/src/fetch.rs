@@ -19,6 +19,12 @@ pub(crate) fn found<T: Recipe>(data: Option<&Path>) -> anyhow::Result<Option<Pat
     }
 }
 
+/// The text of a file, such as one of rules, of 16 MB at most.
+pub(crate) fn text_of(path: &Path, expected: &str) -> anyhow::Result<String> {
+    let bytes = zoo_checkpoint::bytes_of(path, expected, 1 << 24)?;
+    String::from_utf8(bytes).with_context(|| path.display().to_string())
+}
+
 fn fetched(dataset: &Dataset) -> anyhow::Result<PathBuf> {
     let Dataset { name, url, bytes, sha256 } = *dataset;
     let Some(cache) = dirs::cache_dir() else { bail!("--data {name}: this user has no cache folder; give a file") };

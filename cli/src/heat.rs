@@ -4,6 +4,7 @@ use plotters::prelude::*;
 use serde_json::{Value, json};
 use zoo_training::health::Check;
 
+use crate::output::{LONGEST_CELL, cut};
 use crate::plot::{self, failed};
 
 /// Columns that fit beside the names on a terminal.
@@ -47,11 +48,12 @@ impl HeatMap {
             _ => '█',
         };
         let (Some(first), Some(last)) = (self.steps.first(), self.steps.last()) else { return String::new() };
-        let width = self.rows.iter().map(|r| r.0.chars().count()).max().unwrap_or(0);
+        let names: Vec<_> = self.rows.iter().map(|r| cut(&r.0, LONGEST_CELL)).collect();
+        let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
         let mut text = format!(
             "zeros (|g| < 1e-8) by parameter, steps {first} to {last}: · none, ░ below 5 %, ▒ below 10 %, ▓ below half, █ more\n"
         );
-        for (name, zeros) in &self.rows {
+        for (name, (_, zeros)) in names.iter().zip(&self.rows) {
             text.push_str(&format!("{name:<width$}  {}\n", zeros.iter().map(shade).collect::<String>()));
         }
         text

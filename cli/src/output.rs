@@ -1,5 +1,6 @@
 //! What goes to the user: results to stdout, one line of error to stderr, the exit code.
 
+use std::borrow::Cow;
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::OnceLock;
@@ -7,6 +8,8 @@ use std::sync::OnceLock;
 use anyhow::Context;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use zoo_training::Error;
+
+use crate::table::VERBS;
 
 /// What the program is called, and the flags of the verb at work by the keys that they set.
 static PROGRAM: OnceLock<&'static str> = OnceLock::new();
@@ -64,7 +67,7 @@ pub(crate) fn remark(what: impl std::fmt::Display) {
 /// Writes to stdout. A reader that went away (`| head`) is no error.
 pub(crate) fn print(text: &str) {
     let mut out = std::io::stdout().lock();
-    if let Err(e) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    if let Err(e) = out.write_all(shown(text).as_bytes()).and_then(|()| out.flush()) {
         let gone = e.kind() == std::io::ErrorKind::BrokenPipe;
         if !gone {
             note(&format!("{}: error: stdout: {e}", program()));
@@ -75,7 +78,13 @@ pub(crate) fn print(text: &str) {
 
 /// Writes a JSON document to stdout.
 pub(crate) fn print_json(value: &serde_json::Value) {
-    print(&format!("{value:#}\n"));
+    let text = format!("{value:#}\n");
+    // JSON itself escapes the first 32 control characters alone. Others can only stand in a text of it.
+    let escaped = |c: char| match c {
+        c if c != '\n' && moves_terminal(c) => format!("\\u{:04x}", u32::from(c)),
+        c => c.into(),
+    };
+    print(&text.chars().map(escaped).collect::<String>());
 }
 
 /// Writes a line to stderr; there is nobody to tell if that fails.
@@ -83,10 +92,32 @@ pub(crate) fn note(line: &str) {
     let _ = writeln!(std::io::stderr(), "{}", shown(line));
 }
 
-/// Text of a file for a terminal: names may hold what moves its cursor or changes its colours.
-fn shown(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && c != '\n' { char::REPLACEMENT_CHARACTER } else { c }).collect()
+/// Text for a terminal, which may be that of a file: see [`moves_terminal`].
+pub(crate) fn shown(text: &str) -> Cow<'_, str> {
+    let hides = |c: char| !matches!(c, '\n' | '\t') && moves_terminal(c);
+    match text.contains(hides) {
+        true => text.chars().map(|c| if hides(c) { char::REPLACEMENT_CHARACTER } else { c }).collect::<String>().into(),
+        false => text.into(),
+    }
 }
+
+/// Whether a character moves a terminal's cursor, changes its colours or the order of what is around it.
+fn moves_terminal(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// At most so many characters of a text.
+pub(crate) fn cut(text: &str, most: usize) -> Cow<'_, str> {
+    match text.char_indices().nth(most) {
+        None => text.into(),
+        Some((end, _)) => format!("{}…", &text[..end]).into(),
+    }
+}
+
+/// Characters of an error, or of one of its causes: a file may hold any number.
+const LONGEST_ERROR: usize = 400;
+/// Characters of a cell of a table.
+pub(crate) const LONGEST_CELL: usize = 160;
 
 /// The first line of a message: candle's errors may carry a backtrace behind it.
 pub(crate) fn first_line(e: &impl std::fmt::Display) -> String {
@@ -117,7 +148,10 @@ pub(crate) fn refuse_call(e: &clap::Error) -> ExitCode {
         _ => None,
     });
     let tip = tips.into_iter().next().map_or(String::new(), |t| format!(" (did you mean {t}?)"));
-    note(&format!("{0}: {message}{tip}; see {0} --help", program()));
+    // The help of the verb, if one was named.
+    let verb = std::env::args().nth(1).filter(|verb| VERBS.iter().any(|v| v.name == verb));
+    let help = verb.map_or(String::new(), |verb| format!(" {verb}"));
+    note(&format!("{0}: {message}{tip}; see {0}{help} --help", program()));
     ExitCode::from(2)
 }
 
@@ -127,10 +161,10 @@ pub(crate) fn message(e: &anyhow::Error) -> String {
     for cause in e.chain() {
         let line = first_line(&cause);
         let line = match cause.downcast_ref() {
-            // Their keys are what --allow-change takes.
+            // Their keys are what --allow-change takes, all of them.
             Some(Error::Changed { .. }) => line,
             Some(Error::NoSuchKey(_)) => format!("--allow-change {line}"),
-            _ => worded(&line),
+            _ => cut(&worded(&line), LONGEST_ERROR).into_owned(),
         };
         // A transparent error repeats its cause, and some name it in their own text.
         if !message.contains(&line) {
@@ -197,15 +231,16 @@ pub(crate) fn csv_text(header: &[impl AsRef<[u8]>], rows: &[Vec<String>]) -> any
 /// Rows as aligned columns: the first to the left, the others to the right.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |k: usize| rows.iter().filter_map(|r| r.get(k)).map(|c| c.chars().count()).max().unwrap_or(0);
+    let cell = |c: &String| shown(&cut(c, LONGEST_CELL).replace(['\n', '\t'], "\u{fffd}")).into_owned();
+    let width = |k: usize| rows.iter().filter_map(|r| r.get(k)).map(|c| cell(c).chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut text = String::new();
     for row in rows {
-        let cell = |(k, c): (usize, &String)| {
-            let c = shown(&c.replace('\n', "\u{fffd}"));
-            if k == 0 { format!("{c:<w$}", w = widths[k]) } else { format!("{c:>w$}", w = widths[k]) }
+        let padded = |(k, c): (usize, &String)| match k {
+            0 => format!("{:<w$}", cell(c), w = widths[k]),
+            _ => format!("{:>w$}", cell(c), w = widths[k]),
         };
-        let line = row.iter().enumerate().map(cell).collect::<Vec<_>>().join("  ");
+        let line = row.iter().enumerate().map(padded).collect::<Vec<_>>().join("  ");
         text.push_str(line.trim_end());
         text.push('\n');
     }

@@ -3,13 +3,15 @@
 use std::path::Path;
 use std::sync::Once;
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
+use image::codecs::png::PngEncoder;
+use image::{ColorType, ImageEncoder};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::{FontStyle, register_font};
 use zoo_training::{Picture, Raster};
 
-use crate::output::first_line;
+use crate::output::{cut, first_line};
 
 pub(crate) const COLORS: [RGBColor; 6] = [
     RGBColor(31, 119, 180),
@@ -29,7 +31,13 @@ pub(crate) struct Line {
 
 impl Line {
     pub(crate) fn new(name: &str, points: &[(u64, f64)], color: RGBAColor) -> Self {
-        Self { name: name.into(), points: points.iter().map(|p| (p.0 as f64, p.1)).collect(), color }
+        // Numbers beyond those of training, which is in f32, would take axes without end.
+        let within = |y: f64| match y.abs() {
+            a if a < f64::from(f32::MIN_POSITIVE) => 0.,
+            _ => y.clamp(f32::MIN.into(), f32::MAX.into()),
+        };
+        let points = points.iter().map(|p| (p.0 as f64, within(p.1))).collect();
+        Self { name: cut(name, 60).into_owned(), points, color }
     }
 
     /// Means over equal parts where there are more points than one can see apart.
@@ -59,23 +67,34 @@ pub(crate) fn svg(
     Ok(text)
 }
 
-/// Draws to a PNG file, whole or not at all.
+/// Draws to the bytes of a PNG file.
 pub(crate) fn png(
-    path: &Path,
     size: (u32, u32),
     paint: impl FnOnce(&DrawingArea<BitMapBackend, Shift>) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Vec<u8>> {
     register();
-    let mut temporary = path.as_os_str().to_owned();
-    // The bitmap backend writes by itself and decides by the extension.
-    temporary.push(".tmp.png");
-    let draw = || -> anyhow::Result<()> {
-        let area = BitMapBackend::new(&temporary, size).into_drawing_area();
-        paint(&area)?;
-        area.present().map_err(failed)
+    let mut pixels = vec![0; (3 * size.0 * size.1) as usize];
+    let area = BitMapBackend::with_buffer(&mut pixels, size).into_drawing_area();
+    paint(&area)?;
+    area.present().map_err(failed)?;
+    drop(area);
+    let mut bytes = vec![];
+    PngEncoder::new(&mut bytes).write_image(&pixels, size.0, size.1, ColorType::Rgb8)?;
+    Ok(bytes)
+}
+
+/// Draws to a file, SVG or PNG by its ending.
+pub(crate) fn draw(
+    path: &Path,
+    size: (u32, u32),
+    lines: impl FnOnce(&DrawingArea<SVGBackend, Shift>) -> anyhow::Result<()>,
+    pixels: impl FnOnce(&DrawingArea<BitMapBackend, Shift>) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let drawn = match path.extension().is_some_and(|e| e == "png") {
+        true => png(size, pixels)?,
+        false => svg(size, lines)?.into_bytes(),
     };
-    let moved = draw().and_then(|()| Ok(std::fs::rename(&temporary, path)?));
-    moved.inspect_err(|_| drop(std::fs::remove_file(&temporary))).with_context(|| path.display().to_string())
+    Ok(zoo_checkpoint::replace(path, |f| f.write_all(&drawn))?)
 }
 
 /// Every machine draws the same text: the font is part of the binary.
@@ -177,12 +196,7 @@ where
 /// Draws a model's picture to a file, whole or not at all.
 pub(crate) fn draw_picture(path: &Path, picture: &Picture) -> anyhow::Result<()> {
     let height = if picture.maps.is_empty() { 500 } else { 420 + MAPS };
-    let size = (1000, height);
-    if path.extension().is_some_and(|e| e == "png") {
-        return png(path, size, |area| paint_picture(area, picture));
-    }
-    let text = svg(size, |area| paint_picture(area, picture))?;
-    Ok(zoo_checkpoint::replace(path, |f| f.write_all(text.as_bytes()))?)
+    draw(path, (1000, height), |area| paint_picture(area, picture), |area| paint_picture(area, picture))
 }
 
 /// Pixels from top to bottom that maps take.

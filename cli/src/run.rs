@@ -24,15 +24,6 @@ impl Zoo {
             let flag = std::sync::Arc::default();
             let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, flag);
         }
-        // The library for MATLAB's files panics on damaged ones; what it says is caught and said in one line.
-        let usual = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| {
-            if !info.location().is_some_and(|l| l.file().contains("matrw")) {
-                usual(info);
-            }
-        }));
-        // This thread takes part in rayon's work: kernels start without waking another. Failing only costs that.
-        let _ = rayon::ThreadPoolBuilder::new().use_current_thread().build_global();
         self.run(std::env::args_os())
     }
 
@@ -54,9 +45,25 @@ impl Zoo {
         let Some((name, matches)) = matches.subcommand() else { return ExitCode::from(2) };
         let Some(verb) = VERBS.iter().find(|v| v.name == name) else { return ExitCode::from(2) };
         output::word_keys_as_flags(verb.keys(self));
+        start_threads();
         match (verb.run)(self, matches) {
             Ok(code) => code,
             Err(e) => output::fail(&e),
         }
     }
+}
+
+/// Starts rayon's threads: as many as the environment asks for, but no more than the machine can make use of.
+fn start_threads() {
+    const EACH: usize = 8;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let asked: Option<usize> = std::env::var("RAYON_NUM_THREADS").ok().and_then(|n| n.trim().parse().ok());
+    let most = EACH * cores;
+    // This thread takes part in rayon's work: kernels start without waking another. Failing only costs that.
+    let mut pool = rayon::ThreadPoolBuilder::new().use_current_thread();
+    if let Some(asked) = asked.filter(|n| *n > most) {
+        output::remark(format!("RAYON_NUM_THREADS={asked}: {most} threads are used, {EACH} for each of {cores} cores"));
+        pool = pool.num_threads(most);
+    }
+    let _ = pool.build_global();
 }

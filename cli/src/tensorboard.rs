@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use crc::{CRC_32_ISCSI, Crc};
-use zoo_training::{Error, Event, Observer};
+use zoo_checkpoint::Folder;
+use zoo_training::{Event, Observer};
 
 use crate::output::warn;
 
@@ -28,8 +29,8 @@ impl TensorBoard {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         // A run that is resumed within a second has another process.
         let name = format!("events.out.tfevents.{}.{}.zoo", now.as_secs(), std::process::id());
-        let path = run.join(name);
-        let file = File::create(&path).map_err(Error::io(&path))?;
+        let path = run.join(&name);
+        let file = Folder::open(run)?.append(&name)?;
         let mut board = Self { path, file: Some(BufWriter::new(file)), began: (now.as_secs_f64(), Instant::now()) };
         board.record(0, &field(3, b"brain.Event:2"));
         Ok(board)

@@ -8,7 +8,7 @@ use serde_json::Value;
 use zoo_checkpoint::{Description, Source};
 use zoo_layers::Params;
 use zoo_training::config::{ConfigOf, migrate};
-use zoo_training::{Config, RunFiles, Task};
+use zoo_training::{Config, Recipe, RunFiles};
 
 /// The weights that a file or a folder stands for.
 pub(crate) fn weights(path: &Path) -> PathBuf {
@@ -26,14 +26,14 @@ pub(crate) fn weights(path: &Path) -> PathBuf {
 }
 
 /// Weights with what they say about themselves.
-pub(crate) struct Loaded<T: Task> {
+pub(crate) struct Loaded<T: Recipe> {
     pub(crate) model: T::Model,
     pub(crate) params: Params,
     pub(crate) config: ConfigOf<T>,
     pub(crate) fitted: Value,
 }
 
-impl<T: Task> Loaded<T> {
+impl<T: Recipe> Loaded<T> {
     /// Reads the weights at `path`, strictly.
     pub(crate) fn read(path: &Path, device: &Device) -> anyhow::Result<Self> {
         Self::of(&zoo_checkpoint::open(path)?, device)
@@ -49,6 +49,7 @@ impl<T: Task> Loaded<T> {
             .with_context(|| format!("{shown}: its configuration"))?;
         let (model, params) = Params::restore(file.tensors, device, |vb| T::build(&config.model, vb))
             .with_context(|| shown.to_string())?;
+        T::check(&config.model, &fitted).with_context(|| shown.to_string())?;
         Ok(Self { model, params, config, fitted })
     }
 }

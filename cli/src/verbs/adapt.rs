@@ -10,7 +10,8 @@ use zoo_training::config::{ConfigOf, migrate};
 use zoo_training::{Config, Error, Foreign, Import, Layout, Task};
 
 use super::convert::Arguments;
-use crate::fetch;
+use crate::arguments::Force;
+use crate::fetch::{self, text_of};
 use crate::output::remark;
 
 /// What compile, DDP and training scripts put before the names of a model.
@@ -44,7 +45,7 @@ pub(crate) fn run<T: Import>(plan: &mut Plan, args: &Arguments) -> anyhow::Resul
             plan.metadata.extend(description.metadata().into_iter().map(|(k, v)| (k, v.into())));
             Ok(None)
         }
-        Some(layout) => export::<T>(plan, layout, described, &args.output),
+        Some(layout) => export::<T>(plan, layout, described, &args.output, args.force),
     }
 }
 
@@ -79,7 +80,7 @@ fn import<T: Import>(plan: &mut Plan, args: &Arguments) -> anyhow::Result<Descri
         let beside = args.input.parent().unwrap_or(Path::new(".")).join(layout.sidecar);
         let beside = if args.input.is_dir() { args.input.join(layout.sidecar) } else { beside };
         if beside.is_file() {
-            let text = std::fs::read_to_string(&beside).with_context(|| beside.display().to_string())?;
+            let text = text_of(&beside, "the configuration of a checkpoint")?;
             let said: Map<String, Value> =
                 serde_json::from_str(&text).with_context(|| format!("{}: no JSON object", beside.display()))?;
             entries.extend(said);
@@ -150,6 +151,7 @@ fn export<T: Import>(
     layout: &Layout,
     ours: Described,
     output: &Path,
+    force: Force,
 ) -> anyhow::Result<Option<(PathBuf, String)>> {
     let config: ConfigOf<T> = serde_json::from_value(migrate(ours.config.clone())?)?;
     let mut entries = T::entries(layout, &config.model)?;
@@ -167,10 +169,6 @@ fn export<T: Import>(
     if path == output {
         return Err(Error::Usage(format!("{}: that is where its configuration goes", path.display())).into());
     }
-    if path.exists() {
-        return Err(
-            Error::Usage(format!("{} is already there: write into a folder without one", path.display())).into()
-        );
-    }
+    force.check([path.as_path()])?;
     Ok(Some((path, format!("{:#}\n", Value::Object(entries)))))
 }

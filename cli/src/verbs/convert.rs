@@ -5,13 +5,14 @@ use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::{Value, json};
-use zoo_checkpoint::{Blocks, Converted, Dtype, Format, Plan, Rules};
+use zoo_checkpoint::{Blocks, Converted, Dtype, Format, Plan, Rules, is_stream};
 use zoo_training::Error;
 
-use crate::arguments::Json;
+use crate::arguments::{Force, Json};
+use crate::fetch::text_of;
 use crate::output::{grouped, note, print, print_json, program, remark, table};
 use crate::signals::{STOPPED, stop_flag};
 use crate::weights::weights;
@@ -57,6 +58,8 @@ pub(crate) struct Arguments {
     #[arg(long)]
     pub(crate) dry_run: bool,
     #[command(flatten)]
+    pub(crate) force: Force,
+    #[command(flatten)]
     pub(crate) json: Json,
 }
 
@@ -87,6 +90,10 @@ pub(crate) fn run(args: &Arguments, adapt: Option<Adapt>) -> anyhow::Result<Exit
             "{}: it would be written over what it is read from: name another file",
             args.output.display()
         )));
+    }
+    if !args.dry_run {
+        let index = shard_size.map(|_| zoo_checkpoint::index_of(&args.output));
+        args.force.check([index.as_deref().unwrap_or(&args.output)])?;
     }
     source.remarks.iter().for_each(|r| remark(format!("{}: {r}", input.display())));
     let mut plan = Plan::new(&source);
@@ -155,7 +162,7 @@ fn format_named(name: &str) -> anyhow::Result<Format> {
 fn rules(map: &str) -> anyhow::Result<Rules> {
     let path = Path::new(map);
     let text = match path.is_file() {
-        true => std::fs::read_to_string(path).map_err(|e| anyhow::anyhow!("--map {map}: {e}"))?,
+        true => text_of(path, "a file of rules").context("--map")?,
         false if !map.contains(char::is_whitespace) => {
             return Err(usage(format!("--map {map}: there is no such file")));
         }
@@ -273,8 +280,12 @@ fn report(plan: &Plan, done: &Converted, args: &Arguments, format: Format, begun
         print(&format!("{name} is tied to {to}: stored once\n"));
     }
     let files: Vec<PathBuf> = done.files.clone();
+    let compared = match is_stream(&args.output) {
+        true => "compared before they went there, not read back from it",
+        false => "read back and compared",
+    };
     print(&format!(
-        "{}: {} tensors, {} bytes, read back and compared; largest difference {largest:e}\n",
+        "{}: {} tensors, {} bytes, {compared}; largest difference {largest:e}\n",
         files.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(", "),
         grouped(done.tensors),
         grouped(done.bytes as usize)

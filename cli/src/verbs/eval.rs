@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::{Map, Value, json};
-use zoo_training::{Error, Evaluation, Metrics, Name, Recipe, RunFiles, spread};
+use zoo_training::{Error, Evaluation, Metrics, Name, Recipe, RunFiles, Table, spread};
 
-use crate::arguments::{Checkpoint, DeviceName, Json, ModelName};
+use crate::arguments::{Checkpoint, DeviceName, Force, Json, ModelName};
 use crate::device::device;
 use crate::fetch;
-use crate::output::{csv_text, print, print_json, table, warn};
+use crate::output::{csv_text, cut, print, print_json, table, warn};
 use crate::plot::draw_picture;
 use crate::settings::{changed_source, run_config};
 use crate::weights::{Loaded, weights};
@@ -31,6 +31,8 @@ pub(crate) struct Arguments {
     /// A folder for what lies behind the metrics, such as trades and equity, as tables and a picture
     #[arg(long, value_name = "DIR")]
     pub(crate) output: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) force: Force,
     #[command(flatten)]
     pub(crate) device: DeviceName,
     #[command(flatten)]
@@ -65,11 +67,10 @@ fn judge<T: Recipe>(args: &Arguments, checkpoint: &Path) -> anyhow::Result<Judge
         named => {
             let source = changed_source::<T>(&config, values)?;
             let trained_on = serde_json::to_value(&source)?["path"].as_str().unwrap_or_default().to_string();
-            if named.is_none() && !Path::new(&trained_on).exists() && !trained_on.is_empty() {
-                bail!(
-                    "{}: the weights were trained on {trained_on}, which is not here: name it by --data",
-                    path.display()
-                )
+            // A file that may be anybody's does not decide what is opened here.
+            if named.is_none() && !trained_on.is_empty() {
+                let (path, trained_on) = (path.display(), cut(&trained_on, 60));
+                bail!("{path}: the weights were trained on {trained_on}: name the data by --data")
             }
             source
         }
@@ -99,7 +100,7 @@ pub(crate) fn run<T: Recipe>(args: &Arguments) -> anyhow::Result<()> {
         judged.warnings.iter().filter(|w| said.insert((*w).clone())).for_each(warn);
         if let Some(output) = &args.output {
             let folder = if several { output.join(format!("{}-{}", i + 1, name(checkpoint))) } else { output.clone() };
-            keep(&folder, &judged.evaluation)?;
+            keep(&folder, args.force, &judged.evaluation)?;
         }
         if all.iter().any(|j: &Judged| j.path == judged.path) {
             return Err(Error::Usage(format!("{} is named twice", judged.path.display())).into());
@@ -129,17 +130,21 @@ fn name(checkpoint: &Path) -> String {
 }
 
 /// Writes what lies behind the metrics.
-fn keep(folder: &Path, evaluation: &Evaluation) -> anyhow::Result<()> {
+fn keep(folder: &Path, force: Force, evaluation: &Evaluation) -> anyhow::Result<()> {
     if evaluation.tables.is_empty() && evaluation.picture.lines.is_empty() {
         return Err(Error::Usage("--output: there is nothing behind this model's metrics to keep".into()).into());
     }
+    let file = |table: &Table| folder.join(format!("{}.csv", table.name));
+    let picture = (!evaluation.picture.lines.is_empty()).then(|| folder.join("picture.svg"));
+    let files: Vec<PathBuf> = evaluation.tables.iter().map(file).chain(picture.clone()).collect();
+    force.check(files.iter().map(PathBuf::as_path))?;
     std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     for table in &evaluation.tables {
         let text = csv_text(&table.header, &table.rows)?;
-        zoo_checkpoint::replace(&folder.join(format!("{}.csv", table.name)), |f| f.write_all(text.as_bytes()))?;
+        zoo_checkpoint::replace(&file(table), |f| f.write_all(text.as_bytes()))?;
     }
-    if !evaluation.picture.lines.is_empty() {
-        draw_picture(&folder.join("picture.svg"), &evaluation.picture)?;
+    if let Some(picture) = picture {
+        draw_picture(&picture, &evaluation.picture)?;
     }
     Ok(())
 }

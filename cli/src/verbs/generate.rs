@@ -13,7 +13,7 @@ use zoo_training::{Error, Generate};
 
 use crate::arguments::{Checkpoint, DeviceName, Json, ModelName};
 use crate::device::device;
-use crate::output::{note, print_json};
+use crate::output::{note, print_json, shown};
 use crate::signals::{STOPPED, stop_flag};
 use crate::weights::{Loaded, weights};
 
@@ -130,6 +130,6 @@ pub(crate) fn run<T: Generate>(args: &Arguments) -> anyhow::Result<ExitCode> {
 /// Text on stdout, at once.
 fn out(text: &str) -> std::io::Result<()> {
     let mut stdout = std::io::stdout().lock();
-    stdout.write_all(text.as_bytes())?;
+    stdout.write_all(shown(text).as_bytes())?;
     stdout.flush()
 }

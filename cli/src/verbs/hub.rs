@@ -15,7 +15,8 @@ use zoo_training::config::migrate;
 use zoo_training::{Error, RunFiles};
 
 use crate::arguments::Json;
-use crate::output::{grouped, print, print_json, program};
+use crate::fetch::text_of;
+use crate::output::{cut, grouped, note, print, print_json, program};
 use crate::weights::weights;
 
 /// A file of this beginning is one of the hub.
@@ -114,6 +115,10 @@ pub(crate) fn push(args: &Push) -> anyhow::Result<()> {
             Error::Usage(format!("{}: shards are not pushed: convert makes one file of them", file.display())).into()
         );
     }
+    // In a run of somebody else's, a link may lead to any file.
+    if args.file.is_dir() && std::fs::symlink_metadata(&file).is_ok_and(|found| found.is_symlink()) {
+        bail!("{}: it is a link: push the file that it leads to by its own name", file.display())
+    }
     let source = open(&file)?;
     source.check()?;
     let name = match args.file.is_dir() {
@@ -125,19 +130,26 @@ pub(crate) fn push(args: &Push) -> anyhow::Result<()> {
     }
     let run = args.file.is_dir().then_some(args.file.as_path());
     let card = match &args.card {
-        Some(path) => std::fs::read_to_string(path).with_context(|| path.display().to_string())?,
+        Some(path) => text_of(path, "a card in Markdown")?,
         None => card(&path, &source, &name, &zoo_checkpoint::sha256(&file)?, run)?,
     };
+    let folder = tempfile::tempdir().context("a temporary folder")?;
+    let mut files: Vec<(String, PathBuf)> = vec![(name, file)];
+    let config = run.filter(|run| RunFiles::at(run).exist()).map(public_config).transpose()?;
+    for (name, text) in [("README.md", Some(card.as_str())), ("config.toml", config.as_deref())] {
+        let Some(text) = text else { continue };
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).with_context(|| path.display().to_string())?;
+        files.push((name.into(), path));
+    }
     if args.dry_run {
         print(&card);
+        for (name, path) in &files {
+            let bytes = path.metadata().with_context(|| path.display().to_string())?.len();
+            note(&format!("would push {name}: {} bytes", grouped(bytes as usize)));
+        }
         return Ok(());
     }
-    let folder = tempfile::tempdir().context("a temporary folder")?;
-    let readme = folder.path().join("README.md");
-    std::fs::write(&readme, &card).with_context(|| readme.display().to_string())?;
-    let mut files: Vec<(String, PathBuf)> = vec![(name, file), ("README.md".into(), readme)];
-    let config = run.map(|r| RunFiles::at(r).config()).filter(|c| c.exists());
-    files.extend(config.map(|c| ("config.toml".into(), c)));
     let message = args.message.clone().unwrap_or_else(|| format!("Add {}", files[0].0));
     let commit = Hub::from_environment()?.push(&path, &files, args.private, &message, &progress())?;
     let names: Vec<&str> = files.iter().map(|(n, _)| n.as_str()).collect();
@@ -149,6 +161,18 @@ pub(crate) fn push(args: &Push) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The configuration of a run without the places of its files: it is for everybody.
+fn public_config(run: &Path) -> anyhow::Result<String> {
+    let mut tables = RunFiles::at(run).read_config()?.tables;
+    for (table, key) in [("data", "path"), ("data", "head"), ("train", "init_from")] {
+        let value = tables.get_mut(table).and_then(toml::Value::as_table_mut).and_then(|t| t.get_mut(key));
+        if let Some(toml::Value::String(path)) = value {
+            *path = Path::new(path.as_str()).file_name().unwrap_or_default().to_string_lossy().into_owned();
+        }
+    }
+    Ok(toml::to_string(&tables)?)
+}
+
 /// What a reader of the repository should know, from what the weights and their run say.
 fn card(path: &HubPath, source: &Source, file: &str, sha256: &str, run: Option<&Path>) -> anyhow::Result<String> {
     let text = |key: &str| source.metadata.get(key).and_then(Value::as_str);
@@ -156,10 +180,13 @@ fn card(path: &HubPath, source: &Source, file: &str, sha256: &str, run: Option<&
     let config = migrate(config)?;
     let parameters: usize = source.tensors.iter().filter(|t| t.tied_to.is_none()).map(TensorInfo::elements).sum();
     let title = path.repository.rsplit('/').next().unwrap_or_default();
-    let tags = text("model").map_or(String::new(), |m| format!("- {m}\n"));
+    // What a file calls its model stands in the front matter and in commands only if it is a name.
+    let is_name = |m: &&str| m.len() < 64 && m.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b));
+    let model = text("model").filter(is_name);
+    let tags = model.map_or(String::new(), |m| format!("- {m}\n"));
     let mut card = format!("---\nlibrary_name: zoo\ntags:\n- candle\n{tags}---\n\n# {title}\n\n");
     let mut rows: Vec<(&str, String)> = vec![];
-    if let Some(model) = text("model") {
+    if let Some(model) = model {
         rows.push(("model", format!("`{model}`")));
     }
     rows.push(("parameters", format!("{} in {} tensors", grouped(parameters), source.tensors.len())));
@@ -175,7 +202,7 @@ fn card(path: &HubPath, source: &Source, file: &str, sha256: &str, run: Option<&
         ("lr", "/train/lr"),
     ] {
         if let Some(value) = config.pointer(pointer) {
-            rows.push((key, value.to_string().trim_matches('"').into()));
+            rows.push((key, cut(&one_line(value.to_string().trim_matches('"')), 60).into_owned()));
         }
     }
     for (name, value) in run.map(best_metrics).transpose()?.unwrap_or_default() {
@@ -191,7 +218,7 @@ fn card(path: &HubPath, source: &Source, file: &str, sha256: &str, run: Option<&
     rows.push(("sha256", format!("`{sha256}`")));
     card += "| | |\n| --- | --- |\n";
     rows.iter().for_each(|(key, value)| card += &format!("| {key} | {value} |\n"));
-    if let Some(model) = text("model") {
+    if let Some(model) = model {
         card += &format!("\n    {0} pull {1}\n    {0} eval {model} --checkpoint {file}\n", program(), path.repository);
         if run.is_some() {
             card += &format!(
@@ -213,8 +240,7 @@ fn one_line(text: &str) -> String {
 
 /// The metrics of the evaluation with the least loss.
 fn best_metrics(run: &Path) -> anyhow::Result<BTreeMap<String, f64>> {
-    let path = RunFiles::at(run).metrics();
-    let Ok(text) = std::fs::read_to_string(&path) else { return Ok(BTreeMap::new()) };
+    let Some(text) = RunFiles::at(run).metrics_text()? else { return Ok(BTreeMap::new()) };
     let evaluations = text.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok()?.get("valid").cloned());
     let metrics = evaluations.filter_map(|v| serde_json::from_value::<BTreeMap<String, f64>>(v).ok());
     let loss = |m: &BTreeMap<String, f64>| m.get("loss").copied().unwrap_or(f64::INFINITY);

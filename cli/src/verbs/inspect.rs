@@ -12,8 +12,8 @@ use zoo_training::Error;
 
 use super::convert::by_extension;
 use super::hub::{self, SCHEME};
-use crate::arguments::Json;
-use crate::output::{grouped, message, print, print_json, program, remark, table};
+use crate::arguments::{Force, Json};
+use crate::output::{cut, grouped, message, print, print_json, program, remark, table};
 use crate::signals::stop_flag;
 use crate::weights::weights;
 
@@ -54,6 +54,9 @@ pub(crate) struct Verify {
     pub(crate) model: Option<String>,
     #[command(flatten)]
     pub(crate) json: Json,
+    /// Print a report in SARIF 2.1.0, which code scanners read
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) sarif: bool,
 }
 
 #[derive(Args)]
@@ -64,6 +67,8 @@ pub(crate) struct Average {
     /// The file to write
     #[arg(long, value_name = "PATH")]
     pub(crate) output: PathBuf,
+    #[command(flatten)]
+    pub(crate) force: Force,
     #[command(flatten)]
     pub(crate) json: Json,
 }
@@ -202,33 +207,35 @@ pub(crate) fn diff(args: &Diff) -> anyhow::Result<std::process::ExitCode> {
     Ok(std::process::ExitCode::from(u8::from(!equal)))
 }
 
+/// What `verify` looks for, by the names that a report in SARIF has.
+const RULES: [(&str, &str); 4] = [
+    ("structure", "The file is a whole checkpoint of a known format, and nothing else"),
+    ("imports", "Unpickling the file imports nothing but what tensors and plain values need"),
+    ("values", "The file holds tensors, and their values are finite"),
+    ("model", "The tensors and what is kept with them fit the model"),
+];
+
+/// Something wrong with a file: the rule that it breaks, and what it is.
+type Problem = (&'static str, String);
+
 /// `fits` is that of the model that `--model` names.
 pub(crate) fn verify(args: &Verify, fits: Option<Fits>) -> anyhow::Result<()> {
-    let source = opened(&args.file)?;
-    let mut problems = vec![];
-    if let Err(e) = source.check() {
-        problems.push(e.to_string());
-    } else {
-        if source.tensors.is_empty() {
-            problems.push("it holds no tensors".to_string());
+    let source = match opened(&args.file) {
+        // A report is made of a file that cannot be opened, too.
+        Err(e) if args.sarif => {
+            print_json(&sarif(args, &[("structure", message(&e))]));
+            bail!("{}: 1 problem", args.file)
         }
-        for t in source.tensors.iter().filter(|t| t.tied_to.is_none()) {
-            let Some(s) = stats(&source, t)? else {
-                remark(format!("tensor {} is of {}, whose values were not looked at", t.name, t.dtype));
-                continue;
-            };
-            if s.nan + s.infinite > 0 {
-                problems.push(format!("tensor {} has {} NaN and {} infinite values", t.name, s.nan, s.infinite));
-            }
-        }
-        if let Some(Err(e)) = fits.map(|fits| fits(&source)) {
-            problems.push(message(&e));
-        }
-    }
-    if args.json.json {
+        source => source?,
+    };
+    let problems = problems(&source, fits)?;
+    let texts: Vec<&str> = problems.iter().map(|(_, text)| text.as_str()).collect();
+    if args.sarif {
+        print_json(&sarif(args, &problems));
+    } else if args.json.json {
         print_json(&json!({
             "file": args.file, "format": source.format.name(), "ok": problems.is_empty(), "tensors": source.tensors.len(),
-            "problems": problems, "remarks": source.remarks, "left_out": source.left_out,
+            "problems": texts, "imports": source.foreign, "remarks": source.remarks, "left_out": source.left_out,
         }));
     } else {
         let fit = args.model.as_ref().map_or(String::new(), |m| format!(", and fits {m}"));
@@ -239,7 +246,7 @@ pub(crate) fn verify(args: &Verify, fits: Option<Fits>) -> anyhow::Result<()> {
                 source.format.name(),
                 source.tensors.len()
             )),
-            false => problems.iter().for_each(|p| print(&format!("{p}\n"))),
+            false => texts.iter().for_each(|p| print(&format!("{p}\n"))),
         }
         source.left_out.iter().for_each(|l| print(&format!("not read: {l}\n")));
         source.remarks.iter().for_each(|r| print(&format!("note: {r}\n")));
@@ -250,12 +257,68 @@ pub(crate) fn verify(args: &Verify, fits: Option<Fits>) -> anyhow::Result<()> {
     }
 }
 
+fn problems(source: &Source, fits: Option<Fits>) -> anyhow::Result<Vec<Problem>> {
+    let mut problems = vec![];
+    if !source.foreign.is_empty() {
+        const SHOWN: usize = 8;
+        let more = source.foreign.len().saturating_sub(SHOWN);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let names: Vec<_> = source.foreign.iter().take(SHOWN).map(|name| cut(name, 60)).collect();
+        problems
+            .push(("imports", format!("unpickling it imports {}{more}, which tensors do not need", names.join(", "))));
+    }
+    if let Err(e) = source.check() {
+        problems.push(("structure", e.to_string()));
+        return Ok(problems);
+    }
+    if source.tensors.is_empty() {
+        problems.push(("values", "it holds no tensors".to_string()));
+    }
+    for t in source.tensors.iter().filter(|t| t.tied_to.is_none()) {
+        let Some(s) = stats(source, t)? else {
+            remark(format!("tensor {} is of {}, whose values were not looked at", t.name, t.dtype));
+            continue;
+        };
+        if s.nan + s.infinite > 0 {
+            problems
+                .push(("values", format!("tensor {} has {} NaN and {} infinite values", t.name, s.nan, s.infinite)));
+        }
+    }
+    if let Some(Err(e)) = fits.map(|fits| fits(source)) {
+        problems.push(("model", message(&e)));
+    }
+    Ok(problems)
+}
+
+/// Problems as code scanners read them: <https://docs.oasis-open.org/sarif/sarif/v2.1.0/sarif-v2.1.0.html>.
+fn sarif(args: &Verify, problems: &[Problem]) -> Value {
+    let uri = args.file.replace('\\', "/");
+    let result = |(rule, text): &Problem| {
+        json!({
+            "ruleId": rule, "level": "error", "message": { "text": text },
+            "locations": [{ "physicalLocation": { "artifactLocation": { "uri": uri } } }],
+        })
+    };
+    let rule = |(id, text): &(&str, &str)| json!({ "id": id, "shortDescription": { "text": text } });
+    json!({
+        "$schema": "https://json.schemastore.org/sarif-2.1.0.json",
+        "version": "2.1.0",
+        "runs": [{
+            "tool": { "driver": {
+                "name": program(), "version": env!("CARGO_PKG_VERSION"), "rules": RULES.iter().map(rule).collect::<Vec<_>>(),
+            } },
+            "results": problems.iter().map(result).collect::<Vec<_>>(),
+        }],
+    })
+}
+
 pub(crate) fn average(args: &Average) -> anyhow::Result<()> {
     let sources = args.files.iter().map(|f| opened(f)).collect::<anyhow::Result<Vec<_>>>()?;
     let format = by_extension(&args.output)?;
     if sources.iter().any(|s| s.reads(&args.output)) {
         return Err(Error::Usage(format!("{}: it is one of those that are read", args.output.display())).into());
     }
+    args.force.check([args.output.as_path()])?;
     let names: Vec<String> = sources.iter().flat_map(|s| s.tensors.iter().map(|t| t.name.clone())).collect();
     let tensors = sources.first().map_or(0, |s| s.tensors.len());
     let stop = stop_flag()?;

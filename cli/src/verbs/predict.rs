@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use zoo_training::config::overlaid;
 use zoo_training::{Error, Predict, Prediction, Request};
 
-use crate::arguments::{Checkpoint, DeviceName, ModelName};
+use crate::arguments::{Checkpoint, DeviceName, Force, ModelName};
 use crate::device::device;
 use crate::output::{csv_text, note, print, print_json, worded};
 use crate::plot::{check_name, draw_picture};
@@ -32,6 +32,8 @@ pub(crate) struct Arguments {
     /// A picture to draw (.svg or .png)
     #[arg(long, value_name = "PATH")]
     pub(crate) plot: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) force: Force,
     #[command(flatten)]
     pub(crate) device: DeviceName,
     /// Print one JSON document (with --output)
@@ -58,6 +60,7 @@ pub(crate) fn run<T: Predict>(args: &Arguments) -> anyhow::Result<()> {
             );
         }
     }
+    args.force.check(args.output.iter().chain(&args.plot).map(PathBuf::as_path))?;
     let Loaded { model, config, fitted, .. } = Loaded::<T>::read(&path, &device)?;
     // Without it nothing is looked for: what the weights were trained on may have moved.
     if args.data.is_some() || has_path::<T>(&config)? {
@@ -70,9 +73,6 @@ pub(crate) fn run<T: Predict>(args: &Arguments) -> anyhow::Result<()> {
     let table = csv_text(&header, &rows)?;
     if let Some(output) = args.output.as_ref().filter(|o| holds_arrays(o) && arrays.is_empty()) {
         return Err(Error::Usage(format!("--output {}: {} predicts a table (.csv)", output.display(), T::NAME)).into());
-    }
-    if let Some(plot) = &args.plot {
-        draw_picture(plot, &picture)?;
     }
     match &args.output {
         Some(output) if holds_arrays(output) => {
@@ -88,6 +88,9 @@ pub(crate) fn run<T: Predict>(args: &Arguments) -> anyhow::Result<()> {
             zoo_checkpoint::replace(output, |f| f.write_all(table.as_bytes()))?;
         }
         None => print(&table),
+    }
+    if let Some(plot) = &args.plot {
+        draw_picture(plot, &picture)?;
     }
     let remarks: Vec<String> = remarks.iter().map(|r| worded(r)).collect();
     remarks.iter().for_each(|r| note(r));

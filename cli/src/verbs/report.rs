@@ -6,10 +6,12 @@ use clap::Args;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use plotters::prelude::*;
 use serde_json::Value;
+use zoo_checkpoint::Folder;
 use zoo_training::History;
 use zoo_training::doctor::{Diagnosis, Verdict, diagnose};
 use zoo_training::health::{Check, Level, Report};
 
+use crate::arguments::Force;
 use crate::curves::panels;
 use crate::health::{self, Profiles, advised};
 use crate::heat::HeatMap;
@@ -40,6 +42,9 @@ pre { font: 12.5px/1.5 ui-monospace, monospace; margin: 8px 0 0; columns: 3 280p
 @media (max-width: 560px) { .two { grid-template-columns: 1fr; } }
 ";
 
+/// What the page is called.
+const PAGE: &str = "report.html";
+
 /// What the page says about a run.
 struct Run {
     name: String,
@@ -58,6 +63,8 @@ pub(crate) struct Arguments {
     /// The page; report.html in the run, or here for several runs
     #[arg(long, value_name = "PATH")]
     pub(crate) output: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) force: Force,
 }
 
 pub(crate) fn run(args: &Arguments, profiles: Profiles) -> anyhow::Result<()> {
@@ -69,13 +76,27 @@ pub(crate) fn run(args: &Arguments, profiles: Profiles) -> anyhow::Result<()> {
         let name = whole.file_name().map_or(path.display().to_string(), |n| n.to_string_lossy().into_owned());
         Ok(Run { name, history, config, diagnosis, checks, health })
     };
+    // In a run, its page is one of its own files.
+    let own = match (&args.output, &args.runs[..]) {
+        (None, [one]) => Some(one),
+        _ => None,
+    };
+    let output = args.output.as_deref().unwrap_or(Path::new(PAGE));
+    if own.is_none() {
+        args.force.check([output])?;
+    }
     let runs = args.runs.iter().map(read).collect::<anyhow::Result<Vec<_>>>()?;
-    let output = args.output.clone().unwrap_or_else(|| match &args.runs[..] {
-        [one] => one.join("report.html"),
-        _ => Path::new("report.html").into(),
-    });
     let page = page(&runs)?.into_string();
-    zoo_checkpoint::replace(&output, |f| f.write_all(page.as_bytes()))?;
+    let output = match own {
+        Some(run) => {
+            Folder::open(run)?.replace(PAGE, |f| f.write_all(page.as_bytes()))?;
+            run.join(PAGE)
+        }
+        None => {
+            zoo_checkpoint::replace(output, |f| f.write_all(page.as_bytes()))?;
+            output.into()
+        }
+    };
     note(&format!("report: {}", output.display()));
     Ok(())
 }

@@ -9,9 +9,9 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use zoo_training::{Block, Error, Experiment, Figure, Findings, Panel, Setup};
 
-use crate::arguments::Json;
+use crate::arguments::{Force, Json};
 use crate::output::{note, print, print_json, table};
-use crate::plot::{COLORS, Line, check_name, draw_picture, failed, panel, png, svg};
+use crate::plot::{COLORS, Line, check_name, draw, draw_picture, failed, panel};
 use crate::signals::{STOPPED, stop_flag};
 
 #[derive(Args)]
@@ -28,6 +28,8 @@ pub(crate) struct Arguments {
     /// A picture to draw (.svg or .png)
     #[arg(long, value_name = "PATH")]
     plot: Option<PathBuf>,
+    #[command(flatten)]
+    force: Force,
     #[command(flatten)]
     json: Json,
 }
@@ -53,6 +55,7 @@ pub(crate) fn run(args: &Arguments, all: &[Experiment]) -> anyhow::Result<ExitCo
             return usage(format!("--plot: {name} has no picture"));
         }
         check_name(plot)?;
+        args.force.check([plot.as_path()])?;
         let folder = std::path::absolute(plot)?.parent().map(Path::to_path_buf).unwrap_or_default();
         if !folder.is_dir() {
             return usage(format!("--plot {}: there is no folder {}", plot.display(), folder.display()));
@@ -91,11 +94,7 @@ pub(crate) fn run(args: &Arguments, all: &[Experiment]) -> anyhow::Result<ExitCo
 
 fn draw_panels(path: &Path, panels: &[Panel]) -> anyhow::Result<()> {
     const SIZE: (u32, u32) = (1100, 760);
-    if path.extension().is_some_and(|e| e == "png") {
-        return png(path, SIZE, |area| paint(area, panels));
-    }
-    let text = svg(SIZE, |area| paint(area, panels))?;
-    Ok(zoo_checkpoint::replace(path, |f| f.write_all(text.as_bytes()))?)
+    draw(path, SIZE, |area| paint(area, panels), |area| paint(area, panels))
 }
 
 fn paint<B: DrawingBackend>(area: &DrawingArea<B, Shift>, panels: &[Panel]) -> anyhow::Result<()>

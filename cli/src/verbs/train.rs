@@ -111,7 +111,9 @@ pub(crate) fn run<T: Recipe>(args: &Arguments) -> anyhow::Result<ExitCode> {
             let length = ["train.steps", "train.epochs"].map(String::from);
             let named = (args.steps.is_some() || args.epochs.is_some()).then_some(length).into_iter().flatten();
             let allowed: Vec<String> = args.allow_change.iter().cloned().chain(named).collect();
-            Trainer::resume(&task, &config, &device, path, &allowed, &mut progress)?
+            let trainer = Trainer::resume(&task, &config, &device, path, &allowed, &mut progress)?;
+            note(&format!("resuming {} at step {} of {}", path.display(), trainer.step(), trainer.total_steps()));
+            trainer
         }
         None => {
             // Before anything is written, all that can be wrong with the call is found.
@@ -196,11 +198,9 @@ fn newest(model: &str) -> anyhow::Result<PathBuf> {
     let mut found = vec![];
     for entry in std::fs::read_dir("runs").into_iter().flatten().flatten() {
         let path = entry.path();
-        let named = entry.file_name().to_string_lossy().starts_with(&format!("{model}-"));
-        if let (true, Ok(written)) = (
-            named && RunFiles::at(&path).has_checkpoint(),
-            std::fs::metadata(RunFiles::at(&path).checkpoints()).and_then(|m| m.modified()),
-        ) {
+        let files = RunFiles::at(&path);
+        let ours = files.model().as_deref() == Some(model) && files.has_checkpoint();
+        if let (true, Ok(written)) = (ours, std::fs::metadata(files.checkpoints()).and_then(|m| m.modified())) {
             found.push((written, path));
         }
     }

@@ -25,6 +25,8 @@ use crate::{CharGpt, Config, DataSettings, Vocabulary, Writer, layout};
 const BATCH: usize = 4096;
 /// Characters that the better baseline's contexts have, and one.
 const ORDER: usize = 5;
+/// Characters that may be generated.
+const MOST_GENERATED: usize = 100_000_000;
 /// Windows of the training part that are looked at where one is interested in its loss.
 const SOME: usize = 256;
 /// Characters that are written to count how many words are known.
@@ -308,6 +310,16 @@ impl Recipe for CharTask {
         Some(2. * (context * of_weights + layers * context * context * width) as f64)
     }
 
+    fn check(config: &Config, fitted: &Value) -> zoo_training::Result<()> {
+        let n = Vocabulary::new(fitted.as_str().unwrap_or_default())?.len();
+        match n == config.vocabulary {
+            true => Ok(()),
+            false => {
+                Err(Error::Data(format!("model.vocabulary is {}, but there are {n} characters", config.vocabulary)))
+            }
+        }
+    }
+
     fn open(
         config: &Config,
         source: &DataSettings,
@@ -317,6 +329,10 @@ impl Recipe for CharTask {
     ) -> zoo_training::Result<Self> {
         if let Some(problem) = config.problem() {
             return Err(Error::Usage(problem));
+        }
+        if source.generated > MOST_GENERATED {
+            let n = source.generated;
+            return Err(Error::Usage(format!("data.generated is {n}, expected at most {MOST_GENERATED}")));
         }
         if !(0. ..1.).contains(&source.valid) {
             return Err(Error::Usage("data.valid must be a share that leaves a training part".into()));

@@ -180,6 +180,14 @@ impl DataSettings {
         if self.train == 0 {
             return Some("data.train must be at least 1".into());
         }
+        const MOST: u64 = 1_000_000_000;
+        const MOST_JUDGED: u64 = 1_000_000;
+        let [train, valid, test] = [self.train, self.valid, self.test].map(|n| n as u64);
+        if train > MOST || valid > MOST_JUDGED || test > MOST_JUDGED {
+            return Some(format!(
+                "data.train, valid and test are {train}, {valid} and {test}: expected at most {MOST}, {MOST_JUDGED} and {MOST_JUDGED}"
+            ));
+        }
         if !(0. ..=1.).contains(&self.augment) {
             return Some("data.augment must be a share from 0 to 1".into());
         }

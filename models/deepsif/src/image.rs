@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use zoo_checkpoint::Description;
 use zoo_layers::{Mode, Params};
 
-use crate::{Config, Network};
+use crate::{Config, Kind, Network};
 
 /// The model's name, which its weights carry.
 pub(crate) const NAME: &str = "deepsif";
@@ -77,6 +77,20 @@ pub(crate) fn strengths(activity: &[f32], regions: usize) -> Vec<f64> {
     sums.iter().map(|s| (s / steps).sqrt()).collect()
 }
 
+impl Montage {
+    /// Refuses the head of another model.
+    pub(crate) fn check(&self, config: &Config) -> Result<()> {
+        let (n, m, steps) = (self.electrodes.len(), self.regions.len(), self.steps);
+        if (n, m) != (config.sensors, config.sources) {
+            bail!("{n} electrodes and {m} regions do not fit a model of {} and {}", config.sensors, config.sources)
+        }
+        if steps == 0 || config.kind != Kind::Lstm && steps > config.positions {
+            bail!("{steps} time steps do not fit a model of {} positions", config.positions)
+        }
+        Ok(())
+    }
+}
+
 impl DeepSif {
     /// Loads trained weights: weights, sizes, electrodes and regions are in the one file.
     ///
@@ -91,10 +105,7 @@ impl DeepSif {
     }
 
     pub(crate) fn new(network: Network, config: &Config, montage: Montage, device: &Device) -> Result<Self> {
-        let (n, m) = (montage.electrodes.len(), montage.regions.len());
-        if (n, m) != (config.sensors, config.sources) || montage.steps == 0 {
-            bail!("{n} electrodes and {m} regions do not fit a model of {} and {}", config.sensors, config.sources)
-        }
+        montage.check(config)?;
         Ok(Self { network, montage, device: device.clone() })
     }
 

@@ -312,6 +312,10 @@ impl Recipe for DeepSifTask {
         Ok(Self { samples })
     }
 
+    fn check(config: &Config, fitted: &Value) -> zoo_training::Result<()> {
+        montage(fitted)?.check(config).map_err(|e| Error::Data(e.to_string()))
+    }
+
     fn describe_data(&self) -> String {
         let head = self.samples.head();
         let DataSettings { path, train, valid, test, simulation, .. } = self.samples.source();
@@ -337,6 +341,11 @@ impl Recipe for DeepSifTask {
     }
 }
 
+fn montage(fitted: &Value) -> zoo_training::Result<Montage> {
+    serde_json::from_value(fitted.clone())
+        .map_err(|e| Error::Run(format!("the weights do not say for which head they are: {e}")))
+}
+
 impl Predict for DeepSifTask {
     type Options = ImageOptions;
     const FLAGS: &'static [Flag] = predict::FLAGS;
@@ -349,8 +358,7 @@ impl Predict for DeepSifTask {
         request: &Request<ImageOptions>,
         device: &Device,
     ) -> zoo_training::Result<Prediction> {
-        let montage: Montage = serde_json::from_value(fitted.clone())
-            .map_err(|e| Error::Run(format!("the weights do not say for which head they are: {e}")))?;
+        let montage = montage(fitted)?;
         let head = if source.path.is_empty() { None } else { Some(head(&source.path, config)?) };
         // Places in the weights are rounded to a tenth.
         let apart = |head: &Head| montage.regions.iter().zip(&head.regions).any(|(a, b)| distance(a, b) > 0.2);

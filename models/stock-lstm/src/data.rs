@@ -77,7 +77,7 @@ impl DataSettings {
 
     /// What cannot work, if anything.
     fn problem(&self, config: &Config) -> Option<String> {
-        let Self { path, column, date_column, skip_bad_rows, features, valid, test, .. } = self;
+        let Self { path, column, date_column, skip_bad_rows, features, valid, test, simulated_days, .. } = self;
         let share = |v: &f64| (0. ..1.).contains(v);
         match () {
             () if [config.hidden, config.layers, config.window].contains(&0) => {
@@ -94,12 +94,26 @@ impl DataSettings {
             () if !share(valid) || !share(test) || valid + test >= 1. => {
                 Some("data.valid and data.test must be shares that leave a training part".into())
             }
+            () if *simulated_days > MOST_DAYS => {
+                Some(format!("data.simulated_days is {simulated_days}, expected at most {MOST_DAYS}"))
+            }
             () if path.is_empty() && (*skip_bad_rows || !column.is_empty() || !date_column.is_empty()) => Some(
                 "data.column, data.date_column and data.skip_bad_rows are about a file: name one by data.path".into(),
             ),
             () => None,
         }
     }
+}
+
+/// Simulated days: four thousand years.
+const MOST_DAYS: usize = 1_000_000;
+
+/// The scaler in weights, if it fits them.
+pub(crate) fn scaler(config: &Config, fitted: &Value) -> zoo_training::Result<Scaler> {
+    let wrong = |e: &dyn std::fmt::Display| Error::Run(format!("the checkpoint's scaler: {e}"));
+    let scaler: Scaler = serde_json::from_value(fitted.clone()).map_err(|e| wrong(&e))?;
+    scaler.check(config.input).map_err(|e| Error::Run(e.to_string()))?;
+    Ok(scaler)
 }
 
 impl StockTask {
@@ -120,8 +134,7 @@ impl StockTask {
         // The last training target is row train + window - 1.
         let part = &raws[..splits[0] + config.window];
         let scaler = match fitted {
-            Some(value) => serde_json::from_value(value.clone())
-                .map_err(|e| Error::Run(format!("the checkpoint's scaler: {e}")))?,
+            Some(value) => scaler(config, value)?,
             None => Scaler::fit(part, target, features),
         };
         let rows = raws.iter().flat_map(|r| scaler.apply(r).collect::<Vec<_>>()).collect();

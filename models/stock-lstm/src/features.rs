@@ -44,6 +44,18 @@ pub struct Scaler {
 }
 
 impl Scaler {
+    /// Refuses a scaler that is not one of so many features.
+    pub(crate) fn check(&self, features: usize) -> Result<()> {
+        let Self { shift, scale, features: set, .. } = self;
+        if [shift.len(), scale.len(), set.len()] != [features; 3] {
+            bail!("the scaler does not fit the model's {features} features")
+        }
+        if !shift.iter().chain(scale).all(|v| v.is_finite()) || scale.iter().any(|v| *v <= 0.) {
+            bail!("the scaler has a shift that is not finite, or a scale that is not positive")
+        }
+        Ok(())
+    }
+
     /// Scaled features of raw ones.
     pub(crate) fn apply(&self, raw: &[f64]) -> impl Iterator<Item = f32> {
         raw.iter().zip(self.shift.iter().zip(&self.scale)).map(|(v, (shift, scale))| ((v - shift) / scale) as f32)

@@ -81,10 +81,7 @@ pub struct Forecaster {
 
 impl Forecaster {
     pub(crate) fn new(model: StockLstm, config: Config, scaler: Scaler, device: &Device) -> Result<Self> {
-        let features = config.input;
-        if scaler.shift.len() != features || scaler.scale.len() != features || scaler.features.len() != features {
-            bail!("the scaler does not fit the model's {features} features")
-        }
+        scaler.check(config.input)?;
         Ok(Self { model, config, scaler, device: device.clone() })
     }
 

@@ -6,14 +6,14 @@ use serde_json::Value;
 use zoo_layers::{Mode, ops};
 use zoo_training::health::{Probe, ProbeKind};
 use zoo_training::{
-    Error, Evaluation, Flag, Loss, Metrics, NoSettings, Predict, Prediction, Preset, Recipe, Request, Split, Task,
+    Evaluation, Flag, Loss, Metrics, NoSettings, Predict, Prediction, Preset, Recipe, Request, Split, Task,
     TrainConfig, mean_loss,
 };
 
 use crate::config::NAME;
-use crate::data::{StockTask, VALIDATION};
+use crate::data::{StockTask, VALIDATION, scaler};
 use crate::predict::ForecastOptions;
-use crate::{Config, DataSettings, Forecaster, Scaler, StockLstm};
+use crate::{Config, DataSettings, Forecaster, StockLstm};
 
 /// Flags for how a price file is read.
 const FLAGS: &[Flag] = &[
@@ -131,6 +131,10 @@ impl Recipe for StockTask {
         Self::new(config, source, seed, fitted, device)
     }
 
+    fn check(config: &Config, fitted: &Value) -> zoo_training::Result<()> {
+        scaler(config, fitted).map(|_| ())
+    }
+
     fn describe_data(&self) -> String {
         let origin = if self.simulated { "simulated prices" } else { "prices" };
         let (dates, n) = (&self.days.dates, self.days.dates.len());
@@ -167,9 +171,7 @@ impl Predict for StockTask {
         request: &Request<ForecastOptions>,
         device: &Device,
     ) -> zoo_training::Result<Prediction> {
-        let scaler: Scaler =
-            serde_json::from_value(fitted.clone()).map_err(|e| Error::Run(format!("the checkpoint's scaler: {e}")))?;
-        let forecaster = Forecaster::new(model, config.clone(), scaler, device)?;
+        let forecaster = Forecaster::new(model, config.clone(), scaler(config, fitted)?, device)?;
         crate::predict::predict(&forecaster, source, &fitted[VALIDATION], request)
     }
 }
@@ -217,7 +219,7 @@ mod tests {
             let last_train_day = task.target_day(valid - 1);
             let raws: Vec<_> =
                 task.days.bars[..=last_train_day].windows(2).map(|w| raw(&w[1], &w[0], target, features)).collect();
-            assert_eq!(task.scaler, Scaler::fit(&raws, target, features));
+            assert_eq!(task.scaler, crate::Scaler::fit(&raws, target, features));
             // A sample's window ends the day before its target, whose scaled value means its price.
             let (x, y) = task.batch(Split::Valid, &[0])?;
             assert_eq!(x.dims(), [1, 5, features.len()]);

@@ -33,7 +33,7 @@ impl<'a> Pruner<'a> {
 
     /// Reads the evaluations of a run that is resumed.
     pub(super) fn replay(&mut self, path: &Path) {
-        let text = std::fs::read_to_string(RunFiles::at(path).metrics()).unwrap_or_default();
+        let text = RunFiles::at(path).metrics_text().ok().flatten().unwrap_or_default();
         for line in text.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok()) {
             if let (Some(step), Some(metrics)) =
                 (line["step"].as_u64(), line["valid"].as_object().or(line["train"].as_object()))

@@ -6,12 +6,16 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use zoo_training::{Error, RunFiles};
+use zoo_checkpoint::Folder;
+use zoo_training::Error;
 
 use super::Arguments;
 use super::space::Axis;
-use crate::output::{print, print_json, table};
+use crate::output::{cut, print, print_json, table};
 use crate::plot::number;
+
+const PLAN: &str = "plan.json";
+const RESULTS: &str = "results.jsonl";
 
 /// One run of a search, as `results.jsonl` has it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -44,9 +48,12 @@ impl Results {
             "search": format!("{:?}", args.search), "trials": args.trials, "seed": args.seed, "to_the_end": args.to_the_end,
             "axes": axes, "base": base,
         });
-        let file = path.join("plan.json");
-        if file.exists() {
-            let text = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+        let folder = path.is_dir().then(|| Folder::open(path)).transpose()?;
+        let text = |name: &str| -> anyhow::Result<Option<String>> {
+            let folder = folder.as_ref().filter(|f| !matches!(f.kind(name), Ok(None)));
+            Ok(folder.map(|f| f.text(name, 1 << 24)).transpose()?)
+        };
+        if let Some(text) = text(PLAN)? {
             if serde_json::from_str::<Value>(&text).ok() != Some(plan) {
                 return Err(
                     Error::Usage(format!("{} holds another search: choose another --out", path.display())).into()
@@ -54,14 +61,14 @@ impl Results {
             }
         } else {
             std::fs::create_dir_all(path).with_context(|| path.display().to_string())?;
-            zoo_checkpoint::replace(&file, |f| f.write_all(format!("{plan:#}").as_bytes()))?;
+            Folder::open(path)?.replace(PLAN, |f| f.write_all(format!("{plan:#}").as_bytes()))?;
         }
         let (mut trials, mut configs) = (vec![], vec![]);
-        let text = std::fs::read_to_string(path.join("results.jsonl")).unwrap_or_default();
+        let text = text(RESULTS)?.unwrap_or_default();
         // A trial that is not on record is resumed.
         for trial in text.lines().map_while(|l| serde_json::from_str::<Trial>(l).ok()) {
-            let config = RunFiles::at(&path.join(&trial.run)).config();
-            configs.push(std::fs::read_to_string(&config).with_context(|| config.display().to_string())?);
+            let run = folder.as_ref().map(|f| f.folder(&trial.run, false)).transpose()?;
+            configs.extend(run.map(|run| run.text("config.toml", 1 << 24)).transpose()?);
             trials.push(trial);
         }
         Ok(Self { path: path.to_path_buf(), trials, configs })
@@ -72,7 +79,7 @@ impl Results {
         self.configs.push(config);
         let lines = self.trials.iter().map(serde_json::to_string).collect::<Result<Vec<_>, _>>()?;
         let write = |f: &mut dyn Write| lines.iter().try_for_each(|l| writeln!(f, "{l}"));
-        Ok(zoo_checkpoint::replace(&self.path.join("results.jsonl"), write)?)
+        Ok(Folder::open(&self.path)?.replace(RESULTS, write)?)
     }
 
     /// The loss of the trial with that configuration; a failed one is behind all others.
@@ -119,7 +126,7 @@ impl Results {
                 t.step.to_string(),
                 t.steps.to_string(),
                 format!("{:.1}", t.seconds),
-                t.end.clone(),
+                cut(&t.end, 60).into_owned(),
                 t.run.clone(),
             ]);
             rows.push(row);

@@ -7,13 +7,16 @@ use zoo_training::Error;
 use super::dialogue;
 use crate::{DataSettings, Vocabulary};
 
+/// Bytes of a text; what is longer does not fit into the memory of a training machine.
+const LONGEST: u64 = 1 << 33;
+
 /// The text at a path, or generated dialogue; and what it is.
 pub(crate) fn read(source: &DataSettings, seed: u64) -> zoo_training::Result<(String, String)> {
     if source.path.is_empty() {
         return Ok((dialogue(source.generated, seed), "generated dialogue".into()));
     }
     let path = Path::new(&source.path);
-    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    let bytes = zoo_checkpoint::bytes_of(path, "a text", LONGEST)?;
     let text = String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
         Error::Data(format!(

@@ -1,18 +1,72 @@
 //! Files that are either there, whole, or not there.
 
 use std::fs::File;
-use std::io::{BufWriter, Read, Write};
-use std::path::Path;
+use std::io::{BufWriter, ErrorKind, Read, Write};
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use crate::input::regular;
 use crate::{Error, Result};
 
+/// Where a result goes.
+enum Target {
+    /// A file, new or replaced as a whole, by its own name: links were followed.
+    File(PathBuf),
+    /// A device or a pipe, which is written to as it is.
+    Stream,
+}
+
+impl Target {
+    /// What `path` stands for.
+    fn of(path: &Path) -> Result<Self> {
+        let refuse = |reason: &str| Err(Error::Refused { path: path.into(), reason: reason.into() });
+        if is_stream(path) {
+            return Ok(Self::Stream);
+        }
+        let found = match std::fs::metadata(path) {
+            Ok(found) => found,
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                return match std::fs::symlink_metadata(path) {
+                    Ok(_) => refuse("it is a link that leads nowhere: name the file that is to be written"),
+                    Err(_) => Ok(Self::File(path.into())),
+                };
+            }
+            Err(e) => return Err(Error::io(path)(e)),
+        };
+        match () {
+            () if found.is_dir() => refuse("it is a folder: name a file in it"),
+            () if !found.is_file() => refuse("it is neither a file nor a pipe: nothing is written there"),
+            () if found.permissions().readonly() => refuse("it is read-only: it stays as it is"),
+            () => Ok(Self::File(path.canonicalize().map_err(Error::io(path))?)),
+        }
+    }
+}
+
+/// Whether an output of that name is a pipe or a device like a terminal, which is written to and never replaced.
+pub fn is_stream(path: &Path) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt;
+        // Standard output is one, whatever it leads to.
+        let own = ["/dev/stdout", "/dev/stderr", "/dev/fd", "/proc/self/fd"];
+        let kind = || std::fs::metadata(path).map(|found| found.file_type());
+        own.iter().any(|own| path.starts_with(own)) || kind().is_ok_and(|k| k.is_fifo() || k.is_char_device())
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = path;
+        false
+    }
+}
+
 /// Writes a file by `fill` under a temporary name beside `path`, makes it durable, and moves it into place: a crash
-/// leaves the old file or the new one. The file's mode follows the umask.
+/// leaves the old file or the new one. A new file's mode follows the umask, another keeps its own; a link is followed; what
+/// [is a stream](is_stream) is written to.
 ///
 /// # Errors
-/// What `fill` or the operating system reports; nothing is left behind then.
+/// `path` is a folder, a disk, a link that leads nowhere, or read-only; what `fill` or the operating system reports. Nothing
+/// is left behind then.
 pub fn replace(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
     replace_file(path, |file| {
         let mut buffered = BufWriter::with_capacity(1 << 20, file);
@@ -25,75 +79,89 @@ pub(crate) fn replace_file(path: &Path, fill: impl FnOnce(&mut File) -> Result<(
     replace_checked(path, fill, |_| Ok(()))
 }
 
-/// [`replace_file`] if the written file, still under its temporary name, passes `check`.
+/// [`replace_file`] if the written file, still under its temporary name, passes `check`. What goes to a stream is checked
+/// before it goes there.
 pub(crate) fn replace_checked(
     path: &Path,
     fill: impl FnOnce(&mut File) -> Result<()>,
     check: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<()> {
-    let directory = match path.parent() {
-        Some(p) if !p.as_os_str().is_empty() => p,
-        _ => Path::new("."),
+    let target = Target::of(path)?;
+    let (directory, mode) = match &target {
+        Target::File(file) => (folder_of(file).to_path_buf(), std::fs::metadata(file).map(|m| m.permissions()).ok()),
+        Target::Stream => (std::env::temp_dir(), None),
     };
+    clear(&directory);
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".zoo-").suffix(".tmp");
+    builder.prefix(PREFIX).suffix(SUFFIX);
     #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(match target {
+        Target::File(_) if mode.is_none() => 0o666,
+        _ => 0o600,
+    }));
     // Without the temporary name, which the error has in it.
-    let mut file = builder.tempfile_in(directory).map_err(|e| match e.kind() {
-        std::io::ErrorKind::NotFound => {
+    let mut file = builder.tempfile_in(&directory).map_err(|e| match e.kind() {
+        ErrorKind::NotFound => {
             Error::Refused { path: path.into(), reason: format!("there is no folder {}", directory.display()) }
         }
         kind => Error::io(path)(kind.into()),
     })?;
+    // Held while this process lives: see `clear`.
+    let _ = file.as_file().try_lock();
     fill(file.as_file_mut())?;
+    if let Target::Stream = target {
+        check(file.path())?;
+        let copy = || -> std::io::Result<()> {
+            let mut stream = File::options().write(true).open(path)?;
+            std::io::copy(&mut file.reopen()?, &mut stream).map(|_| ())
+        };
+        return copy().map_err(Error::io(path));
+    }
+    if let Some(mode) = mode {
+        file.as_file().set_permissions(mode).map_err(Error::io(path))?;
+    }
     file.as_file().sync_all().map_err(Error::io(path))?;
     check(file.path())?;
-    file.persist(path).map_err(|e| Error::io(path)(e.error))?;
-    sync_directory(directory)
+    let Target::File(place) = target else { return Ok(()) };
+    file.persist(place).map_err(|e| Error::io(path)(e.error))?;
+    sync_directory(&directory)
 }
 
-/// Writes a file by `fill` and makes its contents, but not yet its name, durable: for files of a directory that is moved
-/// into place as a whole, after [`sync_directory`].
-///
-/// # Errors
-/// What `fill` or the operating system reports.
-pub fn create(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
-    let write = || -> std::io::Result<()> {
-        let mut buffered = BufWriter::with_capacity(1 << 20, File::create(path)?);
-        fill(&mut buffered)?;
-        buffered.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()
-    };
-    write().map_err(Error::io(path))
+/// What the names of temporary files begin and end with.
+pub(crate) const PREFIX: &str = ".zoo-";
+pub(crate) const SUFFIX: &str = ".tmp";
+
+/// The folder that a file is in.
+pub(crate) fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Makes `to` another name of the file `from`, or a copy of it where the file system has no such names. What `to` was
-/// before is replaced at once.
-///
-/// # Errors
-/// The operating system's.
-pub fn link(from: &Path, to: &Path) -> Result<()> {
-    let directory = to.parent().unwrap_or(Path::new("."));
-    // A name that is free: a temporary file's, given up for the link.
-    let temporary = tempfile::Builder::new().prefix(".zoo-").suffix(".tmp").tempfile_in(directory);
-    let temporary = temporary.map_err(Error::io(to))?.into_temp_path();
-    std::fs::remove_file(&temporary).map_err(Error::io(&temporary))?;
-    if std::fs::hard_link(from, &temporary).is_err() {
-        let mut source = File::open(from).map_err(Error::io(from))?;
-        return replace(to, |file| std::io::copy(&mut source, file).map(|_| ()));
+/// What holds the lock of a temporary folder.
+pub(crate) const LOCK: &str = "lock";
+
+/// Removes temporary files and folders that a killed process left in a folder: nobody holds their locks. Failing only costs
+/// their room.
+pub(crate) fn clear(directory: &Path) {
+    let ours = |name: &str| name.starts_with(PREFIX) && name.ends_with(SUFFIX);
+    let left = |path: &Path| File::open(path).is_ok_and(|file| file.try_lock().is_ok());
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let (path, kind) = (entry.path(), entry.file_type());
+        if !entry.file_name().to_str().is_some_and(ours) {
+            continue;
+        }
+        match kind {
+            Ok(kind) if kind.is_file() && left(&path) => drop(std::fs::remove_file(path)),
+            Ok(kind) if kind.is_dir() && left(&path.join(LOCK)) => drop(std::fs::remove_dir_all(path)),
+            _ => {}
+        }
     }
-    let name = temporary.to_path_buf();
-    temporary.persist(to).map_err(|e| Error::io(to)(e.error))?;
-    // A rename between two names of one file does nothing at all, so the temporary one may still be there.
-    let _ = std::fs::remove_file(name);
-    sync_directory(directory)
 }
 
 /// Makes the names in a directory durable (Unix; elsewhere the system does not offer it).
 ///
 /// # Errors
 /// The operating system's.
-pub fn sync_directory(directory: &Path) -> Result<()> {
+pub(crate) fn sync_directory(directory: &Path) -> Result<()> {
     if cfg!(unix) {
         File::open(directory).and_then(|d| d.sync_all()).map_err(Error::io(directory))?;
     }
@@ -103,12 +171,15 @@ pub fn sync_directory(directory: &Path) -> Result<()> {
 /// The SHA-256 of a file, in hexadecimal.
 ///
 /// # Errors
-/// The operating system's.
+/// It is no regular file; the operating system's.
 pub fn sha256(path: &Path) -> Result<String> {
-    let mut file = File::open(path).map_err(Error::io(path))?;
+    hash_of(regular(path, "a file")?).map_err(Error::io(path))
+}
+
+pub(crate) fn hash_of(mut file: impl Read) -> std::io::Result<String> {
     let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 16]);
     loop {
-        match file.read(&mut buffer).map_err(Error::io(path))? {
+        match file.read(&mut buffer)? {
             0 => return Ok(hexadecimal(hash)),
             n => hash.update(&buffer[..n]),
         }
@@ -141,22 +212,6 @@ mod tests {
         assert_eq!(std::fs::read(&path).map_err(Error::io(&path))?, b"old");
         assert_eq!(std::fs::read_dir(dir.path()).map_err(Error::io(&path))?.count(), 1);
         assert_eq!(sha256(&path)?, "cba06b5736faf67e54b07b561eae94395e774c517a7d910a54369e1263ccfbd4");
-        Ok(())
-    }
-
-    #[test]
-    fn a_link_replaces_what_was_there() -> Result<()> {
-        let dir = tempfile::tempdir().map_err(Error::io(Path::new("temporary")))?;
-        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
-        for text in ["one", "two"] {
-            replace(&from, |w| w.write_all(text.as_bytes()))?;
-            link(&from, &to)?;
-            link(&from, &to)?;
-            assert_eq!(std::fs::read(&to).map_err(Error::io(&to))?, text.as_bytes());
-        }
-        assert_eq!(std::fs::read_dir(dir.path()).map_err(Error::io(&to))?.count(), 2);
-        assert!(link(&dir.path().join("none"), &to).unwrap_err().to_string().contains("none: "));
-        assert_eq!(std::fs::read(&to).map_err(Error::io(&to))?, b"two");
         Ok(())
     }
 

@@ -164,10 +164,8 @@ pub fn average(sources: &[Source], path: &Path, format: Format, stop: &AtomicBoo
     // Tied in one file and not in another: both have a mean of their own.
     for i in 0..outline.tensors.len() {
         if let Some(to) = outline.tensors[i].tied_to {
-            let root = |source: &Source, name: &str| {
-                let t = source.tensors.iter().position(|t| t.name == name);
-                t.map(|k| source.tensors[k].tied_to.unwrap_or(k))
-            };
+            let root =
+                |source: &Source, name: &str| source.number(name).map(|k| source.tensors[k].tied_to.unwrap_or(k));
             let (name, other) = (&first.tensors[i].name, &first.tensors[to].name);
             if others.iter().any(|s| root(s, name) != root(s, other)) {
                 outline.tensors[i].tied_to = None;

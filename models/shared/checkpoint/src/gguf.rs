@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::archive::Record;
 use crate::codec::{Codec, Probe};
 use crate::format::Traits;
-use crate::input::{Fault, Input, Parsed, Segment, Window, malformed, refused};
+use crate::input::{Budget, Fault, Input, Parsed, Segment, Window, malformed, refused};
 use crate::outline::{Outline, Streams};
 use crate::source::{Data, Typed};
 use crate::ties::retie;
@@ -67,8 +67,7 @@ const ALIGNMENT: &str = "general.alignment";
 struct Reader {
     from: BufReader<Window>,
     left: u64,
-    /// Values of lists so far.
-    listed: u64,
+    budget: Budget,
     /// What was read since the last entry began.
     seen: Vec<u8>,
 }
@@ -134,11 +133,8 @@ impl Reader {
                 if n.checked_mul(least).is_none_or(|b| b > self.left) {
                     return malformed(format!("a list of its header would have {n} values"));
                 }
-                // JSON takes 32 bytes a value, whatever the file takes.
-                self.listed = self.listed.saturating_add(n);
-                if self.listed > 1 << 22 {
-                    return refused("the lists of its header have more than 4,194,304 values: they are not read");
-                }
+                // What a value takes as JSON, whatever it takes in the file.
+                self.budget.spend((n as usize).saturating_mul(128))?;
                 Value::Array((0..n).map(|_| self.value(kind, depth + 1)).collect::<Parsed<_>>()?)
             }
             10 => self.u64()?.into(),
@@ -155,7 +151,7 @@ fn number(value: f64) -> Value {
 
 fn open(input: &Arc<Input>) -> Parsed<Source> {
     let from = BufReader::with_capacity(1 << 16, Window::new(input, 0..input.len));
-    let mut r = Reader { from, left: input.len, listed: 0, seen: vec![] };
+    let mut r = Reader { from, left: input.len, budget: Budget::of(input.len), seen: vec![] };
     r.array::<4>()?;
     match r.u32()? {
         2 | 3 => {}

@@ -1,5 +1,6 @@
 //! Bytes of files, read where they are needed and never trusted to be there.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
@@ -55,6 +56,63 @@ pub(crate) fn refused<T>(reason: impl Into<String>) -> Parsed<T> {
     Err(Fault::Refused(reason.into()))
 }
 
+/// What the structure of a file may cost, in bytes of memory and in steps of work: 64 for each of its bytes, and 64 MB at
+/// least. It is spent where something is copied or gone through, whatever the file says of its size.
+#[derive(Debug)]
+pub(crate) struct Budget(Cell<u64>);
+
+impl Budget {
+    pub(crate) fn of(file_bytes: u64) -> Self {
+        Self(Cell::new(file_bytes.saturating_mul(64).max(64 << 20)))
+    }
+
+    pub(crate) fn spend(&self, n: usize) -> Parsed<()> {
+        match self.0.get().checked_sub(n as u64) {
+            Some(left) => {
+                self.0.set(left);
+                Ok(())
+            }
+            None => malformed("what it describes takes more memory or time than a file of its size may"),
+        }
+    }
+}
+
+/// Opens a regular file to read: nothing is waited for, and nothing without an end is read. `expected` says what the file is
+/// to be.
+///
+/// # Errors
+/// It is something else, or the operating system refuses.
+pub fn regular(path: &Path, expected: &str) -> Result<File> {
+    // Opening a FIFO would wait for somebody to write into it.
+    let kind = std::fs::metadata(path).map_err(Error::io(path))?;
+    if !kind.is_file() {
+        let reason = if kind.is_dir() { "it is a folder" } else { "it is not a regular file" };
+        return Err(Error::Refused { path: path.into(), reason: format!("{reason}; expected {expected}") });
+    }
+    File::open(path).map_err(Error::io(path))
+}
+
+/// The bytes of a regular file of at most `most` bytes.
+///
+/// # Errors
+/// As [`regular`]; or it is longer.
+pub fn bytes_of(path: &Path, expected: &str, most: u64) -> Result<Vec<u8>> {
+    limited(regular(path, expected)?, path, most)
+}
+
+/// The bytes of a file of at most `most`.
+pub(crate) fn limited(file: File, path: &Path, most: u64) -> Result<Vec<u8>> {
+    let len = file.metadata().map_err(Error::io(path))?.len();
+    if len > most {
+        let reason = format!("it has {len} bytes, of which at most {most} are read");
+        return Err(Error::Refused { path: path.into(), reason });
+    }
+    let mut bytes = room(len as usize).map_err(Error::io(path))?;
+    // No more than it says: what the system makes up as it is read has no length.
+    file.take(len).read_to_end(&mut bytes).map_err(Error::io(path))?;
+    Ok(bytes)
+}
+
 /// A regular file, read at any place by any thread.
 ///
 /// Files are read, not mapped: a mapped file that somebody shortens ends the process.
@@ -67,15 +125,13 @@ pub(crate) struct Input {
 
 impl Input {
     pub(crate) fn open(path: &Path) -> Result<Arc<Self>> {
-        // Opening a FIFO would wait for somebody to write into it.
-        let kind = std::fs::metadata(path).map_err(Error::io(path))?;
-        if !kind.is_file() {
-            let reason = if kind.is_dir() { "it is a folder" } else { "it is not a regular file" };
-            return Err(Error::Refused { path: path.into(), reason: format!("{reason}; expected a checkpoint file") });
-        }
-        let file = File::open(path).map_err(Error::io(path))?;
-        let len = file.metadata().map_err(Error::io(path))?.len();
-        Ok(Arc::new(Self { file, path: path.into(), len }))
+        Self::of(regular(path, "a checkpoint file")?, path.into())
+    }
+
+    /// An open file, by the path that messages have.
+    pub(crate) fn of(file: File, path: PathBuf) -> Result<Arc<Self>> {
+        let len = file.metadata().map_err(Error::io(&path))?.len();
+        Ok(Arc::new(Self { file, path, len }))
     }
 
     /// Fills `buffer` from the bytes at `at`.

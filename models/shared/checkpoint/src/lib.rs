@@ -9,6 +9,8 @@ mod content;
 mod convert;
 mod description;
 mod dtype;
+#[cfg(feature = "folder")]
+mod folder;
 mod format;
 mod formats;
 mod gguf;
@@ -19,6 +21,7 @@ mod input;
 pub mod matlab;
 mod npz;
 mod numpy;
+mod once;
 mod open;
 mod outline;
 mod safetensors;
@@ -27,17 +30,20 @@ mod ties;
 mod torch;
 mod write;
 
-pub use atomic::{create, link, replace, sha256, sha256_of, sync_directory};
+pub use atomic::{is_stream, replace, sha256, sha256_of};
 pub use blocks::Blocks;
 pub use cast::Difference;
 pub use content::{Stats, average, compare, content_hash, stats};
-pub use convert::{Converted, Output, Plan, Rules};
+pub use convert::{Converted, Output, Plan, Rules, index_of};
 pub use description::Description;
 pub use dtype::Dtype;
+#[cfg(feature = "folder")]
+pub use folder::{Folder, Kind};
 pub use format::Format;
+pub use input::{bytes_of, regular};
 pub use open::{Checkpoint, open, read};
 pub use source::{Source, TensorInfo, TensorView};
-pub use write::{create_weights, write, write_npz};
+pub use write::{write, write_npz};
 
 use std::path::{Path, PathBuf};
 

@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::archive::{Archive, Record};
 use crate::codec::{Codec, Probe};
 use crate::format::Traits;
-use crate::input::{Fault, Input, Parsed, Segment, malformed, refused};
+use crate::input::{Budget, Fault, Input, Parsed, Segment, malformed, refused};
 use crate::numpy::{Descr, fortran};
 use crate::outline::{Outline, Planned, Streams};
 use crate::source::Data;
@@ -186,7 +186,13 @@ impl Literal<'_> {
 }
 
 /// Adds an array, whose bytes with the header are a segment, to a source.
-fn add(source: &mut Source, name: &str, segment: Segment, metadata: &mut BTreeMap<String, String>) -> Parsed<()> {
+fn add(
+    source: &mut Source,
+    name: &str,
+    segment: Segment,
+    metadata: &mut BTreeMap<String, String>,
+    budget: &Budget,
+) -> Parsed<()> {
     let within = |f| match f {
         Fault::Malformed(reason) => Fault::Malformed(format!("array {name}: {reason}")),
         Fault::Refused(reason) => Fault::Refused(format!("array {name}: {reason}")),
@@ -205,6 +211,7 @@ fn add(source: &mut Source, name: &str, segment: Segment, metadata: &mut BTreeMa
                 Ok(())
             }
             [] => {
+                budget.spend(2 * segment.len as usize)?;
                 let bytes = segment.bytes(at..segment.len)?;
                 let text = text(&descr, &bytes);
                 metadata.insert(name.into(), text.ok_or_else(|| Fault::Malformed(format!("array {name} is no text")))?);
@@ -243,11 +250,9 @@ fn text(descr: &Descr, bytes: &[u8]) -> Option<String> {
 fn open_archive(input: &Arc<Input>, records: Vec<Record>) -> Parsed<Source> {
     let mut source = Source::new(&input.path, ARCHIVE, input.len);
     let mut texts = BTreeMap::new();
+    let budget = Budget::of(input.len);
     for Record { name, segment } in records {
-        add(&mut source, name.strip_suffix(".npy").unwrap_or(&name), segment, &mut texts)?;
-        if texts.values().map(String::len).sum::<usize>() as u64 > 2 * LONGEST_TEXT {
-            return refused("it holds more than 128 MB of texts");
-        }
+        add(&mut source, name.strip_suffix(".npy").unwrap_or(&name), segment, &mut texts, &budget)?;
     }
     if let Some(ours) = texts.remove(METADATA) {
         let ours = serde_json::from_str(&ours).map_err(|e| Fault::Malformed(format!("its {METADATA}: {e}")))?;
@@ -261,7 +266,7 @@ fn open_archive(input: &Arc<Input>, records: Vec<Record>) -> Parsed<Source> {
 fn open_one(input: &Arc<Input>) -> Parsed<Source> {
     let mut source = Source::new(&input.path, ARRAY, input.len);
     let name = input.path.file_stem().map_or("array".into(), |n| n.to_string_lossy().into_owned());
-    add(&mut source, &name, Segment::stored(input, 0..input.len), &mut BTreeMap::new())?;
+    add(&mut source, &name, Segment::stored(input, 0..input.len), &mut BTreeMap::new(), &Budget::of(input.len))?;
     Ok(source)
 }
 

@@ -1,7 +1,7 @@
 //! Opening a file of whatever format, by its content.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
@@ -10,7 +10,8 @@ use serde_json::Value;
 
 use crate::codec::Probe;
 use crate::formats::CODECS;
-use crate::input::{Fault, Input, Parsed, refused};
+use crate::input::{Fault, Input, Parsed, bytes_of, refused};
+use crate::once::Once;
 use crate::outline::text_of;
 use crate::{Error, Result, Source, archive};
 
@@ -34,14 +35,28 @@ pub fn open(path: &Path) -> Result<Source> {
 
 /// [`open`], or a shard, which is no index itself.
 fn open_as(path: &Path, index: bool) -> Result<Source> {
-    let input = Input::open(path)?;
+    open_input(&Input::open(path)?, index)
+}
+
+/// [`open`] of an open file; `index` is whether it may be the index of others.
+pub(crate) fn open_input(input: &Arc<Input>, index: bool) -> Result<Source> {
+    let path = &input.path;
     let start = input.bytes(0..input.len.min(512)).map_err(Error::io(path))?;
-    let (format, parsed) = parse(&input, &start, index);
+    let (format, parsed) = parse(input, &start, index);
     parsed.map_err(|fault| match fault {
         Fault::Io(e) => Error::io(path)(e),
-        Fault::Malformed(reason) => Error::Malformed { path: path.into(), format, reason },
-        Fault::Refused(reason) => Error::Refused { path: path.into(), reason },
+        Fault::Malformed(reason) => Error::Malformed { path: path.into(), format, reason: shortened(&reason) },
+        Fault::Refused(reason) => Error::Refused { path: path.into(), reason: shortened(&reason) },
     })
+}
+
+/// What is wrong with a file, without what it holds too much of.
+fn shortened(reason: &str) -> String {
+    const MOST: usize = 300;
+    match reason.char_indices().nth(MOST) {
+        None => reason.into(),
+        Some((end, _)) => format!("{}…", &reason[..end]),
+    }
 }
 
 /// What a file is taken for, and what is in it.
@@ -88,7 +103,7 @@ fn unknown(input: &Input, start: &[u8]) -> String {
 /// The index of a sharded checkpoint: which file has which tensor.
 #[derive(Deserialize)]
 struct Index {
-    weight_map: BTreeMap<String, String>,
+    weight_map: Once<String>,
     #[serde(default)]
     metadata: serde_json::Map<String, Value>,
 }
@@ -104,38 +119,54 @@ fn shards(input: &Arc<Input>) -> Parsed<Source> {
         Ok(index) => index,
         Err(e) => return refused(format!("it begins like JSON, but is no index of a sharded checkpoint: {e}")),
     };
+    let (Once(weight_map), metadata) = (index.weight_map, index.metadata);
     let folder = input.path.parent().unwrap_or(Path::new("."));
     let mut all: Option<Source> = None;
     let mut found = BTreeSet::new();
-    for file in index.weight_map.values().collect::<BTreeSet<_>>() {
-        let plain = !file.is_empty() && !file.contains(['/', '\\', ':', '\0']) && file != "..";
-        if !plain || file.ends_with(".json") {
+    for file in weight_map.values().collect::<BTreeSet<_>>() {
+        if !is_shard(file) {
             return refused(format!("it names the shard {file:?}: shards are checkpoint files beside their index"));
         }
         let shard = open_as(&folder.join(file), false).map_err(|e| Fault::Refused(e.to_string()))?;
         for t in &shard.tensors {
-            if index.weight_map.get(&t.name).is_some_and(|named| named != file) {
-                return refused(format!("tensor {} is in {file} and in {}", t.name, index.weight_map[&t.name]));
+            if weight_map.get(&t.name).is_some_and(|named| named != file) {
+                return refused(format!("tensor {} is in {file} and in {}", t.name, weight_map[&t.name]));
             }
             if !found.insert(t.name.clone()) {
                 return refused(format!("tensor {} is in two shards", t.name));
             }
         }
         match &mut all {
-            None => all = Some(Source { path: input.path.clone(), ..shard }),
+            None => {
+                let mut first = shard;
+                first.path = input.path.clone();
+                all = Some(first);
+            }
             Some(all) => all.absorb(shard),
         }
     }
-    if let Some((name, file)) = index.weight_map.iter().find(|(name, _)| !found.contains(*name)) {
+    if let Some((name, file)) = weight_map.iter().find(|(name, _)| !found.contains(*name)) {
         return refused(format!("tensor {name} is not in {file}, where the index has it"));
     }
     let Some(mut all) = all else { return refused("its index names no tensors") };
-    for (key, value) in index.metadata {
+    for (key, value) in metadata {
         if key != "total_size" {
             all.metadata.entry(key).or_insert(value);
         }
     }
     Ok(all)
+}
+
+/// The plain names of the shards that an index names; none where it is no index.
+pub(crate) fn shard_names(index: &Path) -> BTreeSet<PathBuf> {
+    let bytes = bytes_of(index, "an index", LARGEST_INDEX).unwrap_or_default();
+    let named = serde_json::from_slice::<Index>(&bytes).map_or_else(|_| BTreeMap::new(), |i| i.weight_map.0);
+    named.into_values().filter(|file| is_shard(file)).map(PathBuf::from).collect()
+}
+
+/// Whether that is the plain name of a shard.
+fn is_shard(file: &str) -> bool {
+    !file.is_empty() && !file.contains(['/', '\\', ':', '\0']) && file != ".." && !file.ends_with(".json")
 }
 
 impl Source {
@@ -177,6 +208,7 @@ impl Source {
             self.metadata.entry(key).or_insert(value);
         }
         self.remarks.extend(other.remarks);
+        self.foreign.extend(other.foreign);
         self.left_out.extend(other.left_out);
         self.file_bytes += other.file_bytes;
     }

@@ -19,6 +19,7 @@ use crate::archive::Record;
 use crate::codec::{Codec, Probe};
 use crate::format::Traits;
 use crate::input::{Fault, Input, Parsed, Segment, malformed};
+use crate::once::Once;
 use crate::outline::{Outline, Streams};
 use crate::source::Data;
 use crate::ties::retie;
@@ -88,7 +89,7 @@ impl<'de> Deserialize<'de> for Header {
                         return Err(A::Error::custom(format!("two tensors are named {name}")));
                     }
                     if name == "__metadata__" {
-                        metadata = map.next_value::<Option<BTreeMap<String, String>>>()?;
+                        metadata = map.next_value::<Option<Once<String>>>()?.map(|entries| entries.0);
                     } else {
                         let entry = map.next_value().map_err(|e| A::Error::custom(format!("tensor {name}: {e}")))?;
                         tensors.push((name, entry));

@@ -1,7 +1,8 @@
 //! An open checkpoint of any format: what is in it, and its bytes on demand.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use candle_core::{Device, Tensor};
 use serde_json::{Map, Value};
@@ -68,6 +69,9 @@ pub struct Source {
     pub metadata: Map<String, Value>,
     /// What a user should know, such as the classes that a pickle names.
     pub remarks: Vec<String>,
+    /// Classes and functions that its pickle names and that neither tensors nor plain values need: unpickling it imports
+    /// them.
+    pub foreign: Vec<String>,
     /// What is in the file but neither in `tensors` nor in `metadata`.
     pub left_out: Vec<String>,
     /// Bytes of all its files.
@@ -77,10 +81,16 @@ pub struct Source {
     pub(crate) work: u64,
     /// The typed entries of a GGUF header, for another GGUF file.
     pub(crate) typed: Vec<Typed>,
+    /// Its tensors by name, once one is asked for: they do not change any more then.
+    numbers: OnceLock<HashMap<String, usize>>,
 }
 
 /// Tensors cannot take more than this many times their file: deflate does not compress better than 1,032 times.
 const LARGEST_GROWTH: u64 = 1032;
+
+/// As in PyTorch; and more is no name.
+const MOST_DIMENSIONS: usize = 64;
+const LONGEST_NAME: usize = 4096;
 
 impl Source {
     pub(crate) fn new(path: &Path, format: Format, file_bytes: u64) -> Self {
@@ -90,11 +100,13 @@ impl Source {
             tensors: vec![],
             metadata: Map::new(),
             remarks: vec![],
+            foreign: vec![],
             left_out: vec![],
             file_bytes,
             segments: vec![],
             work: 0,
             typed: vec![],
+            numbers: OnceLock::new(),
         }
     }
 
@@ -106,6 +118,13 @@ impl Source {
         shape: Vec<usize>,
         data: Data,
     ) -> std::result::Result<(), String> {
+        if shape.len() > MOST_DIMENSIONS || name.len() > LONGEST_NAME {
+            let (dimensions, bytes) = (shape.len(), name.len());
+            return Err(format!(
+                "tensor {name:.40}…: it has {dimensions} dimensions and a name of {bytes} bytes; at most {MOST_DIMENSIONS} and \
+                 {LONGEST_NAME} are read"
+            ));
+        }
         let elements =
             if shape.contains(&0) { Some(0) } else { shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d)) };
         let bytes = elements.and_then(|n| dtype.bytes(n));
@@ -165,7 +184,13 @@ impl Source {
 
     /// The tensor of that name.
     pub fn find(&self, name: &str) -> Option<&TensorInfo> {
-        self.tensors.iter().find(|t| t.name == name)
+        self.number(name).map(|number| &self.tensors[number])
+    }
+
+    /// Its number.
+    pub(crate) fn number(&self, name: &str) -> Option<usize> {
+        let numbers = || self.tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
+        self.numbers.get_or_init(numbers).get(name).copied()
     }
 
     /// Reads a tensor onto `device`; what GGUF has in blocks comes as f32.

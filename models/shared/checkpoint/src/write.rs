@@ -20,17 +20,6 @@ pub fn write(path: &Path, tensors: &[(String, Tensor)], metadata: &BTreeMap<Stri
     atomic::replace_file(path, |file| fill_with(file, path, &outline, &values))
 }
 
-/// [`write()`] for a file of a directory that is moved into place as a whole: see [`create`](atomic::create).
-///
-/// # Errors
-/// As [`write()`]; half a file may be left.
-pub fn create_weights(path: &Path, tensors: &[(String, Tensor)], metadata: &BTreeMap<String, String>) -> Result<()> {
-    let (outline, values) = on_cpu(path, tensors, metadata)?;
-    let mut file = File::create(path).map_err(Error::io(path))?;
-    fill_with(&mut file, path, &outline, &values)?;
-    file.sync_all().map_err(Error::io(path))
-}
-
 /// Writes `tensors`, in their order, to an `.npz` file, atomically.
 ///
 /// # Errors
@@ -42,11 +31,11 @@ pub fn write_npz(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
     })
 }
 
-fn fill_with(file: &mut File, path: &Path, outline: &Outline, values: &[Tensor]) -> Result<()> {
+pub(crate) fn fill_with(file: &mut File, path: &Path, outline: &Outline, values: &[Tensor]) -> Result<()> {
     fill(Format::Safetensors, file, path, outline, &mut |i, sink| sink(&::safetensors::View::data(&&values[i])))
 }
 
-fn on_cpu(
+pub(crate) fn on_cpu(
     path: &Path,
     tensors: &[(String, Tensor)],
     metadata: &BTreeMap<String, String>,

@@ -1,6 +1,6 @@
 //! Parameters: named, in definition order, filled from a seed or from loaded tensors.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use candle_core::backprop::GradStore;
@@ -37,6 +37,11 @@ struct Inner {
     index: HashMap<String, usize>,
     frozen: Box<dyn Fn(&str) -> bool + Send>,
     track: bool,
+    /// Names that a builder was asked for more than once.
+    shared: BTreeSet<String>,
+    /// Elements that may still be made up for tensors that are not there, or of another shape: enough to name what is wrong,
+    /// whatever sizes a file's configuration asks for.
+    room: usize,
 }
 
 /// The parameters of a model: an ordered, named list behind candle's [`VarBuilder`].
@@ -51,7 +56,13 @@ pub struct Params {
 
 impl Params {
     fn new(source: Origin, device: &Device, track: bool) -> Self {
-        let inner = Inner { source, params: vec![], index: HashMap::new(), frozen: Box::new(|_| false), track };
+        let (params, index, frozen) = (vec![], HashMap::new(), Box::new(|_: &str| false));
+        let loaded = match &source {
+            Origin::Loaded(tensors) => tensors.values().map(Tensor::elem_count).sum(),
+            Origin::Seed(_) => 0,
+        };
+        let (shared, room) = (BTreeSet::new(), SPARE + 2 * loaded);
+        let inner = Inner { source, params, index, frozen, track, shared, room };
         Self { inner: Arc::new(Mutex::new(inner)), device: device.clone() }
     }
 
@@ -87,8 +98,9 @@ impl Params {
         build: impl FnOnce(VarBuilder<'static>) -> Result<M>,
     ) -> Result<Vec<String>> {
         let params = Self::new(Origin::Loaded(BTreeMap::new()), &Device::Cpu, false);
-        build(params.builder())?;
         let present: BTreeMap<String, &[usize]> = present.into_iter().map(|(n, dims)| (n.to_string(), dims)).collect();
+        params.lock().room += 2 * present.values().map(|dims| dims.iter().product::<usize>()).sum::<usize>();
+        build(params.builder())?;
         let inner = params.lock();
         Ok(mismatches(&inner.params, &present))
     }
@@ -111,6 +123,12 @@ impl Params {
             DType::F32,
             self.device.clone(),
         )
+    }
+
+    /// Names that more than one layer asked [`builder`](Self::builder) for: those layers share their weights, by intention or
+    /// by a slip.
+    pub fn shared(&self) -> Vec<String> {
+        self.lock().shared.iter().cloned().collect()
     }
 
     /// A builder over the same storage that hands out constants: a model built with it sees every update and records
@@ -196,7 +214,8 @@ fn mismatches(params: &[Param], present: &BTreeMap<String, &[usize]>) -> Vec<Str
             Some(_) => {}
         }
     }
-    let unexpected = present.keys().filter(|name| !params.iter().any(|p| p.name == **name));
+    let known: HashSet<&str> = params.iter().map(|p| p.name.as_str()).collect();
+    let unexpected = present.keys().filter(|name| !known.contains(name.as_str()));
     problems.extend(unexpected.map(|name| format!("unexpected {name}")));
     problems
 }
@@ -217,6 +236,13 @@ fn report(mut problems: Vec<String>) -> Result<()> {
 
 /// The candidate that looks most like `name`, if any is close enough to be a likely slip.
 pub fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    // The time grows with both lengths, and names may be a file's.
+    const LONGEST: usize = 80;
+    const MOST: usize = 2000;
+    if name.len() > LONGEST {
+        return None;
+    }
+    let candidates = candidates.filter(|c| c.len() <= LONGEST).take(MOST);
     let scored = candidates.map(|c| (strsim::normalized_damerau_levenshtein(name, c), c));
     scored.filter(|(score, _)| *score >= 0.5).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, c)| c)
 }
@@ -227,6 +253,9 @@ fn is_buffer(name: &str) -> bool {
     matches!(last, "running_mean" | "running_var" | "num_batches_tracked" | "running_count")
 }
 
+/// Elements that are made up for tensors in any case.
+const SPARE: usize = 1 << 24;
+
 /// A parameter with more elements is a slip, and asking for its memory would end the process.
 const LARGEST: usize = 1 << 31;
 
@@ -236,7 +265,14 @@ struct Backend {
 }
 
 impl Backend {
-    fn create(inner: &Inner, shape: &Shape, name: &str, init: Init, dtype: DType, device: &Device) -> Result<Tensor> {
+    fn create(
+        inner: &mut Inner,
+        shape: &Shape,
+        name: &str,
+        init: Init,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Tensor> {
         match &inner.source {
             Origin::Seed(seed) => {
                 draw(init, shape, Stream::new(*seed, Purpose::Init, layer_id(name), 0), device)?.to_dtype(dtype)
@@ -244,7 +280,19 @@ impl Backend {
             Origin::Loaded(tensors) => match tensors.get(name) {
                 Some(t) if t.shape() == shape => t.to_dtype(dtype)?.to_device(device),
                 // A model of these is never handed out: its check refuses it.
-                _ => Tensor::zeros(shape, dtype, device),
+                found => match inner.room.checked_sub(shape.elem_count()) {
+                    Some(room) => {
+                        inner.room = room;
+                        Tensor::zeros(shape, dtype, device)
+                    }
+                    None => bail!(
+                        "the tensors do not fit the model: {}",
+                        found.map_or_else(
+                            || format!("missing {name} of shape {:?}", shape.dims()),
+                            |t| misshaped(name, shape.dims(), t.dims())
+                        )
+                    ),
+                },
             },
         }
     }
@@ -258,7 +306,12 @@ impl SimpleBackend for Backend {
         }
         let inner = &mut *self.params.lock();
         let at = match inner.index.get(name) {
-            Some(&at) => at,
+            Some(&at) => {
+                if !self.frozen {
+                    inner.shared.insert(name.to_string());
+                }
+                at
+            }
             None => {
                 let var = Var::from_tensor(&Self::create(inner, &shape, name, init, dtype, device)?)?;
                 let buffer = is_buffer(name);

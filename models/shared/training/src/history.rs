@@ -1,3 +1,4 @@
+use std::collections::HashMap;
 use std::path::Path;
 
 use serde_json::Value;
@@ -12,7 +13,12 @@ pub struct History {
     pub curves: Vec<Curve>,
     /// Steps whose update was refused.
     pub refused: u64,
+    /// Where each curve is, by name.
+    numbers: HashMap<String, usize>,
 }
+
+/// Curves that are kept; further ones are not.
+const MOST_CURVES: usize = 10_000;
 
 /// Values over steps.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,8 +35,10 @@ impl History {
     /// # Errors
     /// There is no `metrics.jsonl`, or a line of it (but for the last, which a crash may have cut) is not JSON.
     pub fn read(run: &Path) -> Result<Self> {
-        let path = RunFiles::at(run).metrics();
-        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+        let files = RunFiles::at(run);
+        let path = files.metrics();
+        let absent = || Error::io(&path)(std::io::ErrorKind::NotFound.into());
+        let text = files.metrics_text()?.ok_or_else(absent)?;
         let mut history = Self::default();
         let lines = text.lines().count();
         for (i, line) in text.lines().enumerate() {
@@ -61,20 +69,27 @@ impl History {
         }
     }
 
-    /// Appends a value; one that is not finite is no point of a curve.
+    /// Appends a value; one that is not finite is no point of a curve. Of more than 10,000 names the first are kept.
     pub fn add(&mut self, name: &str, step: u64, value: f64) {
         if !value.is_finite() {
             return;
         }
-        match self.curves.iter_mut().find(|c| c.name == name) {
-            Some(curve) => curve.points.push((step, value)),
-            None => self.curves.push(Curve { name: name.into(), points: vec![(step, value)] }),
+        match self.numbers.get(name) {
+            Some(number) => self.curves[*number].points.push((step, value)),
+            None => {
+                // More is no training run: a file of other names would take memory for each.
+                if self.curves.len() == MOST_CURVES {
+                    return;
+                }
+                self.numbers.insert(name.into(), self.curves.len());
+                self.curves.push(Curve { name: name.into(), points: vec![(step, value)] });
+            }
         }
     }
 
     /// The curve of that name; empty if there is none.
     pub fn curve(&self, name: &str) -> &[(u64, f64)] {
-        self.curves.iter().find(|c| c.name == name).map(|c| c.points.as_slice()).unwrap_or_default()
+        self.numbers.get(name).map(|number| self.curves[*number].points.as_slice()).unwrap_or_default()
     }
 
     /// Drops what came after `step`.

@@ -18,6 +18,7 @@ pub mod health;
 mod history;
 mod loader;
 mod metrics;
+mod number_table;
 mod observer;
 pub mod ppo;
 mod recipe;
@@ -40,6 +41,7 @@ pub use experiment::{Block, Experiment, Figure, Findings, Panel, Setup};
 pub use history::{Curve, History};
 pub use loader::Batches;
 pub use metrics::{Metrics, Name};
+pub use number_table::{NumberTable, Scaling};
 pub use observer::{Event, Observer, Silent};
 pub use recipe::{
     Dataset, Evaluation, Flag, Foreign, Generate, Import, Layout, Picture, Predict, Prediction, Preset, Raster, Recipe,

@@ -132,6 +132,15 @@ pub trait Recipe: Task {
         device: &Device,
     ) -> Result<Self>;
 
+    /// Refuses weights whose `fitted` (see [`Task::fitted`]) does not fit their architecture: nothing is refused by default.
+    ///
+    /// # Errors
+    /// It does not.
+    fn check(architecture: &Self::Architecture, fitted: &Value) -> Result<()> {
+        let _ = (architecture, fitted);
+        Ok(())
+    }
+
     /// One line on the data at hand; by default the number of samples.
     fn describe_data(&self) -> String {
         let [train, valid, test] = [Split::Train, Split::Valid, Split::Test].map(|split| self.samples(split));

@@ -108,7 +108,7 @@ pub trait Task: Sized + Sync + 'static {
     /// Tells data apart: the same for the same samples in the same splits. A run resumes on the data it began with. By
     /// default the number of samples of each split, which misses a change of values: hash what was read, if you can.
     fn fingerprint(&self) -> String {
-        json!([Split::Train, Split::Valid, Split::Test].map(|split| self.samples(split))).to_string()
+        counted(self)
     }
 
     /// What was fitted to the training data and belongs to the checkpoint, such as a scaler; nothing by default.
@@ -160,6 +160,11 @@ pub trait Task: Sized + Sync + 'static {
         let _ = batch;
         Ok(None)
     }
+}
+
+/// The number of samples of each split.
+pub(crate) fn counted<T: Task>(task: &T) -> String {
+    json!([Split::Train, Split::Valid, Split::Test].map(|split| task.samples(split))).to_string()
 }
 
 /// The mean loss over a split, in batches of 256 without dropout.

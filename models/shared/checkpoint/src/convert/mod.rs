@@ -59,28 +59,66 @@ impl Plan<'_> {
         if !format.holds_shards() {
             return refuse("only safetensors are written in shards".into());
         }
-        // All in a folder beside their place first: nothing that is there is touched until all is right.
-        let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let folder = tempfile::Builder::new()
-            .prefix(".zoo-")
-            .tempdir_in(parent)
-            .map_err(|e| Error::io(path)(e.kind().into()))?;
-        let name = path.file_name().unwrap_or_default();
-        let parts = shards(&folder.path().join(name), &outline, size);
+        self.write_shards(path, format, &outline, size, done)
+    }
+
+    /// Shards and their index. What was there stays whole until the index, which is moved into place last, names the new
+    /// shards: where a shard of that name is there already, the new ones get names of their own.
+    fn write_shards(
+        &self,
+        path: &Path,
+        format: Format,
+        outline: &Outline,
+        size: u64,
+        mut done: Converted,
+    ) -> Result<Converted> {
+        let (parent, name) = (atomic::folder_of(path), path.file_name().unwrap_or_default());
+        atomic::clear(parent);
+        let folder = tempfile::Builder::new().prefix(atomic::PREFIX).suffix(atomic::SUFFIX).tempdir_in(parent);
+        let folder = folder.map_err(|e| Error::io(path)(e.kind().into()))?;
+        // Held while this process lives: see `clear`.
+        let lock = std::fs::File::create_new(folder.path().join(atomic::LOCK)).map_err(Error::io(path))?;
+        let _ = lock.try_lock();
+        let hidden = folder.path().join(name);
+        let mut parts = shards(&hidden, outline, size, "");
+        let taken = |(file, _): &(PathBuf, Vec<usize>)| {
+            std::fs::symlink_metadata(parent.join(file.file_name().unwrap_or_default())).is_ok()
+        };
+        if parts.iter().any(taken) {
+            let own = folder.path().file_name().unwrap_or_default().to_string_lossy();
+            let own = own.trim_start_matches(atomic::PREFIX).trim_end_matches(atomic::SUFFIX);
+            parts = shards(&hidden, outline, size, &format!("-{own}"));
+        }
         let written =
-            parts.iter().try_for_each(|(file, numbers)| self.write_part(file, format, &outline, numbers, &mut done));
-        let written = written.and_then(|()| write_index(&folder.path().join(name), &outline, &parts, &mut done));
+            parts.iter().try_for_each(|(file, numbers)| self.write_part(file, format, outline, numbers, &mut done));
+        let written = written.and_then(|()| write_index(&hidden, outline, &parts, &mut done));
         if let Err(e) = written {
             let (hidden, shown) = (folder.path().display().to_string(), parent.display().to_string());
-            return refuse(format!("no shard was written: {}", e.to_string().replace(&hidden, &shown)));
+            let reason = format!("no shard was written: {}", e.to_string().replace(&hidden, &shown));
+            return Err(Error::Refused { path: path.into(), reason });
         }
+        let index = index_of(path);
+        let old = open::shard_names(&index);
         for file in &mut done.files {
             let place = parent.join(file.file_name().unwrap_or_default());
             std::fs::rename(&*file, &place).map_err(Error::io(&place))?;
             *file = place;
+            // All shards are there before the index that names them.
+            atomic::sync_directory(parent)?;
         }
-        #[cfg(unix)]
-        atomic::sync_directory(parent)?;
+        let now: BTreeSet<_> = done.files.iter().filter_map(|f| f.file_name()).collect();
+        // Those of the old set, as this program names them.
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        let ours = |name: &str| {
+            let name = name.strip_prefix(stem.as_ref()).and_then(|n| n.strip_suffix(".safetensors"));
+            let number = |n: &str| n.len() == 5 && n.bytes().all(|b| b.is_ascii_digit());
+            name.and_then(|n| n.rsplit_once("-of-")).is_some_and(|(k, n)| {
+                number(n) && k.rsplit_once('-').is_some_and(|(mark, k)| number(k) && !mark.contains('.'))
+            })
+        };
+        for shard in old.iter().filter(|s| !now.contains(s.as_os_str()) && s.to_str().is_some_and(ours)) {
+            let _ = std::fs::remove_file(parent.join(shard));
+        }
         Ok(done)
     }
 
@@ -191,8 +229,9 @@ impl Plan<'_> {
     }
 }
 
-/// Which tensors go into which file: in their order, as many as fit; tied ones with the tensor that has their values.
-fn shards(path: &Path, outline: &Outline, size: u64) -> Vec<(PathBuf, Vec<usize>)> {
+/// Which tensors go into which file: in their order, as many as fit; tied ones with the tensor that has their values. The
+/// files are named after `path` and `mark`.
+fn shards(path: &Path, outline: &Outline, size: u64, mark: &str) -> Vec<(PathBuf, Vec<usize>)> {
     let mut parts: Vec<(u64, Vec<usize>)> = vec![];
     for (i, t) in outline.tensors.iter().enumerate().filter(|(_, t)| t.tied_to.is_none()) {
         let bytes = t.bytes();
@@ -204,15 +243,24 @@ fn shards(path: &Path, outline: &Outline, size: u64) -> Vec<(PathBuf, Vec<usize>
             _ => parts.push((bytes, vec![i])),
         }
     }
+    let all = parts.iter().enumerate();
+    let part: BTreeMap<usize, usize> = all.flat_map(|(k, (_, numbers))| numbers.iter().map(move |i| (*i, k))).collect();
     for (i, to) in outline.tensors.iter().enumerate().filter_map(|(i, t)| Some((i, t.tied_to?))) {
-        if let Some((_, numbers)) = parts.iter_mut().find(|(_, numbers)| numbers.contains(&to)) {
-            numbers.push(i);
+        if let Some(k) = part.get(&to) {
+            parts[*k].1.push(i);
         }
     }
     let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let n = parts.len();
-    let name = |k: usize| path.with_file_name(format!("{stem}-{:05}-of-{n:05}.safetensors", k + 1));
+    let name = |k: usize| path.with_file_name(format!("{stem}{mark}-{:05}-of-{n:05}.safetensors", k + 1));
     parts.into_iter().enumerate().map(|(k, (_, numbers))| (name(k), numbers)).collect()
+}
+
+/// Where the index of the shards of `path` is.
+pub fn index_of(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(".index.json");
+    path.with_file_name(name)
 }
 
 /// The index that others expect: which file has which tensor.
@@ -226,8 +274,7 @@ fn write_index(path: &Path, outline: &Outline, parts: &[(PathBuf, Vec<usize>)], 
         }
     }
     let index = json!({ "metadata": { "total_size": done.bytes }, "weight_map": files });
-    let name = format!("{}.index.json", path.file_name().unwrap_or_default().to_string_lossy());
-    let file = path.with_file_name(name);
+    let file = index_of(path);
     atomic::replace(&file, |f| f.write_all(format!("{index:#}\n").as_bytes()))?;
     done.files.push(file.clone());
     open(&file).map(|_| ())

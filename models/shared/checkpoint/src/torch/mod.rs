@@ -15,13 +15,13 @@ use serde_json::{Map, Value};
 use crate::archive::Record;
 use crate::codec::{Codec, Probe};
 use crate::format::Traits;
-use crate::input::{Fault, Input, Parsed, Segment, Window, malformed, refused};
+use crate::input::{Budget, Fault, Input, Parsed, Segment, Window, malformed, refused};
 use crate::numpy::fortran;
 use crate::outline::{Outline, Streams};
 use crate::source::{Data, is_contiguous};
 use crate::ties::retie;
 use crate::{Dtype, Format, Result, Source};
-use pickle::{Array, Id, Node, Pickle, Storage, Strided};
+use pickle::{Array, Id, Node, Pickle, Storage, Strided, is_foreign};
 
 /// What the format is like.
 pub(crate) const FORMAT: Format =
@@ -55,11 +55,13 @@ impl Codec for Torch {
 
 /// What every legacy file begins with, in its first pickle.
 const MAGIC: &str = "0x1950a86a20f9469cfc6c";
+/// And in its second.
+const PROTOCOL: i64 = 1001;
 
-/// A value deeper than this, or with more parts, is an attack.
+/// A value deeper than this is an attack.
 const DEEPEST: usize = 64;
-const MOST_PARTS: usize = 1 << 22;
-const MOST_TEXT: usize = 1 << 26;
+/// What a value costs as JSON beside its text, and a tensor as well.
+const PART: usize = 128;
 
 /// Whether records are those of `torch.save`.
 fn is_archive(records: &[Record]) -> bool {
@@ -72,9 +74,10 @@ fn open_archive(input: &Arc<Input>, records: Vec<Record>) -> Parsed<Source> {
     let [main] = pickles[..] else { return malformed("it has several data.pkl") };
     let root = main.name.trim_end_matches("data.pkl").to_string();
     let by_name: HashMap<&str, &Segment> = records.iter().map(|r| (r.name.as_str(), &r.segment)).collect();
+    let budget = Budget::of(input.len);
     let small = |segment: &Segment| match segment.len > pickle::LARGEST {
         true => malformed(format!("its pickle has {} bytes", segment.len)),
-        false => Ok(segment.bytes(0..segment.len)?),
+        false => budget.spend(segment.len as usize).and_then(|()| Ok(segment.bytes(0..segment.len)?)),
     };
     if let Some(order) = by_name.get(format!("{root}byteorder").as_str())
         && order.len < 16
@@ -86,7 +89,7 @@ fn open_archive(input: &Arc<Input>, records: Vec<Record>) -> Parsed<Source> {
         return refused("it is a TorchScript archive, which holds a program: save model.state_dict() instead");
     }
     let bytes = small(&main.segment)?;
-    let mut values = Pickle::default();
+    let mut values = Pickle::new(budget);
     let len = bytes.len() as u64;
     let mut pickle = Cursor::new(bytes);
     let value = values.read(&mut pickle, len)?;
@@ -112,14 +115,17 @@ fn is_legacy(start: &[u8]) -> bool {
 
 fn open_legacy(input: &Arc<Input>) -> Parsed<Source> {
     let mut stream = BufReader::with_capacity(1 << 16, Window::new(input, 0..input.len));
-    let mut values = Pickle::default();
+    let mut values = Pickle::new(Budget::of(input.len));
     let mut next = |values: &mut Pickle| values.read(&mut stream, input.len);
     let magic = next(&mut values)?;
     if !matches!(&values[magic], Node::Big(n) if n == MAGIC) {
         return refused("it is a pickle, but none of torch.save: save the weights with torch.save or safetensors");
     }
-    let (_protocol, system) = (next(&mut values)?, next(&mut values)?);
-    if let Some(little) = values.get(system, "little_endian")
+    let (protocol, system) = (next(&mut values)?, next(&mut values)?);
+    if !matches!(values[protocol], Node::Int(PROTOCOL)) {
+        return refused(format!("it is a file of torch.save, but not of protocol {PROTOCOL}"));
+    }
+    if let Some(little) = values.get(system, "little_endian")?
         && !matches!(values[little], Node::Bool(true))
     {
         return refused("it was written on a big-endian machine: load it in PyTorch there and save it as safetensors");
@@ -172,23 +178,12 @@ struct Walk<'a> {
     known: HashMap<String, usize>,
     /// Segments by the bytes of their array.
     arrays: HashMap<Id, usize>,
-    parts: usize,
-    text: usize,
     classes: BTreeMap<String, usize>,
 }
 
 impl<'a> Walk<'a> {
     fn new(values: &'a Pickle, source: &'a mut Source, storages: &'a dyn Fn(&Storage) -> Parsed<Segment>) -> Self {
-        Self {
-            values,
-            source,
-            storages,
-            known: HashMap::new(),
-            arrays: HashMap::new(),
-            parts: 0,
-            text: 0,
-            classes: BTreeMap::new(),
-        }
+        Self { values, source, storages, known: HashMap::new(), arrays: HashMap::new(), classes: BTreeMap::new() }
     }
 
     fn root(mut self, id: Id) -> Parsed<()> {
@@ -216,6 +211,7 @@ impl<'a> Walk<'a> {
                 .remarks
                 .push(format!("it names the class or function {class} ({times} times): kept as text, never run"));
         }
+        self.source.foreign.extend(self.values.names.keys().filter(|name| is_foreign(name)).cloned());
         self.source.settle().map_err(Fault::Malformed)
     }
 
@@ -223,7 +219,7 @@ impl<'a> Walk<'a> {
     /// load them.)
     fn attributes(&mut self, attributes: Option<Id>) -> Parsed<()> {
         let Some(id) = attributes else { return Ok(()) };
-        if let Some(metadata) = self.values.get(id, write::METADATA)
+        if let Some(metadata) = self.values.get(id, write::METADATA)?
             && let Some(Value::Object(entries)) = self.visit(metadata, write::METADATA, 1)?
         {
             let texts = entries.iter().map(|(k, v)| Some((k.clone(), v.as_str()?.to_string()))).collect::<Option<_>>();
@@ -241,10 +237,9 @@ impl<'a> Walk<'a> {
     /// The value as JSON without its tensors, which are added to the source under their paths; `None` where nothing else
     /// is left.
     fn visit(&mut self, id: Id, path: &str, depth: usize) -> Parsed<Option<Value>> {
-        self.parts += 1;
-        self.text += path.len();
-        if depth > DEEPEST || self.parts > MOST_PARTS || self.text > MOST_TEXT {
-            return malformed(format!("{}: nested too deeply, or used again too often", shorten(path)));
+        self.values.budget.spend(PART + path.len())?;
+        if depth > DEEPEST {
+            return malformed(format!("{}: nested too deeply", shorten(path)));
         }
         let join = |name: &str| if path.is_empty() { name.to_string() } else { format!("{path}.{name}") };
         Ok(Some(match &self.values[id] {
@@ -284,16 +279,12 @@ impl<'a> Walk<'a> {
             Node::Int(n) => (*n).into(),
             Node::Float(f) if f.is_finite() => (*f).into(),
             Node::Float(f) => f.to_string().into(),
-            Node::Big(text) => {
-                self.text += text.len();
+            Node::Big(text) | Node::Text(text) => {
+                self.values.budget.spend(text.len())?;
                 text.clone().into()
             }
-            Node::Text(text) => {
-                self.text += text.len();
-                text.clone().into()
-            }
-            Node::Global(name) => {
-                self.text += name.len();
+            Node::Global(name) | Node::Object(name) => {
+                self.values.budget.spend(2 * name.len())?;
                 *self.classes.entry(name.clone()).or_default() += 1;
                 format!("<class {name}>").into()
             }
@@ -370,13 +361,15 @@ fn last_of_each(values: &Pickle, items: &[(Id, Id)]) -> Parsed<Vec<(String, Id)>
     let mut positions: HashMap<String, (usize, std::mem::Discriminant<Node>)> = HashMap::new();
     let mut out: Vec<(String, Id)> = vec![];
     for (key, value) in items {
-        let (text, kind) = (key_text(values, *key), std::mem::discriminant(&values[*key]));
+        values.budget.spend(PART)?;
+        let (text, kind) = (key_text(values, *key)?, std::mem::discriminant(&values[*key]));
         match positions.get(&text) {
             // The same key again: the last value counts, as in Python.
             Some((place, same)) if *same == kind && !matches!(values[*key], Node::Tuple(_) | Node::Bytes(_)) => {
                 out[*place].1 = *value
             }
             Some(_) => {
+                let text = shorten(&text);
                 return refused(format!("a dictionary has two keys that both read {text}: rename one in Python"));
             }
             None => {
@@ -388,23 +381,24 @@ fn last_of_each(values: &Pickle, items: &[(Id, Id)]) -> Parsed<Vec<(String, Id)>
     Ok(out)
 }
 
-fn key_text(values: &Pickle, key: Id) -> String {
-    match &values[key] {
-        Node::Text(text) => text.clone(),
+fn key_text(values: &Pickle, key: Id) -> Parsed<String> {
+    let text = |text: &String| values.budget.spend(2 * text.len()).map(|()| text.clone());
+    Ok(match &values[key] {
+        Node::Text(t) | Node::Global(t) | Node::Big(t) => text(t)?,
         Node::Int(n) => n.to_string(),
         Node::Bool(b) => b.to_string(),
         Node::Float(f) => f.to_string(),
         Node::None => "None".into(),
-        Node::Global(name) | Node::Big(name) => name.clone(),
         Node::Tuple(parts) => {
             let plain = |id: &Id| match &values[*id] {
-                Node::Tuple(_) => "(…)".into(),
+                Node::Tuple(_) => Ok("(…)".into()),
                 _ => key_text(values, *id),
             };
-            format!("({})", parts.iter().map(plain).collect::<Vec<_>>().join(", "))
+            values.budget.spend(PART * parts.len())?;
+            format!("({})", parts.iter().map(plain).collect::<Parsed<Vec<_>>>()?.join(", "))
         }
         _ => "?".into(),
-    }
+    })
 }
 
 fn shorten(path: &str) -> String {

@@ -95,6 +95,14 @@ pub(super) struct Columns {
     pub(super) adjusted: Option<usize>,
 }
 
+/// As much of a file's text as a message has.
+pub(super) fn quoted(text: &str) -> String {
+    match text.char_indices().nth(60) {
+        None => text.into(),
+        Some((end, _)) => format!("{}…", &text[..end]),
+    }
+}
+
 /// Columns that cannot be told.
 #[derive(Debug, PartialEq)]
 pub(super) struct Unclear {
@@ -110,7 +118,7 @@ impl Columns {
     /// One line: what is missing, or could be several columns.
     pub(super) fn find(headers: &[&str], column: &str, date_column: &str) -> Result<Self, Unclear> {
         let readings: Vec<Option<Reading>> = headers.iter().map(|h| read(h)).collect();
-        let shown = || headers.join(", ");
+        let shown = || quoted(&headers.join(", "));
         let unclear = |message: String, field| Err(Unclear { message, advice: Some((field, "names it")) });
         let outright = |name: &str, field| match headers.iter().position(|h| h.eq_ignore_ascii_case(name)) {
             Some(at) => Ok(at),
@@ -128,7 +136,7 @@ impl Columns {
                 [&at] => Ok(at),
                 _ => {
                     let names: Vec<&str> = several.iter().map(|&i| headers[i]).collect();
-                    unclear(format!("several columns could be the {what}: {}", names.join(", ")), field)
+                    unclear(format!("several columns could be the {what}: {}", quoted(&names.join(", "))), field)
                 }
             },
         };

@@ -3,10 +3,11 @@
 mod columns;
 mod dates;
 
+use std::io::Read;
 use std::path::Path;
 
 use crate::{Bar, Error, Result};
-use columns::{Columns, Unclear};
+use columns::{Columns, Unclear, quoted};
 use jiff::civil::Date;
 
 /// Trading days in time order.
@@ -61,6 +62,20 @@ struct Row {
     bar: Bar,
 }
 
+/// The bytes of a price file: of a regular file, which does not wait or go on without end.
+fn file(path: &Path) -> Result<Vec<u8>> {
+    const MOST: u64 = 1 << 30;
+    let found = std::fs::metadata(path).map_err(Error::io(path))?;
+    if !found.is_file() || found.len() > MOST {
+        let message = format!("{}: expected a regular file of at most {MOST} bytes", path.display());
+        return Err(Error::Data { message, advice: None });
+    }
+    let (mut bytes, file) = (vec![], std::fs::File::open(path).map_err(Error::io(path))?);
+    // No more than it says: what the system makes up as it is read has no length.
+    file.take(found.len()).read_to_end(&mut bytes).map_err(Error::io(path))?;
+    Ok(bytes)
+}
+
 /// Reads a daily price file: a header, then rows in any order of time. Columns are found by the names that vendors give
 /// them, or named by `how`. Fields are separated by commas, semicolons or tabs; numbers may have thousands separators,
 /// a currency sign, or a suffix K, M or B. Prices are multiplied by adjusted close / close where both are there, so that
@@ -69,7 +84,7 @@ struct Row {
 /// # Errors
 /// Columns or dates that are not clear, and bad rows unless `how` skips them; the message names file and line.
 pub fn read_csv(path: &Path, how: &Reading) -> Result<Days> {
-    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    let bytes = file(path)?;
     let of_file = |message: String, advice| Error::Data { message: format!("{}: {message}", path.display()), advice };
     let fail = |line: u64, message: String| of_file(format!("line {line}: {message}"), None);
     let skippable =
@@ -86,7 +101,8 @@ pub fn read_csv(path: &Path, how: &Reading) -> Result<Days> {
         csv::ReaderBuilder::new().delimiter(delimiter).trim(csv::Trim::All).flexible(true).from_reader(text.as_bytes());
     let malformed = |e: csv::Error| fail(e.position().map_or(1, csv::Position::line), "not separated values".into());
     let header = reader.headers().map_err(malformed)?.clone();
-    let headers: Vec<&str> = header.iter().collect();
+    // More of a name says no more.
+    let headers: Vec<&str> = header.iter().map(|h| h.char_indices().nth(60).map_or(h, |(end, _)| &h[..end])).collect();
     if headers.is_empty() {
         return Err(of_file("empty, expected a header and daily prices".into(), None));
     }
@@ -154,7 +170,8 @@ fn one_series(headers: &[&str], records: &[&csv::StringRecord]) -> std::result::
     let Some(first) = values.next() else { return Ok(()) };
     match values.find(|v| *v != first) {
         Some(other) => {
-            Err(format!("column {} has several values ({first}, {other}): leave one of them in the file", headers[at]))
+            let values = quoted(&format!("{}, {}", quoted(first), quoted(other)));
+            Err(format!("column {} has several values ({values}): leave one of them in the file", headers[at]))
         }
         None => Ok(()),
     }

@@ -28,8 +28,10 @@ impl ConfigFile {
     /// # Errors
     /// It cannot be read, or is not TOML.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-        Self::parse(&text, &path.display().to_string())
+        let bytes = zoo_checkpoint::bytes_of(path, "a configuration in TOML", crate::run::LONGEST_TEXT)?;
+        let name = path.display().to_string();
+        let text = String::from_utf8(bytes).map_err(|_| Error::Usage(format!("{name}: it is not UTF-8")))?;
+        Self::parse(&text, &name)
     }
 
     /// The file of that name with this text.
@@ -151,7 +153,11 @@ fn typed<C: DeserializeOwned>(table: Table) -> Result<C> {
 }
 
 fn one_line(message: &str) -> String {
-    message.split_whitespace().collect::<Vec<_>>().join(" ")
+    let line = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    // Users need not know Rust's types.
+    ["usize", "u64", "u32"]
+        .iter()
+        .fold(line, |line, t| line.replace(&format!("expected {t}"), "expected a whole number, zero or more"))
 }
 
 fn parse(text: &str, name: &str) -> Result<Table> {

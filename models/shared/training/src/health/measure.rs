@@ -359,11 +359,8 @@ impl Check {
     /// # Errors
     /// A line of `health.jsonl` (but for the last, which a crash may have cut) is no check.
     pub fn read(run: &Path) -> crate::Result<Vec<Self>> {
-        let path = run.join("health.jsonl");
-        let text = match std::fs::read_to_string(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(vec![]),
-            text => text.map_err(Error::io(&path))?,
-        };
+        let files = crate::RunFiles::at(run);
+        let (path, Some(text)) = (files.health(), files.health_text()?) else { return Ok(vec![]) };
         let (lines, cut) = (text.lines().count(), !text.ends_with('\n'));
         let mut checks = vec![];
         for (i, line) in text.lines().enumerate() {

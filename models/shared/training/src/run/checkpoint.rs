@@ -1,10 +1,10 @@
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
+use zoo_checkpoint::Folder;
 
+use super::{LONGEST_TEXT, best_name};
 use crate::{Error, Result, State};
 
 #[derive(Serialize, Deserialize)]
@@ -25,13 +25,14 @@ pub(crate) struct FileRecord {
 }
 
 impl FileRecord {
-    fn of(path: &Path) -> Result<Self> {
-        let bytes = fs::metadata(path).map_err(Error::io(path))?.len();
-        Ok(Self { bytes, sha256: zoo_checkpoint::sha256(path)? })
+    fn of(folder: &Folder, name: &str) -> Result<Self> {
+        let (bytes, sha256) = folder.sha256(name)?;
+        Ok(Self { bytes, sha256 })
     }
 
-    pub(super) fn verify(&self, path: &Path) -> Result<()> {
-        if fs::metadata(path).map_err(Error::io(path))?.len() != self.bytes || Self::of(path)? != *self {
+    pub(super) fn verify(&self, folder: &Folder, name: &str) -> Result<()> {
+        if Self::of(folder, name)? != *self {
+            let path = folder.path().join(name);
             return Err(Error::Run(format!("{} is not what was written (size or hash differ)", path.display())));
         }
         Ok(())
@@ -70,82 +71,85 @@ pub(crate) struct Saved {
     pub(crate) lost: Vec<(String, FileRecord)>,
 }
 
-/// Writes all files of a checkpoint to `directory`, the manifest last; `best` are files beside it.
-pub(super) fn fill(directory: &Path, snapshot: &Snapshot, best: &[String]) -> Result<()> {
+/// Writes all files of a checkpoint to `folder`, the manifest last; `best` are files of the folder that it is in, `beside`.
+pub(super) fn fill(folder: &Folder, beside: &Folder, snapshot: &Snapshot, best: &[String]) -> Result<()> {
     let Snapshot { weights, metadata, optimizer, average, experience, state } = snapshot;
-    zoo_checkpoint::create_weights(&directory.join(MODEL), weights, metadata)?;
-    zoo_checkpoint::create_weights(&directory.join(OPTIMIZER), optimizer, &BTreeMap::new())?;
+    folder.create_weights(MODEL, weights, metadata)?;
+    folder.create_weights(OPTIMIZER, optimizer, &BTreeMap::new())?;
     let mut names = vec![MODEL, OPTIMIZER, STATE];
     if let Some(average) = average {
-        zoo_checkpoint::create_weights(&directory.join(AVERAGE), average, metadata)?;
+        folder.create_weights(AVERAGE, average, metadata)?;
         names.push(AVERAGE);
     }
     if let Some(experience) = experience {
-        zoo_checkpoint::create_weights(&directory.join(EXPERIENCE), experience, &BTreeMap::new())?;
+        folder.create_weights(EXPERIENCE, experience, &BTreeMap::new())?;
         names.push(EXPERIENCE);
     }
     let json = |name: &str, text: serde_json::Result<String>| -> Result<()> {
-        let path = directory.join(name);
-        let text = text.map_err(|e| Error::Run(format!("{}: {e}", path.display())))?;
-        Ok(zoo_checkpoint::create(&path, |f| f.write_all(text.as_bytes()))?)
+        let text = text.map_err(|e| Error::Run(format!("{}: {e}", folder.path().join(name).display())))?;
+        Ok(folder.create(name, |f| f.write_all(text.as_bytes()))?)
     };
     json(STATE, serde_json::to_string_pretty(&State { version: VERSION, ..state.clone() }))?;
-    let records = |directory: &Path, names: &[&str]| -> Result<BTreeMap<String, FileRecord>> {
-        names.iter().map(|name| Ok((name.to_string(), FileRecord::of(&directory.join(name))?))).collect()
-    };
-    let beside = directory.parent().unwrap_or(directory);
-    let best: Vec<&str> = best.iter().map(String::as_str).collect();
+    let record = |folder: &Folder, name: &str| Ok((name.to_string(), FileRecord::of(folder, name)?));
     let manifest = Manifest {
         version: VERSION,
         step: state.step,
-        files: records(directory, &names)?,
-        best: records(beside, &best)?,
+        files: names.iter().map(|name| record(folder, name)).collect::<Result<_>>()?,
+        best: best.iter().map(|name| record(beside, name)).collect::<Result<_>>()?,
     };
     json(MANIFEST, serde_json::to_string_pretty(&manifest))
 }
 
 /// The state alone.
-pub(super) fn state(directory: &Path) -> Result<State> {
-    let path = directory.join(STATE);
-    let state: State = json(&path)?;
-    check_version(&path, state.version)?;
+pub(super) fn state(folder: &Folder) -> Result<State> {
+    let state: State = json(folder, STATE)?;
+    check_version(folder, STATE, state.version)?;
     Ok(state)
 }
 
 /// Refuses what a newer program wrote, which may mean something else by the same names.
-fn check_version(path: &Path, found: u64) -> Result<()> {
+fn check_version(folder: &Folder, name: &str, found: u64) -> Result<()> {
     if found > VERSION {
-        return Err(Error::NewerFormat { path: path.into(), found, known: VERSION });
+        return Err(Error::NewerFormat { path: folder.path().join(name), found, known: VERSION });
     }
     Ok(())
 }
 
-fn json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
-    let text = fs::read_to_string(path).map_err(Error::io(path))?;
-    serde_json::from_str(&text).map_err(|e| Error::Run(format!("{}: {e}", path.display())))
+fn json<T: serde::de::DeserializeOwned>(folder: &Folder, name: &str) -> Result<T> {
+    let text = folder.text(name, LONGEST_TEXT)?;
+    serde_json::from_str(&text).map_err(|e| Error::Run(format!("{}: {e}", folder.path().join(name).display())))
 }
 
-/// Reads a checkpoint, if all of it is what was written.
-pub(super) fn read(directory: &Path, device: &Device) -> Result<Saved> {
-    let path = directory.join(MANIFEST);
-    let manifest: Manifest = json(&path)?;
-    check_version(&path, manifest.version)?;
-    for (name, record) in &manifest.files {
-        record.verify(&directory.join(name))?;
+/// Reads the checkpoint in `folder`, which is in `beside`, if all of it is what was written.
+pub(super) fn read(folder: &Folder, beside: &Folder, device: &Device) -> Result<Saved> {
+    let manifest: Manifest = json(folder, MANIFEST)?;
+    check_version(folder, MANIFEST, manifest.version)?;
+    let wrong = |what: String| Err(Error::Run(format!("{}: {what}", folder.path().join(MANIFEST).display())));
+    if let Some(name) = [MODEL, OPTIMIZER, STATE].iter().find(|name| !manifest.files.contains_key(**name)) {
+        return wrong(format!("it does not list {name}"));
     }
-    let beside = directory.parent().unwrap_or(directory);
-    let lost = manifest.best.iter().filter(|(name, record)| record.verify(&beside.join(name)).is_err());
+    for (name, record) in &manifest.files {
+        if ![MODEL, OPTIMIZER, STATE, AVERAGE, EXPERIENCE].contains(&name.as_str()) {
+            return wrong(format!("it lists {name:.60?}, which is no file of a checkpoint"));
+        }
+        record.verify(folder, name)?;
+    }
+    let state = state(folder)?;
+    if let Some(name) = manifest.best.keys().find(|name| !state.best.iter().any(|(_, s)| best_name(*s) == **name)) {
+        return wrong(format!("it lists {name:.60?} among the best weights, which the state does not"));
+    }
+    let lost = manifest.best.iter().filter(|(name, record)| record.verify(beside, name).is_err());
     let lost = lost.map(|(name, record)| (name.clone(), record.clone())).collect();
-    let tensors = |name: &str| zoo_checkpoint::read(&directory.join(name), device).map(|c| c.tensors);
+    let tensors = |name: &str, device: &Device| -> Result<BTreeMap<String, Tensor>> {
+        Ok(folder.checkpoint(name)?.read(device)?.tensors)
+    };
+    let listed = |name: &'static str| Some(name).filter(|name| manifest.files.contains_key(*name));
     Ok(Saved {
-        model: tensors(MODEL)?,
-        optimizer: tensors(OPTIMIZER)?,
-        average: if manifest.files.contains_key(AVERAGE) { Some(tensors(AVERAGE)?) } else { None },
-        experience: match manifest.files.contains_key(EXPERIENCE) {
-            true => Some(zoo_checkpoint::read(&directory.join(EXPERIENCE), &Device::Cpu)?.tensors),
-            false => None,
-        },
-        state: state(directory)?,
+        model: tensors(MODEL, device)?,
+        optimizer: tensors(OPTIMIZER, device)?,
+        average: listed(AVERAGE).map(|name| tensors(name, device)).transpose()?,
+        experience: listed(EXPERIENCE).map(|name| tensors(name, &Device::Cpu)).transpose()?,
+        state,
         lost,
     })
 }

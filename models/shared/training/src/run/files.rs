@@ -1,12 +1,25 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use zoo_checkpoint::Folder;
 
 use crate::config::ConfigFile;
 use crate::{Error, Result};
 
+pub(super) const CONFIG: &str = "config.toml";
+pub(super) const METRICS: &str = "metrics.jsonl";
+pub(super) const HEALTH: &str = "health.jsonl";
+pub(super) const RECORD: &str = "accepted.json";
+pub(super) const BEST: &str = "best.safetensors";
+pub(super) const LAST: &str = "last.safetensors";
+pub(super) const CHECKPOINTS: &str = "checkpoints";
+pub(super) const LOCK: &str = ".lock";
 /// What the names of checkpoints begin with.
 pub(super) const STEP: &str = "step-";
+
+/// Bytes of a text that describes something, and of one of many lines; what is longer is not read.
+pub(crate) const LONGEST_TEXT: u64 = 1 << 24;
+pub(crate) const LONGEST_LINES: u64 = 1 << 30;
 
 /// The names of the files in a run directory. Nothing is opened or locked.
 #[derive(Clone, Debug)]
@@ -27,7 +40,7 @@ impl RunFiles {
 
     /// Whether there is a run.
     pub fn exist(&self) -> bool {
-        self.config().exists()
+        std::fs::symlink_metadata(self.config()).is_ok()
     }
 
     /// The same files, if there is a run.
@@ -40,41 +53,37 @@ impl RunFiles {
 
     /// The resolved configuration.
     pub fn config(&self) -> PathBuf {
-        self.path.join("config.toml")
+        self.path.join(CONFIG)
     }
 
     /// A line for every logged step, evaluation and rollout.
     pub fn metrics(&self) -> PathBuf {
-        self.path.join("metrics.jsonl")
+        self.path.join(METRICS)
     }
 
     /// A line for every health check.
     pub fn health(&self) -> PathBuf {
-        self.path.join("health.jsonl")
+        self.path.join(HEALTH)
     }
 
     /// What the run was last begun or resumed with.
     pub fn record(&self) -> PathBuf {
-        self.path.join("accepted.json")
+        self.path.join(RECORD)
     }
 
     /// The weights of the best evaluation.
     pub fn best(&self) -> PathBuf {
-        self.path.join("best.safetensors")
+        self.path.join(BEST)
     }
 
     /// The weights of the last step.
     pub fn last(&self) -> PathBuf {
-        self.path.join("last.safetensors")
+        self.path.join(LAST)
     }
 
     /// The folder of the checkpoints.
     pub fn checkpoints(&self) -> PathBuf {
-        self.path.join("checkpoints")
-    }
-
-    pub(super) fn lock(&self) -> PathBuf {
-        self.path.join(".lock")
+        self.path.join(CHECKPOINTS)
     }
 
     /// The weights that the run stands for: its best ones, or else its last.
@@ -84,13 +93,44 @@ impl RunFiles {
 
     /// Whether there is a checkpoint to resume from.
     pub fn has_checkpoint(&self) -> bool {
-        let whole = |e: std::io::Result<std::fs::DirEntry>| e.is_ok_and(|e| e.path().extension().is_none());
-        std::fs::read_dir(self.checkpoints()).is_ok_and(|mut all| all.any(whole))
+        let names = || Folder::open(&self.path)?.folder(CHECKPOINTS, false)?.names();
+        names().is_ok_and(|names| names.iter().any(|n| super::step_of(n).is_some()))
+    }
+
+    /// The text of one of its files, if it is there.
+    ///
+    /// # Errors
+    /// It is a link or no regular file, longer than `most` bytes, or not UTF-8.
+    pub(crate) fn text(&self, name: &str, most: u64) -> Result<Option<String>> {
+        if !self.path.is_dir() {
+            return Ok(None);
+        }
+        let folder = Folder::open(&self.path)?;
+        Ok(match folder.kind(name)? {
+            None => None,
+            Some(_) => Some(folder.text(name, most)?),
+        })
+    }
+
+    /// The lines of `metrics.jsonl`; none where it is not there.
+    ///
+    /// # Errors
+    /// It is a link or no regular file, longer than a gigabyte, or not UTF-8.
+    pub fn metrics_text(&self) -> Result<Option<String>> {
+        self.text(METRICS, LONGEST_LINES)
+    }
+
+    /// Those of `health.jsonl`.
+    ///
+    /// # Errors
+    /// As [`RunFiles::metrics_text`].
+    pub fn health_text(&self) -> Result<Option<String>> {
+        self.text(HEALTH, LONGEST_LINES)
     }
 
     /// The model that the run trains, if that is on record.
     pub fn model(&self) -> Option<String> {
-        let record: Value = serde_json::from_str(&std::fs::read_to_string(self.record()).ok()?).ok()?;
+        let record: Value = serde_json::from_str(&self.text(RECORD, LONGEST_TEXT).ok()??).ok()?;
         record["model"].as_str().map(String::from)
     }
 
@@ -99,7 +139,8 @@ impl RunFiles {
     /// # Errors
     /// There is no run, or its `config.toml` cannot be read.
     pub fn read_config(&self) -> Result<ConfigFile> {
-        self.clone().required()?;
-        ConfigFile::read(&self.config())
+        let absent = || Error::NotARun(self.path.clone());
+        let text = self.text(CONFIG, LONGEST_TEXT)?.ok_or_else(absent)?;
+        ConfigFile::parse(&text, &self.config().display().to_string())
     }
 }

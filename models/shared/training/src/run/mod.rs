@@ -2,30 +2,38 @@
 //!
 //! A checkpoint is written under a temporary name, its manifest with sizes and hashes last, and moved into place: it is
 //! there whole or not at all.
+//!
+//! It may be somebody else's: its files have the names that are written here and no others, links in it are refused, and
+//! nothing in it leads out of it (see [`Folder`]).
 
 mod checkpoint;
 mod files;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use candle_core::{Device, Tensor};
 use serde_json::Value;
+use zoo_checkpoint::{Folder, Kind};
 
 pub(crate) use checkpoint::{Saved, Snapshot};
 pub use files::RunFiles;
+pub(crate) use files::{LONGEST_LINES, LONGEST_TEXT};
 
 use crate::{Error, Result};
 
 const TEMPORARY: &str = ".tmp";
 const BEST: &str = "best-step-";
+const WEIGHTS: &str = ".safetensors";
 
 /// A directory that belongs to one run, locked while it is open.
 pub struct RunDirectory {
     files: RunFiles,
+    folder: Arc<Folder>,
+    checkpoints: Folder,
     _lock: File,
     metrics: Journal,
     health: Journal,
@@ -33,13 +41,18 @@ pub struct RunDirectory {
 
 /// A file of lines in JSON, each with its step; open from its first line on.
 pub(crate) struct Journal {
-    path: PathBuf,
+    folder: Arc<Folder>,
+    name: &'static str,
     file: Mutex<Option<File>>,
 }
 
 impl Journal {
-    fn new(path: PathBuf) -> Self {
-        Self { path, file: Mutex::new(None) }
+    fn new(folder: &Arc<Folder>, name: &'static str) -> Self {
+        Self { folder: folder.clone(), name, file: Mutex::new(None) }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join(self.name)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<File>> {
@@ -49,14 +62,12 @@ impl Journal {
     /// Appends a line.
     pub(crate) fn append(&self, line: &Value) -> Result<()> {
         let mut file = self.lock();
-        let mut append = || -> std::io::Result<()> {
-            if file.is_none() {
-                *file = Some(OpenOptions::new().create(true).append(true).open(&self.path)?);
-            }
-            // In one write: a line is there whole, or cut short by a crash and dropped on resume.
-            file.as_mut().map_or(Ok(()), |f| f.write_all(format!("{line}\n").as_bytes()))
-        };
-        append().map_err(Error::io(&self.path))
+        if file.is_none() {
+            *file = Some(self.folder.append(self.name)?);
+        }
+        // In one write: a line is there whole, or cut short by a crash and dropped on resume.
+        let append = file.as_mut().map_or(Ok(()), |f| f.write_all(format!("{line}\n").as_bytes()));
+        append.map_err(Error::io(&self.path()))
     }
 
     /// Makes the lines so far durable: a checkpoint must not be there without the lines before it.
@@ -64,22 +75,22 @@ impl Journal {
         // A handle of its own: waiting for the disk must not hold up the next line.
         let file = self.lock().as_ref().map(File::try_clone).transpose();
         let sync = || file?.map_or(Ok(()), |f| f.sync_data());
-        sync().map_err(Error::io(&self.path))
+        sync().map_err(Error::io(&self.path()))
     }
 
     /// Drops the lines after `step`, and a line that a crash cut short.
     fn cut(&self, step: u64) -> Result<()> {
         *self.lock() = None;
-        let text = match fs::read_to_string(&self.path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            text => text.map_err(Error::io(&self.path))?,
-        };
+        if self.folder.kind(self.name)?.is_none() {
+            return Ok(());
+        }
+        let text = self.folder.text(self.name, LONGEST_LINES)?;
         let keep = |line: &&str| {
             let parsed = serde_json::from_str::<Value>(line).ok();
             parsed.and_then(|v| v["step"].as_u64()).is_some_and(|s| s <= step)
         };
         let kept: String = text.lines().filter(keep).flat_map(|l| [l, "\n"]).collect();
-        Ok(zoo_checkpoint::replace(&self.path, |f| f.write_all(kept.as_bytes()))?)
+        Ok(self.folder.replace(self.name, |f| f.write_all(kept.as_bytes()))?)
     }
 }
 
@@ -101,7 +112,7 @@ impl RunDirectory {
         if files.exist() {
             return Err(Error::RunExists(path.into()));
         }
-        fs::create_dir_all(files.checkpoints()).map_err(Error::io(path))?;
+        std::fs::create_dir_all(path).map_err(Error::io(path))?;
         let run = Self::lock(path)?;
         if files.exist() {
             return Err(Error::RunExists(path.into()));
@@ -115,47 +126,60 @@ impl RunDirectory {
     /// # Errors
     /// It cannot be written; the old one stays then.
     pub(crate) fn set_config(&self, config: &str) -> Result<()> {
-        Ok(zoo_checkpoint::replace(&self.config(), |f| f.write_all(config.as_bytes()))?)
+        Ok(self.folder.replace(files::CONFIG, |f| f.write_all(config.as_bytes()))?)
+    }
+
+    /// Writes the weights of the last step.
+    pub(crate) fn write_last(&self, weights: &[(String, Tensor)], metadata: &BTreeMap<String, String>) -> Result<()> {
+        Ok(self.folder.write(files::LAST, weights, metadata)?)
+    }
+
+    /// Removes what a run has that was begun and came to nothing, and the directory if nothing else is in it. Failing only
+    /// leaves it.
+    pub(crate) fn abandon(&self) {
+        for name in [files::CONFIG, files::METRICS, files::HEALTH, files::RECORD, files::CHECKPOINTS, files::LOCK] {
+            let _ = self.folder.remove(name);
+        }
+        let _ = std::fs::remove_dir(self.path());
     }
 
     /// Opens a run to continue it; what an interrupted save left behind is removed.
     ///
     /// # Errors
-    /// There is no run, or another process is at work in it.
+    /// There is no run, one of its files is a link, or another process is at work in it.
     pub fn open(path: &Path) -> Result<Self> {
         RunFiles::at(path).required()?;
         let run = Self::lock(path)?;
-        for directory in [path.to_path_buf(), run.checkpoints()] {
-            for entry in entries(&directory)?.iter().filter(|e| e.to_string_lossy().ends_with(TEMPORARY)) {
-                remove(entry)?;
+        run.folder.clear()?;
+        run.checkpoints.clear()?;
+        for name in run.checkpoints.names()? {
+            let half = name.strip_suffix(TEMPORARY).is_some_and(|n| step_of(n).is_some());
+            if half && run.checkpoints.kind(&name)? == Some(Kind::Folder) {
+                run.checkpoints.remove(&name)?;
             }
         }
         Ok(run)
     }
 
     fn lock(path: &Path) -> Result<Self> {
-        let files = RunFiles::at(path);
-        let file = files.lock();
-        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&file).map_err(Error::io(&file))?;
+        let (files, folder) = (RunFiles::at(path), Arc::new(Folder::open(path)?));
+        let lock = folder.append(files::LOCK)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 return Err(Error::Run(format!("{} is in use by another process", path.display())));
             }
-            Err(TryLockError::Error(e)) => return Err(Error::io(&file)(e)),
+            Err(TryLockError::Error(e)) => return Err(Error::io(&path.join(files::LOCK))(e)),
         }
-        let (metrics, health) = (Journal::new(files.metrics()), Journal::new(files.health()));
-        Ok(Self { files, _lock: lock, metrics, health })
+        let checkpoints = folder.folder(files::CHECKPOINTS, true)?;
+        let (metrics, health) = (Journal::new(&folder, files::METRICS), Journal::new(&folder, files::HEALTH));
+        Ok(Self { files, folder, checkpoints, _lock: lock, metrics, health })
     }
 
-    /// The checkpoints by step, oldest first.
-    fn numbered(&self) -> Result<Vec<(u64, PathBuf)>> {
-        let mut found = vec![];
-        for path in entries(&self.checkpoints())? {
-            let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-            found.extend(name.strip_prefix(files::STEP).and_then(|n| n.parse().ok()).map(|step| (step, path)));
-        }
-        found.sort();
+    /// The steps of the checkpoints, in order.
+    fn numbered(&self) -> Result<Vec<u64>> {
+        let mut found: Vec<u64> = self.checkpoints.names()?.iter().filter_map(|name| step_of(name)).collect();
+        found.sort_unstable();
         Ok(found)
     }
 
@@ -177,33 +201,32 @@ impl RunDirectory {
         metadata: &BTreeMap<String, String>,
         best: bool,
     ) -> Result<()> {
-        let path = self.checkpoints().join(best_name(step));
-        zoo_checkpoint::write(&path, weights, metadata)?;
+        let name = best_name(step);
+        self.checkpoints.write(&name, weights, metadata)?;
         if best {
-            zoo_checkpoint::link(&path, &self.best())?;
+            self.folder.link(&self.checkpoints, &name, files::BEST)?;
         }
         Ok(())
     }
 
     /// Commits a checkpoint, then drops what is no longer needed.
     pub(crate) fn save(&self, snapshot: &Snapshot, keep: usize, every: u64) -> Result<()> {
-        let (directory, step) = (self.checkpoints(), snapshot.state.step);
-        let target = directory.join(format!("{}{step:08}", files::STEP));
-        let temporary = directory.join(format!("{}{step:08}{TEMPORARY}", files::STEP));
-        if !target.exists() {
+        let target = step_name(snapshot.state.step);
+        let temporary = format!("{target}{TEMPORARY}");
+        if self.checkpoints.kind(&target)?.is_none() {
             let best: Vec<String> = snapshot.state.best.iter().map(|(_, step)| best_name(*step)).collect();
             let commit = || -> Result<()> {
                 self.metrics.sync()?;
                 self.health.sync()?;
-                fs::create_dir_all(&temporary).map_err(Error::io(&temporary))?;
-                checkpoint::fill(&temporary, snapshot, &best)?;
-                zoo_checkpoint::sync_directory(&temporary)?;
-                fs::rename(&temporary, &target).map_err(Error::io(&target))?;
-                Ok(zoo_checkpoint::sync_directory(&directory)?)
+                let half = self.checkpoints.folder(&temporary, true)?;
+                checkpoint::fill(&half, &self.checkpoints, snapshot, &best)?;
+                half.sync()?;
+                self.checkpoints.rename(&temporary, &target)?;
+                Ok(self.checkpoints.sync()?)
             };
             if let Err(e) = commit() {
                 // On a full disk, at least what was written of it is given back.
-                let _ = fs::remove_dir_all(&temporary);
+                let _ = self.checkpoints.remove(&temporary);
                 return Err(e);
             }
         }
@@ -214,25 +237,33 @@ impl RunDirectory {
     /// goes back to, and best weights that none of these names.
     pub(crate) fn prune(&self, keep: usize, every: u64) -> Result<()> {
         let all = self.numbered()?;
-        let regular = all.iter().rev().find(|(step, _)| step.is_multiple_of(every)).map(|(step, _)| *step);
+        let regular = all.iter().rev().find(|step| step.is_multiple_of(every)).copied();
         let old = all.len().saturating_sub(keep);
         let (leaving, kept): (Vec<_>, Vec<_>) =
-            all.into_iter().enumerate().partition(|(i, (step, _))| *i < old && Some(*step) != regular);
-        for (_, (_, old)) in leaving {
-            discard(&old)?;
+            all.into_iter().enumerate().partition(|(i, step)| *i < old && Some(*step) != regular);
+        for (_, old) in leaving {
+            self.discard(old)?;
         }
+        let state = |step: u64| checkpoint::state(&self.checkpoints.folder(&step_name(step), false)?);
         let named: BTreeSet<String> = kept
-            .iter()
-            .filter_map(|(_, (_, path))| checkpoint::state(path).ok())
+            .into_iter()
+            .filter_map(|(_, step)| state(step).ok())
             .flat_map(|state| state.best.into_iter().map(|(_, step)| best_name(step)))
             .collect();
-        for path in entries(&self.checkpoints())? {
-            let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-            if name.starts_with(BEST) && !named.contains(&name) {
-                remove(&path)?;
+        for name in self.checkpoints.names()? {
+            let ours = number_between(&name, BEST, WEIGHTS).is_some_and(|step| best_name(step) == name);
+            if ours && !named.contains(&name) {
+                self.checkpoints.remove(&name)?;
             }
         }
         Ok(())
+    }
+
+    /// Removes a checkpoint, under another name first: half of one must not look like a damaged one.
+    fn discard(&self, step: u64) -> Result<()> {
+        let leaving = format!("{}{TEMPORARY}", step_name(step));
+        self.checkpoints.rename(&step_name(step), &leaving)?;
+        Ok(self.checkpoints.remove(&leaving)?)
     }
 
     /// The newest whole checkpoint among those of the steps that are `wanted`. Nothing is changed yet: see
@@ -242,29 +273,33 @@ impl RunDirectory {
     /// All are damaged, one is of a newer format, or there are weights without any checkpoint.
     pub(crate) fn latest(&self, device: &Device, wanted: impl Fn(u64) -> bool) -> Result<Found> {
         let mut found = Found { saved: None, damaged: vec![], warnings: vec![] };
-        for (_, path) in self.numbered()?.into_iter().rev().filter(|(step, _)| wanted(*step)) {
-            match checkpoint::read(&path, device) {
+        for step in self.numbered()?.into_iter().rev().filter(|step| wanted(*step)) {
+            let name = step_name(step);
+            let saved = || checkpoint::read(&self.checkpoints.folder(&name, false)?, &self.checkpoints, device);
+            match saved() {
                 Ok(mut saved) => {
                     for (name, record) in std::mem::take(&mut saved.lost) {
-                        let path = self.checkpoints().join(&name);
                         // The same weights may still lie there under their other name.
-                        if record.verify(&self.best()).is_ok() && zoo_checkpoint::link(&self.best(), &path).is_ok() {
+                        if record.verify(&self.folder, files::BEST).is_ok()
+                            && self.checkpoints.link(&self.folder, files::BEST, &name).is_ok()
+                        {
                             continue;
                         }
+                        let path = self.checkpoints.path().join(&name);
                         let warning = format!("{} is missing or damaged and is no longer counted", path.display());
                         found.warnings.push(warning);
                         saved.state.best.retain(|(_, step)| best_name(*step) != name);
                     }
-                    let used = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
                     for (damaged, e) in &found.damaged {
-                        found.warnings.push(format!("{} is damaged, using {used}: {e}", damaged.display()));
+                        let damaged = self.checkpoints.path().join(step_name(*damaged));
+                        found.warnings.push(format!("{} is damaged, using {name}: {e}", damaged.display()));
                     }
                     found.saved = Some(saved);
                     return Ok(found);
                 }
                 // It is whole, and only a newer program knows what is in it.
                 Err(e @ Error::NewerFormat { .. }) => return Err(e),
-                Err(e) => found.damaged.push((path, e.to_string())),
+                Err(e) => found.damaged.push((step, e.to_string())),
             }
         }
         let path = self.path().display();
@@ -281,72 +316,60 @@ impl RunDirectory {
     /// neither count nor stand in the way of new ones; later checkpoints and metrics are dropped, and `best.safetensors` is
     /// what it was.
     pub(crate) fn return_to(&self, found: &Found) -> Result<()> {
-        for (path, _) in &found.damaged {
-            let mut aside = path.clone().into_os_string();
-            aside.push(".damaged");
-            if Path::new(&aside).exists() {
-                remove(Path::new(&aside))?;
+        for (step, _) in &found.damaged {
+            let (name, aside) = (step_name(*step), format!("{}.damaged", step_name(*step)));
+            if self.checkpoints.kind(&aside)?.is_some() {
+                self.checkpoints.remove(&aside)?;
             }
-            fs::rename(path, &aside).map_err(Error::io(path))?;
+            self.checkpoints.rename(&name, &aside)?;
         }
         let state = found.saved.as_ref().map(|s| s.state.clone()).unwrap_or_default();
-        for (_, later) in self.numbered()?.into_iter().filter(|(step, _)| *step > state.step) {
-            discard(&later)?;
+        for later in self.numbered()?.into_iter().filter(|step| *step > state.step) {
+            self.discard(later)?;
         }
         self.metrics.cut(state.step)?;
         self.health.cut(state.step)?;
         match state.best.first() {
-            Some((_, step)) => Ok(zoo_checkpoint::link(&self.checkpoints().join(best_name(*step)), &self.best())?),
-            None if self.best().exists() => remove(&self.best()),
+            Some((_, step)) => Ok(self.folder.link(&self.checkpoints, &best_name(*step), files::BEST)?),
+            None if self.folder.kind(files::BEST)?.is_some() => Ok(self.folder.remove(files::BEST)?),
             None => Ok(()),
         }
     }
 
     /// What the run was last begun or resumed with, if that is on record.
     pub(crate) fn accepted(&self) -> Result<Option<Value>> {
-        let path = self.record();
-        match fs::read_to_string(&path) {
-            Ok(text) => {
-                let value = serde_json::from_str(&text);
-                value.map(Some).map_err(|e| Error::Run(format!("{}: {e}", path.display())))
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(Error::io(&path)(e)),
-        }
+        let Some(text) = self.files.text(files::RECORD, LONGEST_TEXT)? else { return Ok(None) };
+        let value = serde_json::from_str(&text);
+        value.map(Some).map_err(|e| Error::Run(format!("{}: {e}", self.record().display())))
     }
 
     /// Puts on record what the run goes on with.
     pub(crate) fn accept(&self, what: &Value) -> Result<()> {
-        Ok(zoo_checkpoint::replace(&self.record(), |f| write!(f, "{what:#}"))?)
+        Ok(self.folder.replace(files::RECORD, |f| write!(f, "{what:#}"))?)
     }
 }
 
 /// What [`RunDirectory::latest`] found.
 pub(crate) struct Found {
     pub(crate) saved: Option<Saved>,
-    /// Damaged checkpoints after it, with what is wrong with them.
-    damaged: Vec<(PathBuf, String)>,
+    /// Steps of damaged checkpoints after it, with what is wrong with them.
+    damaged: Vec<(u64, String)>,
     pub(crate) warnings: Vec<String>,
 }
 
 fn best_name(step: u64) -> String {
-    format!("{BEST}{step:08}.safetensors")
+    format!("{BEST}{step:08}{WEIGHTS}")
 }
 
-fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
-    let read = || -> std::io::Result<Vec<PathBuf>> { fs::read_dir(directory)?.map(|e| e.map(|e| e.path())).collect() };
-    read().map_err(Error::io(directory))
+fn step_name(step: u64) -> String {
+    format!("{}{step:08}", files::STEP)
 }
 
-/// Removes a checkpoint, under another name first: half of one must not look like a damaged one.
-fn discard(checkpoint: &Path) -> Result<()> {
-    let mut leaving = checkpoint.to_path_buf().into_os_string();
-    leaving.push(TEMPORARY);
-    fs::rename(checkpoint, &leaving).map_err(Error::io(checkpoint))?;
-    remove(Path::new(&leaving))
+/// The step of the checkpoint of that name, if it is the name of one.
+fn step_of(name: &str) -> Option<u64> {
+    number_between(name, files::STEP, "").filter(|step| step_name(*step) == name)
 }
 
-fn remove(path: &Path) -> Result<()> {
-    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-    removed.map_err(Error::io(path))
+fn number_between(name: &str, before: &str, behind: &str) -> Option<u64> {
+    name.strip_prefix(before)?.strip_suffix(behind)?.parse().ok()
 }

@@ -10,7 +10,7 @@ use super::guard::{NonFinite, Refusal};
 use super::{Step, Trainer};
 use crate::run::Snapshot;
 use crate::saver::Saver;
-use crate::{Event, Observer, OnNonFinite, Result, Split, Task, record};
+use crate::{Error, Event, Observer, OnNonFinite, Result, Split, Task, record};
 
 impl<T: Task> Trainer<'_, T> {
     /// Tells the observer of the step just done.
@@ -53,6 +53,13 @@ impl<T: Task> Trainer<'_, T> {
         let split = if overfit { Split::Train } else { Split::Valid };
         let metrics = self.task.validate(&self.frozen, split)?;
         let (step, train) = (self.state.step, &self.config.train);
+        if !metrics.iter().any(|(name, _)| name == "loss") {
+            let names: Vec<&str> = metrics.iter().map(|(name, _)| name.as_ref()).collect();
+            let names = names.join(", ");
+            return Err(Error::Usage(format!(
+                "Task::validate gave no metric called loss, which says which weights are best; it gave {names}"
+            )));
+        }
         let loss = metrics.value("loss");
         if !loss.is_finite() {
             let problem = NonFinite { what: "the validation loss".into(), step, value: loss };

@@ -56,6 +56,8 @@ pub struct Trainer<'a, T: Task> {
     gradients: GradientReport,
     /// Whether the graph of a loss was searched for operations of candle's.
     graph_seen: bool,
+    /// Whether the run was begun here, not resumed.
+    begun: bool,
     watch: Watch,
     /// Statistics that layers keep: a refused step must not change them either.
     buffers: Vec<Var>,
@@ -80,6 +82,7 @@ impl<'a, T: Task> Trainer<'a, T> {
     /// There is a run already, or the directory cannot be made.
     pub fn begin(&mut self, path: &Path) -> Result<()> {
         self.run = Some(Arc::new(RunDirectory::create(path, &crate::config::to_toml(self.config)?)?));
+        self.begun = true;
         Ok(())
     }
 
@@ -153,6 +156,7 @@ impl<'a, T: Task> Trainer<'a, T> {
             run,
             metrics,
             gradients,
+            begun: false,
             graph_seen: false,
             watch,
             buffers,
@@ -172,6 +176,11 @@ impl<'a, T: Task> Trainer<'a, T> {
     /// The run's directory, if it is kept in one.
     pub fn run(&self) -> Option<&RunDirectory> {
         self.run.as_deref()
+    }
+
+    /// Steps done so far.
+    pub fn step(&self) -> u64 {
+        self.state.step
     }
 
     /// Steps of the whole run.
@@ -194,8 +203,17 @@ impl<'a, T: Task> Trainer<'a, T> {
     ///
     /// # Errors
     /// A parameter without gradient, a loss or gradient that is not finite (unless `train.on_nonfinite` says otherwise),
-    /// or a failed save. Weights are never touched by such a step.
+    /// or a failed save. Weights are never touched by such a step. A run that fails before its first step is done leaves no
+    /// directory.
     pub fn train(&mut self, observer: &mut dyn Observer, interrupted: &dyn Fn() -> bool) -> Result<Outcome> {
+        let outcome = self.run_to_end(observer, interrupted);
+        if let (Err(_), Some(run), true, 0) = (&outcome, &self.run, self.begun, self.state.step) {
+            run.abandon();
+        }
+        outcome
+    }
+
+    fn run_to_end(&mut self, observer: &mut dyn Observer, interrupted: &dyn Fn() -> bool) -> Result<Outcome> {
         let (started, run, task, train) = (Instant::now(), self.run.clone(), self.task, &self.config.train);
         if let (Some(run), 0) = (&run, self.state.step) {
             run.accept(&record::on_record(task, self.config)?)?;
@@ -223,7 +241,7 @@ impl<'a, T: Task> Trainer<'a, T> {
             result
         })?;
         if let Some(run) = &run {
-            zoo_checkpoint::write(&run.last(), &self.evaluated().tensors(), &self.description()?.metadata())?;
+            run.write_last(&self.evaluated().tensors(), &self.description()?.metadata())?;
         }
         Ok(Outcome {
             end,
@@ -245,6 +263,10 @@ impl<'a, T: Task> Trainer<'a, T> {
         if self.state.step == 0 {
             // What a run began with, so that it can always go back to it.
             self.save(around.saver)?;
+            for name in self.params.shared() {
+                let what = "is asked for twice: two layers of one name share their weights";
+                observer.observe(&Event::Warning(&format!("parameter {name} {what}")));
+            }
             self.preflight(observer)?;
         }
         let mut loss = f64::NAN;

@@ -11,6 +11,7 @@ use zoo_layers::optim::norm_squared;
 use super::Trainer;
 use crate::config::{ComputeType, ConfigOf, to_toml};
 use crate::run::Saved;
+use crate::task::counted;
 use crate::{Difference, Error, Event, Observer, Result, RunDirectory, Task, record};
 
 impl<'a, T: Task> Trainer<'a, T> {
@@ -97,6 +98,10 @@ impl<'a, T: Task> Trainer<'a, T> {
                 observer.observe(&Event::Warning("no checkpoint was written yet: starting at the beginning"));
                 self.load_initial()?;
             }
+        }
+        if self.task.fingerprint() == counted(self.task) {
+            let what = "whether the data are those that the run began with is told by the number of samples alone";
+            observer.observe(&Event::Warning(&format!("{what}: the task has no Task::fingerprint of its own")));
         }
         if differs.iter().any(|d| d.key.starts_with("data")) {
             observer.observe(&Event::Warning("the data are others: what was best so far is no longer counted"));

@@ -3,25 +3,24 @@
 use std::collections::HashMap;
 use std::io::{BufRead, Read};
 
-use super::construct::{self, Made, not_listed};
+use super::construct::{self, Made};
 use super::values::{Id, Node, Pickle};
 use crate::input::{Parsed, malformed, refused};
 
 /// More bytes of pickle, not counting tensors, are no checkpoint.
 pub(crate) const LARGEST: u64 = 1 << 28;
 
+/// Bytes of an integer, one more than may be.
+const LONGEST_INTEGER: u64 = (1 << 16) + 1;
+
 impl Pickle {
     /// Reads one pickle from a stream of at most `remaining` bytes, and returns its value.
     pub(crate) fn read(&mut self, from: &mut dyn BufRead, remaining: u64) -> Parsed<Id> {
-        Machine {
-            values: self,
-            from,
-            remaining: remaining.min(LARGEST),
-            stack: vec![],
-            marks: vec![],
-            memo: HashMap::new(),
-        }
-        .run()
+        let remaining = remaining.min(LARGEST);
+        let machine = Machine { values: self, from, remaining, stack: vec![], marks: vec![], memo: HashMap::new() };
+        let value = machine.run();
+        // What it would run matters more than what else is wrong with it.
+        if self.called.is_empty() { value } else { construct::not_listed(&self.called) }
     }
 }
 
@@ -38,6 +37,8 @@ impl Machine<'_> {
     fn run(mut self) -> Parsed<Id> {
         loop {
             let [op] = self.array::<1>()?;
+            // A value on the stack, a mark, and the step itself.
+            self.values.budget.spend(8)?;
             if op == b'.' {
                 return match (self.pop()?, self.stack.is_empty() && self.marks.is_empty()) {
                     (value, true) => Ok(value),
@@ -73,7 +74,13 @@ impl Machine<'_> {
                 [..=5] => Ok(()),
                 [version] => refused(format!("its pickle has protocol {version}, known are 0 to 5")),
             },
-            0x95 => self.array::<8>().map(|_| ()),
+            0x95 => {
+                let len = u64::from_le_bytes(self.array()?);
+                match self.remaining.checked_sub(len) {
+                    Some(_) => Ok(()),
+                    None => malformed("a frame of its pickle is longer than the pickle"),
+                }
+            }
             b'(' => {
                 self.marks.push(self.stack.len());
                 Ok(())
@@ -114,7 +121,8 @@ impl Machine<'_> {
                 integer(&self.bytes(n)?)
             }
             0x8b => match u64::try_from(i32::from_le_bytes(self.array()?)) {
-                Ok(n) => integer(&self.bytes(n)?),
+                Ok(n @ ..LONGEST_INTEGER) => integer(&self.bytes(n)?),
+                Ok(n) => return malformed(format!("an integer of its pickle has {n} bytes")),
                 Err(_) => return malformed("an integer of its pickle has a negative length"),
             },
             b'F' => match self.line()?.parse() {
@@ -131,7 +139,7 @@ impl Machine<'_> {
                     _ => return malformed("a string of its pickle is not quoted plainly"),
                 }
             }
-            b'V' => Node::Text(self.line()?),
+            b'V' => Node::Text(raw_unicode(&self.raw_line()?)?),
             b'U' | 0x8c | b'C' => {
                 let n = self.array::<1>()?[0].into();
                 self.string(op, n)?
@@ -174,12 +182,16 @@ impl Machine<'_> {
         Ok(match op {
             b'c' => {
                 let (module, name) = (self.line()?, self.line()?);
-                Node::Global(format!("{module}.{name}"))
+                self.values.global(format!("{module}.{name}"))?
             }
             0x93 => {
                 let (name, module) = (self.pop()?, self.pop()?);
                 match (self.values.text(module), self.values.text(name)) {
-                    (Some(module), Some(name)) => Node::Global(format!("{module}.{name}")),
+                    (Some(module), Some(name)) => {
+                        self.values.budget.spend(module.len() + name.len())?;
+                        let name = format!("{module}.{name}");
+                        self.values.global(name)?
+                    }
                     _ => return malformed("its pickle names a class by something that is no text"),
                 }
             }
@@ -199,11 +211,18 @@ impl Machine<'_> {
             }
             b'o' => {
                 let items = self.since_mark()?;
-                return not_listed(&items.first().map_or("nothing".into(), |i| self.values.name(*i)));
+                let name = items.first().map_or("nothing".into(), |i| self.values.name(*i));
+                let object = construct::object(self.values, &name)?;
+                let id = self.values.add(object)?;
+                return self.push(id);
             }
             b'i' => {
+                self.since_mark()?;
                 let (module, name) = (self.line()?, self.line()?);
-                return not_listed(&format!("{module}.{name}"));
+                let Node::Global(name) = self.values.global(format!("{module}.{name}"))? else { return Ok(()) };
+                let object = construct::object(self.values, &name)?;
+                let id = self.values.add(object)?;
+                return self.push(id);
             }
             0x92 => {
                 let (keywords, arguments, callable) = (self.pop()?, self.pop()?, self.pop()?);
@@ -235,6 +254,8 @@ impl Machine<'_> {
         let there = |stack: &[Id], marks: &[usize]| marks.last().is_none_or(|m| *m < stack.len());
         match self.stack.last().copied().filter(|_| there(&self.stack, &self.marks)) {
             Some(top) => {
+                // A third of a table's room is free.
+                self.values.budget.spend(16)?;
                 self.memo.insert(key, top);
                 Ok(())
             }
@@ -279,6 +300,7 @@ impl Machine<'_> {
 
     fn bytes(&mut self, n: u64) -> Parsed<Vec<u8>> {
         self.take(n)?;
+        self.values.budget.spend(n as usize)?;
         let mut bytes = vec![];
         if (&mut *self.from).take(n).read_to_end(&mut bytes)? as u64 != n {
             return malformed("its pickle ends too early");
@@ -292,14 +314,16 @@ impl Machine<'_> {
             b'B' | b'C' | 0x8e | 0x96 => Ok(Node::Bytes(bytes)),
             // Strings of Python 2 have no encoding; bytes that are no text are kept as such.
             b'T' | b'U' => Ok(String::from_utf8(bytes).map_or_else(|e| Node::Bytes(e.into_bytes()), Node::Text)),
-            // Python may write lone surrogates, which no text has.
-            _ => Ok(Node::Text(
-                String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()),
-            )),
+            _ => Ok(Node::Text(String::from_utf8(bytes).or_else(|e| with_surrogates(e.as_bytes()))?)),
         }
     }
 
     fn line(&mut self) -> Parsed<String> {
+        let bytes = self.raw_line()?;
+        String::from_utf8(bytes).or_else(|_| malformed("a line of its pickle is no text"))
+    }
+
+    fn raw_line(&mut self) -> Parsed<Vec<u8>> {
         let mut bytes = vec![];
         let limit = self.remaining.min(1 << 16);
         (&mut *self.from).take(limit).read_until(b'\n', &mut bytes)?;
@@ -307,7 +331,8 @@ impl Machine<'_> {
         if bytes.pop() != Some(b'\n') {
             return malformed("a line of its pickle has no end");
         }
-        String::from_utf8(bytes).or_else(|_| malformed("a line of its pickle is no text"))
+        self.values.budget.spend(bytes.len())?;
+        Ok(bytes)
     }
 
     fn number(&mut self) -> Parsed<u32> {
@@ -338,7 +363,10 @@ impl Machine<'_> {
 
     fn since_mark(&mut self) -> Parsed<Vec<Id>> {
         match self.marks.pop() {
-            Some(at) => Ok(self.stack.split_off(at)),
+            Some(at) => {
+                self.values.budget.spend(8 * (self.stack.len() - at))?;
+                Ok(self.stack.split_off(at))
+            }
             None => malformed("its pickle goes back to a mark that is not there"),
         }
     }
@@ -357,6 +385,8 @@ impl Machine<'_> {
         match (&mut self.values.nodes[target as usize], op) {
             (Node::List(items), b'a' | b'e') | (Node::Set(items), 0x90) => items.append(&mut values),
             (Node::Dict { items, .. }, b's' | b'u') => items.append(&mut pairs(values)?),
+            // It was never made, and keeps nothing.
+            (Node::Object(_), _) => {}
             _ => return malformed("its pickle puts values into something that is no list, set or dictionary"),
         }
         Ok(())
@@ -368,6 +398,51 @@ fn pairs(values: Vec<Id>) -> Parsed<Vec<(Id, Id)>> {
         0 => Ok(values.chunks_exact(2).map(|p| (p[0], p[1])).collect()),
         _ => malformed("its pickle has a dictionary with a key without a value"),
     }
+}
+
+/// Text in which Python wrote half of a pair of surrogates, which no text has: a mark stands for it.
+fn with_surrogates(bytes: &[u8]) -> Parsed<String> {
+    let mut text = String::new();
+    for chunk in bytes.utf8_chunks() {
+        text.push_str(chunk.valid());
+        // Python's three bytes are three errors here, of which the first begins the half.
+        match chunk.invalid() {
+            [] => {}
+            [0xed] => text.push(char::REPLACEMENT_CHARACTER),
+            [0xa0..=0xbf] | [0x80..=0xbf] if text.ends_with(char::REPLACEMENT_CHARACTER) => {}
+            _ => return malformed("a text of its pickle is no UTF-8"),
+        }
+    }
+    Ok(text)
+}
+
+/// Python's encoding raw-unicode-escape: a byte a character, and `\uXXXX` or `\UXXXXXXXX` behind an odd number of backslashes.
+fn raw_unicode(bytes: &[u8]) -> Parsed<String> {
+    let mut text = String::new();
+    let (mut at, mut backslashes) = (0, 0);
+    while at < bytes.len() {
+        let digits = match bytes[at] {
+            b'u' if backslashes % 2 == 1 => 4,
+            b'U' if backslashes % 2 == 1 => 8,
+            _ => 0,
+        };
+        backslashes = if bytes[at] == b'\\' { backslashes + 1 } else { 0 };
+        if digits == 0 {
+            text.push(bytes[at].into());
+            at += 1;
+            continue;
+        }
+        // The backslash is part of what the character was written by.
+        text.pop();
+        let hex = bytes.get(at + 1..at + 1 + digits).and_then(|h| std::str::from_utf8(h).ok());
+        let hex = hex.filter(|h| h.bytes().all(|b| b.is_ascii_hexdigit()));
+        match hex.and_then(|h| u32::from_str_radix(h, 16).ok()).and_then(char::from_u32) {
+            Some(c) => text.push(c),
+            None => return malformed("a text of its pickle has an escape that is no character"),
+        }
+        at += 1 + digits;
+    }
+    Ok(text)
 }
 
 /// Little-endian two's complement.

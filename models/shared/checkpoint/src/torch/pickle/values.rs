@@ -1,14 +1,13 @@
 //! The values of a pickle.
 
+use std::collections::BTreeMap;
+
 use crate::Dtype;
-use crate::input::{Parsed, malformed};
+use crate::input::{Budget, Parsed, malformed};
 use crate::numpy::Descr;
 
 /// A value's number.
 pub(crate) type Id = u32;
-
-/// More memory is not spent on the values of a pickle.
-const MOST_MEMORY: u64 = 1 << 29;
 
 /// A value.
 #[derive(Debug)]
@@ -32,11 +31,13 @@ pub(crate) enum Node {
     Namespace,
     /// A class or function, by name: inert.
     Global(String),
+    /// What the call of a class or function would give that is never called, by its name.
+    Object(String),
     Storage(Storage),
-    Tensor(Strided),
+    Tensor(Box<Strided>),
     NumpyType(Descr),
     /// An array of NumPy; `None` until its state comes.
-    Array(Option<Array>),
+    Array(Option<Box<Array>>),
 }
 
 /// Bytes outside the pickle.
@@ -70,11 +71,13 @@ pub(crate) struct Array {
 }
 
 /// All values of a pickle.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Pickle {
     pub(super) nodes: Vec<Node>,
-    /// Memory that they take, about.
-    memory: u64,
+    pub(crate) budget: Budget,
+    /// Classes and functions that it names, and how often; whether it would call one that is not on the list.
+    pub(crate) names: BTreeMap<String, usize>,
+    pub(super) called: Vec<String>,
 }
 
 impl std::ops::Index<Id> for Pickle {
@@ -86,6 +89,10 @@ impl std::ops::Index<Id> for Pickle {
 }
 
 impl Pickle {
+    pub(crate) fn new(budget: Budget) -> Self {
+        Self { nodes: vec![], budget, names: BTreeMap::new(), called: vec![] }
+    }
+
     /// All values, in the order in which they were read.
     pub(crate) fn nodes(&self) -> &[Node] {
         &self.nodes
@@ -93,22 +100,30 @@ impl Pickle {
 
     pub(super) fn add(&mut self, node: Node) -> Parsed<Id> {
         let items = match &node {
-            Node::Text(t) | Node::Global(t) | Node::Big(t) => t.len(),
+            Node::Text(t) | Node::Global(t) | Node::Object(t) | Node::Big(t) => t.len(),
             Node::Bytes(b) => b.len(),
             Node::Tuple(v) | Node::List(v) | Node::Set(v) => 4 * v.len(),
             Node::Dict { items, .. } => 8 * items.len(),
             Node::Storage(s) => s.key.len(),
-            Node::Tensor(t) => t.storage.key.len() + 16 * t.shape.len(),
-            Node::Array(a) => a.as_ref().map_or(0, |a| 8 * a.shape.len()),
+            Node::Tensor(t) => size_of::<Strided>() + t.storage.key.len() + 16 * t.shape.len(),
+            Node::Array(a) => a.as_ref().map_or(0, |a| size_of::<Array>() + 8 * a.shape.len()),
             _ => 0,
         };
-        self.memory += (size_of::<Node>() + items) as u64;
-        let id = Id::try_from(self.nodes.len());
+        self.budget.spend(size_of::<Node>() + items)?;
+        let Ok(id) = Id::try_from(self.nodes.len()) else { return malformed("its pickle has too many values") };
         self.nodes.push(node);
-        match id {
-            Ok(id) if self.memory <= MOST_MEMORY => Ok(id),
-            _ => malformed("its pickle would take more than 512 MB of memory"),
+        Ok(id)
+    }
+
+    /// A class or function that it names.
+    pub(super) fn global(&mut self, name: String) -> Parsed<Node> {
+        if let Some(times) = self.names.get_mut(&name) {
+            *times += 1;
+        } else {
+            self.budget.spend(64 + name.len())?;
+            self.names.insert(name.clone(), 1);
         }
+        Ok(Node::Global(name))
     }
 
     /// The name of a class or function.
@@ -131,13 +146,15 @@ impl Pickle {
         if let Node::Int(n) = &self[id] { usize::try_from(*n).ok() } else { None }
     }
 
+    /// Sizes or strides: of 64 dimensions at most, as in PyTorch.
     pub(super) fn sizes(&self, id: Id) -> Option<Vec<usize>> {
-        self.sequence(id)?.iter().map(|i| self.size(*i)).collect()
+        self.sequence(id).filter(|s| s.len() <= 64)?.iter().map(|i| self.size(*i)).collect()
     }
 
     /// The value of a dictionary's key; the last one counts.
-    pub(crate) fn get(&self, dict: Id, key: &str) -> Option<Id> {
-        let Node::Dict { items, .. } = &self[dict] else { return None };
-        items.iter().rev().find(|(k, _)| self.text(*k) == Some(key)).map(|(_, v)| *v)
+    pub(crate) fn get(&self, dict: Id, key: &str) -> Parsed<Option<Id>> {
+        let Node::Dict { items, .. } = &self[dict] else { return Ok(None) };
+        self.budget.spend(items.len())?;
+        Ok(items.iter().rev().find(|(k, _)| self.text(*k) == Some(key)).map(|(_, v)| *v))
     }
 }
