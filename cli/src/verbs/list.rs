@@ -39,7 +39,9 @@ pub(crate) fn describe<T: Recipe>(abilities: &Abilities) -> anyhow::Result<Descr
     }
     let mut presets = vec![];
     for p in T::PRESETS {
-        let config = resolve::<T>(&Overrides { preset: Some(p.name), ..Overrides::default() })?;
+        let mut config = resolve::<T>(&Overrides { preset: Some(p.name), ..Overrides::default() })?;
+        // What the built-in data decide; others may decide otherwise.
+        T::settle(&mut config)?;
         let count: usize = initial::<T>(&config)?.all().iter().map(|p| p.var.elem_count()).sum();
         text.push_str(&format!("  preset {}: {}, {} parameters\n", p.name, p.summary, grouped(count)));
         presets.push(json!({ "name": p.name, "summary": p.summary, "parameters": count }));

@@ -6,10 +6,11 @@ use anyhow::Context;
 use clap::Args;
 use zoo_training::Error;
 
-use crate::output::{print, program};
+use crate::output::print;
 
 /// The files of the crate. In them `my-model`, `my_model` and `MyTask` stand for its names, `CHECKOUT` for where the zoo lies.
-const FILES: [(&str, &str); 7] = [
+const FILES: [(&str, &str); 8] = [
+    (".gitignore", "/target\n/runs\n"),
     ("Cargo.toml", include_str!("template/Cargo.toml.in")),
     ("src/main.rs", include_str!("template/src/main.rs")),
     ("src/lib.rs", include_str!("template/src/lib.rs")),
@@ -70,10 +71,11 @@ pub(crate) fn run(args: &Arguments) -> anyhow::Result<()> {
     if lock.exists() {
         std::fs::copy(&lock, folder.join("Cargo.lock")).with_context(|| lock.display().to_string())?;
     }
-    let program = program();
     print(&format!(
-        "{name} depends on {}; next:\n  cd {name}\n  cargo test\n  cargo run --release -- train {name}\n  cargo run --release -- \
-         train {name} --data YOUR.csv\nsrc/data.rs, network.rs and task.rs are yours to change; {program} list shows models to look at\n",
+        "{name} depends on {0}; next (the first build takes some ten minutes, later ones seconds):\n  cd {name}\n  cargo test\n  \
+         cargo run -- train {name}\n  cargo run -- train {name} --data YOUR.csv --set data.target=COLUMN\nsrc/data.rs, network.rs \
+         and task.rs are yours to change; {0}/models has others to read, {0}/ARCHITECTURE.md says what belongs where, and \
+         cargo doc --open shows zoo-training and zoo-layers\n",
         checkout.display()
     ));
     Ok(())

@@ -23,6 +23,8 @@ pub(crate) enum Search {
 pub(super) struct Axis {
     pub(super) key: String,
     pub(super) values: Vec<String>,
+    /// Whether the values were drawn from a range, one for each trial.
+    drawn: bool,
 }
 
 /// The values of a setting if there are several; `None` for a setting of one value.
@@ -37,11 +39,11 @@ pub(super) fn axis(setting: &str, args: &Arguments) -> anyhow::Result<Option<Axi
         let values = range(lo, hi, &key, args);
         let values =
             values.ok_or_else(|| Error::Usage(format!("--set {setting}: expected numbers, the first smaller")))?;
-        return Ok(Some(Axis { key, values }));
+        return Ok(Some(Axis { key, values, drawn: true }));
     }
     let values: Vec<String> = text.split(',').map(|v| v.trim().to_string()).collect();
     // Text in quotes and lists are one value.
-    Ok((values.len() > 1 && !text.contains(['"', '[', '\''])).then_some(Axis { key, values }))
+    Ok((values.len() > 1 && !text.contains(['"', '[', '\''])).then_some(Axis { key, values, drawn: false }))
 }
 
 /// As many values as there are trials, even on a logarithmic scale; whole numbers between whole numbers.
@@ -73,7 +75,7 @@ pub(super) fn grid(axes: &[Axis]) -> Vec<Vec<String>> {
     all
 }
 
-/// Combinations drawn independently, each once.
+/// Combinations drawn independently, each once; of a range, every trial has a value of its own.
 pub(super) fn random(axes: &[Axis], args: &Arguments) -> Vec<Vec<String>> {
     let mut stream = Stream::new(args.seed, Purpose::Sampling, 0, 0);
     let (mut chosen, mut seen) = (vec![], BTreeSet::new());
@@ -82,7 +84,10 @@ pub(super) fn random(axes: &[Axis], args: &Arguments) -> Vec<Vec<String>> {
         let set: Vec<String> = axes
             .iter()
             .map(|a| {
-                let at = (stream.uniform() * a.values.len() as f64) as usize;
+                let at = match a.drawn {
+                    true => chosen.len(),
+                    false => (stream.uniform() * a.values.len() as f64) as usize,
+                };
                 format!("{}={}", a.key, a.values[at.min(a.values.len() - 1)])
             })
             .collect();

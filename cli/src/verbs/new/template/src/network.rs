@@ -1,9 +1,9 @@
-//! The table `[model]` and the network: two layers on standardised features.
+//! The table `[model]` and the network: two layers.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
-use zoo_layers::{Linear, Mode, RunningNorm};
+use zoo_layers::{Linear, ops};
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -13,24 +13,19 @@ pub struct Config {
     pub hidden: usize,
 }
 
-pub struct Network {
-    norm: RunningNorm,
-    first: Linear,
-    second: Linear,
-}
+pub struct Network(Linear, Linear);
 
 impl Network {
-    pub fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
-        Ok(Self {
-            norm: RunningNorm::new(config.features, 1e-5, vb.pp("norm"))?,
-            first: Linear::new(config.features, config.hidden, vb.pp("first"))?,
-            second: Linear::new(config.hidden, 1, vb.pp("second"))?,
-        })
+    pub fn new(&Config { features, hidden }: &Config, vb: VarBuilder) -> Result<Self> {
+        if features == 0 || hidden == 0 {
+            bail!("model.features and model.hidden must be at least 1");
+        }
+        // Each layer under a name of its own: two of one name would share their weights.
+        Ok(Self(Linear::new(features, hidden, vb.pp("first"))?, Linear::new(hidden, 1, vb.pp("second"))?))
     }
 
-    /// Features (b, f) to the last column (b, 1).
-    pub fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
-        let hidden = self.first.forward(&self.norm.forward(x, mode)?)?.gelu_erf()?; // (b, h)
-        self.second.forward(&hidden)
+    /// Features (b, f) to the predicted column (b, 1).
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.1.forward(&ops::gelu(&self.0.forward(x)?)?)
     }
 }

@@ -1,14 +1,18 @@
-//! What training needs (`Task`), and what the command line needs beside it (`Recipe`). `Predict` adds the verb predict.
+//! What training needs (`Task`), and what the command line needs beside it (`Recipe`). A task that is `Predict`, too, gets the
+//! verb predict by `Model::of::<MyTask>().predicts()` in main.rs.
 
 use candle_core::{Device, Result, Tensor};
 use candle_nn::VarBuilder;
-use serde_json::Value;
+use serde_json::{Value, json};
 use zoo_layers::{Mode, ops};
-use zoo_training::{ConfigOf, Loss, NoSettings, Preset, Recipe, Split, Task};
+use zoo_training::{ConfigOf, Loss, Metrics, NoSettings, NumberTable, Preset, Recipe, Scaling, Split, Task, mean_loss};
 
-use crate::{Config, Network, DataSettings, Table};
+use crate::{Config, DataSettings, Network, data};
 
-pub struct MyTask(Table);
+pub struct MyTask {
+    table: NumberTable,
+    scaling: Scaling,
+}
 
 impl Task for MyTask {
     const NAME: &'static str = "my-model";
@@ -22,42 +26,60 @@ impl Task for MyTask {
         Network::new(config, vb)
     }
 
-    /// Every fifth row validates.
+    /// Of five rows, three train, one validates (it says which weights are best), one tests.
     fn samples(&self, split: Split) -> usize {
-        let (all, valid) = (self.0.rows.len(), self.0.rows.len() / 5);
-        if split == Split::Train { all - valid } else { valid }
+        self.table.samples(split)
     }
 
     fn batch(&self, split: Split, indices: &[usize]) -> Result<(Tensor, Tensor)> {
-        let row = |i: usize| if split == Split::Train { i / 4 * 5 + i % 4 } else { i * 5 + 4 };
-        self.0.batch(indices.iter().map(|i| row(*i)))
+        let (all, f) = (self.table.batch(split, indices)?, self.table.columns().len() - 1);
+        Ok((all.narrow(1, 0, f)?.contiguous()?, all.narrow(1, f, 1)?.contiguous()?))
     }
 
     fn loss(&self, model: &Network, batch: &(Tensor, Tensor), mode: Mode) -> Result<Loss> {
         Ok(Loss::new(ops::mse(&self.forward(model, batch, mode)?, &batch.1)?))
     }
+
+    /// The loss, which decides, and the root mean squared error in the predicted column's own unit.
+    fn validate(&self, model: &Network, split: Split) -> Result<Metrics> {
+        let loss = mean_loss(self, model, split)?;
+        Ok([("loss", loss), ("rmse", loss.sqrt() * self.scaling.deviation.last().unwrap_or(&1.))].into())
+    }
+
+    /// A run is not resumed on other data.
+    fn fingerprint(&self) -> String {
+        self.table.sha256()
+    }
+
+    /// What the weights are kept with.
+    fn fitted(&self) -> Value {
+        json!(self.scaling)
+    }
 }
 
 impl Recipe for MyTask {
-    const SUMMARY: &'static str = "tells the last column of a table from the others";
+    const SUMMARY: &'static str = "predicts a column of a table from the others";
     const DATA: &'static str = "a CSV file of numbers with a header; points of a curve without one";
     const PRESETS: &'static [Preset] = &[Preset {
         name: "default",
         summary: "32 hidden units, 40 epochs",
         toml: "[model]\nhidden = 32\n[train]\nepochs = 40\nlr = 0.01\n",
     }];
-    const JUDGED: Split = Split::Valid;
 
+    /// The data decide the number of features.
     fn settle(config: &mut ConfigOf<Self>) -> zoo_training::Result<()> {
-        config.model.features = Table::read(&config.data)?.rows[0].len() - 1;
+        config.model.features = data::read(&config.data)?.columns().len() - 1;
         Ok(())
     }
 
-    fn open(_: &Config, data: &DataSettings, _: u64, _: Option<&Value>, _: &Device) -> zoo_training::Result<Self> {
-        Table::read(data).map(Self)
+    /// `fitted` is that of trained weights; without them, the training part decides. The number is the seed.
+    fn open(_: &Config, data: &DataSettings, _: u64, fitted: Option<&Value>, _: &Device) -> zoo_training::Result<Self> {
+        let table = data::read(data)?;
+        let scaling = fitted.map_or_else(|| Ok(table.scaling()), Scaling::of)?;
+        Ok(Self { table: table.scaled(&scaling)?, scaling })
     }
 
-    fn forward(&self, model: &Network, batch: &(Tensor, Tensor), mode: Mode) -> Result<Tensor> {
-        model.forward(&batch.0, mode)
+    fn forward(&self, model: &Network, (x, _): &(Tensor, Tensor), _: Mode) -> Result<Tensor> {
+        model.forward(x)
     }
 }
