@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use candle_core::Device;
 use serde_json::Value;
 use zoo_checkpoint::{Description, Source};
@@ -11,9 +11,12 @@ use zoo_training::config::{ConfigOf, migrate};
 use zoo_training::{Config, Recipe, RunFiles};
 
 /// The weights that a file or a folder stands for.
-pub(crate) fn weights(path: &Path) -> PathBuf {
+///
+/// # Errors
+/// They are a link in a run.
+pub(crate) fn weights(path: &Path) -> anyhow::Result<PathBuf> {
     if !path.is_dir() {
-        return path.to_path_buf();
+        return Ok(path.to_path_buf());
     }
     let run = RunFiles::at(path);
     // Those of a run, then those that others put into a folder.
@@ -22,7 +25,11 @@ pub(crate) fn weights(path: &Path) -> PathBuf {
     let ours = [run.best(), run.last()].into_iter();
     let found = ours.chain(NAMES.iter().map(|n| path.join(n))).find(|p| p.exists());
     // A run without weights yet lacks its last ones; any other folder is no checkpoint.
-    found.unwrap_or_else(|| if run.exist() { run.last() } else { path.to_path_buf() })
+    let found = found.unwrap_or_else(|| if run.exist() { run.last() } else { path.to_path_buf() });
+    if run.exist() && std::fs::symlink_metadata(&found).is_ok_and(|f| f.is_symlink()) {
+        bail!("{}: it is a link: name the file that it leads to", found.display())
+    }
+    Ok(found)
 }
 
 /// Weights with what they say about themselves.

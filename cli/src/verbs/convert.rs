@@ -69,7 +69,7 @@ pub(crate) type Adapt = fn(&mut Plan, &Arguments) -> anyhow::Result<Option<(Path
 /// `adapt` is that of the model that `--model` names.
 pub(crate) fn run(args: &Arguments, adapt: Option<Adapt>) -> anyhow::Result<ExitCode> {
     let begun = Instant::now();
-    let input = weights(&args.input);
+    let input = weights(&args.input)?;
     let format = match &args.format {
         Some(name) => format_named(name)?,
         None => by_extension(&args.output)?,

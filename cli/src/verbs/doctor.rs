@@ -110,7 +110,7 @@ pub(crate) fn examine<T: Recipe>(args: &Arguments) -> anyhow::Result<()> {
     let device = device("cpu")?;
     let (mut settings, mut values) = (args.settings.clone(), Values::default());
     let loaded = match (&args.checkpoint, &settings.preset, &settings.config) {
-        (Some(checkpoint), None, None) => Some((checkpoint, Loaded::<T>::read(&weights(checkpoint), &device)?)),
+        (Some(checkpoint), None, None) => Some((checkpoint, Loaded::<T>::read(&weights(checkpoint)?, &device)?)),
         _ => None,
     };
     if let Some(data) = fetch::found::<T>(args.data.as_deref())? {
@@ -122,7 +122,7 @@ pub(crate) fn examine<T: Recipe>(args: &Arguments) -> anyhow::Result<()> {
         settings.set.insert(0, "data.path=".into());
     }
     if let Some(checkpoint) = &args.checkpoint {
-        values.set_path("train.init_from", &weights(checkpoint))?;
+        values.set_path("train.init_from", &weights(checkpoint)?)?;
     }
     let mut config = match loaded {
         Some((checkpoint, loaded)) => {

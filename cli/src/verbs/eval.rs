@@ -52,7 +52,7 @@ struct Judged {
 
 fn judge<T: Recipe>(args: &Arguments, checkpoint: &Path) -> anyhow::Result<Judged> {
     let device = device(&args.device.device)?;
-    let path = weights(checkpoint);
+    let path = weights(checkpoint)?;
     let Loaded { model, config, fitted, .. } = Loaded::<T>::read(&path, &device)?;
     let mut values = args.model.flags.clone();
     let data = fetch::found::<T>(args.data.as_deref())?;

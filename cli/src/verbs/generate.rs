@@ -85,7 +85,7 @@ pub(crate) fn run<T: Generate>(args: &Arguments) -> anyhow::Result<ExitCode> {
         }
         text => text.to_string(),
     };
-    let path = weights(&args.checkpoint.checkpoint);
+    let path = weights(&args.checkpoint.checkpoint)?;
     let Loaded { model, fitted, .. } = Loaded::<T>::read(&path, &device)?;
     let stop = stop_flag()?;
     let stopped = || stop.load(Ordering::Relaxed);

@@ -109,15 +109,11 @@ pub(crate) fn push(args: &Push) -> anyhow::Result<()> {
     if path.file.is_some() {
         return Err(Error::Usage(format!("{}: expected OWNER/NAME[@REVISION]", args.repository)).into());
     }
-    let file = weights(&args.file);
+    let file = weights(&args.file)?;
     if file.extension().is_some_and(|e| e == "json") {
         return Err(
             Error::Usage(format!("{}: shards are not pushed: convert makes one file of them", file.display())).into()
         );
-    }
-    // In a run of somebody else's, a link may lead to any file.
-    if args.file.is_dir() && std::fs::symlink_metadata(&file).is_ok_and(|found| found.is_symlink()) {
-        bail!("{}: it is a link: push the file that it leads to by its own name", file.display())
     }
     let source = open(&file)?;
     source.check()?;

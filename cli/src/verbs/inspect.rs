@@ -142,7 +142,7 @@ pub(crate) fn inspect(args: &Inspect) -> anyhow::Result<()> {
 
 /// A file, or the weights of a run directory.
 fn opened(name: &str) -> anyhow::Result<Source> {
-    Ok(open(&weights(Path::new(name)))?)
+    Ok(open(&weights(Path::new(name))?)?)
 }
 
 pub(crate) fn diff(args: &Diff) -> anyhow::Result<std::process::ExitCode> {
@@ -275,7 +275,14 @@ fn problems(source: &Source, fits: Option<Fits>) -> anyhow::Result<Vec<Problem>>
         problems.push(("values", "it holds no tensors".to_string()));
     }
     for t in source.tensors.iter().filter(|t| t.tied_to.is_none()) {
-        let Some(s) = stats(source, t)? else {
+        let found = match stats(source, t) {
+            Ok(found) => found,
+            Err(e) => {
+                problems.push(("structure", e.to_string()));
+                continue;
+            }
+        };
+        let Some(s) = found else {
             remark(format!("tensor {} is of {}, whose values were not looked at", t.name, t.dtype));
             continue;
         };

@@ -28,7 +28,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run<T: Recipe>(args: &Arguments) -> anyhow::Result<()> {
     let (params, architecture, preset, trainable) = match &args.checkpoint {
         Some(path) => {
-            let loaded = Loaded::<T>::read(&weights(path), &Device::Cpu)?;
+            let loaded = Loaded::<T>::read(&weights(path)?, &Device::Cpu)?;
             (loaded.params, loaded.config.model, Value::Null, true)
         }
         None => {

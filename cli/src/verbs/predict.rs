@@ -42,7 +42,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run<T: Predict>(args: &Arguments) -> anyhow::Result<()> {
-    let (device, path) = (device(&args.device.device)?, weights(&args.checkpoint.checkpoint));
+    let (device, path) = (device(&args.device.device)?, weights(&args.checkpoint.checkpoint)?);
     let mut values = args.model.flags.clone();
     let options = values.take("predict");
     let same = |a: &Path, b: &Path| a.canonicalize().is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b));

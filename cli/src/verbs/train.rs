@@ -160,7 +160,7 @@ fn values<T: Recipe>(args: &Arguments) -> anyhow::Result<Values> {
         values.set_whole_path("data.path", &data)?;
     }
     if let Some(file) = &args.init_from {
-        values.set_whole_path("train.init_from", &weights(file))?;
+        values.set_whole_path("train.init_from", &weights(file)?)?;
     }
     for (key, text) in [
         ("train.freeze", &args.freeze),

@@ -98,6 +98,9 @@ pub(crate) fn records(input: &Arc<Input>) -> Parsed<Vec<Record>> {
     if !fields.0.is_empty() {
         return malformed(format!("its zip archive: {} bytes of its directory are no record", fields.0.len()));
     }
+    if entries.first().is_some_and(|first| first.name.ends_with('/')) {
+        return malformed("its zip archive begins with a folder");
+    }
     let mut names = HashSet::new();
     if let Some(twice) = entries.iter().find(|e| !names.insert(e.name.as_str())) {
         return malformed(format!("its zip archive: two records are called {}", twice.name));
@@ -164,17 +167,29 @@ fn directory(input: &Input) -> Parsed<Directory> {
     Ok(found)
 }
 
-/// A number whose 32 bits are all set stands in the field of 64 bits (4.5.3).
-fn widen(numbers: &mut [&mut u64], extra: &[u8]) -> Parsed<()> {
+/// Fields that a record may have beside its name (4.5): sizes of 64 bits, padding by PyTorch and by the crate zip, times and
+/// owners. Others could give it another name or other contents to some readers.
+const EXTRA: [u16; 7] = [0x0001, 0x4246, 0xa11e, 0x000a, 0x5455, 0x5855, 0x7875];
+
+/// The sizes of 64 bits among a record's further fields.
+fn sizes_of_64_bits(extra: &[u8]) -> Parsed<Option<&[u8]>> {
     let mut fields = Fields(extra);
     let mut wide = None;
     while !fields.0.is_empty() {
         let (id, len) = (fields.u16()?, fields.u16()?);
         let body = fields.bytes(len.into())?;
+        if !EXTRA.contains(&id) {
+            return malformed(format!("its zip archive: a record has a field {id:#06x}, which no checkpoint needs"));
+        }
         if id == 1 && wide.replace(body).is_some() {
             return malformed("its zip archive: a record has two sizes of 64 bits");
         }
     }
+    Ok(wide)
+}
+
+/// A number whose 32 bits are all set stands in the field of 64 bits (4.5.3).
+fn widen(numbers: &mut [&mut u64], wide: Option<&[u8]>) -> Parsed<()> {
     let Some(wide) = wide else { return Ok(()) };
     let mut fields = Fields(wide);
     for number in numbers.iter_mut().filter(|n| ***n == u64::from(u32::MAX)) {
@@ -197,10 +212,17 @@ fn entry(fields: &mut Fields) -> Parsed<Entry> {
     let (crc, mut compressed, mut len) = (fields.u32()?, fields.u32()?, fields.u32()?);
     let [name, extra, comment] = [fields.u16()?, fields.u16()?, fields.u16()?].map(usize::from);
     let disk = fields.u16()?;
-    fields.number(6)?;
+    fields.u16()?;
+    let attributes = fields.u32()?;
     let mut at = fields.u32()?;
     let name = text(fields.bytes(name)?, flags)?;
-    widen(&mut [&mut len, &mut compressed, &mut at], fields.bytes(extra)?)?;
+    widen(&mut [&mut len, &mut compressed, &mut at], sizes_of_64_bits(fields.bytes(extra)?)?)?;
+    // Some readers take a record for a folder by this bit, others by its name; a folder holds nothing.
+    const FOLDER: u64 = 0x10;
+    let is_folder = name.ends_with('/');
+    if attributes & FOLDER != 0 && !is_folder || is_folder && [len, compressed] != [0, 0] {
+        return malformed(format!("its zip archive: its record {name} is both a file and a folder"));
+    }
     if disk != 0 || comment != 0 {
         return malformed(format!("its zip archive: its record {name} has a comment, or is in another part"));
     }
@@ -210,6 +232,10 @@ fn entry(fields: &mut Fields) -> Parsed<Entry> {
 fn text(bytes: &[u8], flags: u16) -> Parsed<String> {
     match std::str::from_utf8(bytes) {
         // Other readers take a name without the flag for one of another code page.
+        // Other readers end a name at a zero, or take a backslash for a slash.
+        Ok(name) if name.chars().any(|c| c.is_control() || c == '\\') => {
+            malformed("its zip archive: the name of a record has a control character or a backslash")
+        }
         Ok(name) if flags & UTF8 != 0 || name.is_ascii() => Ok(name.to_string()),
         _ => malformed("its zip archive: the name of a record is no UTF-8"),
     }
@@ -257,7 +283,22 @@ fn local(input: &Input, entry: &Entry, next: u64) -> Parsed<u64> {
     let Some(rest) = within(header.end, name_len as u64 + extra_len) else { return contradicts() };
     let (start, bytes) = (rest.end, input.bytes(rest)?);
     let (own_name, extra) = bytes.split_at(name_len);
-    widen(&mut [&mut len, &mut compressed], extra)?;
+    let wide = sizes_of_64_bits(extra)?;
+    // PyTorch writes a large record before it knows its sizes: zeros, and a field for what may become large, among it the
+    // place of the record itself.
+    let later = flags & SIZES_FOLLOW != 0 && [len, compressed] == [0, 0];
+    match wide {
+        Some(wide) if later => {
+            let mut fields = Fields(wide);
+            let sizes = matches!(wide.len(), 16 | 24);
+            let known = |n: u64, value: u64| n == 0 || n == value;
+            let right = !sizes || known(fields.u64()?, entry.len) && known(fields.u64()?, entry.compressed);
+            if !right || !fields.0.is_empty() && fields.u64()? != entry.at || !fields.0.is_empty() {
+                return contradicts();
+            }
+        }
+        wide => widen(&mut [&mut len, &mut compressed], wide)?,
+    }
     if signature != b"PK\x03\x04" || own_name != name.as_bytes() || (flags, method) != (entry.flags, entry.method) {
         return contradicts();
     }

@@ -49,9 +49,12 @@ pub fn is_stream(path: &Path) -> bool {
     {
         use std::os::unix::fs::FileTypeExt;
         // Standard output is one, whatever it leads to.
-        let own = ["/dev/stdout", "/dev/stderr", "/dev/fd", "/proc/self/fd"];
+        let number = path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.bytes().all(|b| b.is_ascii_digit()));
+        let open =
+            number && path.parent().is_some_and(|p| p == Path::new("/dev/fd") || p == Path::new("/proc/self/fd"));
+        let own = open || path == Path::new("/dev/stdout") || path == Path::new("/dev/stderr");
         let kind = || std::fs::metadata(path).map(|found| found.file_type());
-        own.iter().any(|own| path.starts_with(own)) || kind().is_ok_and(|k| k.is_fifo() || k.is_char_device())
+        own || kind().is_ok_and(|k| k.is_fifo() || k.is_char_device())
     }
     #[cfg(not(unix))]
     {
@@ -112,7 +115,8 @@ pub(crate) fn replace_checked(
     if let Target::Stream = target {
         check(file.path())?;
         let copy = || -> std::io::Result<()> {
-            let mut stream = File::options().write(true).open(path)?;
+            // Behind what is there: a shell may have opened it to append to.
+            let mut stream = File::options().append(true).open(path)?;
             std::io::copy(&mut file.reopen()?, &mut stream).map(|_| ())
         };
         return copy().map_err(Error::io(path));
@@ -143,7 +147,9 @@ pub(crate) const LOCK: &str = "lock";
 /// their room.
 pub(crate) fn clear(directory: &Path) {
     let ours = |name: &str| name.starts_with(PREFIX) && name.ends_with(SUFFIX);
-    let left = |path: &Path| File::open(path).is_ok_and(|file| file.try_lock().is_ok());
+    // Opening a pipe would wait for somebody to write into it.
+    let is_file = |path: &Path| std::fs::symlink_metadata(path).is_ok_and(|found| found.is_file());
+    let left = |path: &Path| is_file(path) && File::open(path).is_ok_and(|file| file.try_lock().is_ok());
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
         let (path, kind) = (entry.path(), entry.file_type());
         if !entry.file_name().to_str().is_some_and(ours) {

@@ -104,6 +104,14 @@ impl Folder {
         Ok(Self { dir: self.dir.open_dir(name).map_err(failed(&path))?, path })
     }
 
+    /// Whether nothing is in it.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn is_empty(&self) -> Result<bool> {
+        Ok(self.dir.entries().map_err(Error::io(&self.path))?.next().is_none())
+    }
+
     /// Everything in it that has a name in UTF-8, sorted.
     ///
     /// # Errors
@@ -124,7 +132,21 @@ impl Folder {
     /// It is a link or no regular file, or the operating system refuses.
     pub fn file(&self, name: &str) -> Result<File> {
         self.usual(name, false)?;
-        Ok(self.dir.open(name).map_err(Error::io(&self.at(name)))?.into_std())
+        self.opened(name, OpenOptions::new().read(true))
+    }
+
+    /// Opens what was a regular file a moment ago, if it still is one: no link is followed, and no pipe waited for.
+    fn opened(&self, name: &str, options: &mut OpenOptions) -> Result<File> {
+        #[cfg(unix)]
+        {
+            use cap_std::fs::OpenOptionsExt;
+            options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+        }
+        let file = self.dir.open_with(name, options).map_err(Error::io(&self.at(name)))?.into_std();
+        match file.metadata().is_ok_and(|found| found.is_file()) {
+            true => Ok(file),
+            false => self.refused(name, "it is no regular file any more: nothing was read or changed"),
+        }
     }
 
     /// The bytes of a regular file of at most `most` bytes.
@@ -167,8 +189,15 @@ impl Folder {
     /// As [`Folder::file`].
     pub fn append(&self, name: &str) -> Result<File> {
         self.usual(name, false)?;
-        let file = self.dir.open_with(name, OpenOptions::new().create(true).append(true));
-        Ok(file.map_err(Error::io(&self.at(name)))?.into_std())
+        let file = self.opened(name, OpenOptions::new().create(true).append(true))?;
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt;
+            if file.metadata().is_ok_and(|found| found.nlink() > 1) {
+                return self.refused(name, "the file has another name elsewhere: nothing was changed");
+            }
+        }
+        Ok(file)
     }
 
     /// Writes a file by `fill` under a temporary name, makes it durable, and moves it to `name`: a crash leaves the old
@@ -208,7 +237,10 @@ impl Folder {
     }
 
     fn new_file(&self, name: &str) -> std::io::Result<File> {
-        Ok(self.dir.open_with(name, OpenOptions::new().create_new(true).write(true).read(true))?.into_std())
+        let file = self.dir.open_with(name, OpenOptions::new().create_new(true).write(true).read(true))?.into_std();
+        // Held while it is written: what nobody holds was left by a killed process.
+        let _ = file.try_lock();
+        Ok(file)
     }
 
     /// Makes a file that is not there yet and makes its contents, but not its name, durable: for a folder that gets its name
@@ -307,7 +339,7 @@ impl Folder {
     pub fn clear(&self) -> Result<()> {
         let ours = |n: &String| n.starts_with(PREFIX) && n.ends_with(SUFFIX);
         for name in self.names()?.iter().filter(|n| ours(n)) {
-            if self.kind(name)? == Some(Kind::File) {
+            if self.kind(name)? == Some(Kind::File) && self.file(name)?.try_lock().is_ok() {
                 self.remove(name)?;
             }
         }

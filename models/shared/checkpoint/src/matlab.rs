@@ -202,6 +202,9 @@ impl Parser {
                 let (kind, data) = parts.next()?.ok_or_else(misfit)?;
                 let characters = characters(kind, data).filter(|c| c.len() == count).ok_or_else(misfit)?;
                 self.spend(8 * count)?;
+                if count == 0 {
+                    return Ok((name, Variable::Text(String::new())));
+                }
                 Variable::Text(lines(&characters, shape[0]))
             }
             _ => {
@@ -344,7 +347,9 @@ pub fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
             packed.write_all(element)?;
             let packed = packed.finish()?;
             to.write_all(&COMPRESSED.to_le_bytes())?;
-            to.write_all(&(packed.len() as u32).to_le_bytes())?;
+            let length =
+                u32::try_from(packed.len()).map_err(|_| std::io::Error::other("an array does not fit into 4 GB"))?;
+            to.write_all(&length.to_le_bytes())?;
             to.write_all(&packed)?;
         }
         Ok(())

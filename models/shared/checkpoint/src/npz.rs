@@ -252,6 +252,10 @@ fn open_archive(input: &Arc<Input>, records: Vec<Record>) -> Parsed<Source> {
     let mut texts = BTreeMap::new();
     let budget = Budget::of(input.len);
     for Record { name, segment } in records {
+        // NumPy looks for an array of a name with its ending first.
+        if name.ends_with(".npy.npy") {
+            return refused(format!("its array {name:.60} has its ending twice: readers differ in what they call it"));
+        }
         add(&mut source, name.strip_suffix(".npy").unwrap_or(&name), segment, &mut texts, &budget)?;
     }
     if let Some(ours) = texts.remove(METADATA) {

@@ -192,13 +192,14 @@ impl Source {
     /// # Errors
     /// The first damage.
     pub fn check(&self) -> Result<()> {
-        self.segments.iter().try_for_each(|s| s.stream(0..s.len, 1, &mut |_| Ok(())))
+        self.segments.iter().chain(&self.rest).try_for_each(|s| s.stream(0..s.len, 1, &mut |_| Ok(())))
     }
 
     /// Adds what is in another file of the same checkpoint.
     fn absorb(&mut self, other: Source) {
         let (segments, tensors) = (self.segments.len(), self.tensors.len());
         self.segments.extend(other.segments);
+        self.rest.extend(other.rest);
         self.tensors.extend(other.tensors.into_iter().map(|mut t| {
             t.data.segment += segments;
             t.tied_to = t.tied_to.map(|i| i + tensors);

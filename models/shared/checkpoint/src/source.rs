@@ -77,6 +77,8 @@ pub struct Source {
     /// Bytes of all its files.
     pub file_bytes: u64,
     pub(crate) segments: Vec<Segment>,
+    /// Records that no tensor uses.
+    pub(crate) rest: Vec<Segment>,
     /// Bytes that its tensors take, and that have to be inflated for them.
     pub(crate) work: u64,
     /// The typed entries of a GGUF header, for another GGUF file.
@@ -104,6 +106,7 @@ impl Source {
             left_out: vec![],
             file_bytes,
             segments: vec![],
+            rest: vec![],
             work: 0,
             typed: vec![],
             numbers: OnceLock::new(),
@@ -149,7 +152,9 @@ impl Source {
         }
         // What has been promised so far; a deflated record is inflated anew for each of its tensors.
         let inflated = matches!(segment.backing, Backing::Deflated { .. });
-        self.work = self.work.saturating_add(if inflated { segment.len.max(bytes) } else { bytes });
+        // Elements that lie apart are read with what is between them.
+        let read = bytes.max(span.unwrap_or(0));
+        self.work = self.work.saturating_add(if inflated { segment.len.max(read) } else { read });
         if self.work / LARGEST_GROWTH > self.file_bytes {
             return Err(format!("tensor {name}: {} bytes to be made of a file of {}", self.work, self.file_bytes));
         }

@@ -1,5 +1,6 @@
 //! Numbers of a CSV file.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
@@ -80,8 +81,9 @@ impl NumberTable {
             Error::Data(format!("{origin}: line {line}: {what}"))
         };
         let columns: Vec<String> = reader.headers().map_err(wrong)?.iter().map(String::from).collect();
-        if let Some(twice) = columns.iter().enumerate().find(|(i, c)| columns[..*i].contains(c)) {
-            return fail(format!("two columns are called {:.60?}", twice.1));
+        let mut names = HashSet::new();
+        if let Some(twice) = columns.iter().find(|c| !names.insert(c.as_str())) {
+            return fail(format!("two columns are called {twice:.60?}"));
         }
         let mut rows = vec![];
         for record in reader.records() {
@@ -119,8 +121,12 @@ impl NumberTable {
     /// These columns alone, in this order.
     ///
     /// # Errors
-    /// One is not there.
+    /// One is not there, or named twice.
     pub fn select(&self, columns: &[String]) -> Result<Self> {
+        let mut names = HashSet::new();
+        if let Some(twice) = columns.iter().find(|c| !names.insert(c.as_str())) {
+            return Err(Error::Data(format!("{}: column {twice:.60} is asked for twice", self.origin)));
+        }
         let number = |name: &String| {
             self.columns.iter().position(|c| c == name).ok_or_else(|| {
                 let like = nearest(name, self.columns.iter().map(String::as_str));

@@ -306,20 +306,93 @@ fn tensors() -> Vec<Input> {
         sound: true,
         ..input("pytorch", "strides that overlap", pt(&tensor(4, 0, &[3, 2], &[1, 1]), &[("0", 16)], &[]))
     });
-    all.push(Input {
-        sound: true,
-        ..input(
-            "pytorch",
-            "names that lead out of a folder",
-            pt(&tensor(4, 0, &[4], &[1]), &[("0", 16)], &[("../../etc/x", b"x"), ("a\\b", b"x")]),
-        )
-    });
+    all.push(input(
+        "pytorch",
+        "names that lead out of a folder",
+        pt(&tensor(4, 0, &[4], &[1]), &[("0", 16)], &[("../../etc/x", b"x"), ("a\\b", b"x")]),
+    ));
     all
 }
 
 /// Where `needle` is.
 fn find(bytes: &[u8], needle: &[u8]) -> usize {
     bytes.windows(needle.len()).position(|w| w == needle).expect("it is there")
+}
+
+/// A record of an archive, as bytes.
+#[derive(Clone, Default)]
+struct Raw {
+    name: Vec<u8>,
+    data: Vec<u8>,
+    local_extra: Vec<u8>,
+    central_extra: Vec<u8>,
+    attributes: u32,
+    /// Whether its sizes follow its data, in 64 bits.
+    follow: bool,
+}
+
+/// An archive of stored records.
+fn raw(records: &[Raw]) -> Vec<u8> {
+    let (mut bytes, mut directory) = (vec![], vec![]);
+    for r in records {
+        let (at, crc, size) = (bytes.len() as u32, crc32fast::hash(&r.data), r.data.len() as u32);
+        let flags = if r.follow { 8u16 } else { 0 };
+        let known = if r.follow { [0; 3] } else { [crc, size, size] };
+        let head = |numbers: [u32; 3], extra: &[u8]| {
+            let mut head = [&20u16.to_le_bytes()[..], &flags.to_le_bytes(), &[0; 6]].concat();
+            numbers.iter().for_each(|n| head.extend(n.to_le_bytes()));
+            head.extend((r.name.len() as u16).to_le_bytes());
+            head.extend((extra.len() as u16).to_le_bytes());
+            head
+        };
+        bytes.extend([&b"PK\x03\x04"[..], &head(known, &r.local_extra), &r.name, &r.local_extra, &r.data].concat());
+        if r.follow {
+            bytes.extend([&b"PK\x07\x08"[..], &crc.to_le_bytes()].concat());
+            [size, 0, size, 0].iter().for_each(|n| bytes.extend(n.to_le_bytes()));
+        }
+        directory.extend([&b"PK\x01\x02"[..], &[20, 0], &head([crc, size, size], &r.central_extra), &[0; 6]].concat());
+        directory.extend([&r.attributes.to_le_bytes()[..], &at.to_le_bytes(), &r.name, &r.central_extra].concat());
+    }
+    let (at, n) = (bytes.len() as u32, records.len() as u16);
+    let end = [&b"PK\x05\x06\0\0\0\0"[..], &n.to_le_bytes(), &n.to_le_bytes(), &(directory.len() as u32).to_le_bytes()];
+    [&bytes[..], &directory, &end.concat(), &at.to_le_bytes(), &[0; 2]].concat()
+}
+
+/// Archives that some readers take for others.
+fn ambiguous() -> Vec<Input> {
+    let array = |name: &[u8]| Raw {
+        name: name.to_vec(),
+        data: npy("{'descr': '<f4', 'fortran_order': False, 'shape': (4,), }", 16),
+        ..Raw::default()
+    };
+    let pickle = |name: &str, data: &[u8]| Raw { name: name.into(), data: data.to_vec(), ..Raw::default() };
+    let unicode_path = [&[0x75, 0x70, 10, 0, 1][..], &crc32fast::hash(b"x.npy").to_le_bytes(), b"w.npy"].concat();
+    // What PyTorch writes of a record of 4 GB and more: sizes that follow, and room for them that stays zero.
+    let room = [&[1, 0, 16, 0][..], &[0; 16]].concat();
+    let mut all: Vec<Input> = [
+        ("a second name by a field", vec![Raw { central_extra: unicode_path, ..array(b"x.npy") }, array(b"w.npy")]),
+        ("a name that some end at a zero", vec![array(b"w.npy"), array(b"w.npy\0x.npy")]),
+        ("a file that some take for a folder", vec![Raw { attributes: 0x10, ..array(b"w.npy") }]),
+        ("a folder that holds bytes", vec![array(b"w.npy"), Raw { name: b"x/".to_vec(), ..array(b"") }]),
+        ("an array with its ending twice", vec![array(b"w.npy"), array(b"w.npy.npy")]),
+    ]
+    .into_iter()
+    .map(|(name, records)| input("npz", name, raw(&records)))
+    .collect();
+    let cases = [
+        ("two pickles but for the case of letters", vec![pickle("a/data.pkl", b"}."), pickle("a/DATA.PKL", b"}.")]),
+        ("a pickle in another folder than the first", vec![pickle("x/version", b"3"), pickle("a/data.pkl", b"}.")]),
+        (
+            "keys that read alike",
+            vec![pickle("a/data.pkl", b"}cdatetime\ndate\n(K\x01tRNscdatetime\ndate\n(K\x02tRNs.")],
+        ),
+        ("a key 1 and a key True", vec![pickle("a/data.pkl", b"}K\x01Ns\x88Ns.")]),
+        ("a number that some take for another", vec![pickle("a/data.pkl", b"}S'a'\nI010\ns.")]),
+    ];
+    all.extend(cases.into_iter().map(|(name, records)| input("pytorch", name, raw(&records))));
+    let large = Raw { follow: true, local_extra: room, ..array(b"w.npy") };
+    all.push(Input { sound: true, ..input("npz", "sizes that follow, as PyTorch has them", raw(&[large])) });
+    all
 }
 
 fn archives() -> Vec<Input> {
@@ -382,7 +455,9 @@ fn archives() -> Vec<Input> {
         ("a directory of one record more", patched(&stored, &[(end + 8, &[2, 0, 2, 0])])),
         ("a second part", patched(&stored, &[(end + 4, &[1])])),
     ];
-    cases.into_iter().map(|(name, bytes)| input("npz", name, bytes)).collect()
+    let mut all: Vec<Input> = cases.into_iter().map(|(name, bytes)| input("npz", name, bytes)).collect();
+    all.extend(ambiguous());
+    all
 }
 
 fn npy(header: &str, data: usize) -> Vec<u8> {

@@ -1,6 +1,7 @@
 //! What happens to files that lie: here, and in candle's own readers. Prints the table of `HOSTILE.md`.
 //!
 //!     cargo run --release -p zoo-checkpoint --example hostile
+//!     cargo run --release -p zoo-checkpoint --example hostile -- --write FOLDER      # the files, for other programs
 //!
 //! Every file is read in a process of its own with 2 GiB of memory (`ulimit -v`) and ten seconds.
 
@@ -73,6 +74,16 @@ fn outcome(reader: &str, format: &str, path: &Path) -> String {
     }
 }
 
+/// Writes the files, and prints the name of each with what it holds.
+fn written(folder: &Path) {
+    for (i, input) in inputs::all().iter().enumerate() {
+        let extension = if input.format == "pytorch" { "pt" } else { input.format };
+        let name = format!("{i:03}.{extension}");
+        std::fs::write(folder.join(&name), &input.bytes).expect("a folder to write to");
+        println!("{name}\t{}", input.name);
+    }
+}
+
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     if let [_, reader, format, path] = &arguments[..] {
@@ -82,6 +93,11 @@ fn main() {
             Err(e) => print!("{}", e.to_string().lines().next().unwrap_or_default()),
         }
         return;
+    }
+    if let [_, flag, folder] = &arguments[..]
+        && flag == "--write"
+    {
+        return written(Path::new(folder));
     }
     let folder = tempfile::tempdir().expect("a folder");
     println!("| format | a file with | zoo | candle 0.11.1 |\n| --- | --- | --- | --- |");

@@ -87,7 +87,7 @@ impl Plan<'_> {
         if parts.iter().any(taken) {
             let own = folder.path().file_name().unwrap_or_default().to_string_lossy();
             let own = own.trim_start_matches(atomic::PREFIX).trim_end_matches(atomic::SUFFIX);
-            parts = shards(&hidden, outline, size, &format!("-{own}"));
+            parts = shards(&hidden, outline, size, &format!("{MARK}{own}"));
         }
         let written =
             parts.iter().try_for_each(|(file, numbers)| self.write_part(file, format, outline, numbers, &mut done));
@@ -112,8 +112,9 @@ impl Plan<'_> {
         let ours = |name: &str| {
             let name = name.strip_prefix(stem.as_ref()).and_then(|n| n.strip_suffix(".safetensors"));
             let number = |n: &str| n.len() == 5 && n.bytes().all(|b| b.is_ascii_digit());
+            let is_mark = |mark: &str| mark.is_empty() || mark.strip_prefix(MARK).is_some_and(|own| own.len() == 6);
             name.and_then(|n| n.rsplit_once("-of-")).is_some_and(|(k, n)| {
-                number(n) && k.rsplit_once('-').is_some_and(|(mark, k)| number(k) && !mark.contains('.'))
+                number(n) && k.rsplit_once('-').is_some_and(|(mark, k)| number(k) && is_mark(mark))
             })
         };
         for shard in old.iter().filter(|s| !now.contains(s.as_os_str()) && s.to_str().is_some_and(ours)) {
@@ -228,6 +229,9 @@ impl Plan<'_> {
         Ok(())
     }
 }
+
+/// What begins the part of a shard's name that tells a new set from an old one.
+const MARK: &str = "-zoo";
 
 /// Which tensors go into which file: in their order, as many as fit; tied ones with the tensor that has their values. The
 /// files are named after `path` and `mark`.

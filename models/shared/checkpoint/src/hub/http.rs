@@ -9,6 +9,9 @@ use ureq::{Agent, Body, SendBody};
 
 /// Nothing arrives, or is taken, for so long.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// An answer takes so long at most, and a file of so many bytes a second.
+const ANSWER: Duration = Duration::from_secs(60);
+const SLOWEST: u64 = 20_000;
 /// What is asked again after a failure of the network or the hub.
 const TRIES: u32 = 3;
 const REDIRECTS: usize = 5;
@@ -113,27 +116,30 @@ impl Client {
         url: &str,
         headers: &[(&str, &str)],
         body: SendBody,
+        patience: Duration,
     ) -> Got<Response<Body>> {
         let uri: Uri = url.parse().or_else(|_| wrong("an address that cannot be"))?;
         if self.origin.scheme_str() == Some("https") && uri.scheme_str() != Some("https") {
             return wrong("the hub leads from an encrypted connection to one that is not");
         }
+        let given = headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("authorization"));
         let mut request = Request::builder().method(method).uri(&uri);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        if let Some(token) = self.token.as_ref().filter(|_| self.is_own(&uri)) {
+        if let Some(token) = self.token.as_ref().filter(|_| self.is_own(&uri) && !given) {
             request = request.header("authorization", format!("Bearer {token}"));
         }
         let request = request.body(body).or_else(|e| wrong(e.to_string()))?;
+        let request = self.agent.configure_request(request).timeout_recv_body(Some(patience)).build();
         self.agent.run(request).map_err(|e| Failure::Network(e.to_string()))
     }
 
     /// A request without a body, tried again where the network or the hub fails, that succeeds or is redirected.
-    fn ask(&self, method: &Method, url: &str, headers: &[(&str, &str)]) -> Got<Response<Body>> {
+    fn ask(&self, method: &Method, url: &str, headers: &[(&str, &str)], patience: Duration) -> Got<Response<Body>> {
         let mut tries = 1;
         loop {
-            let answer = self.send(method.clone(), url, headers, SendBody::none());
+            let answer = self.send(method.clone(), url, headers, SendBody::none(), patience);
             let again = match &answer {
                 Ok(answer) => answer.status().is_server_error(),
                 Err(e) => matches!(e, Failure::Network(_)),
@@ -150,7 +156,7 @@ impl Client {
     pub(super) fn head(&self, url: &str) -> Got<Response<Body>> {
         let mut url = url.to_string();
         for _ in 0..REDIRECTS {
-            let answer = self.ask(&Method::HEAD, &url, &[("accept-encoding", "identity")])?;
+            let answer = self.ask(&Method::HEAD, &url, &[("accept-encoding", "identity")], ANSWER)?;
             let next = match header(&answer, "location").filter(|_| redirects(&answer)) {
                 Some(to) => self.leads(&url, to)?,
                 None => return Ok(answer),
@@ -163,12 +169,13 @@ impl Client {
         wrong("the hub redirects without end")
     }
 
-    /// A file, wherever the hub has it.
-    pub(super) fn get(&self, url: &str, headers: &[(&str, &str)]) -> Got<Response<Body>> {
+    /// A file of so many bytes, wherever the hub has it.
+    pub(super) fn get(&self, url: &str, headers: &[(&str, &str)], size: u64) -> Got<Response<Body>> {
+        let patience = ANSWER + Duration::from_secs(size / SLOWEST);
         let mut url = url.to_string();
         for _ in 0..REDIRECTS {
             let headers = [headers, &[("accept-encoding", "identity")]].concat();
-            let answer = self.ask(&Method::GET, &url, &headers)?;
+            let answer = self.ask(&Method::GET, &url, &headers, patience)?;
             match header(&answer, "location").filter(|_| redirects(&answer)) {
                 Some(to) => url = self.leads(&url, to)?,
                 None => return succeeded(answer),
@@ -179,7 +186,7 @@ impl Client {
 
     /// A page of JSON and the address of the next, which is at the hub itself.
     pub(super) fn page<T: DeserializeOwned>(&self, url: &str) -> Got<(T, Option<String>)> {
-        let answer = self.get(url, &[])?;
+        let answer = self.get(url, &[], 0)?;
         let next = header(&answer, "link").and_then(|links| {
             let next = links.split(',').find(|link| link.contains("rel=\"next\""))?;
             Some(next.split_once('<')?.1.split_once('>')?.0.to_string())
@@ -191,16 +198,21 @@ impl Client {
         Ok((json(answer)?, next))
     }
 
-    /// Sends a text, and reads JSON.
-    pub(super) fn post(&self, url: &str, headers: &[(&str, &str)], mut body: &[u8]) -> Got<serde_json::Value> {
+    /// Sends a text.
+    pub(super) fn post(&self, url: &str, headers: &[(&str, &str)], mut body: &[u8]) -> Got<Response<Body>> {
         let length = body.len().to_string();
         let headers = [headers, &[("content-length", &length)]].concat();
-        json(succeeded(self.send(Method::POST, url, &headers, SendBody::from_reader(&mut body))?)?)
+        succeeded(self.send(Method::POST, url, &headers, SendBody::from_reader(&mut body), ANSWER)?)
+    }
+
+    /// Brings a body of known length to an address.
+    pub(super) fn put(&self, url: &str, headers: &[(&str, &str)], body: SendBody) -> Got<Response<Body>> {
+        succeeded(self.send(Method::PUT, url, headers, body, ANSWER)?)
     }
 }
 
 /// An answer that is no success as a failure.
-pub(super) fn succeeded(answer: Response<Body>) -> Got<Response<Body>> {
+fn succeeded(answer: Response<Body>) -> Got<Response<Body>> {
     if answer.status().is_success() {
         return Ok(answer);
     }
@@ -212,8 +224,7 @@ pub(super) fn succeeded(answer: Response<Body>) -> Got<Response<Body>> {
 /// At most so many bytes of an answer.
 pub(super) fn bytes(answer: Response<Body>, most: u64) -> Got<Vec<u8>> {
     let mut bytes = vec![];
-    let mut reader = answer.into_body().into_with_config().limit(most.saturating_add(1)).reader();
-    let read = reader.read_to_end(&mut bytes);
+    let read = answer.into_body().into_reader().take(most.saturating_add(1)).read_to_end(&mut bytes);
     match (bytes.len() as u64 > most, read) {
         (true, _) => wrong(format!("the hub sends more than {most} bytes")),
         (false, Ok(_)) => Ok(bytes),
@@ -221,7 +232,7 @@ pub(super) fn bytes(answer: Response<Body>, most: u64) -> Got<Vec<u8>> {
     }
 }
 
-fn json<T: DeserializeOwned>(answer: Response<Body>) -> Got<T> {
+pub(super) fn json<T: DeserializeOwned>(answer: Response<Body>) -> Got<T> {
     serde_json::from_slice(&bytes(answer, LARGEST_ANSWER)?)
         .or_else(|e| wrong(format!("the hub's answer is no JSON: {e}")))
 }

@@ -214,22 +214,23 @@ impl Hub {
             let blobs = folder.join("blobs");
             std::fs::create_dir_all(&blobs).map_err(Error::io(&blobs))?;
             atomic::clear(&blobs);
-            let mut file_there = tempfile::Builder::new()
-                .prefix(atomic::PREFIX)
-                .suffix(atomic::SUFFIX)
-                .tempfile_in(&blobs)
-                .map_err(Error::io(&blobs))?;
+            let mut builder = tempfile::Builder::new();
+            builder.prefix(atomic::PREFIX).suffix(atomic::SUFFIX);
+            #[cfg(unix)]
+            builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+            let mut file_there = builder.tempfile_in(&blobs).map_err(Error::io(&blobs))?;
             let _ = file_there.as_file().try_lock();
-            let answer = self.client.get(&self.address(place, file), &[]).map_err(|e| self.explain(place, file, e))?;
+            let answer = self
+                .client
+                .get(&self.address(place, file), &[], facts.size)
+                .map_err(|e| self.explain(place, file, e))?;
             // One byte more than there should be shows that there is more.
-            let mut reader = answer.into_body().into_with_config().limit(facts.size.saturating_add(1)).reader();
+            let mut reader = answer.into_body().into_reader().take(facts.size.saturating_add(1));
             let (mut buffer, mut done) = (vec![0; 1 << 16], 0);
             loop {
                 let n = match reader.read(&mut buffer) {
                     Ok(0) => break,
                     Ok(n) => n,
-                    // The limit is reached: it is more than the hub said.
-                    Err(_) if done >= facts.size => break,
                     Err(e) => return Err(failed(&named, Failure::Network(e.to_string()))),
                 };
                 done += n as u64;
@@ -305,7 +306,7 @@ impl Hub {
         let size = self.facts(place, file).map_err(|e| self.explain(place, file, e))?.size;
         let range = |from: u64, to: u64| {
             let range = format!("bytes={from}-{}", to - 1);
-            let answer = self.client.get(&self.address(place, file), &[("range", &range)]);
+            let answer = self.client.get(&self.address(place, file), &[("range", &range)], to - from);
             answer.and_then(|answer| bytes(answer, to - from)).map_err(|e| failed(&named, e))
         };
         const NO_HEADER: &str = "only safetensors files say how long their header is: zoo pull it, then inspect it";

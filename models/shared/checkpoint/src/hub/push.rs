@@ -10,9 +10,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use ureq::SendBody;
-use ureq::http::Method;
 
-use super::http::{Failure, Got, header, succeeded, wrong};
+use super::http::{Failure, Got, header, json, wrong};
 use super::{Hub, HubPath, Report, failed};
 use crate::{Error, Result, atomic, regular};
 
@@ -69,8 +68,8 @@ impl Hub {
         let (owner, name) = repository.split_once('/').unwrap_or(("", repository));
         let new = json!({ "name": name, "organization": owner, "type": "model", "private": private });
         match self.client.post(&self.client.at("api/repos/create"), &JSON, new.to_string().as_bytes()) {
-            // It is there already.
-            Ok(_) | Err(Failure::Status(409, ..)) => {}
+            // It is there already, or the token is for what is there.
+            Ok(_) | Err(Failure::Status(403 | 409, ..)) => {}
             Err(e) => return Err(e),
         }
         let large = self.large(repository, &revision, uploads)?;
@@ -92,7 +91,8 @@ impl Hub {
         }
         let lines: String = lines.iter().map(|line| format!("{line}\n")).collect();
         let url = self.client.at(&format!("api/models/{repository}/commit/{revision}"));
-        let said = self.client.post(&url, &[("content-type", "application/x-ndjson")], lines.as_bytes())?;
+        let said: Value =
+            json(self.client.post(&url, &[("content-type", "application/x-ndjson")], lines.as_bytes())?)?;
         let text = |key: &str| said[key].as_str().map(String::from);
         text("commitUrl")
             .or_else(|| text("commitOid"))
@@ -107,7 +107,7 @@ impl Hub {
             files.push(json!({ "path": upload.name, "size": upload.size, "sample": sample }));
         }
         let url = self.client.at(&format!("api/models/{repository}/preupload/{revision}"));
-        let said = self.client.post(&url, &JSON, json!({ "files": files }).to_string().as_bytes())?;
+        let said: Value = json(self.client.post(&url, &JSON, json!({ "files": files }).to_string().as_bytes())?)?;
         let mode = |upload: &Upload| {
             let files = said["files"].as_array().into_iter().flatten();
             let file = files.into_iter().find(|f| f["path"] == upload.name);
@@ -124,10 +124,10 @@ impl Hub {
     fn upload(&self, repository: &str, upload: &Upload) -> Got<()> {
         let object = json!({ "oid": upload.sha256, "size": upload.size });
         let asked = json!({
-            "operation": "upload", "transfers": ["basic", "multipart"], "hash_algo": "sha_256", "objects": [object],
+            "operation": "upload", "transfers": ["basic", "multipart"], "hash_algo": "sha256", "objects": [object],
         });
         let url = self.client.at(&format!("{repository}.git/info/lfs/objects/batch"));
-        let said = self.client.post(&url, &LFS, asked.to_string().as_bytes())?;
+        let said: Value = json(self.client.post(&url, &LFS, asked.to_string().as_bytes())?)?;
         let answer = &said["objects"][0];
         if let Some(error) = answer["error"]["message"].as_str() {
             return wrong(format!("the hub refuses {}: {error:.100}", upload.name));
@@ -139,8 +139,11 @@ impl Hub {
             Some((size, addresses)) => self.in_parts(upload, href, size, &addresses)?,
             None => {
                 let headers = action["header"].as_object().into_iter().flatten();
-                let headers: Vec<(&str, &str)> =
-                    headers.filter_map(|(name, value)| Some((name.as_str(), value.as_str()?))).collect();
+                let own = |name: &str| name.eq_ignore_ascii_case("content-length");
+                let headers: Vec<(&str, &str)> = headers
+                    .filter_map(|(name, value)| Some((name.as_str(), value.as_str()?)))
+                    .filter(|(name, _)| !own(name))
+                    .collect();
                 self.put(href, &headers, upload, 0, upload.size)?;
             }
         }
@@ -159,6 +162,9 @@ impl Hub {
         for (i, address) in addresses.iter().enumerate() {
             let from = i as u64 * size;
             let etag = self.put(address, &[], upload, from, size.min(upload.size - from))?;
+            if etag.is_empty() {
+                return wrong(format!("the hub does not say what it calls part {} of {}", i + 1, upload.name));
+            }
             parts.push(json!({ "partNumber": i + 1, "etag": etag }));
         }
         self.client.post(href, &LFS, json!({ "oid": upload.sha256, "parts": parts }).to_string().as_bytes()).map(|_| ())
@@ -171,7 +177,7 @@ impl Hub {
         file.set_limit(len);
         let length = len.to_string();
         let headers = [headers, &[("content-length", &length)]].concat();
-        let answer = succeeded(self.client.send(Method::PUT, url, &headers, SendBody::from_reader(&mut file))?)?;
+        let answer = self.client.put(url, &headers, SendBody::from_reader(&mut file))?;
         Ok(header(&answer, "etag").unwrap_or_default().to_string())
     }
 }

@@ -4,7 +4,7 @@
 mod pickle;
 mod write;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io::{BufReader, Cursor, Read};
 use std::path::Path;
@@ -72,7 +72,16 @@ fn open_archive(input: &Arc<Input>, records: Vec<Record>) -> Parsed<Source> {
     let pickles: Vec<&Record> =
         records.iter().filter(|r| r.name == "data.pkl" || r.name.ends_with("/data.pkl")).collect();
     let [main] = pickles[..] else { return malformed("it has several data.pkl") };
-    let root = main.name.trim_end_matches("data.pkl").to_string();
+    let root = main.name.strip_suffix("data.pkl").unwrap_or_default().to_string();
+    // PyTorch takes the folder of the first record, and looks names up whatever the case of their letters.
+    let first = records[0].name.split_inclusive('/').next().filter(|f| f.ends_with('/')).unwrap_or_default();
+    if first != root {
+        return malformed(format!("its data.pkl is in {root:.60?}, its first record in {first:.60?}"));
+    }
+    let mut names = HashSet::new();
+    if let Some(twice) = records.iter().find(|r| !names.insert(r.name.to_ascii_lowercase())) {
+        return malformed(format!("two of its records are called {} but for the case of letters", twice.name));
+    }
     let by_name: HashMap<&str, &Segment> = records.iter().map(|r| (r.name.as_str(), &r.segment)).collect();
     let budget = Budget::of(input.len);
     let small = |segment: &Segment| match segment.len > pickle::LARGEST {
@@ -102,6 +111,8 @@ fn open_archive(input: &Arc<Input>, records: Vec<Record>) -> Parsed<Source> {
         None => malformed(format!("its storage {} is missing", storage.key)),
     };
     Walk::new(&values, &mut source, &storages).root(value)?;
+    // What no tensor uses has a checksum, too.
+    source.rest = records.into_iter().map(|r| r.segment).collect();
     Ok(source)
 }
 
@@ -113,7 +124,23 @@ fn is_legacy(start: &[u8]) -> bool {
         && (start[2..].starts_with(&[0x8a, 10]) || start[2..].starts_with(&[0x95]))
 }
 
+/// Whether the first 512 bytes are the header of a tar archive, which PyTorch tries first: its checksum is right.
+fn is_tar(start: &[u8]) -> bool {
+    let Some(header) = start.get(..512) else { return false };
+    let text: String = header[148..156].iter().map(|b| char::from(*b)).collect();
+    let said = u64::from_str_radix(text.trim_matches(['\0', ' ']), 8).ok();
+    let sum = |of: &dyn Fn(u8) -> i64| {
+        header.iter().enumerate().map(|(i, b)| if (148..156).contains(&i) { 32 } else { of(*b) }).sum::<i64>()
+    };
+    // Of bytes with a sign or without one.
+    said.and_then(|n| i64::try_from(n).ok())
+        .is_some_and(|n| n == sum(&|b| i64::from(b)) || n == sum(&|b| i64::from(b as i8)))
+}
+
 fn open_legacy(input: &Arc<Input>) -> Parsed<Source> {
+    if is_tar(&input.bytes(0..input.len.min(512))?) {
+        return refused("it is a pickle and a tar archive in one: readers differ in what they see in it");
+    }
     let mut stream = BufReader::with_capacity(1 << 16, Window::new(input, 0..input.len));
     let mut values = Pickle::new(Budget::of(input.len));
     let mut next = |values: &mut Pickle| values.read(&mut stream, input.len);
@@ -151,7 +178,9 @@ fn open_legacy(input: &Arc<Input>) -> Parsed<Source> {
         let bytes = u64::try_from(i64::from_le_bytes(count)).ok().and_then(|n| n.checked_mul(size as u64));
         match bytes.and_then(|b| at.checked_add(b)).filter(|end| *end <= input.len) {
             Some(end) => {
-                segments.insert(key.to_string(), Segment::stored(input, at..end));
+                if segments.insert(key.to_string(), Segment::stored(input, at..end)).is_some() {
+                    return malformed(format!("its list of storages names {key:.60} twice"));
+                }
                 at = end;
             }
             None => return malformed(format!("its storage {key} reaches beyond the end of the file")),
@@ -279,7 +308,7 @@ impl<'a> Walk<'a> {
             Node::Int(n) => (*n).into(),
             Node::Float(f) if f.is_finite() => (*f).into(),
             Node::Float(f) => f.to_string().into(),
-            Node::Big(text) | Node::Text(text) => {
+            Node::Big(text) | Node::Text(text) | Node::Device(text) => {
                 self.values.budget.spend(text.len())?;
                 text.clone().into()
             }
@@ -325,6 +354,7 @@ impl<'a> Walk<'a> {
     }
 
     fn tensor(&mut self, t: &Strided, path: &str) -> Parsed<()> {
+        self.values.budget.spend(512 + 32 * t.shape.len())?;
         let size = t.dtype.size().unwrap_or(1);
         let segment = self.segment(&t.storage, size)?;
         let Some(offset) = t.offset.checked_mul(size) else {
@@ -365,9 +395,7 @@ fn last_of_each(values: &Pickle, items: &[(Id, Id)]) -> Parsed<Vec<(String, Id)>
         let (text, kind) = (key_text(values, *key)?, std::mem::discriminant(&values[*key]));
         match positions.get(&text) {
             // The same key again: the last value counts, as in Python.
-            Some((place, same)) if *same == kind && !matches!(values[*key], Node::Tuple(_) | Node::Bytes(_)) => {
-                out[*place].1 = *value
-            }
+            Some((place, same)) if *same == kind && is_exact(&values[*key]) => out[*place].1 = *value,
             Some(_) => {
                 let text = shorten(&text);
                 return refused(format!("a dictionary has two keys that both read {text}: rename one in Python"));
@@ -378,13 +406,33 @@ fn last_of_each(values: &Pickle, items: &[(Id, Id)]) -> Parsed<Vec<(String, Id)>
             }
         }
     }
+    // Python takes 1, 1.0 and True for one key.
+    let numbers = items.iter().map(|(key, _)| match values[*key] {
+        Node::Int(_) | Node::Big(_) => 1,
+        Node::Bool(_) => 2,
+        Node::Float(_) => 4,
+        _ => 0,
+    });
+    if numbers.fold(0u8, |all, kind| all | kind).count_ones() > 1 {
+        return refused("a dictionary has keys that are numbers of several kinds: rename them in Python");
+    }
     Ok(out)
+}
+
+/// Whether keys of this kind are the same if their texts are.
+fn is_exact(key: &Node) -> bool {
+    match key {
+        // Half of a pair of surrogates reads like any other.
+        Node::Text(text) => !text.contains(char::REPLACEMENT_CHARACTER),
+        Node::Int(_) | Node::Big(_) | Node::Bool(_) | Node::None | Node::Global(_) => true,
+        _ => false,
+    }
 }
 
 fn key_text(values: &Pickle, key: Id) -> Parsed<String> {
     let text = |text: &String| values.budget.spend(2 * text.len()).map(|()| text.clone());
     Ok(match &values[key] {
-        Node::Text(t) | Node::Global(t) | Node::Big(t) => text(t)?,
+        Node::Text(t) | Node::Global(t) | Node::Big(t) | Node::Device(t) => text(t)?,
         Node::Int(n) => n.to_string(),
         Node::Bool(b) => b.to_string(),
         Node::Float(f) => f.to_string(),

@@ -19,7 +19,7 @@ pub(super) const STEP: &str = "step-";
 
 /// Bytes of a text that describes something, and of one of many lines; what is longer is not read.
 pub(crate) const LONGEST_TEXT: u64 = 1 << 24;
-pub(crate) const LONGEST_LINES: u64 = 1 << 30;
+pub(crate) const LONGEST_LINES: u64 = 1 << 33;
 
 /// The names of the files in a run directory. Nothing is opened or locked.
 #[derive(Clone, Debug)]
@@ -115,7 +115,7 @@ impl RunFiles {
     /// The lines of `metrics.jsonl`; none where it is not there.
     ///
     /// # Errors
-    /// It is a link or no regular file, longer than a gigabyte, or not UTF-8.
+    /// It is a link or no regular file, longer than 8 GiB, or not UTF-8.
     pub fn metrics_text(&self) -> Result<Option<String>> {
         self.text(METRICS, LONGEST_LINES)
     }

@@ -117,6 +117,14 @@ impl RunDirectory {
         if files.exist() {
             return Err(Error::RunExists(path.into()));
         }
+        // What is there is somebody's: a run that came to nothing would take it along.
+        let ours = [files::METRICS, files::HEALTH, files::RECORD, files::BEST, files::LAST];
+        let mut there = ours.iter().filter(|name| !matches!(run.folder.kind(name), Ok(None))).copied();
+        let taken = there.next().or_else(|| (!run.checkpoints.is_empty().ok()?).then_some(files::CHECKPOINTS));
+        if let Some(name) = taken {
+            let path = path.display();
+            return Err(Error::Usage(format!("{path} holds a {name} of no run: choose another directory")));
+        }
         run.set_config(config)?;
         Ok(run)
     }

@@ -64,8 +64,9 @@ fn is_dtype(name: &str) -> bool {
 
 /// What a class gives that is never made.
 pub(super) fn object(values: &mut Pickle, name: &str) -> Parsed<Node> {
-    if !is_inert(name) && !values.called.iter().any(|n| n == name) {
-        values.budget.spend(24 + name.len() + values.called.iter().map(String::len).sum::<usize>())?;
+    // Some names are enough to refuse it.
+    const MOST: usize = 16;
+    if !is_inert(name) && values.called.len() < MOST && !values.called.iter().any(|n| n == name) {
         values.called.push(name.into());
     }
     Ok(Node::Object(name.into()))
@@ -155,10 +156,10 @@ fn torch(v: &Pickle, name: &str, a: &[Id]) -> Parsed<Option<Made>> {
         (n, _) if n.starts_with("torch._utils._rebuild_") => value(name, Some(Node::Tensor(tensor(v, n, a)?.into()))),
         ("torch.serialization._get_layout", [layout]) if v.text(*layout).is_some() => Ok(Some(Made::Argument(*layout))),
         ("torch.Size", [sizes]) if v.sequence(*sizes).is_some() => Ok(Some(Made::Argument(*sizes))),
-        ("torch.device", [kind]) => value(name, Some(Node::Text(v.text(*kind).unwrap_or_default().into()))),
+        ("torch.device", [kind]) => value(name, v.text(*kind).map(|kind| Node::Device(kind.into()))),
         ("torch.device", [kind, index]) => {
             let device = v.text(*kind).zip(v.size(*index)).map(|(kind, index)| format!("{kind}:{index}"));
-            value(name, device.map(Node::Text))
+            value(name, device.map(Node::Device))
         }
         _ => Ok(None),
     }

@@ -340,8 +340,12 @@ impl Machine<'_> {
     }
 
     fn decimal(&mut self, digits: &str) -> Parsed<Node> {
+        let digits = digits.trim();
+        // Python takes 010 for a number of base 8.
+        if digits.trim_start_matches('-').len() > 1 && digits.trim_start_matches('-').starts_with('0') {
+            return malformed("an integer of its pickle begins with a zero");
+        }
         digits
-            .trim()
             .parse()
             .map(Node::Int)
             .or_else(|_| malformed("an integer of its pickle is none, or has more than 64 bits"))

@@ -19,6 +19,8 @@ pub(crate) enum Node {
     Big(String),
     Float(f64),
     Text(String),
+    /// A `torch.device`, by its name.
+    Device(String),
     Bytes(Vec<u8>),
     Tuple(Vec<Id>),
     List(Vec<Id>),
@@ -100,7 +102,7 @@ impl Pickle {
 
     pub(super) fn add(&mut self, node: Node) -> Parsed<Id> {
         let items = match &node {
-            Node::Text(t) | Node::Global(t) | Node::Object(t) | Node::Big(t) => t.len(),
+            Node::Text(t) | Node::Device(t) | Node::Global(t) | Node::Object(t) | Node::Big(t) => t.len(),
             Node::Bytes(b) => b.len(),
             Node::Tuple(v) | Node::List(v) | Node::Set(v) => 4 * v.len(),
             Node::Dict { items, .. } => 8 * items.len(),

@@ -1,22 +1,12 @@
 //! Opens bytes as a file and reads every tensor.
 
-use std::cell::OnceCell;
+#[path = "file.rs"]
+mod file;
 
 use zoo_checkpoint::{Source, TensorView, open, stats};
 
-thread_local! {
-    /// A file in memory, where the system has such a folder.
-    static FILE: OnceCell<tempfile::TempPath> = const { OnceCell::new() };
-}
-
 pub fn read(bytes: &[u8]) {
-    FILE.with(|file| {
-        let path = file.get_or_init(|| {
-            let memory = std::path::Path::new("/dev/shm");
-            let folder = if memory.is_dir() { memory.to_path_buf() } else { std::env::temp_dir() };
-            tempfile::NamedTempFile::new_in(folder).expect("a file").into_temp_path()
-        });
-        std::fs::write(path, bytes).expect("a file");
+    file::with("file", bytes, |path| {
         if let Ok(source) = open(path) {
             all(&source);
         }
