@@ -9,8 +9,6 @@ use anyhow::Context;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use zoo_training::Error;
 
-use crate::table::VERBS;
-
 /// What the program is called, and the flags of the verb at work by the keys that they set.
 static PROGRAM: OnceLock<&'static str> = OnceLock::new();
 static FLAGS: OnceLock<Vec<(&'static str, &'static str)>> = OnceLock::new();
@@ -124,8 +122,8 @@ pub(crate) fn first_line(e: &impl std::fmt::Display) -> String {
     e.to_string().lines().next().unwrap_or_default().to_string()
 }
 
-/// A wrong command line: help as it is, errors in one line, exit code 2.
-pub(crate) fn refuse_call(e: &clap::Error) -> ExitCode {
+/// A wrong command line, of a verb if it names one: help as it is, errors in one line, exit code 2.
+pub(crate) fn refuse_call(e: &clap::Error, verb: Option<&str>) -> ExitCode {
     if matches!(e.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
         print(&e.to_string());
         return ExitCode::SUCCESS;
@@ -148,8 +146,6 @@ pub(crate) fn refuse_call(e: &clap::Error) -> ExitCode {
         _ => None,
     });
     let tip = tips.into_iter().next().map_or(String::new(), |t| format!(" (did you mean {t}?)"));
-    // The help of the verb, if one was named.
-    let verb = std::env::args().nth(1).filter(|verb| VERBS.iter().any(|v| v.name == verb));
     let help = verb.map_or(String::new(), |verb| format!(" {verb}"));
     note(&format!("{0}: {message}{tip}; see {0}{help} --help", program()));
     ExitCode::from(2)
@@ -228,10 +224,18 @@ pub(crate) fn csv_text(header: &[impl AsRef<[u8]>], rows: &[Vec<String>]) -> any
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
+/// What a table shows of a text.
+fn cell(text: &str) -> Cow<'_, str> {
+    // Nearly all are short and plain.
+    if text.len() <= LONGEST_CELL && text.bytes().all(|b| matches!(b, b' '..=b'~')) {
+        return text.into();
+    }
+    shown(&cut(text, LONGEST_CELL).replace(['\n', '\t'], "\u{fffd}")).into_owned().into()
+}
+
 /// Rows as aligned columns: the first to the left, the others to the right.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let cell = |c: &String| shown(&cut(c, LONGEST_CELL).replace(['\n', '\t'], "\u{fffd}")).into_owned();
     let width = |k: usize| rows.iter().filter_map(|r| r.get(k)).map(|c| cell(c).chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut text = String::new();

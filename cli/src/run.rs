@@ -33,9 +33,11 @@ impl Zoo {
         if let Err(e) = self.check() {
             return output::fail(&e);
         }
+        let arguments: Vec<OsString> = arguments.into_iter().collect();
+        let verb = arguments.get(1).and_then(|named| VERBS.iter().map(|v| v.name).find(|name| named == name));
         let matches = match command(self).try_get_matches_from(arguments) {
             Ok(matches) => matches,
-            Err(e) => return output::refuse_call(&e),
+            Err(e) => return output::refuse_call(&e, verb),
         };
         // A wrong ZOO_SIMD is refused before any work.
         let level = zoo_kernels::cpu::simd::level();

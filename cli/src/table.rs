@@ -43,8 +43,13 @@ impl Verb {
 
     pub(crate) fn command(&self, zoo: &Zoo) -> Command {
         let command = add_flags((self.arguments)(Command::new(self.name)), &flags(zoo, self.flags)).about(self.help);
+        // What no model of the program can do is not offered; who asks for it is told so.
+        let any = |able: fn(&Model) -> bool| zoo.models.iter().any(able);
         match self.name {
+            "reproduce" if zoo.experiments.is_empty() => command.hide(true),
             "reproduce" => command.after_help(reproduce::help(&zoo.experiments)),
+            "predict" => command.hide(!any(|m| m.predict.is_some())),
+            "generate" => command.hide(!any(|m| m.generate.is_some())),
             _ => command,
         }
     }

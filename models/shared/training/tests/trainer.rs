@@ -152,6 +152,38 @@ fn a_cut_graph_stops_the_run_and_names_the_parameters() -> Result<()> {
 }
 
 #[test]
+fn a_run_that_comes_to_nothing_leaves_what_was_there_and_nothing_else() -> Result<()> {
+    let temporary = tempfile::tempdir().map_err(Error::io(Path::new("temporary")))?;
+    let (config, task) = (config(&["model.fault=cut"])?, Line { fault: "cut".into() });
+    let path = temporary.path().join("run");
+    assert!(begun(&task, &config, &path)?.train(&mut Silent, &|| false).is_err());
+    assert!(!path.exists());
+    // In a folder with something else in it, that stays.
+    std::fs::create_dir(&path)
+        .and_then(|()| std::fs::write(path.join("notes.txt"), "mine"))
+        .map_err(Error::io(&path))?;
+    assert!(begun(&task, &config, &path)?.train(&mut Silent, &|| false).is_err());
+    let names = |path: &Path| std::fs::read_dir(path).map(Iterator::count).map_err(Error::io(path));
+    assert_eq!(names(&path)?, 1);
+    // Files of the names that a run has are nobody's to take: it does not begin there.
+    for (name, is_folder) in [("metrics.jsonl", false), ("best.safetensors", false), ("checkpoints", true)] {
+        let (there, other) = (path.join(name), path.join(name).join("x"));
+        let made = if is_folder {
+            std::fs::create_dir(&there).and_then(|()| std::fs::write(&other, "mine"))
+        } else {
+            std::fs::write(&there, "mine")
+        };
+        made.map_err(Error::io(&there))?;
+        let refused = begun(&task, &config, &path).map(|_| ()).unwrap_err().to_string();
+        assert!(refused.contains(&format!("holds a {name} of no run")), "{refused}");
+        assert!(there.exists() && (!is_folder || other.exists()), "{name}");
+        let removed = if is_folder { std::fs::remove_dir_all(&there) } else { std::fs::remove_file(&there) };
+        removed.map_err(Error::io(&there))?;
+    }
+    Ok(())
+}
+
+#[test]
 fn a_loss_or_gradient_that_is_not_finite_never_reaches_the_weights() -> Result<()> {
     let (error, _, after) = fault("nan")?;
     assert!(error.to_string().contains("the loss at step 6"), "{error}");

@@ -42,7 +42,8 @@ def of_modelscan(path):
     if code is None:
         return "**hangs**"
     try:
-        found = json.loads(text[text.index("{") :])
+        # Its lines are broken wherever they are long.
+        found = json.loads(text[text.index("{") :].replace("\n", ""))
     except ValueError:
         return "error"
     if found["summary"]["total_issues"] > 0:
@@ -53,7 +54,6 @@ def of_modelscan(path):
 
 
 def of_fickling(path):
-
     program = (
         "import sys\nfrom fickling.pytorch import PyTorchModelWrapper\nfrom fickling.analysis import check_safety\n"
         "print(check_safety(PyTorchModelWrapper(sys.argv[1]).pickled).severity.name)"
@@ -61,7 +61,8 @@ def of_fickling(path):
     code, text = run(sys.executable, "-c", program, path)
     if code is None:
         return "**hangs**"
-    return text.strip().splitlines()[-1].lower().replace("_", " ") if code == 0 else "error"
+    said = text.strip().splitlines()[-1].lower().replace("_", " ") if code == 0 else "error"
+    return "warning" if said.startswith("warning") else said
 
 
 names = dict(line.split("\t", 1) for line in (folder / "names").read_text().splitlines())

@@ -113,17 +113,13 @@ impl RunDirectory {
             return Err(Error::RunExists(path.into()));
         }
         std::fs::create_dir_all(path).map_err(Error::io(path))?;
+        if let Some(name) = taken(&Folder::open(path)?)? {
+            let path = path.display();
+            return Err(Error::Usage(format!("{path} holds a {name} of no run: choose another directory")));
+        }
         let run = Self::lock(path)?;
         if files.exist() {
             return Err(Error::RunExists(path.into()));
-        }
-        // What is there is somebody's: a run that came to nothing would take it along.
-        let ours = [files::METRICS, files::HEALTH, files::RECORD, files::BEST, files::LAST];
-        let mut there = ours.iter().filter(|name| !matches!(run.folder.kind(name), Ok(None))).copied();
-        let taken = there.next().or_else(|| (!run.checkpoints.is_empty().ok()?).then_some(files::CHECKPOINTS));
-        if let Some(name) = taken {
-            let path = path.display();
-            return Err(Error::Usage(format!("{path} holds a {name} of no run: choose another directory")));
         }
         run.set_config(config)?;
         Ok(run)
@@ -355,6 +351,20 @@ impl RunDirectory {
     pub(crate) fn accept(&self, what: &Value) -> Result<()> {
         Ok(self.folder.replace(files::RECORD, |f| write!(f, "{what:#}"))?)
     }
+}
+
+/// A name of a run's that something else in a folder has: a run that comes to nothing would take it along.
+fn taken(folder: &Folder) -> Result<Option<&'static str>> {
+    for name in [files::METRICS, files::HEALTH, files::RECORD, files::BEST, files::LAST] {
+        if folder.kind(name)?.is_some() {
+            return Ok(Some(name));
+        }
+    }
+    Ok(match folder.kind(files::CHECKPOINTS)? {
+        Some(Kind::Folder) if folder.folder(files::CHECKPOINTS, false)?.is_empty()? => None,
+        None => None,
+        Some(_) => Some(files::CHECKPOINTS),
+    })
 }
 
 /// What [`RunDirectory::latest`] found.

@@ -86,25 +86,6 @@ impl<'a, T: Task> Trainer<'a, T> {
         Ok(())
     }
 
-    /// Begins a run in `path`, or resumes the one that is there.
-    ///
-    /// # Errors
-    /// Those of [`Trainer::new`], [`Trainer::begin`] and [`Trainer::resume`].
-    pub fn begin_or_resume(
-        task: &'a T,
-        config: &'a ConfigOf<T>,
-        device: &Device,
-        path: &Path,
-        observer: &mut dyn Observer,
-    ) -> Result<Self> {
-        if crate::RunFiles::at(path).exist() {
-            return Self::resume(task, config, device, path, &[], observer);
-        }
-        let mut trainer = Self::new(task, config, device)?;
-        trainer.begin(path)?;
-        Ok(trainer)
-    }
-
     fn untrained(task: &'a T, config: &'a ConfigOf<T>, device: &Device) -> Result<Self> {
         let train = &config.train;
         train.validate()?;
