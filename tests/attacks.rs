@@ -175,6 +175,15 @@ fn links_in_a_run_lead_nowhere() -> Outcome {
     refused(&zoo(dir.path(), &["report", "run"]), 1, "report.html");
     refused(&zoo(dir.path(), &RESUME), 1, "last.safetensors");
     assert_eq!(std::fs::read(thesis.join("thesis.tmp"))?, b"mine");
+    // Another name of a file, elsewhere, keeps what it had.
+    for name in ["curves.svg", "curves.png", "report.html", "last.safetensors"] {
+        std::fs::remove_file(run.join(name))?;
+    }
+    std::fs::hard_link(run.join("metrics.jsonl"), dir.path().join("linked"))?;
+    let before = std::fs::read(dir.path().join("linked"))?;
+    done(&zoo(dir.path(), &["train", "stock-lstm", "--resume", "run", "--steps", "20"]));
+    assert_eq!(std::fs::read(dir.path().join("linked"))?, before);
+    assert!(std::fs::read(run.join("metrics.jsonl"))?.len() > before.len());
     // A pipe is not waited for.
     std::fs::remove_file(run.join("config.toml"))?;
     assert!(Command::new("mkfifo").arg(run.join("config.toml")).status()?.success());

@@ -183,6 +183,15 @@ impl Folder {
         Ok((len, atomic::hash_of(file).map_err(Error::io(&path))?))
     }
 
+    /// A regular file to lock, made if it is not there yet. It is not changed.
+    ///
+    /// # Errors
+    /// As [`Folder::file`].
+    pub fn lock(&self, name: &str) -> Result<File> {
+        self.usual(name, false)?;
+        self.opened(name, OpenOptions::new().create(true).append(true))
+    }
+
     /// A regular file to append to, made if it is not there yet.
     ///
     /// # Errors
@@ -193,8 +202,11 @@ impl Folder {
         #[cfg(unix)]
         {
             use std::os::unix::fs::MetadataExt;
+            // What has another name elsewhere, such as in a copy of links, stays there as it is.
             if file.metadata().is_ok_and(|found| found.nlink() > 1) {
-                return self.refused(name, "the file has another name elsewhere: nothing was changed");
+                let mut shared = self.file(name)?;
+                self.replace(name, |own| std::io::copy(&mut shared, own).map(|_| ()))?;
+                return self.opened(name, OpenOptions::new().append(true));
             }
         }
         Ok(file)

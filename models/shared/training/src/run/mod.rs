@@ -167,7 +167,7 @@ impl RunDirectory {
 
     fn lock(path: &Path) -> Result<Self> {
         let (files, folder) = (RunFiles::at(path), Arc::new(Folder::open(path)?));
-        let lock = folder.append(files::LOCK)?;
+        let lock = folder.lock(files::LOCK)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
