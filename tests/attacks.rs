@@ -196,7 +196,9 @@ fn a_push_tells_what_it_sends_and_no_places_of_files() -> Outcome {
     let dir = tempfile::tempdir()?;
     let run = run(dir.path());
     let config = std::fs::read_to_string(run.join("config.toml"))?;
-    std::fs::write(run.join("config.toml"), config.replace("path = \"\"", "path = \"/home/me/secret/prices.csv\""))?;
+    let placed = config.replace("path = \"\"", &format!("path = {:?}", dir.path().join("secret/prices.csv")));
+    assert!(placed.contains("secret"), "{config}");
+    std::fs::write(run.join("config.toml"), placed)?;
     let output = zoo(dir.path(), &["push", "run", "me/x", "--dry-run"]);
     let (card, files) = (done(&output), String::from_utf8_lossy(&output.stderr).into_owned());
     for file in ["model.safetensors", "README.md", "config.toml"] {
