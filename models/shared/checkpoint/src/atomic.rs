@@ -71,10 +71,17 @@ pub fn is_stream(path: &Path) -> bool {
 /// `path` is a folder, a disk, a link that leads nowhere, or read-only; what `fill` or the operating system reports. Nothing
 /// is left behind then.
 pub fn replace(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
-    replace_file(path, |file| {
-        let mut buffered = BufWriter::with_capacity(1 << 20, file);
-        fill(&mut buffered).and_then(|()| buffered.flush()).map_err(Error::io(path))
-    })
+    replace_file(path, |file| buffered(file, path, fill))
+}
+
+/// Fills `file`, which errors call `path`, through a buffer.
+pub(crate) fn buffered(
+    file: &mut File,
+    path: &Path,
+    fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
+) -> Result<()> {
+    let mut buffered = BufWriter::with_capacity(1 << 20, file);
+    fill(&mut buffered).and_then(|()| buffered.flush()).map_err(Error::io(path))
 }
 
 /// [`replace`] with the file itself, to seek in, and errors of our own.

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
 use std::fs::File;
 use std::hash::BuildHasher;
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 use cap_std::ambient_authority;
 use cap_std::fs::{Dir, OpenOptions};
 
-use crate::atomic::{PREFIX, SUFFIX};
+use crate::atomic::{PREFIX, SUFFIX, buffered};
 use crate::input::{Input, limited};
 use crate::write::{fill_with, on_cpu};
 use crate::{Error, Result, Source, atomic, open};
@@ -96,12 +96,11 @@ impl Folder {
     /// # Errors
     /// It is a link or no folder, or the operating system refuses.
     pub fn folder(&self, name: &str, make: bool) -> Result<Self> {
-        let failed = Error::io;
         let path = self.at(name);
         if !self.usual(name, true)? && make {
-            self.dir.create_dir(name).map_err(failed(&path))?;
+            self.dir.create_dir(name).map_err(Error::io(&path))?;
         }
-        Ok(Self { dir: self.dir.open_dir(name).map_err(failed(&path))?, path })
+        Ok(Self { dir: self.dir.open_dir(name).map_err(Error::io(&path))?, path })
     }
 
     /// Whether nothing is in it.
@@ -197,8 +196,7 @@ impl Folder {
     /// # Errors
     /// As [`Folder::file`].
     pub fn append(&self, name: &str) -> Result<File> {
-        self.usual(name, false)?;
-        let file = self.opened(name, OpenOptions::new().create(true).append(true))?;
+        let file = self.lock(name)?;
         #[cfg(unix)]
         {
             use std::os::unix::fs::MetadataExt;
@@ -219,10 +217,7 @@ impl Folder {
     /// `name` is a link or no regular file; what `fill` or the operating system reports. Nothing is left behind then.
     pub fn replace(&self, name: &str, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
         let path = self.at(name);
-        self.replace_file(name, |file| {
-            let mut buffered = BufWriter::with_capacity(1 << 20, file);
-            fill(&mut buffered).and_then(|()| buffered.flush()).map_err(Error::io(&path))
-        })
+        self.replace_file(name, |file| buffered(file, &path, fill))
     }
 
     /// [`write()`](crate::write()) for a file in it.
@@ -264,10 +259,7 @@ impl Folder {
         let path = self.at(name);
         self.plain(name)?;
         let file = self.new_file(name).map_err(Error::io(&path))?;
-        filled(file, &path, |file| {
-            let mut buffered = BufWriter::with_capacity(1 << 20, file);
-            fill(&mut buffered).and_then(|()| buffered.flush()).map_err(Error::io(&path))
-        })
+        filled(file, &path, |file| buffered(file, &path, fill))
     }
 
     /// [`Folder::create`] of weights: see [`write()`](crate::write()).
