@@ -2,7 +2,7 @@
 # Fills corpus/ with the fixtures and a line or two of each text: `sh seeds.sh` in this folder.
 set -eu
 fixtures=../models/shared/checkpoint/tests/fixtures
-for target in safetensors pytorch numpy gguf index matlab prices numbers settings journal manifest eeg; do
+for target in safetensors pytorch numpy gguf index matlab prices numbers settings journal manifest eeg text; do
     mkdir -p corpus/$target
 done
 cp $fixtures/*.safetensors corpus/safetensors/
@@ -32,3 +32,5 @@ printf '\000{"version":1,"step":1,"files":{},"best":{}}' > corpus/manifest/manif
 printf '\001{"version":1,"step":1,"best":[[1.0,1]]}' > corpus/manifest/state
 printf '\002{"model":"mini","config":{},"data":""}' > corpus/manifest/record
 printf 'a,b\n1,2\n3,4\n' > corpus/eeg/two
+printf 'First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak.\n' > corpus/text/dialogue
+printf '\357\273\277\303\244\r\n\360\237\231\202 and so on, and so on, and so on' > corpus/text/mark

@@ -28,6 +28,11 @@ enum Fault {
     Commit,
     /// A size that no file has.
     Size,
+    /// A size that no disk has room for.
+    Huge,
+    /// The repository has a new name, at the hub or at another host.
+    Moved,
+    MovedAway,
     /// A redirect that some read as one to another host.
     Backslash,
     /// A list that goes on at another host.
@@ -126,6 +131,15 @@ impl FakeHub {
         if fault == Fault::Limited {
             return send(&mut stream, "429 Too Many Requests", "retry-after: 7\r\n", b"", 0);
         }
+        let moved = match fault {
+            Fault::Moved if !path.contains("gpt-renamed") => path.replace("me/gpt", "me/gpt-renamed"),
+            Fault::MovedAway => format!("http://127.0.0.2:1{path}"),
+            _ => path.clone(),
+        };
+        if method == "POST" && moved != path && path.contains("me/gpt") {
+            return send(&mut stream, "307 Temporary Redirect", &format!("location: {moved}\r\n"), b"", 0);
+        }
+        let path = path.replace("gpt-renamed", "gpt");
         let plain = path.split('?').next()?;
         if plain == "/api/repos/create" {
             return reply(&mut stream, json!({ "url": format!("{}/me/gpt", self.address) }));
@@ -200,7 +214,11 @@ impl FakeHub {
             return send(&mut stream, "307 Temporary Redirect", "location: /\\127.0.0.2:1/x\r\n", b"", 0);
         }
         let commit = if fault == Fault::Commit { "../../../../victim" } else { COMMIT };
-        let size = if fault == Fault::Size { u64::MAX } else { content.len() as u64 };
+        let size = match fault {
+            Fault::Size => u64::MAX,
+            Fault::Huge => 1 << 50,
+            _ => content.len() as u64,
+        };
         let headers = format!("etag: \"{hash}\"\r\nx-repo-commit: {commit}\r\nx-linked-size: {size}\r\n");
         if method == "HEAD" {
             return send(&mut stream, "200 OK", &headers, b"", content.len());
@@ -291,6 +309,7 @@ fn every_fault_is_one_line_and_leaves_nothing() -> Outcome {
         (Fault::More, "is not what the hub says it has: removed again"),
         (Fault::Commit, "does not say the commit, hash and size"),
         (Fault::Size, "does not say the commit, hash and size"),
+        (Fault::Huge, "free: nothing was fetched"),
         (Fault::Backslash, "leads to an address that cannot be"),
     ] {
         hub.fail(fault);
@@ -403,6 +422,14 @@ fn a_run_is_pushed_with_a_card_that_says_what_it_is() -> Outcome {
                 || shared.put.len() == best.len().div_ceil(part) && shared.parts["parts"][1]["etag"] == "\"part2\""
         );
     }
+    // A renamed repository takes what is pushed to its old name; what leads to another host does not get it.
+    hub.fail(Fault::Moved);
+    let pushed = hub.zoo(home.path(), &["push", "run", "me/gpt"], &[("HF_TOKEN", "secret")]);
+    assert!(pushed.status.success(), "{}", String::from_utf8_lossy(&pushed.stderr));
+    assert!(hub.lock().seen.iter().any(|s| s.starts_with("POST /api/models/me/gpt-renamed/commit/")));
+    hub.fail(Fault::MovedAway);
+    let pushed = hub.zoo(home.path(), &["push", "run", "me/gpt"], &[("HF_TOKEN", "secret")]);
+    assert!(failure(&pushed).contains("nothing is sent there"));
     hub.fail(Fault::Unauthorized);
     assert!(failure(&hub.zoo(home.path(), &["push", "run", "me/gpt"], &[])).contains("set HF_TOKEN"));
     Ok(())

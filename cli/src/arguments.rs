@@ -69,6 +69,12 @@ impl Force {
         }
         Ok(())
     }
+
+    /// Writes a result, unless a file has its name by now.
+    pub(crate) fn write(self, output: &Path, content: &[u8]) -> anyhow::Result<()> {
+        self.check([output])?;
+        Ok(zoo_checkpoint::replace(output, |f| f.write_all(content))?)
+    }
 }
 
 /// Whether a machine reads the result.

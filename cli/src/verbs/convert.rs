@@ -139,7 +139,7 @@ pub(crate) fn run(args: &Arguments, adapt: Option<Adapt>) -> anyhow::Result<Exit
         done => done?,
     };
     if let Some((path, text)) = &sidecar {
-        zoo_checkpoint::replace(path, |f| f.write_all(text.as_bytes()))?;
+        args.force.write(path, text.as_bytes())?;
         remark(format!("wrote {} beside it", path.display()));
     }
     report(&plan, &done, args, format, begun).map(|()| ExitCode::SUCCESS)

@@ -141,7 +141,7 @@ fn keep(folder: &Path, force: Force, evaluation: &Evaluation) -> anyhow::Result<
     std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     for table in &evaluation.tables {
         let text = csv_text(&table.header, &table.rows)?;
-        zoo_checkpoint::replace(&file(table), |f| f.write_all(text.as_bytes()))?;
+        force.write(&file(table), text.as_bytes())?;
     }
     if let Some(picture) = picture {
         draw_picture(&picture, &evaluation.picture)?;

@@ -84,9 +84,7 @@ pub(crate) fn run<T: Predict>(args: &Arguments) -> anyhow::Result<()> {
                 print(&table);
             }
         }
-        Some(output) => {
-            zoo_checkpoint::replace(output, |f| f.write_all(table.as_bytes()))?;
-        }
+        Some(output) => args.force.write(output, table.as_bytes())?,
         None => print(&table),
     }
     if let Some(plot) = &args.plot {

@@ -93,7 +93,7 @@ pub(crate) fn run(args: &Arguments, profiles: Profiles) -> anyhow::Result<()> {
             run.join(PAGE)
         }
         None => {
-            zoo_checkpoint::replace(output, |f| f.write_all(page.as_bytes()))?;
+            args.force.write(output, page.as_bytes())?;
             output.into()
         }
     };

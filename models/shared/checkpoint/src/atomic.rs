@@ -5,6 +5,7 @@ use std::io::{BufWriter, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
+use tempfile::NamedTempFile;
 
 use crate::input::regular;
 use crate::{Error, Result};
@@ -68,8 +69,8 @@ pub fn is_stream(path: &Path) -> bool {
 /// [is a stream](is_stream) is written to.
 ///
 /// # Errors
-/// `path` is a folder, a disk, a link that leads nowhere, or read-only; what `fill` or the operating system reports. Nothing
-/// is left behind then.
+/// `path` is a folder, a disk, a link that leads nowhere, or read-only; a file that was not there before appears while this
+/// one is written, and stays; what `fill` or the operating system reports. Nothing is left behind then.
 pub fn replace(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
     replace_file(path, |file| buffered(file, path, fill))
 }
@@ -128,14 +129,32 @@ pub(crate) fn replace_checked(
         };
         return copy().map_err(Error::io(path));
     }
-    if let Some(mode) = mode {
-        file.as_file().set_permissions(mode).map_err(Error::io(path))?;
+    if let Some(mode) = &mode {
+        file.as_file().set_permissions(mode.clone()).map_err(Error::io(path))?;
     }
     file.as_file().sync_all().map_err(Error::io(path))?;
     check(file.path())?;
     let Target::File(place) = target else { return Ok(()) };
-    file.persist(place).map_err(|e| Error::io(path)(e.error))?;
+    match mode {
+        Some(_) => file.persist(place).map(drop).map_err(|e| e.error),
+        None => persist_new(file, &place),
+    }
+    .map_err(Error::io(path))?;
     sync_directory(&directory)
+}
+
+/// Gives a file a name that no other has.
+fn persist_new(file: NamedTempFile, place: &Path) -> std::io::Result<()> {
+    match file.persist_noclobber(place) {
+        Ok(_) => Ok(()),
+        Err(e) if e.error.kind() == ErrorKind::AlreadyExists => {
+            let reason = "a file of that name appeared while this one was written: it stays, and nothing was written";
+            Err(std::io::Error::new(ErrorKind::AlreadyExists, reason))
+        }
+        // Some file systems, such as FAT, have neither hard links nor a rename that spares what is there.
+        Err(e) if std::fs::symlink_metadata(place).is_err() => e.file.persist(place).map(drop).map_err(|e| e.error),
+        Err(e) => Err(e.error),
+    }
 }
 
 /// What the names of temporary files begin and end with.
@@ -225,6 +244,20 @@ mod tests {
         assert_eq!(std::fs::read(&path).map_err(Error::io(&path))?, b"old");
         assert_eq!(std::fs::read_dir(dir.path()).map_err(Error::io(&path))?.count(), 1);
         assert_eq!(sha256(&path)?, "cba06b5736faf67e54b07b561eae94395e774c517a7d910a54369e1263ccfbd4");
+        Ok(())
+    }
+
+    #[test]
+    fn a_file_that_appears_meanwhile_stays() -> Result<()> {
+        let dir = tempfile::tempdir().map_err(Error::io(Path::new("temporary")))?;
+        let path = dir.path().join("file");
+        let raced = replace(&path, |w| {
+            std::fs::write(&path, b"another's")?;
+            w.write_all(b"ours")
+        });
+        assert!(raced.unwrap_err().to_string().contains("appeared while this one was written"));
+        assert_eq!(std::fs::read(&path).map_err(Error::io(&path))?, b"another's");
+        assert_eq!(std::fs::read_dir(dir.path()).map_err(Error::io(&path))?.count(), 1);
         Ok(())
     }
 

@@ -72,7 +72,7 @@ pub fn stats(source: &Source, tensor: &TensorInfo) -> Result<Option<Stats>> {
         nan: 0,
         infinite: 0,
     };
-    source.stream(&TensorView::whole(tensor), read, &mut |piece| {
+    source.stream(&TensorView::whole(tensor).in_storage_order(), read, &mut |piece| {
         for v in floats(part, piece) {
             if v.is_nan() {
                 s.nan += 1;

@@ -340,6 +340,18 @@ impl<'a> TensorView<'a> {
         self.offset == 0 && self.shape == whole.shape && self.strides == whole.strides
     }
 
+    /// With its dimensions in the order of their strides, for what does not depend on the order of the elements: a tensor
+    /// in Fortran order is read in pieces then, as one in C order is.
+    pub(crate) fn in_storage_order(mut self) -> Self {
+        if self.tensor.data.strides.is_some() {
+            let mut order: Vec<usize> = (0..self.shape.len()).collect();
+            order.sort_by_key(|k| std::cmp::Reverse(self.strides[*k]));
+            self.shape = order.iter().map(|k| self.shape[*k]).collect();
+            self.strides = order.iter().map(|k| self.strides[*k]).collect();
+        }
+        self
+    }
+
     /// With two dimensions swapped.
     ///
     /// # Errors

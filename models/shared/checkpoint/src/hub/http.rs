@@ -15,6 +15,7 @@ const SLOWEST: u64 = 20_000;
 /// What is asked again after a failure of the network or the hub.
 const TRIES: u32 = 3;
 const REDIRECTS: usize = 5;
+const ENDLESS: &str = "the hub redirects without end";
 /// Bytes of an answer that is no file.
 const LARGEST_ANSWER: u64 = 1 << 24;
 
@@ -166,7 +167,7 @@ impl Client {
             }
             url = next;
         }
-        wrong("the hub redirects without end")
+        wrong(ENDLESS)
     }
 
     /// A file of so many bytes, wherever the hub has it.
@@ -181,7 +182,7 @@ impl Client {
                 None => return succeeded(answer),
             }
         }
-        wrong("the hub redirects without end")
+        wrong(ENDLESS)
     }
 
     /// A page of JSON and the address of the next, which is at the hub itself.
@@ -198,11 +199,23 @@ impl Client {
         Ok((json(answer)?, next))
     }
 
-    /// Sends a text.
-    pub(super) fn post(&self, url: &str, headers: &[(&str, &str)], mut body: &[u8]) -> Got<Response<Body>> {
+    /// Sends a text. Where the hub has moved a repository it is sent again to its new address, which is at the hub itself.
+    pub(super) fn post(&self, url: &str, headers: &[(&str, &str)], body: &[u8]) -> Got<Response<Body>> {
         let length = body.len().to_string();
         let headers = [headers, &[("content-length", &length)]].concat();
-        succeeded(self.send(Method::POST, url, &headers, SendBody::from_reader(&mut body), ANSWER)?)
+        let mut url = url.to_string();
+        for _ in 0..REDIRECTS {
+            let answer = self.send(Method::POST, &url, &headers, SendBody::from_reader(&mut &*body), ANSWER)?;
+            let moved = matches!(answer.status().as_u16(), 307 | 308);
+            url = match header(&answer, "location").filter(|_| moved) {
+                Some(to) => self.leads(&url, to)?,
+                None => return succeeded(answer),
+            };
+            if !url.parse().is_ok_and(|uri| self.is_own(&uri)) {
+                return wrong("the hub leads what is sent to it to another place: nothing is sent there");
+            }
+        }
+        wrong(ENDLESS)
     }
 
     /// Brings a body of known length to an address.

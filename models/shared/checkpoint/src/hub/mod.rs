@@ -214,6 +214,12 @@ impl Hub {
             let blobs = folder.join("blobs");
             std::fs::create_dir_all(&blobs).map_err(Error::io(&blobs))?;
             atomic::clear(&blobs);
+            if let Some(free) = free_space(&blobs).filter(|free| *free < facts.size) {
+                let (size, disk) = (facts.size, blobs.display());
+                return refused(format!(
+                    "it has {size} bytes, and the disk of {disk} has {free} free: nothing was fetched"
+                ));
+            }
             let mut builder = tempfile::Builder::new();
             builder.prefix(atomic::PREFIX).suffix(atomic::SUFFIX);
             #[cfg(unix)]
@@ -341,6 +347,20 @@ impl Hub {
     }
 }
 
+/// The bytes that a user may still write to the disk of a folder, where the system tells.
+fn free_space(folder: &Path) -> Option<u64> {
+    #[cfg(unix)]
+    {
+        let found = rustix::fs::statvfs(folder).ok()?;
+        found.f_bavail.checked_mul(found.f_frsize)
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = folder;
+        None
+    }
+}
+
 /// More is no file.
 const LARGEST: u64 = 1 << 50;
 
@@ -399,9 +419,19 @@ fn snapshot(folder: &Path, facts: &Facts, revision: &str, file: &str, blob: &Pat
         let name = folder.join("refs").join(revision);
         let parent = atomic::folder_of(&name);
         std::fs::create_dir_all(parent).map_err(Error::io(parent))?;
-        atomic::replace(&name, |to| to.write_all(facts.commit.as_bytes()))?;
+        let written = atomic::replace(&name, |to| to.write_all(facts.commit.as_bytes()));
+        // Another process may fetch the same revision at the same time.
+        if named_commit(&name).as_ref() != Some(&facts.commit) {
+            written?;
+        }
     }
     Ok(path)
+}
+
+/// The commit that a file of the cache's `refs` names.
+fn named_commit(path: &Path) -> Option<String> {
+    let text = bytes_of(path, "a revision", 1 << 10).ok()?;
+    Some(String::from_utf8(text).ok()?.trim().to_string())
 }
 
 /// A file that the cache has of a revision.
@@ -409,10 +439,7 @@ fn cached(folder: &Path, revision: &str, file: &str) -> Option<Fetched> {
     let is_commit = |text: &str| text.len() == 40 && text.bytes().all(|b| b.is_ascii_hexdigit());
     let commit = match is_commit(revision) {
         true => revision.to_string(),
-        false if revision.split('/').all(is_plain) => {
-            let text = bytes_of(&folder.join("refs").join(revision), "a revision", 1 << 10).ok()?;
-            String::from_utf8(text).ok()?.trim().to_string()
-        }
+        false if revision.split('/').all(is_plain) => named_commit(&folder.join("refs").join(revision))?,
         false => return None,
     };
     let path = folder.join("snapshots").join(Some(commit).filter(|c| is_commit(c))?).join(file);

@@ -86,11 +86,6 @@ impl RunFiles {
         self.path.join(CHECKPOINTS)
     }
 
-    /// The weights that the run stands for: its best ones, or else its last.
-    pub fn weights(&self) -> PathBuf {
-        if self.best().exists() { self.best() } else { self.last() }
-    }
-
     /// Whether there is a checkpoint to resume from.
     pub fn has_checkpoint(&self) -> bool {
         let names = || Folder::open(&self.path)?.folder(CHECKPOINTS, false)?.names();
