@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
-use serde_json::Value;
+use serde_json::{Value, json as value};
 use zoo_checkpoint::matlab::{self, Variable};
 use zoo_kernels::check::random;
 use zoo_layers::{Mode, Params};
@@ -153,6 +153,12 @@ fn a_price_file_is_forecast_with_intervals() -> Outcome {
     Ok(())
 }
 
+/// What a report's script is given.
+fn report_data(page: &str) -> Result<Value, Box<dyn std::error::Error>> {
+    let data = page.split_once("type=\"application/json\">").and_then(|(_, rest)| rest.split_once("</script>"));
+    Ok(serde_json::from_str(data.ok_or("no data")?.0)?)
+}
+
 #[test]
 fn a_run_is_judged_and_reported_and_its_metrics_exported() -> Outcome {
     let dir = tempfile::tempdir()?;
@@ -168,13 +174,23 @@ fn a_run_is_judged_and_reported_and_its_metrics_exported() -> Outcome {
     assert_eq!(board.count(), 1);
     assert!(zoo(dir.path(), &["report", "one"]).status.success());
     let page = std::fs::read_to_string(dir.path().join("one/report.html"))?;
-    // Seven charts and the zeros of the gradients.
-    assert!(page.matches("<svg").count() == 8 && page.contains("best validation loss"));
+    let data = report_data(&page)?;
+    let count = |key: &str| data[key].as_array().map_or(0, Vec::len);
+    assert_eq!((count("charts"), count("zeros")), (7, 1));
+    assert_eq!(data["summary"]["header"][3], "best validation loss");
     let output = zoo(dir.path(), &["report", "one", "two<b>", "--output", "both.html"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let page = std::fs::read_to_string(dir.path().join("both.html"))?;
-    assert!(page.contains("two&lt;b&gt;") && !page.contains("two<b>") && page.contains("train.lr"));
-    assert!(!page.contains("http://") || page.matches("http://").count() == page.matches("xmlns=\"http://").count());
+    // What a name holds is data, and no markup; nothing is fetched from elsewhere.
+    assert!(!page.contains("two<b>") && page.contains("two\\u003cb>"));
+    let data = report_data(&page)?;
+    assert_eq!((&data["runs"][1]["name"], &data["settings"]["header"][1]), (&value!("two<b>"), &value!("train.lr")));
+    assert_eq!(page.matches("://").count(), page.matches("http://www.w3.org/2000/svg").count());
+    let more = ["report", "one", "--title", "a < b", "--output", "one.html", "--plot", "one.png"];
+    assert!(zoo(dir.path(), &more).status.success());
+    let page = std::fs::read_to_string(dir.path().join("one.html"))?;
+    assert_eq!(report_data(&page)?["title"], "a < b");
+    assert!(std::fs::read(dir.path().join("one.png"))?.starts_with(b"\x89PNG"));
     for (args, code, expected) in [
         (["doctor", "--json"], 2, "required"),
         (["doctor", "none"], 2, "none is neither a run directory nor a model"),

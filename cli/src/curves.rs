@@ -1,4 +1,4 @@
-//! `curves.svg` and `curves.png`: loss, metrics, gradient norm and learning rate over the steps; `metrics.csv` if asked for.
+//! `curves.svg` and, with the feature `png`, `curves.png`: loss, metrics, gradient norm and learning rate over the steps; `metrics.csv` if asked for.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use zoo_checkpoint::Folder;
 use zoo_training::{Event, History, Observer, RunFiles};
 
 use crate::output::{csv_text, warn};
-use crate::plot::{self, COLORS, Line, failed, panel};
+use crate::plot::{self, COLORS, Line, Paint, failed, panel};
 
 const SIZE: (u32, u32) = (1000, 800);
 /// Pictures are drawn again while training at most this often.
@@ -53,9 +53,13 @@ impl Curves {
     fn draw(&mut self) -> anyhow::Result<()> {
         self.drawn = Instant::now();
         let folder = Folder::open(&self.directory)?;
-        let (svg, png) = (self.svg()?, plot::png(SIZE, |area| self.paint(area))?);
+        let svg = self.svg()?;
         folder.replace("curves.svg", |f| f.write_all(svg.as_bytes()))?;
-        folder.replace("curves.png", |f| f.write_all(&png))?;
+        #[cfg(feature = "png")]
+        {
+            let png = plot::png(SIZE, self)?;
+            folder.replace("curves.png", |f| f.write_all(&png))?;
+        }
         if self.csv {
             let text = table(&History::read(&self.directory)?)?;
             folder.replace("metrics.csv", |f| f.write_all(text.as_bytes()))?;
@@ -77,7 +81,9 @@ impl Curves {
     fn svg(&self) -> anyhow::Result<String> {
         plot::svg(SIZE, |area| self.paint(area))
     }
+}
 
+impl Paint for Curves {
     fn paint<B: DrawingBackend>(&self, area: &DrawingArea<B, Shift>) -> anyhow::Result<()>
     where
         B::ErrorType: 'static,

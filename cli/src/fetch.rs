@@ -1,13 +1,13 @@
 //! Data by name: fetched once, checked, and kept in the user's cache.
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
+use zoo_checkpoint::Source;
 use zoo_training::{Dataset, Recipe};
 
-use crate::output::note;
+/// A file of this beginning is one of the hub.
+pub(crate) const SCHEME: &str = "hf://";
 
 /// What `--data` stands for: a file, or one of the task's data sets, which is fetched if it is not there yet. A file of
 /// that name comes first.
@@ -25,7 +25,28 @@ pub(crate) fn text_of(path: &Path, expected: &str) -> anyhow::Result<String> {
     String::from_utf8(bytes).with_context(|| path.display().to_string())
 }
 
+#[cfg(not(feature = "hub"))]
 fn fetched(dataset: &Dataset) -> anyhow::Result<PathBuf> {
+    let Dataset { name, url, .. } = *dataset;
+    Err(crate::output::not_built(&format!("fetching {url} for --data {name} (or give its path)"), "hub"))
+}
+
+/// The header of a file of the hub.
+pub(crate) fn remote_header(name: &str) -> anyhow::Result<Source> {
+    #[cfg(feature = "hub")]
+    return crate::verbs::hub::inspect(name);
+    #[cfg(not(feature = "hub"))]
+    Err(crate::output::not_built(&format!("reading {name:.200}"), "hub"))
+}
+
+#[cfg(feature = "hub")]
+fn fetched(dataset: &Dataset) -> anyhow::Result<PathBuf> {
+    use std::io::Read;
+    use std::time::Duration;
+
+    use anyhow::bail;
+
+    use crate::output::note;
     let Dataset { name, url, bytes, sha256 } = *dataset;
     let Some(cache) = dirs::cache_dir() else { bail!("--data {name}: this user has no cache folder; give a file") };
     let path = cache.join("zoo").join(format!("{name}.txt"));

@@ -52,6 +52,12 @@ pub(crate) fn worded(message: &str) -> String {
     text
 }
 
+/// The refusal of what this program was built without.
+pub(crate) fn not_built(what: &str, feature: &str) -> anyhow::Error {
+    let reason = format!("{what} is not built in: build {} with --features {feature} (or full)", program());
+    Error::Usage(reason).into()
+}
+
 /// Warns of something, in a line on stderr.
 pub(crate) fn warn(what: impl std::fmt::Display) {
     note(&format!("{}: warning: {}", program(), worded(&what.to_string())));

@@ -1,17 +1,13 @@
 //! Pictures: panels of lines over steps, and a model's own.
 
 use std::path::Path;
-use std::sync::Once;
 
 use anyhow::anyhow;
-use image::codecs::png::PngEncoder;
-use image::{ColorType, ImageEncoder};
 use plotters::coord::Shift;
 use plotters::prelude::*;
-use plotters::style::{FontStyle, register_font};
-use zoo_training::{Picture, Raster};
+use zoo_training::{Error, Picture, Raster};
 
-use crate::output::{cut, first_line};
+use crate::output::{cut, first_line, not_built};
 
 pub(crate) const COLORS: [RGBColor; 6] = [
     RGBColor(31, 119, 180),
@@ -31,11 +27,6 @@ pub(crate) struct Line {
 
 impl Line {
     pub(crate) fn new(name: &str, points: &[(u64, f64)], color: RGBAColor) -> Self {
-        // Numbers beyond those of training, which is in f32, would take axes without end.
-        let within = |y: f64| match y.abs() {
-            a if a < f64::from(f32::MIN_POSITIVE) => 0.,
-            _ => y.clamp(f32::MIN.into(), f32::MAX.into()),
-        };
         let points = points.iter().map(|p| (p.0 as f64, within(p.1))).collect();
         Self { name: cut(name, 60).into_owned(), points, color }
     }
@@ -53,12 +44,21 @@ impl Line {
     }
 }
 
+/// A value that can be drawn: numbers beyond those of training, which is in f32, would take axes without end.
+pub(crate) fn within(y: f64) -> f64 {
+    match y.abs() {
+        a if a < f64::from(f32::MIN_POSITIVE) => 0.,
+        _ => y.clamp(f32::MIN.into(), f32::MAX.into()),
+    }
+}
+
 /// Draws to an SVG text.
 pub(crate) fn svg(
     size: (u32, u32),
     paint: impl FnOnce(&DrawingArea<SVGBackend, Shift>) -> anyhow::Result<()>,
 ) -> anyhow::Result<String> {
-    register();
+    #[cfg(feature = "png")]
+    pixels::register();
     let mut text = String::new();
     let area = SVGBackend::with_string(&mut text, size).into_drawing_area();
     paint(&area)?;
@@ -67,43 +67,65 @@ pub(crate) fn svg(
     Ok(text)
 }
 
-/// Draws to the bytes of a PNG file.
-pub(crate) fn png(
-    size: (u32, u32),
-    paint: impl FnOnce(&DrawingArea<BitMapBackend, Shift>) -> anyhow::Result<()>,
-) -> anyhow::Result<Vec<u8>> {
-    register();
-    let mut pixels = vec![0; (3 * size.0 * size.1) as usize];
-    let area = BitMapBackend::with_buffer(&mut pixels, size).into_drawing_area();
-    paint(&area)?;
-    area.present().map_err(failed)?;
-    drop(area);
-    let mut bytes = vec![];
-    PngEncoder::new(&mut bytes).write_image(&pixels, size.0, size.1, ColorType::Rgb8)?;
-    Ok(bytes)
+/// What can be drawn, as lines or as pixels.
+pub(crate) trait Paint {
+    /// Draws it on all of an area.
+    fn paint<B: DrawingBackend>(&self, area: &DrawingArea<B, Shift>) -> anyhow::Result<()>
+    where
+        B::ErrorType: 'static;
 }
 
 /// Draws to a file, SVG or PNG by its ending.
-pub(crate) fn draw(
-    path: &Path,
-    size: (u32, u32),
-    lines: impl FnOnce(&DrawingArea<SVGBackend, Shift>) -> anyhow::Result<()>,
-    pixels: impl FnOnce(&DrawingArea<BitMapBackend, Shift>) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    let drawn = match path.extension().is_some_and(|e| e == "png") {
-        true => png(size, pixels)?,
-        false => svg(size, lines)?.into_bytes(),
+pub(crate) fn draw(path: &Path, size: (u32, u32), what: &impl Paint) -> anyhow::Result<()> {
+    let drawn = match is_png(path) {
+        true => png(size, what)?,
+        false => svg(size, |area| what.paint(area))?.into_bytes(),
     };
     Ok(zoo_checkpoint::replace(path, |f| f.write_all(&drawn))?)
 }
 
-/// Every machine draws the same text: the font is part of the binary.
-fn register() {
-    static FONT: Once = Once::new();
-    FONT.call_once(|| {
-        // A second registration is no error.
-        let _ = register_font("sans-serif", FontStyle::Normal, epaint_default_fonts::UBUNTU_LIGHT);
-    });
+fn is_png(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e == "png")
+}
+
+/// Drawing in pixels.
+#[cfg(feature = "png")]
+mod pixels {
+    use std::sync::Once;
+
+    use image::codecs::png::PngEncoder;
+    use image::{ColorType, ImageEncoder};
+    use plotters::style::{FontStyle, register_font};
+
+    use super::*;
+
+    /// Draws to the bytes of a PNG file.
+    pub(crate) fn png(size: (u32, u32), what: &impl Paint) -> anyhow::Result<Vec<u8>> {
+        register();
+        let mut pixels = vec![0; (3 * size.0 * size.1) as usize];
+        let area = BitMapBackend::with_buffer(&mut pixels, size).into_drawing_area();
+        what.paint(&area)?;
+        area.present().map_err(failed)?;
+        drop(area);
+        let mut bytes = vec![];
+        PngEncoder::new(&mut bytes).write_image(&pixels, size.0, size.1, ColorType::Rgb8)?;
+        Ok(bytes)
+    }
+
+    /// Every machine draws the same text: the font is part of the binary.
+    pub(super) fn register() {
+        static FONT: Once = Once::new();
+        FONT.call_once(|| {
+            // A second registration is no error.
+            let _ = register_font("sans-serif", FontStyle::Normal, epaint_default_fonts::UBUNTU_LIGHT);
+        });
+    }
+}
+#[cfg(feature = "png")]
+pub(crate) use pixels::png;
+#[cfg(not(feature = "png"))]
+fn png(_: (u32, u32), _: &impl Paint) -> anyhow::Result<Vec<u8>> {
+    Err(not_built("a picture that ends in .png", "png"))
 }
 
 /// Three digits or so, without zeros that say nothing.
@@ -135,6 +157,42 @@ pub(crate) fn failed<E: std::error::Error + Send + Sync>(e: DrawingAreaErrorKind
     anyhow!("drawing: {}", first_line(&e))
 }
 
+/// Writes a title and, of several lines, a legend above a chart, where it covers none of them; what is left for the chart.
+fn titled<B: DrawingBackend>(
+    area: &DrawingArea<B, Shift>,
+    title: &str,
+    lines: &[(&str, RGBAColor)],
+) -> anyhow::Result<DrawingArea<B, Shift>>
+where
+    B::ErrorType: 'static,
+{
+    const LEFT: i32 = 64;
+    const ROW: i32 = 18;
+    let width = area.dim_in_pixel().0 as i32;
+    let mut y = 10;
+    if !title.is_empty() {
+        area.draw(&Text::new(title.to_string(), (LEFT, y), ("sans-serif", 17).into_font())).map_err(failed)?;
+        y += 24;
+    }
+    let mut x = LEFT;
+    for (name, color) in lines.iter().filter(|_| lines.len() > 1) {
+        // Wide enough for the font at hand.
+        let wide = 32 + 7 * name.chars().count() as i32;
+        if x > LEFT && x + wide > width {
+            (x, y) = (LEFT, y + ROW);
+        }
+        let middle = y + 7;
+        area.draw(&PathElement::new([(x, middle), (x + 15, middle)], color.stroke_width(2))).map_err(failed)?;
+        area.draw(&Text::new(name.to_string(), (x + 20, y), ("sans-serif", 13).into_font())).map_err(failed)?;
+        x += wide;
+    }
+    if lines.len() > 1 {
+        y += ROW;
+    }
+    // However long the legend is, half of it all stays for the chart.
+    Ok(area.split_vertically(y.min(area.dim_in_pixel().1 as i32 / 2)).1)
+}
+
 /// Lines over steps, with a legend if there are several.
 pub(crate) fn panel<B: DrawingBackend>(
     area: &DrawingArea<B, Shift>,
@@ -150,10 +208,8 @@ where
         points().map(values).fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), v| (a.min(v), b.max(v)))
     };
     let ((x0, x1), (y0, y1)) = (fold(&|p| p.0), fold(&|p| p.1));
-    let mut chart = ChartBuilder::on(area);
-    if !title.is_empty() {
-        chart.caption(title, ("sans-serif", 16));
-    }
+    let area = titled(area, title, &lines.iter().map(|l| (l.name.as_str(), l.color)).collect::<Vec<_>>())?;
+    let mut chart = ChartBuilder::on(&area);
     chart.margin(10).x_label_area_size(36).y_label_area_size(64);
     if x0 > x1 {
         chart.build_cartesian_2d(0f64..1., 0f64..1.).map_err(failed)?;
@@ -167,18 +223,8 @@ where
             mesh.light_line_style(TRANSPARENT).bold_line_style(BLACK.mix(0.1)).axis_style(BLACK.mix(0.4));
             mesh.x_desc("step").x_labels(6).y_labels(8).label_style(("sans-serif", 13));
             mesh.x_label_formatter(&|x| format!("{x:.0}")).y_label_formatter(&$label).draw().map_err(failed)?;
-            for Line { name, points, color } in &lines {
-                let legend = move |(x, y)| PathElement::new([(x, y), (x + 15, y)], color.stroke_width(2));
-                let series = LineSeries::new(points.iter().copied(), color.stroke_width(2));
-                chart.draw_series(series).map_err(failed)?.label(name).legend(legend);
-            }
-            if lines.len() > 1 {
-                let mut legend = chart.configure_series_labels();
-                legend
-                    .background_style(WHITE.mix(0.8))
-                    .border_style(BLACK.mix(0.2))
-                    .position(SeriesLabelPosition::UpperRight);
-                legend.draw().map_err(failed)?;
+            for Line { points, color, .. } in &lines {
+                chart.draw_series(LineSeries::new(points.iter().copied(), color.stroke_width(2))).map_err(failed)?;
             }
         }};
     }
@@ -196,7 +242,7 @@ where
 /// Draws a model's picture to a file, whole or not at all.
 pub(crate) fn draw_picture(path: &Path, picture: &Picture) -> anyhow::Result<()> {
     let height = if picture.maps.is_empty() { 500 } else { 420 + MAPS };
-    draw(path, (1000, height), |area| paint_picture(area, picture), |area| paint_picture(area, picture))
+    draw(path, (1000, height), picture)
 }
 
 /// Pixels from top to bottom that maps take.
@@ -242,25 +288,28 @@ where
 /// Refuses a name of a picture that says neither SVG nor PNG.
 pub(crate) fn check_name(path: &Path) -> anyhow::Result<()> {
     match path.extension().and_then(|e| e.to_str()) {
+        Some("png") if cfg!(not(feature = "png")) => Err(not_built("--plot with a name that ends in .png", "png")),
         Some("svg" | "png") => Ok(()),
         _ => {
             let message = format!("--plot {}: expected a name that ends in .svg or .png", path.display());
-            Err(zoo_training::Error::Usage(message).into())
+            Err(Error::Usage(message).into())
         }
     }
 }
 
-fn paint_picture<B: DrawingBackend>(area: &DrawingArea<B, Shift>, picture: &Picture) -> anyhow::Result<()>
-where
-    B::ErrorType: 'static,
-{
-    area.fill(&WHITE).map_err(failed)?;
-    if picture.maps.is_empty() {
-        return paint_lines(area, picture);
+impl Paint for Picture {
+    fn paint<B: DrawingBackend>(&self, area: &DrawingArea<B, Shift>) -> anyhow::Result<()>
+    where
+        B::ErrorType: 'static,
+    {
+        area.fill(&WHITE).map_err(failed)?;
+        if self.maps.is_empty() {
+            return paint_lines(area, self);
+        }
+        let (above, below) = area.split_vertically(MAPS);
+        paint_maps(&above, &self.maps)?;
+        paint_lines(&below, self)
     }
-    let (above, below) = area.split_vertically(MAPS);
-    paint_maps(&above, &picture.maps)?;
-    paint_lines(&below, picture)
 }
 
 fn paint_lines<B: DrawingBackend>(area: &DrawingArea<B, Shift>, picture: &Picture) -> anyhow::Result<()>
@@ -275,8 +324,10 @@ where
         return Err(anyhow!("there is nothing to draw"));
     }
     let pad = (0.05 * (hi - lo)).max(1e-6 * hi.abs()).max(1e-12);
-    let mut chart = ChartBuilder::on(area);
-    chart.caption(title, ("sans-serif", 18)).margin(12).x_label_area_size(36).y_label_area_size(64);
+    let names: Vec<_> = lines.iter().zip(COLORS.iter().cycle()).map(|(l, c)| (l.0.as_ref(), c.mix(1.))).collect();
+    let area = titled(area, title, &names)?;
+    let mut chart = ChartBuilder::on(&area);
+    chart.margin(12).x_label_area_size(36).y_label_area_size(64);
     let mut chart =
         chart.build_cartesian_2d(0f64..(labels.len().max(2) - 1) as f64, lo - pad..hi + pad).map_err(failed)?;
     let mut mesh = chart.configure_mesh();
@@ -286,14 +337,10 @@ where
     mesh.x_label_formatter(&|x| labels.get(x.round() as usize).cloned().unwrap_or_default()).draw().map_err(failed)?;
     let outline = band.iter().map(|b| (b.0, b.1)).chain(band.iter().rev().map(|b| (b.0, b.2)));
     chart.draw_series([Polygon::new(outline.collect::<Vec<_>>(), COLORS[1].mix(0.15))]).map_err(failed)?;
-    for ((name, points), color) in lines.iter().zip(COLORS.iter().cycle()) {
-        let legend = move |(x, y)| PathElement::new([(x, y), (x + 15, y)], color);
-        let series = LineSeries::new(points.iter().copied(), color.stroke_width(2));
-        chart.draw_series(series).map_err(failed)?.label(name.as_ref()).legend(legend);
+    for ((_, points), color) in lines.iter().zip(COLORS.iter().cycle()) {
+        chart.draw_series(LineSeries::new(points.iter().copied(), color.stroke_width(2))).map_err(failed)?;
     }
-    let mut legend = chart.configure_series_labels();
-    legend.position(SeriesLabelPosition::UpperLeft).background_style(WHITE.mix(0.8)).border_style(BLACK.mix(0.2));
-    legend.draw().map_err(failed)
+    Ok(())
 }
 
 #[cfg(test)]

@@ -8,12 +8,24 @@ use zoo_training::{Error, Flag, RunFiles};
 
 use crate::arguments::{Flags, ModelName, add_flags, given_flags};
 use crate::model::Model;
+#[cfg(not(feature = "hub"))]
+use crate::output::not_built;
 use crate::program::Zoo;
 use crate::system;
+#[cfg(feature = "hub")]
+use crate::verbs::hub;
 use crate::verbs::{
-    bench, bench_ops, completions, convert, doctor, eval, generate, hub, inspect, list, new, params, predict, report,
+    bench, bench_ops, completions, convert, doctor, eval, generate, inspect, list, new, params, predict, report,
     reproduce, train, tune,
 };
+
+/// The arguments of a verb that is not built in.
+#[cfg(not(feature = "hub"))]
+#[derive(Args)]
+struct Anything {
+    #[arg(hide = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    _rest: Vec<std::ffi::OsString>,
+}
 
 /// What a verb is.
 pub(crate) struct Verb {
@@ -211,14 +223,20 @@ pub(crate) static VERBS: &[Verb] = &[
     Verb::new::<inspect::Average>("average", "Write the mean of several checkpoints", |_, m| {
         done(inspect::average(&parsed(m)?))
     }),
+    #[cfg(feature = "hub")]
     Verb::new::<hub::Pull>(
         "pull",
         "Fetch a checkpoint from the hub, into the cache that Python's tools share",
         |_, m| done(hub::pull(&parsed(m)?)),
     ),
+    #[cfg(feature = "hub")]
     Verb::new::<hub::Push>("push", "Put weights, or a run's best ones, on the hub, with a card", |_, m| {
         done(hub::push(&parsed(m)?))
     }),
+    #[cfg(not(feature = "hub"))]
+    Verb::new::<Anything>("pull", "Not built in: the feature hub", |_, _| Err(not_built("pull", "hub"))),
+    #[cfg(not(feature = "hub"))]
+    Verb::new::<Anything>("push", "Not built in: the feature hub", |_, _| Err(not_built("push", "hub"))),
     Verb::new::<bench::Arguments>(
         "bench",
         "Measure step time, inference time and the share of the machine's matmul peak",

@@ -8,13 +8,30 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use crc::{CRC_32_ISCSI, Crc};
 use zoo_checkpoint::Folder;
 use zoo_training::{Event, Observer};
 
 use crate::output::warn;
 
-const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
+/// The remainders of all bytes by Castagnoli's polynomial, its bits reversed.
+const CASTAGNOLI: [u32; 256] = {
+    let (mut table, mut byte) = ([0; 256], 0);
+    while byte < 256 {
+        let (mut remainder, mut bit) = (byte as u32, 0);
+        while bit < 8 {
+            remainder = (remainder >> 1) ^ if remainder & 1 == 1 { 0x82f6_3b78 } else { 0 };
+            bit += 1;
+        }
+        table[byte] = remainder;
+        byte += 1;
+    }
+    table
+};
+
+/// CRC-32C, which crc32fast does not have.
+fn crc32c(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0, |crc: u32, byte| (crc >> 8) ^ CASTAGNOLI[((crc ^ u32::from(*byte)) & 0xff) as usize])
+}
 
 /// Writes what happens in a run to a new event file of its directory.
 pub(crate) struct TensorBoard {
@@ -114,7 +131,7 @@ fn varint(mut v: u64) -> Vec<u8> {
 
 /// TFRecord's masked CRC-32C.
 fn masked(bytes: &[u8]) -> [u8; 4] {
-    CRC.checksum(bytes).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
+    crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
 }
 
 #[cfg(test)]
@@ -125,7 +142,7 @@ mod tests {
 
     #[test]
     fn records_are_framed_and_checked() -> anyhow::Result<()> {
-        assert_eq!(CRC.checksum(b"123456789"), 0xe306_9283);
+        assert_eq!(crc32c(b"123456789"), 0xe306_9283);
         assert_eq!((varint(1), varint(300)), (vec![1], vec![0xac, 2]));
         let dir = tempfile::tempdir()?;
         let mut board = TensorBoard::new(dir.path())?;

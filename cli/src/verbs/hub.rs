@@ -19,9 +19,6 @@ use crate::fetch::text_of;
 use crate::output::{cut, grouped, note, print, print_json, program};
 use crate::weights::weights;
 
-/// A file of this beginning is one of the hub.
-pub(crate) const SCHEME: &str = "hf://";
-
 fn hub_path(text: &str) -> anyhow::Result<HubPath> {
     HubPath::parse(text).map_err(|e| Error::Usage(e.to_string()).into())
 }

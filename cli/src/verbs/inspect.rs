@@ -11,8 +11,8 @@ use zoo_layers::nearest;
 use zoo_training::Error;
 
 use super::convert::by_extension;
-use super::hub::{self, SCHEME};
 use crate::arguments::{Force, Json};
+use crate::fetch::{SCHEME, remote_header};
 use crate::output::{cut, grouped, message, print, print_json, program, remark, table};
 use crate::signals::stop_flag;
 use crate::weights::weights;
@@ -83,7 +83,7 @@ pub(crate) fn inspect(args: &Inspect) -> anyhow::Result<()> {
                 Error::Usage(format!("--stats and --hash need all of a file: {} pull it first", program())).into()
             );
         }
-        true => hub::inspect(&args.file)?,
+        true => remote_header(&args.file)?,
         false => opened(&args.file)?,
     };
     let parameters: usize = source.tensors.iter().filter(|t| t.tied_to.is_none()).map(TensorInfo::elements).sum();

@@ -8,6 +8,7 @@ pub(crate) mod convert;
 pub(crate) mod doctor;
 pub(crate) mod eval;
 pub(crate) mod generate;
+#[cfg(feature = "hub")]
 pub(crate) mod hub;
 pub(crate) mod inspect;
 pub(crate) mod list;

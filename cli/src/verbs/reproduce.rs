@@ -11,7 +11,7 @@ use zoo_training::{Block, Error, Experiment, Figure, Findings, Panel, Setup};
 
 use crate::arguments::{Force, Json};
 use crate::output::{note, print, print_json, table};
-use crate::plot::{COLORS, Line, check_name, draw, draw_picture, failed, panel};
+use crate::plot::{COLORS, Line, Paint, check_name, draw, draw_picture, failed, panel};
 use crate::signals::{STOPPED, stop_flag};
 
 #[derive(Args)]
@@ -94,18 +94,22 @@ pub(crate) fn run(args: &Arguments, all: &[Experiment]) -> anyhow::Result<ExitCo
 
 fn draw_panels(path: &Path, panels: &[Panel]) -> anyhow::Result<()> {
     const SIZE: (u32, u32) = (1100, 760);
-    draw(path, SIZE, |area| paint(area, panels), |area| paint(area, panels))
+    draw(path, SIZE, &Panels(panels))
 }
 
-fn paint<B: DrawingBackend>(area: &DrawingArea<B, Shift>, panels: &[Panel]) -> anyhow::Result<()>
-where
-    B::ErrorType: 'static,
-{
-    area.fill(&WHITE).map_err(failed)?;
-    for (area, Panel { title, lines }) in area.split_evenly((panels.len().div_ceil(2), 2)).iter().zip(panels) {
-        let color = |i: usize| COLORS[i % COLORS.len()].mix(if i < COLORS.len() { 1. } else { 0.5 });
-        let lines = lines.iter().enumerate().map(|(i, (name, points))| Line::new(name, points, color(i)));
-        panel(area, title, lines.collect())?;
+struct Panels<'a>(&'a [Panel]);
+
+impl Paint for Panels<'_> {
+    fn paint<B: DrawingBackend>(&self, area: &DrawingArea<B, Shift>) -> anyhow::Result<()>
+    where
+        B::ErrorType: 'static,
+    {
+        area.fill(&WHITE).map_err(failed)?;
+        for (area, Panel { title, lines }) in area.split_evenly((self.0.len().div_ceil(2), 2)).iter().zip(self.0) {
+            let color = |i: usize| COLORS[i % COLORS.len()].mix(if i < COLORS.len() { 1. } else { 0.5 });
+            let lines = lines.iter().enumerate().map(|(i, (name, points))| Line::new(name, points, color(i)));
+            panel(area, title, lines.collect())?;
+        }
+        Ok(())
     }
-    Ok(())
 }
