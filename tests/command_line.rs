@@ -172,6 +172,34 @@ fn a_run_is_judged_and_reported_and_its_metrics_exported() -> Outcome {
     let board = std::fs::read_dir(dir.path().join("one"))?
         .filter(|e| e.as_ref().is_ok_and(|e| e.file_name().to_string_lossy().contains("tfevents")));
     assert_eq!(board.count(), 1);
+    let tracked = zoo_with(
+        dir.path(),
+        &[&["train", "stock-lstm", "--steps", "20", "--out", "tracked", "--log", "mlflow"], &SMALL[..]].concat(),
+        &[("MLFLOW_TRACKING_URI", "file:store")],
+    );
+    assert!(tracked.status.success(), "{}", String::from_utf8_lossy(&tracked.stderr));
+    let more = ["train", "stock-lstm", "--resume", "tracked", "--steps", "30", "--log", "mlflow"];
+    assert!(zoo_with(dir.path(), &more, &[("MLFLOW_TRACKING_URI", "file:store")]).status.success());
+    let folders = |path: &Path| -> std::io::Result<Vec<_>> {
+        let mut found = vec![];
+        for entry in std::fs::read_dir(path)? {
+            found.extend(Some(entry?.path()).filter(|p| p.is_dir()));
+        }
+        Ok(found)
+    };
+    let experiments = folders(&dir.path().join("store"))?;
+    let experiment = experiments.iter().find(|p| !p.ends_with("0")).ok_or("an experiment")?;
+    let runs = folders(experiment)?;
+    let [run] = runs.as_slice() else { return Err(format!("one run: {runs:?}").into()) };
+    assert!(std::fs::read_to_string(run.join("meta.yaml"))?.contains("\nstatus: 3\n"));
+    assert_eq!(std::fs::read_to_string(run.join("params/train.steps"))?, "30");
+    let steps: Vec<u64> = std::fs::read_to_string(run.join("metrics/loss/train"))?
+        .lines()
+        .map(|l| l.rsplit(' ').next().unwrap_or_default().parse())
+        .collect::<Result<_, _>>()?;
+    assert!(steps.is_sorted_by(|a, b| a < b) && steps.last() == Some(&30), "{steps:?}");
+    let elsewhere = zoo_with(dir.path(), &more, &[("MLFLOW_TRACKING_URI", "http://localhost:5000")]);
+    assert_eq!(elsewhere.status.code(), Some(2));
     assert!(zoo(dir.path(), &["report", "one"]).status.success());
     let page = std::fs::read_to_string(dir.path().join("one/report.html"))?;
     let data = report_data(&page)?;

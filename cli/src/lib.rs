@@ -30,7 +30,7 @@ mod settings;
 mod signals;
 mod system;
 mod table;
-mod tensorboard;
+mod trackers;
 mod verbs;
 mod weights;
 

@@ -18,7 +18,7 @@ use crate::output::{note, print, print_json, program, warn};
 use crate::progress::Progress;
 use crate::settings::{configured, run_config};
 use crate::signals::{INTERRUPTED, stop_flag};
-use crate::tensorboard::TensorBoard;
+use crate::trackers::{Ended, Log, Trackers};
 use crate::weights::weights;
 
 #[derive(Args)]
@@ -62,10 +62,13 @@ pub(crate) struct Arguments {
     pub(crate) on_critical: Option<String>,
     #[command(flatten)]
     pub(crate) device: DeviceName,
-    /// Write TensorBoard event files into the run directory
+    /// Write the numbers for other programs, too: tensorboard, mlflow, csv, separated by commas
+    #[arg(long, value_name = "WHERE", value_enum, value_delimiter = ',')]
+    pub(crate) log: Vec<Log>,
+    /// The same as --log tensorboard
     #[arg(long)]
     pub(crate) tensorboard: bool,
-    /// Write metrics.csv too
+    /// The same as --log csv
     #[arg(long)]
     pub(crate) csv: bool,
     /// Train on one batch again and again: a sound model learns it by heart
@@ -102,6 +105,9 @@ pub(crate) fn run<T: Recipe>(args: &Arguments) -> anyhow::Result<ExitCode> {
         print(&to_toml(&config)?);
         return Ok(ExitCode::SUCCESS);
     }
+    let mut log = args.log.clone();
+    log.extend(args.tensorboard.then_some(Log::Tensorboard).into_iter().chain(args.csv.then_some(Log::Csv)));
+    Trackers::check(&log)?;
     T::settle(&mut config)?;
     let task = T::open(&config.model, &config.data, config.train.seed, None, &device)?;
     let mut progress = Progress::new();
@@ -128,17 +134,23 @@ pub(crate) fn run<T: Recipe>(args: &Arguments) -> anyhow::Result<ExitCode> {
     note(&task.describe_data());
     task.warnings().iter().for_each(warn);
     let run: Option<PathBuf> = trainer.run().map(|run| run.path().to_path_buf());
-    let mut listeners = Listeners {
-        progress,
-        curves: run.as_ref().map(|r| Curves::new(r, args.csv)),
-        board: run.as_ref().filter(|_| args.tensorboard).map(|r| TensorBoard::new(r)).transpose()?,
+    let trackers = match &run {
+        Some(run) => Trackers::new(run, T::NAME, resumed.is_some(), &log)?,
+        None => Trackers::default(),
     };
+    let curves = run.as_ref().map(|r| Curves::new(r, log.contains(&Log::Csv)));
+    let mut listeners = Listeners { progress, curves, trackers };
     if let (Some(_), Some(curves)) = (&resumed, &mut listeners.curves) {
         curves.replay()?;
     }
     let stop = stop_flag()?;
     let outcome = trainer.train(&mut listeners, &|| stop.load(Ordering::Relaxed));
     listeners.progress.finish();
+    listeners.trackers.end(match &outcome {
+        Ok(Outcome { end: End::Interrupted, .. }) => Ended::Interrupted,
+        Ok(_) => Ended::Finished,
+        Err(_) => Ended::Failed,
+    });
     let outcome = match (outcome, &run) {
         // What the system refused may be mended; the others say themselves what to do.
         (Err(e @ (Error::Io { .. } | Error::Checkpoint(_))), Some(run)) if RunFiles::at(run).has_checkpoint() => {
@@ -216,7 +228,7 @@ fn newest(model: &str) -> anyhow::Result<PathBuf> {
 struct Listeners {
     progress: Progress,
     curves: Option<Curves>,
-    board: Option<TensorBoard>,
+    trackers: Trackers,
 }
 
 impl Observer for Listeners {
@@ -225,9 +237,7 @@ impl Observer for Listeners {
         if let Some(curves) = &mut self.curves {
             curves.observe(event);
         }
-        if let Some(board) = &mut self.board {
-            board.observe(event);
-        }
+        self.trackers.observe(event);
     }
 }
 

@@ -5,13 +5,12 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use zoo_checkpoint::Folder;
-use zoo_training::{Event, Observer};
 
-use crate::output::warn;
+use super::{Ended, Tracker};
 
 /// The remainders of all bytes by Castagnoli's polynomial, its bits reversed.
 const CASTAGNOLI: [u32; 256] = {
@@ -34,82 +33,55 @@ fn crc32c(bytes: &[u8]) -> u32 {
 }
 
 /// Writes what happens in a run to a new event file of its directory.
-pub(crate) struct TensorBoard {
-    path: PathBuf,
-    file: Option<BufWriter<File>>,
+pub(super) struct TensorBoard {
+    file: BufWriter<File>,
     /// Seconds since 1970 when the file was begun, and the clock since then.
     began: (f64, Instant),
 }
 
 impl TensorBoard {
-    pub(crate) fn new(run: &Path) -> anyhow::Result<Self> {
+    pub(super) fn new(run: &Path) -> anyhow::Result<Self> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         // A run that is resumed within a second has another process.
         let name = format!("events.out.tfevents.{}.{}.zoo", now.as_secs(), std::process::id());
-        let path = run.join(&name);
-        let file = Folder::open(run)?.append(&name)?;
-        let mut board = Self { path, file: Some(BufWriter::new(file)), began: (now.as_secs_f64(), Instant::now()) };
-        board.record(0, &field(3, b"brain.Event:2"));
+        let file = BufWriter::new(Folder::open(run)?.append(&name)?);
+        let mut board = Self { file, began: (now.as_secs_f64(), Instant::now()) };
+        board.record(0, &field(3, b"brain.Event:2"))?;
         Ok(board)
     }
 
-    /// Writes an event with what it holds. An event file is no reason to stop a run: a failure is said once.
-    fn record(&mut self, step: u64, content: &[u8]) {
-        let Some(file) = &mut self.file else { return };
+    /// Writes an event with what it holds.
+    fn record(&mut self, step: u64, content: &[u8]) -> std::io::Result<()> {
         let time = self.began.0 + self.began.1.elapsed().as_secs_f64();
         let mut event = [&[(1 << 3) | 1], &time.to_le_bytes()[..], &[2 << 3], &varint(step)].concat();
         event.extend_from_slice(content);
         let length = (event.len() as u64).to_le_bytes();
-        let framed = [&length[..], &masked(&length), &event, &masked(&event)].concat();
-        if let Err(e) = file.write_all(&framed) {
-            warn(format!("{}: {e}", self.path.display()));
-            self.file = None;
-        }
+        self.file.write_all(&[&length[..], &masked(&length), &event, &masked(&event)].concat())
     }
+}
 
-    fn scalars(&mut self, step: u64, values: &[(String, f64)]) {
+impl Tracker for TensorBoard {
+    fn scalars(&mut self, step: u64, values: &[(String, f64)]) -> std::io::Result<()> {
         let value = |(tag, v): &(String, f64)| {
             let simple = [&[(2 << 3) | 5], &(*v as f32).to_le_bytes()[..]].concat();
             field(1, &[field(1, tag.as_bytes()), simple].concat())
         };
         let summary: Vec<u8> = values.iter().flat_map(value).collect();
-        self.record(step, &field(5, &summary));
+        self.record(step, &field(5, &summary))
     }
 
-    /// Tells TensorBoard to forget what earlier files say from this step on.
-    fn restart(&mut self, step: u64) {
+    /// Tells TensorBoard to forget what earlier files say from the next step on.
+    fn cut(&mut self, step: u64) -> std::io::Result<()> {
         // SessionLog { status: START }
-        self.record(step, &field(7, &[1 << 3, 1]));
+        self.record(step + 1, &field(7, &[1 << 3, 1]))
     }
-}
 
-impl Observer for TensorBoard {
-    fn observe(&mut self, event: &Event) {
-        match event {
-            Event::Start { step, .. } if *step > 0 => self.restart(*step + 1),
-            Event::RolledBack { step } => self.restart(*step + 1),
-            Event::Step { step, loss, parts, lr, grad_norm } => {
-                let mut values: Vec<_> = [("loss/train", *loss), ("rate", *lr), ("gradient_norm", *grad_norm)]
-                    .map(|(tag, v)| (tag.to_string(), v))
-                    .into();
-                values.extend(parts.iter().map(|(name, v)| (format!("parts/{name}"), *v)));
-                self.scalars(*step, &values);
-            }
-            Event::Collected { step, metrics } => {
-                let values: Vec<_> = metrics.iter().map(|(name, v)| (format!("experience/{name}"), *v)).collect();
-                self.scalars(step + 1, &values);
-            }
-            Event::Evaluated { step, metrics, .. } => {
-                let tag = |name: &str| if name == "loss" { "loss/valid".into() } else { format!("valid/{name}") };
-                let values: Vec<_> = metrics.iter().map(|(name, v)| (tag(name), *v)).collect();
-                self.scalars(*step, &values);
-                if let Some(Err(e)) = self.file.as_mut().map(Write::flush) {
-                    warn(format!("{}: {e}", self.path.display()));
-                    self.file = None;
-                }
-            }
-            _ => {}
-        }
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
+    }
+
+    fn end(&mut self, _: Ended) -> std::io::Result<()> {
+        self.flush()
     }
 }
 
@@ -136,8 +108,6 @@ fn masked(bytes: &[u8]) -> [u8; 4] {
 
 #[cfg(test)]
 mod tests {
-    use zoo_training::Metrics;
-
     use super::*;
 
     #[test]
@@ -146,10 +116,11 @@ mod tests {
         assert_eq!((varint(1), varint(300)), (vec![1], vec![0xac, 2]));
         let dir = tempfile::tempdir()?;
         let mut board = TensorBoard::new(dir.path())?;
-        let metrics = [("loss", 0.5), ("rmse", 2.)].into();
-        board.observe(&Event::Step { step: 300, loss: 1., parts: &Metrics::default(), lr: 0.1, grad_norm: 2. });
-        board.observe(&Event::Evaluated { step: 300, metrics: &metrics, best: true });
-        let bytes = std::fs::read(&board.path)?;
+        board.scalars(300, &[("loss/train".into(), 1.), ("rate".into(), 0.1)])?;
+        board.scalars(300, &[("loss/valid".into(), 0.5), ("valid/rmse".into(), 2.)])?;
+        board.flush()?;
+        let entry = std::fs::read_dir(dir.path())?.next().ok_or_else(|| std::io::Error::other("no file"))?;
+        let bytes = std::fs::read(entry?.path())?;
         let (mut at, mut events) = (0, vec![]);
         while at < bytes.len() {
             let length = u64::from_le_bytes(bytes[at..at + 8].try_into()?) as usize;
