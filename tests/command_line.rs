@@ -153,6 +153,56 @@ fn a_price_file_is_forecast_with_intervals() -> Outcome {
     Ok(())
 }
 
+#[test]
+fn a_run_is_watched_as_text_whatever_became_of_it() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let watch = |args: &[&str]| zoo(dir.path(), &[&["watch"], args].concat());
+    assert_eq!(watch(&[]).status.code(), Some(1));
+    json(&train(dir.path(), &["--epochs", "6", "--out", "runs/whole"], &[]))?;
+    let screen = |output: Output| -> Result<Vec<String>, Box<dyn std::error::Error>> {
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout)?;
+        assert!(!text.contains('\u{1b}'), "no colours, no movement: {text:?}");
+        Ok(text.lines().map(String::from).collect())
+    };
+    let whole = screen(watch(&[]))?;
+    assert!(whole.len() == 24 && whole.iter().all(|line| line.chars().count() <= 80), "{whole:#?}");
+    assert!(whole[0].contains("whole (stock-lstm): finished, 100 %"), "{}", whole[0]);
+    let has = |screen: &[String], part: &str| screen.iter().any(|line| line.contains(part));
+    for part in ["training loss", "samples a second", "gradient zeros", "lstm.weight_ih_l0", "learning rate"] {
+        assert!(has(&whole, part), "{part}: {whole:#?}");
+    }
+    // Beside it one that fails in its middle, and one that was killed: its record has no end.
+    let failing = ["--steps", "40", "--out", "runs/failing", "--set", "train.optimizer=sgd", "--set", "train.lr=1e38"];
+    assert_eq!(train(dir.path(), &failing, &[]).status.code(), Some(1));
+    json(&train(dir.path(), &["--steps", "10", "--out", "runs/killed"], &[]))?;
+    let record = dir.path().join("runs/killed/accepted.json");
+    let text = std::fs::read_to_string(&record)?;
+    std::fs::write(
+        &record,
+        text.replace("\"finished\"", "null").replace("\"total_steps\": 10", "\"total_steps\": 99"),
+    )?;
+    let hour = std::time::SystemTime::now() - Duration::from_secs(3600);
+    let metrics = std::fs::File::options().append(true).open(dir.path().join("runs/killed/metrics.jsonl"))?;
+    metrics.set_modified(hour)?;
+    let mut all = vec!["runs/whole", "runs/killed", "runs/failing", "--size", "120x40"];
+    let several = screen(watch(&all))?;
+    assert_eq!(several.len(), 40);
+    for part in ["finished", "killed?", "failed"] {
+        assert!(has(&several, part), "{part}: {several:#?}");
+    }
+    all.push("--json");
+    let said = json(&watch(&all))?;
+    assert_eq!((&said["runs"][0]["state"], &said["runs"][0]["end"]), (&value!("ended"), &value!("finished")));
+    assert_eq!((&said["runs"][1]["state"], &said["runs"][1]["total_steps"]), (&value!("silent"), &value!(99)));
+    for (args, code) in
+        [(&["none"][..], 1), (&["runs/whole", "--size", "9x9"], 2), (&["runs/whole", "--every", "0"], 2)]
+    {
+        assert_eq!(watch(args).status.code(), Some(code));
+    }
+    Ok(())
+}
+
 /// What a report's script is given.
 fn report_data(page: &str) -> Result<Value, Box<dyn std::error::Error>> {
     let data = page.split_once("type=\"application/json\">").and_then(|(_, rest)| rest.split_once("</script>"));

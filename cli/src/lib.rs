@@ -1,7 +1,7 @@
 //! The command line of a program that trains, judges and uses models: one's own, those of the zoo, or both.
 //!
 //! A program lists its models and gets every verb: `list`, `params`, `train` (and `--resume`), `tune`, `eval`, `predict`,
-//! `generate`, `report`, `doctor`, `reproduce`, `convert`, `inspect`, `diff`, `verify`, `average`, `pull`, `push`, `bench`,
+//! `generate`, `report`, `watch`, `doctor`, `reproduce`, `convert`, `inspect`, `diff`, `verify`, `average`, `pull`, `push`, `bench`,
 //! `new` and `completions`, with `--json` and exit codes: 0 done, 1 the work failed, 2 the call was wrong, 3 stopped by a signal and
 //! resumable, 130 stopped for good.
 //!

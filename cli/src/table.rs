@@ -8,19 +8,21 @@ use zoo_training::{Error, Flag, RunFiles};
 
 use crate::arguments::{Flags, ModelName, add_flags, given_flags};
 use crate::model::Model;
-#[cfg(not(feature = "hub"))]
+#[cfg(not(all(feature = "hub", feature = "watch")))]
 use crate::output::not_built;
 use crate::program::Zoo;
 use crate::system;
 #[cfg(feature = "hub")]
 use crate::verbs::hub;
+#[cfg(feature = "watch")]
+use crate::verbs::watch;
 use crate::verbs::{
     bench, bench_ops, completions, convert, doctor, eval, generate, inspect, list, new, params, predict, report,
     reproduce, train, tune,
 };
 
 /// The arguments of a verb that is not built in.
-#[cfg(not(feature = "hub"))]
+#[cfg(not(all(feature = "hub", feature = "watch")))]
 #[derive(Args)]
 struct Anything {
     #[arg(hide = true, trailing_var_arg = true, allow_hyphen_values = true)]
@@ -223,6 +225,12 @@ pub(crate) static VERBS: &[Verb] = &[
     Verb::new::<inspect::Average>("average", "Write the mean of several checkpoints", |_, m| {
         done(inspect::average(&parsed(m)?))
     }),
+    #[cfg(feature = "watch")]
+    Verb::new::<watch::Arguments>("watch", "Show runs in the terminal as they go on", |zoo, m| {
+        done(watch::run(&parsed(m)?, &|name| zoo.profile(name)))
+    }),
+    #[cfg(not(feature = "watch"))]
+    Verb::new::<Anything>("watch", "Not built in: the feature watch", |_, _| Err(not_built("watch", "watch"))),
     #[cfg(feature = "hub")]
     Verb::new::<hub::Pull>(
         "pull",

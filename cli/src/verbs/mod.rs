@@ -19,3 +19,5 @@ pub(crate) mod report;
 pub(crate) mod reproduce;
 pub(crate) mod train;
 pub(crate) mod tune;
+#[cfg(feature = "watch")]
+pub(crate) mod watch;

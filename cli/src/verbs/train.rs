@@ -248,7 +248,7 @@ fn report<T: Recipe>(args: &Arguments, outcome: &Outcome, run: Option<&Path>) {
     if args.json.json {
         print_json(&json!({
             "model": T::NAME, "out": run.as_ref().map(|r| shown(r.path().into())), "steps": steps, "seconds": seconds,
-            "end": match end { End::Finished => "finished", End::Early => "early", End::Interrupted => "interrupted" },
+            "end": end.name(),
             "loss": loss, "metrics": metrics.object(),
             "best": best.map(|(loss, step)| json!({ "loss": loss, "step": step })),
             "checkpoint": run.as_ref().map(|r| shown(r.last())), "gradients": gradients,

@@ -1,8 +1,11 @@
 use std::collections::HashMap;
-use std::path::Path;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use zoo_checkpoint::Folder;
 
+use crate::run::{LONGEST_LINES, METRICS};
 use crate::{Error, Result, RunFiles};
 
 /// The curves of a run, as its `metrics.jsonl` has them.
@@ -13,6 +16,8 @@ pub struct History {
     pub curves: Vec<Curve>,
     /// Steps whose update was refused.
     pub refused: u64,
+    /// Seconds since training was begun or resumed, after a step.
+    pub seconds: Vec<(u64, f64)>,
     /// Where each curve is, by name.
     numbers: HashMap<String, usize>,
 }
@@ -54,6 +59,7 @@ impl History {
     fn add_line(&mut self, line: &Value) {
         let step = line["step"].as_u64().unwrap_or_default();
         self.refused += u64::from(line["refused"] == true);
+        self.seconds.extend(line["seconds"].as_f64().map(|seconds| (step, seconds)));
         for (name, value) in line.as_object().into_iter().flatten() {
             match value {
                 Value::Number(n) if !matches!(name.as_str(), "step" | "seconds") => {
@@ -95,6 +101,65 @@ impl History {
     /// Drops what came after `step`.
     pub fn cut(&mut self, step: u64) {
         self.curves.iter_mut().for_each(|c| c.points.retain(|(at, _)| *at <= step));
+        self.seconds.retain(|(at, _)| *at <= step);
+    }
+}
+
+/// The curves of a run that may still be going on: only what is new is read.
+#[derive(Debug)]
+pub struct Follower {
+    run: PathBuf,
+    history: History,
+    /// Bytes that were read, up to the end of a line, and the last of them.
+    read: u64,
+    last: Vec<u8>,
+}
+
+impl Follower {
+    /// Of the run at `run`, which need not be there yet.
+    pub fn new(run: &Path) -> Self {
+        Self { run: run.into(), history: History::default(), read: 0, last: vec![] }
+    }
+
+    /// What was read so far.
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// Reads what is new; whether anything is. A file that is another than before, as after a resume, is read anew.
+    ///
+    /// # Errors
+    /// As [`History::read`], but for a file that is not there yet.
+    pub fn update(&mut self) -> Result<bool> {
+        /// Bytes that are compared to see that it is the same file.
+        const TAIL: usize = 256;
+        let path = RunFiles::at(&self.run).metrics();
+        let folder = Folder::open(&self.run)?;
+        if folder.kind(METRICS)?.is_none() {
+            return Ok(false);
+        }
+        let mut file = folder.file(METRICS)?;
+        let mut part = |from: u64, length: u64| -> std::io::Result<Vec<u8>> {
+            let mut bytes = vec![];
+            file.seek(SeekFrom::Start(from))?;
+            (&mut file).take(length).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        let before = self.last.len() as u64;
+        let anew = part(self.read - before, before).map_err(Error::io(&path))? != self.last;
+        if anew {
+            *self = Self::new(&self.run);
+        }
+        let bytes = part(self.read, LONGEST_LINES).map_err(Error::io(&path))?;
+        let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+        for line in bytes[..whole].split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
+            let line = serde_json::from_slice(line);
+            self.history.add_line(&line.map_err(|e| Error::Run(format!("{}: {e}", path.display())))?);
+        }
+        self.read += whole as u64;
+        self.last = [&self.last, &bytes[..whole]].concat();
+        self.last.drain(..self.last.len().saturating_sub(TAIL));
+        Ok(anew || whole > 0)
     }
 }
 
@@ -116,6 +181,17 @@ mod tests {
         assert_eq!((names, history.refused), (vec!["loss", "lr", "valid loss", "valid rmse"], 1));
         history.cut(1);
         assert!(history.curve("valid rmse").is_empty());
+        let mut follower = Follower::new(dir.path());
+        write(good)?;
+        assert!(follower.update()? && !follower.update()?);
+        write(&format!("{good}{{\"step\":3,\"loss\":1,\"seconds\":4}}\n{{\"step\":4,"))?;
+        assert!(follower.update()?);
+        assert_eq!(follower.history().curve("loss"), &[(1, 2.), (3, 1.)]);
+        assert_eq!(follower.history().seconds, [(1, 3.), (3, 4.)]);
+        // Another file, as a resume leaves it.
+        write("{\"step\":1,\"loss\":5}\n")?;
+        assert!(follower.update()?);
+        assert_eq!(follower.history().curve("loss"), &[(1, 5.)]);
         write(&format!("{{\"step\":3,\"lo\n{good}"))?;
         assert!(History::read(dir.path()).unwrap_err().to_string().contains("metrics.jsonl: line 1: "));
         Ok(())

@@ -38,7 +38,7 @@ pub use config::{
 pub use error::{Error, Result};
 pub use experience::Experience;
 pub use experiment::{Block, Experiment, Figure, Findings, Panel, Setup};
-pub use history::{Curve, History};
+pub use history::{Curve, Follower, History};
 pub use loader::Batches;
 pub use metrics::{Metrics, Name};
 pub use number_table::{NumberTable, Scaling};
@@ -48,7 +48,7 @@ pub use recipe::{
     Request, Table,
 };
 pub use record::Difference;
-pub use run::{RunDirectory, RunFiles};
+pub use run::{RunDirectory, RunFiles, RunState};
 pub use state::{Guard, LossScale, Rollout, State};
 pub use task::{Groups, Loss, Split, Task, mean_loss};
 pub use trainer::{End, GradientReport, Outcome, RateTest, Trainer, with_products};

@@ -7,7 +7,7 @@ use crate::config::ConfigFile;
 use crate::{Error, Result};
 
 pub(super) const CONFIG: &str = "config.toml";
-pub(super) const METRICS: &str = "metrics.jsonl";
+pub(crate) const METRICS: &str = "metrics.jsonl";
 pub(super) const HEALTH: &str = "health.jsonl";
 pub(super) const RECORD: &str = "accepted.json";
 pub(super) const BEST: &str = "best.safetensors";
@@ -25,6 +25,17 @@ pub(crate) const LONGEST_LINES: u64 = 1 << 33;
 #[derive(Clone, Debug)]
 pub struct RunFiles {
     path: PathBuf,
+}
+
+/// What a run is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RunState {
+    /// A process of this machine trains.
+    Running,
+    /// It ended: `finished`, `early`, `interrupted`, or `failed: …`.
+    Ended(String),
+    /// No process of this machine trains, and no end is on record: it was killed, or another machine trains.
+    Silent,
 }
 
 impl RunFiles {
@@ -123,10 +134,29 @@ impl RunFiles {
         self.text(HEALTH, LONGEST_LINES)
     }
 
+    /// What the run was last begun or resumed with, if that is on record.
+    fn on_record(&self) -> Option<Value> {
+        serde_json::from_str(&self.text(RECORD, LONGEST_TEXT).ok()??).ok()
+    }
+
     /// The model that the run trains, if that is on record.
     pub fn model(&self) -> Option<String> {
-        let record: Value = serde_json::from_str(&self.text(RECORD, LONGEST_TEXT).ok()??).ok()?;
-        record["model"].as_str().map(String::from)
+        self.on_record()?["model"].as_str().map(String::from)
+    }
+
+    /// How many steps the run is to have in all, if that is on record (from 0.2 on).
+    pub fn total_steps(&self) -> Option<u64> {
+        self.on_record()?["total_steps"].as_u64()
+    }
+
+    /// What the run is doing, as far as its files tell.
+    pub fn state(&self) -> RunState {
+        if let Some(end) = self.on_record().and_then(|record| record["end"].as_str().map(String::from)) {
+            return RunState::Ended(end);
+        }
+        // Held for a moment only; who begins to train meanwhile tries again.
+        let free = || Folder::open(&self.path)?.file(LOCK).map(|lock| lock.try_lock_shared().is_ok());
+        if free().unwrap_or(true) { RunState::Silent } else { RunState::Running }
     }
 
     /// The configuration, as a file to lay over defaults.

@@ -20,8 +20,8 @@ use serde_json::Value;
 use zoo_checkpoint::{Folder, Kind};
 
 pub(crate) use checkpoint::{Saved, Snapshot};
-pub use files::RunFiles;
-pub(crate) use files::{LONGEST_LINES, LONGEST_TEXT};
+pub(crate) use files::{LONGEST_LINES, LONGEST_TEXT, METRICS};
+pub use files::{RunFiles, RunState};
 
 use crate::{Error, Result};
 
@@ -168,7 +168,12 @@ impl RunDirectory {
     fn lock(path: &Path) -> Result<Self> {
         let (files, folder) = (RunFiles::at(path), Arc::new(Folder::open(path)?));
         let lock = folder.lock(files::LOCK)?;
-        match lock.try_lock() {
+        // Who only looks whether it is in use holds it for a moment.
+        let taken = lock.try_lock().or_else(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            lock.try_lock()
+        });
+        match taken {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 return Err(Error::Run(format!("{} is in use by another process", path.display())));

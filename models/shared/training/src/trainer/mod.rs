@@ -188,16 +188,35 @@ impl<'a, T: Task> Trainer<'a, T> {
     /// directory.
     pub fn train(&mut self, observer: &mut dyn Observer, interrupted: &dyn Fn() -> bool) -> Result<Outcome> {
         let outcome = self.run_to_end(observer, interrupted);
-        if let (Err(_), Some(run), true, 0) = (&outcome, &self.run, self.begun, self.state.step) {
-            run.abandon();
+        match (&outcome, &self.run) {
+            (Err(_), Some(run)) if self.begun && self.state.step == 0 => run.abandon(),
+            (outcome, Some(run)) => {
+                let end = match outcome {
+                    Ok(outcome) => outcome.end.name().to_string(),
+                    Err(e) => format!("failed: {:.300}", e.to_string().lines().next().unwrap_or_default()),
+                };
+                // How it ended is there to be looked at; a full disk may not have the room.
+                let _ = self.put_on_record(run, Some(&end));
+            }
+            _ => {}
         }
         outcome
+    }
+
+    /// Puts on record what the run goes on with, how long it is to be, and how it ended if it did.
+    fn put_on_record(&self, run: &RunDirectory, end: Option<&str>) -> Result<()> {
+        let mut what = record::on_record(self.task, self.config)?;
+        what["total_steps"] = self.total_steps().into();
+        if let Some(end) = end {
+            what["end"] = end.into();
+        }
+        run.accept(&what)
     }
 
     fn run_to_end(&mut self, observer: &mut dyn Observer, interrupted: &dyn Fn() -> bool) -> Result<Outcome> {
         let (started, run, task, train) = (Instant::now(), self.run.clone(), self.task, &self.config.train);
         if let (Some(run), 0) = (&run, self.state.step) {
-            run.accept(&record::on_record(task, self.config)?)?;
+            self.put_on_record(run, None)?;
         }
         let every = self.checkpoint_every();
         let fixed = match train.overfit_batch {

@@ -13,6 +13,17 @@ pub enum End {
     Interrupted,
 }
 
+impl End {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Finished => "finished",
+            Self::Early => "early",
+            Self::Interrupted => "interrupted",
+        }
+    }
+}
+
 /// Which parameters got gradients in a step.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct GradientReport {
