@@ -9,6 +9,8 @@ pub mod random;
 pub use autograd::{
     Backward, Forward, GpuForward, Op, Output, View, apply, apply_one, autocast, backward, backward_scaled, foreign,
 };
+/// candle, in the version whose types show here.
+pub use candle_core;
 
 #[cfg(feature = "cuda")]
 include!(concat!(env!("OUT_DIR"), "/ptx.rs"));

@@ -33,6 +33,7 @@ pub(crate) const ROUNDS: usize = 10;
 pub(crate) const CONSTANTS: [u32; 4] = [M0, M1, W0, W1];
 
 /// One block of Philox4x32-10: four random words for a 128-bit counter under a 64-bit key.
+#[inline]
 pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     let [mut c0, mut c1, mut c2, mut c3] = counter;
     let [mut k0, mut k1] = key;
@@ -72,21 +73,25 @@ impl Stream {
     }
 
     /// The key of the stream, for kernels that draw their own blocks.
+    #[inline]
     pub fn key(&self) -> [u32; 2] {
         self.key
     }
 
     /// The last two words of the stream's counters.
+    #[inline]
     pub fn step(&self) -> [u32; 2] {
         self.step
     }
 
     /// The four words of block `index`.
+    #[inline]
     pub fn block(&self, index: u64) -> [u32; 4] {
         philox([index as u32, (index >> 32) as u32, self.step[0], self.step[1]], self.key)
     }
 
     /// The next random word.
+    #[inline]
     pub fn next_u32(&mut self) -> u32 {
         let word = self.block(self.next / 4)[(self.next % 4) as usize];
         self.next += 1;
@@ -94,18 +99,21 @@ impl Stream {
     }
 
     /// Uniform in [0, 1) with 53 random bits.
+    #[inline]
     pub fn uniform(&mut self) -> f64 {
         let (a, b) = (u64::from(self.next_u32() >> 5), u64::from(self.next_u32() >> 6));
         (a * (1 << 26) + b) as f64 / (1u64 << 53) as f64
     }
 
     /// Standard normal (Box and Muller).
+    #[inline]
     pub fn normal(&mut self) -> f64 {
         let radius = (-2. * (1. - self.uniform()).ln()).sqrt();
         radius * (std::f64::consts::TAU * self.uniform()).cos()
     }
 
     /// Uniform in 0..n, without bias (Lemire's multiplication with rejection). `n` is at least 1.
+    #[inline]
     pub fn below(&mut self, n: u32) -> u32 {
         let threshold = n.wrapping_neg() % n.max(1);
         loop {

@@ -22,11 +22,13 @@ unsafe impl Sync for Pointer {}
 
 impl Pointer {
     /// The start of a slice.
+    #[inline]
     pub fn of(slice: &mut [f32]) -> Self {
         Self(slice.as_mut_ptr())
     }
 
     /// The pointer to the element at `offset`, which may lie outside: only what is accessed has to be inside.
+    #[inline]
     pub fn part(self, offset: usize) -> Self {
         Self(self.0.wrapping_add(offset))
     }
@@ -48,6 +50,7 @@ impl Buffer {
     }
 
     /// Where it starts.
+    #[inline]
     pub fn pointer(&mut self) -> Pointer {
         Pointer(self.data.as_mut_ptr())
     }

@@ -159,10 +159,13 @@ impl FewRows<'_> {
         for e in (0..k).step_by(S::F32_LANES) {
             // SAFETY: the caller's promise; rows have k elements.
             unsafe {
-                let w: [_; N] = std::array::from_fn(|b| vector::read(s, w.add(b * k), e, k));
+                let mut rows = [s.splat_f32s(0.); N];
+                for (b, row) in rows.iter_mut().enumerate() {
+                    *row = vector::read(s, w.add(b * k), e, k);
+                }
                 for (a, sums) in sums.iter_mut().enumerate() {
                     let x = vector::read(s, x.add(a * k), e, k);
-                    for (sum, w) in sums.iter_mut().zip(w) {
+                    for (sum, w) in sums.iter_mut().zip(rows) {
                         *sum = s.mul_add_e_f32s(x, w, *sum);
                     }
                 }

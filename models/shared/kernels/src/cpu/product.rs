@@ -20,11 +20,13 @@ pub struct Matrix<'a> {
 
 impl<'a> Matrix<'a> {
     /// Row-major with `width` columns.
+    #[inline]
     pub fn rows(data: &'a [f32], width: usize) -> Self {
         Self { data, row: width, col: 1 }
     }
 
     /// The transpose of row-major data with `width` columns.
+    #[inline]
     pub fn transposed(data: &'a [f32], width: usize) -> Self {
         Self { data, row: 1, col: width }
     }
@@ -154,36 +156,27 @@ unsafe fn masked<S: Simd, const MR: usize, const NV: usize, const TAIL: bool>(
 ) {
     let lanes = S::F32_LANES;
     // Whole vectors left before the masked one; vectors beyond the last column (only in wide tiles) are masked to none.
-    let masks: [_; NV] = std::array::from_fn(|v| vector::first(s, n.saturating_sub(j + v * lanes).min(lanes)));
+    let mut masks = [vector::first(s, 0); NV];
+    for (v, mask) in masks.iter_mut().enumerate() {
+        *mask = vector::first(s, n.saturating_sub(j + v * lanes).min(lanes));
+    }
     // SAFETY: offsets stay within the matrices as checked in `product`; masked lanes are not touched.
     unsafe {
-        let read = |p: *const f32, v: usize| {
-            if TAIL {
-                vector::load(s, masks[v], p.wrapping_add(v * lanes))
-            } else {
-                p.add(v * lanes).cast::<S::f32s>().read_unaligned()
-            }
-        };
         let mut acc = [[s.splat_f32s(0.); NV]; MR];
         match start {
             Start::Zero => {}
             Start::Result => {
                 for (r, acc) in acc.iter_mut().enumerate() {
-                    for (v, acc) in acc.iter_mut().enumerate() {
-                        *acc = read(c.add((i + r) * c_row + j), v);
-                    }
+                    *acc = vectors::<S, NV, TAIL>(s, &masks, c.add((i + r) * c_row + j));
                 }
             }
-            Start::Row(row) => {
-                let row: [_; NV] = std::array::from_fn(|v| read(row.as_ptr().add(j), v));
-                acc = [row; MR];
-            }
+            Start::Row(row) => acc = [vectors::<S, NV, TAIL>(s, &masks, row.as_ptr().add(j)); MR],
         }
         for t in terms {
             let a = t.a.data.as_ptr().wrapping_add(i * t.a.row);
             let b = t.b.as_ptr().wrapping_add(j);
             for k in 0..t.k {
-                let b: [_; NV] = std::array::from_fn(|v| read(b.wrapping_add(k * t.b_row), v));
+                let b = vectors::<S, NV, TAIL>(s, &masks, b.wrapping_add(k * t.b_row));
                 for (r, acc) in acc.iter_mut().enumerate() {
                     let a = s.splat_f32s(*a.add(r * t.a.row + k * t.a.col));
                     for (acc, b) in acc.iter_mut().zip(b) {
@@ -203,6 +196,30 @@ unsafe fn masked<S: Simd, const MR: usize, const NV: usize, const TAIL: bool>(
             }
         }
     }
+}
+
+/// NV vectors from `p` on. A loop, as a closure might be compiled without the instructions of `S`: without link-time
+/// optimisation that made products ten times slower.
+///
+/// # Safety
+/// The lanes, or with TAIL those of `masks`, lie within one allocation.
+#[inline(always)]
+unsafe fn vectors<S: Simd, const NV: usize, const TAIL: bool>(
+    s: S,
+    masks: &[S::m32s; NV],
+    p: *const f32,
+) -> [S::f32s; NV] {
+    let mut vectors = [s.splat_f32s(0.); NV];
+    for (v, vector) in vectors.iter_mut().enumerate() {
+        // SAFETY: the caller's promise.
+        *vector = unsafe {
+            match TAIL {
+                true => vector::load(s, masks[v], p.wrapping_add(v * S::F32_LANES)),
+                false => p.add(v * S::F32_LANES).cast::<S::f32s>().read_unaligned(),
+            }
+        };
+    }
+    vectors
 }
 
 #[cfg(test)]
