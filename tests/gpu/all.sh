@@ -26,7 +26,7 @@ if [ -x "$here/zoo" ]; then
     zoo="$here/zoo" ops="$here/ops" results="$here/results" fixtures="$here/fixtures"
 else
     cd "$here/../.." || exit 1
-    cargo build --release -p zoo --features "$device" --locked || exit 1
+    cargo build --release -p candle-zoo --features "$device" --locked || exit 1
     ops=$(cargo test --release -p zoo-layers --features "$device" --lib --locked --no-run --message-format=json |
         sed -n 's/.*"executable":"\([^"]*\)".*/\1/p')
     zoo="${CARGO_TARGET_DIR:-$PWD/target}/release/zoo" results="$PWD/target/gpu/$device"

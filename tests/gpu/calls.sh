@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What a training step asks of a GPU, counted without one: zoo's build for CUDA runs over stand_in.c, where nothing is computed.
 #
-#     eval "$(bash tests/gpu/toolkit.sh)" && cargo build --release -p zoo --features cuda
+#     eval "$(bash tests/gpu/toolkit.sh)" && cargo build --release -p candle-zoo --features cuda
 #     bash tests/gpu/calls.sh char-gpt --preset cpu [--set train.dtype=bf16 …]
 #
 # Prints the calls of one step that is neither logged nor evaluated: 20 steps beside 40. Then the milliseconds that a step takes

@@ -10,7 +10,7 @@ cd "$(dirname "$0")/../.."
 folder=target/gpu/zoo-cuda
 rm -rf "$folder"
 mkdir -p "$folder"
-cargo build --release -p zoo --features cuda --locked
+cargo build --release -p candle-zoo --features cuda --locked
 tests=$(cargo test --release -p zoo-layers --features cuda --lib --locked --no-run --message-format=json |
     sed -n 's/.*"executable":"\([^"]*\)".*/\1/p')
 strip -o "$folder/zoo" "${CARGO_TARGET_DIR:-target}/release/zoo"

@@ -2,7 +2,7 @@
 # A CUDA 13.0 compiler with its libraries, from Python's packages: no GPU, no driver, no root. Prints the environment to build in.
 #
 #     eval "$(bash tests/gpu/toolkit.sh)"               (1.2 GB in ~/.cache/zoo-cuda-13.0, or in the folder given)
-#     cargo build --release -p zoo --features cuda
+#     cargo build --release -p candle-zoo --features cuda
 #
 # 13.0 because a driver takes PTX of its own version and older, and 80 because every newer GPU takes PTX for it.
 set -euo pipefail

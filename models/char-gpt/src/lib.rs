@@ -39,3 +39,5 @@ pub use ngram::NGram;
 pub use task::CharTask;
 pub use vocabulary::Vocabulary;
 pub use zoo_layers::Sampling;
+/// candle, in the version whose types show here.
+pub use {candle_core, candle_nn};

@@ -1,5 +1,21 @@
 //! DeepSIF: networks that tell from EEG what the regions of the cortex do (Sun, Sohrabpour, Worrell and He, PNAS 2022,
 //! <https://doi.org/10.1073/pnas.2201128119>).
+//!
+//! ```no_run
+//! use candle_core::Device;
+//! use zoo_deepsif::DeepSif;
+//!
+//! # fn main() -> candle_core::Result<()> {
+//! let imager = DeepSif::load("weights/deepsif-small.safetensors".as_ref(), &Device::Cpu)?;
+//! let eeg = vec![vec![0f32; imager.montage().electrodes.len()]; 500]; // a second of channels, in any unit
+//! for (region, strength) in imager.image(&eeg)?.strongest().iter().take(10) {
+//!     println!("{region}: {strength:.3}");
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The crate's feature `train` (on by default) adds simulation, data, judgement and the task that `zoo train deepsif` runs.
 
 mod config;
 #[cfg(feature = "train")]
@@ -42,3 +58,5 @@ pub use network::Network;
 pub use predict::ImageOptions;
 #[cfg(feature = "train")]
 pub use task::DeepSifTask;
+/// candle, in the version whose types show here.
+pub use {candle_core, candle_nn};

@@ -34,3 +34,5 @@ pub use model::{Forecaster, StockLstm};
 #[cfg(feature = "train")]
 pub use predict::ForecastOptions;
 pub use zoo_market::Bar;
+/// candle, in the version whose types show here.
+pub use {candle_core, candle_nn};

@@ -50,3 +50,5 @@ pub use model::{DIRECTIONS, TradingTransformer};
 #[cfg(feature = "train")]
 pub use task::PositionOptions;
 pub use zoo_market::Bar;
+/// candle, in the version whose types show here.
+pub use {candle_core, candle_nn};

@@ -32,6 +32,8 @@ mod write;
 
 pub use atomic::{is_stream, replace, sha256, sha256_of};
 pub use blocks::Blocks;
+/// candle, in the version whose types show here.
+pub use candle_core;
 pub use cast::Difference;
 pub use content::{Stats, average, compare, content_hash, stats};
 pub use convert::{Converted, Output, Plan, Rules, index_of};

@@ -15,6 +15,8 @@ pub use layers::{
 pub use params::{Gradients, Param, Params, nearest};
 pub use sampling::{Sampler, Sampling};
 pub use zoo_kernels::random;
+/// candle, in the version whose types show here.
+pub use {candle_core, candle_nn};
 
 #[cfg(feature = "cuda")]
 include!(concat!(env!("OUT_DIR"), "/ptx.rs"));

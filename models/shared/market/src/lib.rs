@@ -1,6 +1,4 @@
-//! Daily prices: bars, price files as they are found, and a simulated market.
-//!
-//! The crate's feature `data` (on by default) has the files and the simulation; without it there is only [`Bar`].
+#![doc = include_str!("../README.md")]
 
 mod bar;
 #[cfg(feature = "data")]

@@ -1,4 +1,4 @@
-//! For the build script of a crate with kernels: compiles all `.cu` files in `src` to PTX, by nvcc.
+#![doc = include_str!("../README.md")]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
