@@ -41,6 +41,7 @@ pub struct Model {
 }
 
 /// A model whose abilities are being named.
+#[must_use = "a model is of no use before Zoo::model takes it"]
 pub struct ModelOf<T> {
     model: Model,
     task: PhantomData<fn() -> T>,

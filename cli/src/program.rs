@@ -8,6 +8,7 @@ use zoo_training::{Error, Experiment};
 use crate::model::Model;
 
 /// A program: its name, its models and its experiments.
+#[must_use = "a program does nothing before Zoo::main"]
 pub struct Zoo {
     pub(crate) name: &'static str,
     pub(crate) version: &'static str,

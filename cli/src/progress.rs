@@ -34,15 +34,13 @@ impl Progress {
 impl Observer for Progress {
     fn observe(&mut self, event: &Event) {
         match event {
-            Event::Start { step, total } => {
-                if std::io::stderr().is_terminal() {
-                    let bar = ProgressBar::with_draw_target(Some(*total), ProgressDrawTarget::stderr_with_hz(10));
-                    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {per_sec} {eta} {msg}") {
-                        bar.set_style(style);
-                    }
-                    bar.set_position(*step);
-                    self.bar = Some(bar);
+            Event::Start { step, total } if std::io::stderr().is_terminal() => {
+                let bar = ProgressBar::with_draw_target(Some(*total), ProgressDrawTarget::stderr_with_hz(10));
+                if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {per_sec} {eta} {msg}") {
+                    bar.set_style(style);
                 }
+                bar.set_position(*step);
+                self.bar = Some(bar);
             }
             Event::Step { step, loss, .. } => {
                 if let Some(bar) = &self.bar {
@@ -65,9 +63,9 @@ impl Observer for Progress {
                     bar.set_position(*step);
                 }
             }
-            Event::Saved { .. } | Event::Collected { .. } => {}
             Event::Health(finding) => self.say(&format!("{}: {}", program(), health::line(finding))),
             Event::Warning(message) => self.say(&format!("{}: warning: {message}", program())),
+            _ => {}
         }
     }
 }

@@ -51,6 +51,7 @@ use std::path::{Path, PathBuf};
 
 /// Why a checkpoint was not read or written. Every message names the file.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// The operating system refused.
     #[error("{}: {source}", path.display())]

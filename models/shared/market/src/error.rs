@@ -2,6 +2,7 @@ use std::path::{Path, PathBuf};
 
 /// Why a price file cannot be read.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// The operating system refused.
     #[error("{}: {source}", path.display())]

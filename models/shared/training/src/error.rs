@@ -4,6 +4,7 @@ use crate::record::Difference;
 
 /// Why training, evaluation or their preparation failed. One line each; the message says what to do.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// The call was wrong: an unknown key, a value of the wrong type, options that exclude each other.
     #[error("{0}")]

@@ -3,6 +3,7 @@ use crate::health::Finding;
 
 /// What a run reports while it goes.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Event<'a> {
     /// Training begins or goes on.
     Start {

@@ -38,7 +38,10 @@ impl Level {
             Self::Scalar => true,
             Self::Neon => false,
             Self::Avx2 => pulp::x86::V3::try_new().is_some(),
+            #[cfg(feature = "x86-v4")]
             Self::Avx512 => pulp::x86::V4::try_new().is_some(),
+            #[cfg(not(feature = "x86-v4"))]
+            Self::Avx512 => false,
         }
     }
 
@@ -60,6 +63,7 @@ impl Level {
     pub fn run<K: WithSimd>(self, kernel: K) -> K::Output {
         #[cfg(target_arch = "x86_64")]
         match self {
+            #[cfg(feature = "x86-v4")]
             Self::Avx512 => {
                 if let Some(simd) = pulp::x86::V4::try_new() {
                     return Simd::vectorize(simd, kernel);
@@ -70,7 +74,7 @@ impl Level {
                     return Simd::vectorize(simd, kernel);
                 }
             }
-            Self::Scalar | Self::Neon => {}
+            _ => {}
         }
         #[cfg(target_arch = "aarch64")]
         if let (Self::Neon, Some(simd)) = (self, pulp::aarch64::Neon::try_new()) {
