@@ -73,8 +73,8 @@ impl Seen {
         let files = RunFiles::at(&self.path).required()?;
         let first = self.config.is_null();
         let state = files.state();
-        // A resumed run may have other settings.
-        if first || state != self.state {
+        // A resumed run may have other settings, and one that just began says later how long it is to be.
+        if first || state != self.state || self.total.is_none() {
             self.config = serde_json::to_value(run_tables(&self.path)?)?;
             self.model = shown(&files.model().unwrap_or_default()).into_owned();
             self.total = files.total_steps();
@@ -92,7 +92,7 @@ impl Seen {
             self.report = Some(judge(&self.checks.1, &profile, &self.config));
             self.heat = HeatMap::of(&self.checks.1);
         }
-        if new && (ended || self.diagnosis.as_ref().is_none_or(|(at, _)| at.elapsed() > PAUSE)) {
+        if ended || new && self.diagnosis.as_ref().is_none_or(|(at, _)| at.elapsed() > PAUSE) {
             self.diagnosis = Some((Instant::now(), diagnose(self.history(), &self.config)));
         }
         Ok(())
