@@ -39,6 +39,18 @@ pub(crate) fn remote_header(name: &str) -> anyhow::Result<Source> {
     Err(crate::output::not_built(&format!("reading {name:.200}"), "hub"))
 }
 
+/// Where the system keeps what a program can get again.
+#[cfg(feature = "hub")]
+fn cache() -> Option<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let home = std::env::home_dir;
+    match std::env::consts::OS {
+        "windows" => set("LOCALAPPDATA"),
+        "macos" => Some(home()?.join("Library/Caches")),
+        _ => set("XDG_CACHE_HOME").or_else(|| Some(home()?.join(".cache"))),
+    }
+}
+
 #[cfg(feature = "hub")]
 fn fetched(dataset: &Dataset) -> anyhow::Result<PathBuf> {
     use std::io::Read;
@@ -48,7 +60,7 @@ fn fetched(dataset: &Dataset) -> anyhow::Result<PathBuf> {
 
     use crate::output::note;
     let Dataset { name, url, bytes, sha256 } = *dataset;
-    let Some(cache) = dirs::cache_dir() else { bail!("--data {name}: this user has no cache folder; give a file") };
+    let Some(cache) = cache() else { bail!("--data {name}: this user has no cache folder; give a file") };
     let path = cache.join("zoo").join(format!("{name}.txt"));
     let right = |path: &Path| {
         path.metadata().is_ok_and(|m| m.len() == bytes) && zoo_checkpoint::sha256(path).is_ok_and(|s| s == sha256)
