@@ -43,7 +43,7 @@ pub(crate) fn remote_header(name: &str) -> anyhow::Result<Source> {
 #[cfg(feature = "hub")]
 fn cache() -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let home = std::env::home_dir;
+    let home = || std::env::home_dir().filter(|path| path.is_absolute());
     match std::env::consts::OS {
         "windows" => set("LOCALAPPDATA"),
         "macos" => Some(home()?.join("Library/Caches")),
@@ -83,6 +83,9 @@ fn fetched(dataset: &Dataset) -> anyhow::Result<PathBuf> {
     }
     let folder = path.parent().unwrap_or(&cache);
     std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-    zoo_checkpoint::replace(&path, |to| to.write_all(&body))?;
-    Ok(path)
+    match zoo_checkpoint::replace(&path, |to| to.write_all(&body)) {
+        // Another process may have fetched it at the same time.
+        Err(_) if right(&path) => Ok(path),
+        written => Ok(written.map(|()| path)?),
+    }
 }

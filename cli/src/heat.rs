@@ -55,7 +55,7 @@ impl HeatMap {
     pub(crate) fn lines(&self, width: usize) -> Vec<String> {
         let Some(last) = self.steps.last() else { return vec![] };
         let name = self.rows.iter().map(|r| r.0.chars().count()).max().unwrap_or(0).min(width / 2);
-        let first = self.steps.len().saturating_sub(width.saturating_sub(name + 3));
+        let first = self.steps.len().saturating_sub(width.saturating_sub(name + 3).max(1));
         let mut lines = vec![format!(
             " gradient zeros, steps {} to {last}: · none ░ <5 % ▒ <10 % ▓ <half █ more",
             self.steps[first]

@@ -7,6 +7,7 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use zoo_training::{Error, Picture, Raster};
 
+use crate::arguments::Force;
 use crate::output::{cut, first_line, not_built};
 
 pub(crate) const COLORS: [RGBColor; 6] = [
@@ -76,12 +77,12 @@ pub(crate) trait Paint {
 }
 
 /// Draws to a file, SVG or PNG by its ending.
-pub(crate) fn draw(path: &Path, size: (u32, u32), what: &impl Paint) -> anyhow::Result<()> {
+pub(crate) fn draw(path: &Path, size: (u32, u32), what: &impl Paint, force: Force) -> anyhow::Result<()> {
     let drawn = match is_png(path) {
         true => png(size, what)?,
         false => svg(size, |area| what.paint(area))?.into_bytes(),
     };
-    Ok(zoo_checkpoint::replace(path, |f| f.write_all(&drawn))?)
+    force.write(path, &drawn)
 }
 
 fn is_png(path: &Path) -> bool {
@@ -168,18 +169,26 @@ where
 {
     const LEFT: i32 = 64;
     const ROW: i32 = 18;
-    let width = area.dim_in_pixel().0 as i32;
+    let (width, height) = area.dim_in_pixel();
+    let width = width as i32;
     let mut y = 10;
     if !title.is_empty() {
         area.draw(&Text::new(title.to_string(), (LEFT, y), ("sans-serif", 17).into_font())).map_err(failed)?;
         y += 24;
     }
     let mut x = LEFT;
-    for (name, color) in lines.iter().filter(|_| lines.len() > 1) {
+    // However long the legend is, half of it all stays for the chart.
+    let most = height as i32 / 2;
+    for (i, (name, color)) in lines.iter().enumerate().filter(|_| lines.len() > 1) {
         // Wide enough for the font at hand.
         let wide = 32 + 7 * name.chars().count() as i32;
         if x > LEFT && x + wide > width {
             (x, y) = (LEFT, y + ROW);
+        }
+        if y + 2 * ROW > most {
+            let more = format!("and {} more", lines.len() - i);
+            area.draw(&Text::new(more, (x, y), ("sans-serif", 13).into_font())).map_err(failed)?;
+            break;
         }
         let middle = y + 7;
         area.draw(&PathElement::new([(x, middle), (x + 15, middle)], color.stroke_width(2))).map_err(failed)?;
@@ -189,8 +198,7 @@ where
     if lines.len() > 1 {
         y += ROW;
     }
-    // However long the legend is, half of it all stays for the chart.
-    Ok(area.split_vertically(y.min(area.dim_in_pixel().1 as i32 / 2)).1)
+    Ok(area.split_vertically(y).1)
 }
 
 /// Lines over steps, with a legend if there are several.
@@ -240,9 +248,9 @@ where
 }
 
 /// Draws a model's picture to a file, whole or not at all.
-pub(crate) fn draw_picture(path: &Path, picture: &Picture) -> anyhow::Result<()> {
+pub(crate) fn draw_picture(path: &Path, picture: &Picture, force: Force) -> anyhow::Result<()> {
     let height = if picture.maps.is_empty() { 500 } else { 420 + MAPS };
-    draw(path, (1000, height), picture)
+    draw(path, (1000, height), picture, force)
 }
 
 /// Pixels from top to bottom that maps take.

@@ -230,7 +230,9 @@ pub(crate) static VERBS: &[Verb] = &[
         done(watch::run(&parsed(m)?, &|name| zoo.profile(name)))
     }),
     #[cfg(not(feature = "watch"))]
-    Verb::new::<Anything>("watch", "Not built in: the feature watch", |_, _| Err(not_built("watch", "watch"))),
+    Verb::new::<Anything>("watch", "Not in this build (it needs the feature watch)", |_, _| {
+        Err(not_built("watch", "watch"))
+    }),
     #[cfg(feature = "hub")]
     Verb::new::<hub::Pull>(
         "pull",
@@ -242,9 +244,9 @@ pub(crate) static VERBS: &[Verb] = &[
         done(hub::push(&parsed(m)?))
     }),
     #[cfg(not(feature = "hub"))]
-    Verb::new::<Anything>("pull", "Not built in: the feature hub", |_, _| Err(not_built("pull", "hub"))),
+    Verb::new::<Anything>("pull", "Not in this build (it needs the feature hub)", |_, _| Err(not_built("pull", "hub"))),
     #[cfg(not(feature = "hub"))]
-    Verb::new::<Anything>("push", "Not built in: the feature hub", |_, _| Err(not_built("push", "hub"))),
+    Verb::new::<Anything>("push", "Not in this build (it needs the feature hub)", |_, _| Err(not_built("push", "hub"))),
     Verb::new::<bench::Arguments>(
         "bench",
         "Measure step time, inference time and the share of the machine's matmul peak",

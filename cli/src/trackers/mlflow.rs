@@ -43,12 +43,25 @@ fn quoted(text: &str) -> String {
     Value::from(text).to_string()
 }
 
+fn set(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|v| !v.trim().is_empty())
+}
+
+/// The folder of the store, which is made if it is not there.
+pub(super) fn prepare() -> anyhow::Result<PathBuf> {
+    let store = store()?;
+    let made = if store.join("0").exists() { Ok(()) } else { describe(&store, "0", "Default") };
+    made.with_context(|| format!("--log mlflow: {}", store.display()))?;
+    Ok(store)
+}
+
 /// Where the store is.
-pub(super) fn store() -> anyhow::Result<PathBuf> {
-    let set = |name: &str| env::var(name).ok().filter(|v| !v.trim().is_empty());
+fn store() -> anyhow::Result<PathBuf> {
     let Some(uri) = set("MLFLOW_TRACKING_URI") else { return Ok("mlruns".into()) };
     let path = uri.strip_prefix("file://").or_else(|| uri.strip_prefix("file:")).unwrap_or(&uri);
-    if path.contains("://") {
+    let path = path.strip_prefix("localhost").filter(|rest| rest.starts_with('/')).unwrap_or(path);
+    // Names of other kinds of stores, and addresses whose escapes would have to be undone.
+    if path.contains("://") || path.contains('%') || matches!(path, "databricks" | "databricks-uc" | "uc") {
         let reason =
             format!("MLFLOW_TRACKING_URI is {uri}: only file stores are written (a folder, or file:///FOLDER)");
         return Err(Error::Usage(reason).into());
@@ -58,7 +71,8 @@ pub(super) fn store() -> anyhow::Result<PathBuf> {
 
 /// The address of a folder.
 fn address(folder: &Path) -> io::Result<String> {
-    Ok(format!("file://{}", std::path::absolute(folder)?.display()))
+    let path = std::path::absolute(folder)?.display().to_string();
+    Ok(format!("file://{}", path.replace('%', "%25").replace(' ', "%20").replace('#', "%23").replace('?', "%3F")))
 }
 
 /// A name of a metric or parameter as MLflow takes it; it becomes a path.
@@ -102,12 +116,9 @@ fn describe(store: &Path, id: &str, name: &str) -> io::Result<()> {
 impl Mlflow {
     /// The run that stands for a run directory: a new one, or the one that it had before.
     pub(super) fn new(run: &Path, model: &str, resumed: bool) -> anyhow::Result<Self> {
-        let store = store()?;
+        let store = prepare()?;
         let begin = || -> io::Result<Self> {
-            if !store.join("0").exists() {
-                describe(&store, "0", "Default")?;
-            }
-            let experiment = experiment(&store, &env::var("MLFLOW_EXPERIMENT_NAME").unwrap_or_else(|_| model.into()))?;
+            let experiment = experiment(&store, &set("MLFLOW_EXPERIMENT_NAME").unwrap_or_else(|| model.into()))?;
             let place = std::path::absolute(run)?;
             // The run directories that were at this place one after the other.
             let id =

@@ -36,7 +36,7 @@ trait Tracker {
     /// Values after a step, by their tags.
     fn scalars(&mut self, step: u64, values: &[(String, f64)]) -> std::io::Result<()>;
 
-    /// What was said of steps after this one counts no longer.
+    /// Drops the values recorded after this step.
     fn cut(&mut self, step: u64) -> std::io::Result<()>;
 
     /// Everything is written out.
@@ -46,19 +46,22 @@ trait Tracker {
     fn end(&mut self, how: Ended) -> std::io::Result<()>;
 }
 
-/// The trackers of a run. They are no reason to stop it: a failure is said once, and that tracker is left.
+/// The trackers of a run. They are no reason to stop it: a failure is reported once, and that tracker is dropped.
 #[derive(Default)]
-pub(crate) struct Trackers(Vec<(&'static str, Box<dyn Tracker>)>);
+pub(crate) struct Trackers {
+    all: Vec<(&'static str, Box<dyn Tracker>)>,
+    resumed: bool,
+}
 
 impl Trackers {
     /// Those that are asked for, of a run of `model`.
     pub(crate) fn new(run: &Path, model: &str, resumed: bool, asked: &[Log]) -> anyhow::Result<Self> {
-        let mut trackers = Self::default();
+        let mut trackers = Self { all: vec![], resumed };
         if asked.contains(&Log::Tensorboard) {
-            trackers.0.push(("TensorBoard", Box::new(TensorBoard::new(run)?)));
+            trackers.all.push(("TensorBoard", Box::new(TensorBoard::new(run)?)));
         }
         if asked.contains(&Log::Mlflow) {
-            trackers.0.push(("MLflow", Box::new(Mlflow::new(run, model, resumed)?)));
+            trackers.all.push(("MLflow", Box::new(Mlflow::new(run, model, resumed)?)));
         }
         Ok(trackers)
     }
@@ -66,13 +69,13 @@ impl Trackers {
     /// Refuses what cannot be written to, before a run begins.
     pub(crate) fn check(asked: &[Log]) -> anyhow::Result<()> {
         if asked.contains(&Log::Mlflow) {
-            mlflow::store()?;
+            mlflow::prepare()?;
         }
         Ok(())
     }
 
     fn each(&mut self, mut what: impl FnMut(&mut dyn Tracker) -> std::io::Result<()>) {
-        self.0.retain_mut(|(name, tracker)| match what(tracker.as_mut()) {
+        self.all.retain_mut(|(name, tracker)| match what(tracker.as_mut()) {
             Ok(()) => true,
             Err(e) => {
                 warn(format!("{name} gets no more of this run: {e}"));
@@ -91,7 +94,7 @@ impl Observer for Trackers {
     fn observe(&mut self, event: &Event) {
         let tagged = |group: &str, name: &str, v: f64| (format!("{group}/{name}"), v);
         let (step, values): (u64, Vec<(String, f64)>) = match event {
-            Event::Start { step, .. } if *step > 0 => return self.each(|tracker| tracker.cut(*step)),
+            Event::Start { step, .. } if self.resumed => return self.each(|tracker| tracker.cut(*step)),
             Event::RolledBack { step } => return self.each(|tracker| tracker.cut(*step)),
             Event::Step { step, loss, parts, lr, grad_norm } => {
                 let own = [("loss/train", *loss), ("rate", *lr), ("gradient_norm", *grad_norm)];

@@ -144,7 +144,7 @@ fn keep(folder: &Path, force: Force, evaluation: &Evaluation) -> anyhow::Result<
         force.write(&file(table), text.as_bytes())?;
     }
     if let Some(picture) = picture {
-        draw_picture(&picture, &evaluation.picture)?;
+        draw_picture(&picture, &evaluation.picture, force)?;
     }
     Ok(())
 }

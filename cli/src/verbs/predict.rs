@@ -88,7 +88,7 @@ pub(crate) fn run<T: Predict>(args: &Arguments) -> anyhow::Result<()> {
         None => print(&table),
     }
     if let Some(plot) = &args.plot {
-        draw_picture(plot, &picture)?;
+        draw_picture(plot, &picture, args.force)?;
     }
     let remarks: Vec<String> = remarks.iter().map(|r| worded(r)).collect();
     remarks.iter().for_each(|r| note(r));

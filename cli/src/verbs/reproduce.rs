@@ -76,8 +76,8 @@ pub(crate) fn run(args: &Arguments, all: &[Experiment]) -> anyhow::Result<ExitCo
         return Ok(ExitCode::from(STOPPED));
     };
     match (&args.plot, &figure) {
-        (Some(path), Some(Figure::Picture(picture))) => draw_picture(path, picture)?,
-        (Some(path), Some(Figure::Panels(panels))) => draw_panels(path, panels)?,
+        (Some(path), Some(Figure::Picture(picture))) => draw_picture(path, picture, args.force)?,
+        (Some(path), Some(Figure::Panels(panels))) => draw_panels(path, panels, args.force)?,
         _ => {}
     }
     if args.json.json {
@@ -92,9 +92,9 @@ pub(crate) fn run(args: &Arguments, all: &[Experiment]) -> anyhow::Result<ExitCo
     Ok(ExitCode::SUCCESS)
 }
 
-fn draw_panels(path: &Path, panels: &[Panel]) -> anyhow::Result<()> {
+fn draw_panels(path: &Path, panels: &[Panel], force: Force) -> anyhow::Result<()> {
     const SIZE: (u32, u32) = (1100, 760);
-    draw(path, SIZE, &Panels(panels))
+    draw(path, SIZE, &Panels(panels), force)
 }
 
 struct Panels<'a>(&'a [Panel]);

@@ -46,7 +46,7 @@ impl Method {
 /// Rounds of eLORETA's fixed point at most, and the relative change of weights at which it is reached.
 const ROUNDS: usize = 200;
 const CLOSE: f64 = 1e-9;
-/// Columns below this share of the largest are zero, as the mean over electrodes is.
+/// A remainder that is shorter than this share of the longest column counts as zero.
 const ZERO: f64 = 1e-5;
 
 /// A linear map from EEG to sources.
@@ -121,8 +121,8 @@ impl Inverse {
     pub fn new(method: Method, head: &Head, lambda: f64) -> Self {
         let (n, m) = (head.electrodes.len(), head.regions.len());
         let field = referenced(head);
-        // All that regions can cause lies in a space of at most n - 1 dimensions, which H leaves as it is: everything is
-        // reckoned there.
+        // All that regions can cause lies in a space of at most n - 1 dimensions, which H leaves as it is: all computation
+        // happens there.
         let columns = (0..m).map(|i| (0..n).map(|e| field[e * m + i]).collect::<Vec<f64>>());
         let basis = basis(columns.clone().collect());
         let r = basis.len();

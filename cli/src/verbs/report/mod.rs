@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use clap::Args;
 use plotters::coord::Shift;
 use plotters::prelude::*;
@@ -43,7 +44,7 @@ pub(crate) struct Arguments {
     /// The page; report.html in the run, or here for several runs
     #[arg(long, value_name = "PATH")]
     pub(crate) output: Option<PathBuf>,
-    /// What stands above it; the names of the runs by default
+    /// The title of the page; the name of the run by default
     #[arg(long, value_name = "TEXT")]
     pub(crate) title: Option<String>,
     /// Draw the curves to a picture, too (.svg or .png)
@@ -91,7 +92,7 @@ pub(crate) fn run(args: &Arguments, profiles: Profiles) -> anyhow::Result<()> {
     if let Some(plot) = &args.plot {
         let charts = charts(&runs);
         let rows = charts.len().div_ceil(2).max(1) as u32;
-        draw(plot, (1240, 380 * rows), &Charts { charts: &charts })?;
+        draw(plot, (1240, 380 * rows), &Charts { charts: &charts }, args.force)?;
         note(&format!("curves: {}", plot.display()));
     }
     Ok(())
@@ -127,7 +128,9 @@ fn page(runs: &[Run], title: Option<&str>) -> anyhow::Result<String> {
         .collect();
     // Within a script element only "<" could end it.
     let data = data.to_string().replace('<', "\\u003c");
-    Ok(TEMPLATE.replacen("__TITLE__", &heading, 1).replacen("__DATA__", &data, 1))
+    let (before, rest) = TEMPLATE.split_once("__TITLE__").context("the template has no title")?;
+    let (between, behind) = rest.split_once("__DATA__").context("the template has no place for data")?;
+    Ok([before, &heading, between, &data, behind].concat())
 }
 
 /// One row a run: where its losses ended and the metrics of its best evaluation.
@@ -193,27 +196,39 @@ struct Shown<'a> {
 
 impl Chart<'_> {
     fn json(&self) -> Value {
-        let line = |line: &Shown| json!({ "name": line.name, "color": line.color, "dashed": line.dashed, "points": thinned(line.points) });
+        let line = |line: &Shown| {
+            let (points, means) = thinned(line.points);
+            json!({ "name": line.name, "color": line.color, "dashed": line.dashed, "points": points, "means": means })
+        };
         json!({ "title": self.title, "lines": self.lines.iter().map(line).collect::<Vec<_>>() })
     }
 }
 
-/// Of many points the least and the largest of each of equal parts: what a curve looks like from afar stays.
-fn thinned(points: &[(u64, f64)]) -> Vec<(u64, f64)> {
+/// Points of a curve.
+type Points = Vec<(u64, f64)>;
+
+/// Of many points the least and the largest of each of equal parts, as what a curve looks like from afar, and the means of
+/// the parts, to be smoothed; of few all, and no means.
+fn thinned(points: &[(u64, f64)]) -> (Points, Option<Points>) {
     const PARTS: usize = 1000;
-    let all = points.iter().map(|p| (p.0, within(p.1)));
+    let all: Points = points.iter().map(|p| (p.0, within(p.1))).collect();
     if points.len() <= 2 * PARTS {
-        return all.collect();
+        return (all, None);
     }
-    let all: Vec<(u64, f64)> = all.collect();
+    let parts = || all.chunks(all.len().div_ceil(PARTS));
     let ends = |part: &[(u64, f64)]| {
         let by_value = |a: &&(u64, f64), b: &&(u64, f64)| a.1.total_cmp(&b.1);
-        let mut ends: Vec<_> =
+        let mut ends: Points =
             [part.iter().min_by(by_value), part.iter().max_by(by_value)].into_iter().flatten().copied().collect();
         ends.sort_unstable_by_key(|p| p.0);
+        ends.dedup();
         ends
     };
-    all.chunks(all.len().div_ceil(PARTS)).flat_map(ends).collect()
+    let mean = |part: &[(u64, f64)]| {
+        let n = part.len() as f64;
+        (part[part.len() / 2].0, part.iter().map(|p| p.1 / n).sum::<f64>())
+    };
+    (parts().flat_map(ends).collect(), Some(parts().map(mean).collect()))
 }
 
 /// A chart a panel, of all runs.
@@ -223,6 +238,13 @@ fn charts(runs: &[Run]) -> Vec<Chart<'_>> {
         // Metrics have units of their own: a chart each.
         let parts: Vec<(String, Vec<String>)> = match title {
             "validation metrics" => names.into_iter().map(|n| (n.replace('_', " "), vec![n])).collect(),
+            // Of several runs, so has each part of the loss.
+            "loss" if runs.len() > 1 => {
+                let (whole, parts): (Vec<_>, Vec<_>) =
+                    names.into_iter().partition(|n| matches!(n.as_str(), "loss" | "valid loss"));
+                let parts = parts.into_iter().map(|n| (n.replace('_', " "), vec![n]));
+                [(title.to_string(), whole)].into_iter().chain(parts).collect()
+            }
             _ => vec![(title.to_string(), names)],
         };
         for (title, names) in parts {
@@ -242,11 +264,11 @@ fn charts(runs: &[Run]) -> Vec<Chart<'_>> {
         for (i, run) in runs.iter().enumerate() {
             for (k, curve) in names.iter().enumerate() {
                 let points = run.history.curve(curve);
-                let short = curve.strip_suffix(" loss").unwrap_or_default();
-                let (name, color, dashed) = match runs {
-                    [_] => (curve.clone(), k, false),
-                    _ if curve == "loss" => (format!("{} train", run.name), i, true),
-                    _ => (format!("{} {short}", run.name).trim().to_string(), i, false),
+                let (name, color, dashed) = match (runs, curve.as_str()) {
+                    ([_], _) => (curve.clone(), k, false),
+                    (_, "loss") => (format!("{} train", run.name), i, true),
+                    (_, "valid loss") => (format!("{} valid", run.name), i, false),
+                    _ => (run.name.clone(), i, false),
                 };
                 if !points.is_empty() {
                     lines.push(Shown { name, color, dashed, points });

@@ -15,7 +15,7 @@ use serde_json::{Map, json};
 use zoo_training::config::{ConfigOf, to_toml};
 use zoo_training::{End, Error, Picture, RateTest, Recipe, Trainer};
 
-use crate::arguments::{DeviceName, Json, ModelName, Settings, Values};
+use crate::arguments::{DeviceName, Force, Json, ModelName, Settings, Values};
 use crate::device::device;
 use crate::fetch;
 use crate::output::{first_line, note, print, print_json};
@@ -69,6 +69,8 @@ pub(crate) struct Arguments {
     /// Where --lr-find draws (.svg or .png)
     #[arg(long, value_name = "PATH", default_value = "lr-find.svg", requires = "lr_find")]
     pub(crate) plot: PathBuf,
+    #[command(flatten)]
+    pub(crate) force: Force,
     #[command(flatten)]
     pub(crate) device: DeviceName,
     #[command(flatten)]
@@ -269,6 +271,7 @@ fn train<T: Recipe>(
 fn find_rate<T: Recipe>(args: &Arguments, config: &ConfigOf<T>, device: &Device) -> anyhow::Result<ExitCode> {
     const STEPS: u64 = 300;
     check_name(&args.plot)?;
+    args.force.check([args.plot.as_path()])?;
     let task = T::open(&config.model, &config.data, config.train.seed, None, device)?;
     let test = Trainer::new(&task, config, device)?.test_rates(1e-6, 1., STEPS)?;
     let RateTest { points, least_at, suggestion } = &test;
@@ -280,7 +283,7 @@ fn find_rate<T: Recipe>(args: &Arguments, config: &ConfigOf<T>, device: &Device)
         lines: vec![("loss".into(), line(|p| p.1)), ("smoothed".into(), line(|p| p.2))],
         ..Picture::default()
     };
-    draw_picture(&args.plot, &picture)?;
+    draw_picture(&args.plot, &picture, args.force)?;
     if args.json.json {
         print_json(&json!({ "model": T::NAME, "plot": args.plot.display().to_string(), "test": test }));
         return Ok(ExitCode::SUCCESS);

@@ -42,8 +42,8 @@ impl View {
     /// On a terminal, or as text.
     pub(super) fn new(terminal: bool) -> Self {
         // https://no-color.org
-        let wanted =
-            env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()) && env::var("TERM").is_ok_and(|t| t != "dumb");
+        let wanted = env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+            && env::var("TERM").map_or(cfg!(windows), |t| t != "dumb");
         Self { run: 0, curve: 0, logarithmic: false, colours: terminal && wanted }
     }
 
@@ -188,7 +188,8 @@ fn table(frame: &mut Frame, area: Rect, runs: &[Seen], view: &View) {
         let loss = run.history().curve("loss").last().map_or("–".into(), |p| number(p.1));
         let mark = if i == view.run { '>' } else { ' ' };
         let symbol = Span::styled(view.marker(i).1, view.style(COLOURS[i % COLOURS.len()]));
-        let name = cut(&run.name, width);
+        let most = if run.name.chars().count() > width { width - 1 } else { width };
+        let name = cut(&run.name, most);
         let rest = format!(" {name:<width$} {:>9} {loss:>10} {best:>20}  {}", run.step(), run.briefly());
         lines.push(Line::from(vec![Span::raw(format!("{mark} ")), symbol, Span::raw(rest)]));
     }

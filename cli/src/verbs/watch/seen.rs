@@ -29,7 +29,7 @@ pub(super) struct Seen {
     config: Value,
     total: Option<u64>,
     pub(super) state: RunState,
-    /// How old what is there was when it came, and when that was.
+    /// The age of the newest data when they were read, and the time of reading.
     news: (Duration, Instant),
     checks: (u64, Vec<Check>),
     report: Option<Report>,
@@ -146,12 +146,11 @@ impl Seen {
 
     /// [`Seen::doing`] in a word or two.
     pub(super) fn briefly(&self) -> String {
-        let doing = self.doing();
-        match doing.split_once([':', ',']) {
-            _ if doing.ends_with('?') => "killed?".into(),
-            _ if doing.contains('?') => "elsewhere?".into(),
-            Some((first, _)) => first.into(),
-            None => doing,
+        match &self.state {
+            RunState::Silent if self.is_done() => "finished".into(),
+            RunState::Silent if self.goes_on() => "elsewhere?".into(),
+            RunState::Silent => "killed?".into(),
+            RunState::Running | RunState::Ended(_) => self.doing().split([':', ',']).next().unwrap_or_default().into(),
         }
     }
 

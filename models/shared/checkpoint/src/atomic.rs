@@ -143,7 +143,7 @@ pub(crate) fn replace_checked(
     sync_directory(&directory)
 }
 
-/// Gives a file a name that no other has.
+/// Moves a file to a name that must not exist yet.
 fn persist_new(file: NamedTempFile, place: &Path) -> std::io::Result<()> {
     match file.persist_noclobber(place) {
         Ok(_) => Ok(()),

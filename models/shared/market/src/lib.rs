@@ -1,4 +1,5 @@
-#![doc = include_str!("../README.md")]
+#![cfg_attr(feature = "data", doc = include_str!("../README.md"))]
+#![cfg_attr(not(feature = "data"), doc = "Daily prices: bars.")]
 
 mod bar;
 #[cfg(feature = "data")]

@@ -126,7 +126,8 @@ impl Follower {
         &self.history
     }
 
-    /// Reads what is new; whether anything is. A file that is another than before, as after a resume, is read anew.
+    /// Reads new lines and returns whether there were any. A file that was replaced, as by a resume, is read from its
+    /// beginning.
     ///
     /// # Errors
     /// As [`History::read`], but for a file that is not there yet.
@@ -152,10 +153,11 @@ impl Follower {
         }
         let bytes = part(self.read, LONGEST_LINES).map_err(Error::io(&path))?;
         let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
-        for line in bytes[..whole].split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
-            let line = serde_json::from_slice(line);
-            self.history.add_line(&line.map_err(|e| Error::Run(format!("{}: {e}", path.display())))?);
-        }
+        let lines = bytes[..whole].split(|b| *b == b'\n').filter(|line| !line.is_empty());
+        // All of them before any is added: what fails is read again the next time.
+        let lines = lines.map(serde_json::from_slice).collect::<std::result::Result<Vec<Value>, _>>();
+        let lines = lines.map_err(|e| Error::Run(format!("{}: {e}", path.display())))?;
+        lines.iter().for_each(|line| self.history.add_line(line));
         self.read += whole as u64;
         self.last = [&self.last, &bytes[..whole]].concat();
         self.last.drain(..self.last.len().saturating_sub(TAIL));
@@ -191,6 +193,10 @@ mod tests {
         // Another file, as a resume leaves it.
         write("{\"step\":1,\"loss\":5}\n")?;
         assert!(follower.update()?);
+        assert_eq!(follower.history().curve("loss"), &[(1, 5.)]);
+        // A line that is damaged adds nothing, however often it is looked at.
+        write("{\"step\":1,\"loss\":5}\n{\"step\":2,\"loss\":6}\n{\"step\":3,\"lo\n")?;
+        assert!(follower.update().is_err() && follower.update().is_err());
         assert_eq!(follower.history().curve("loss"), &[(1, 5.)]);
         write(&format!("{{\"step\":3,\"lo\n{good}"))?;
         assert!(History::read(dir.path()).unwrap_err().to_string().contains("metrics.jsonl: line 1: "));

@@ -352,7 +352,8 @@ fn free_space(folder: &Path) -> Option<u64> {
     #[cfg(unix)]
     {
         let found = rustix::fs::statvfs(folder).ok()?;
-        found.f_bavail.checked_mul(found.f_frsize)
+        // Some file systems do not tell, and give zeros.
+        if found.f_blocks == 0 { None } else { found.f_bavail.checked_mul(found.f_frsize) }
     }
     #[cfg(not(unix))]
     {

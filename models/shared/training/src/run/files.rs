@@ -1,3 +1,4 @@
+use std::fs::TryLockError;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -154,9 +155,13 @@ impl RunFiles {
         if let Some(end) = self.on_record().and_then(|record| record["end"].as_str().map(String::from)) {
             return RunState::Ended(end);
         }
-        // Held for a moment only; who begins to train meanwhile tries again.
-        let free = || Folder::open(&self.path)?.file(LOCK).map(|lock| lock.try_lock_shared().is_ok());
-        if free().unwrap_or(true) { RunState::Silent } else { RunState::Running }
+        // Held for a moment only; a process that begins to train meanwhile tries again. A file system without locks tells
+        // nothing.
+        let lock = Folder::open(&self.path).and_then(|folder| folder.file(LOCK));
+        match lock.map(|lock| lock.try_lock_shared()) {
+            Ok(Err(TryLockError::WouldBlock)) => RunState::Running,
+            _ => RunState::Silent,
+        }
     }
 
     /// The configuration, as a file to lay over defaults.

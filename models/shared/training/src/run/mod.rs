@@ -168,7 +168,7 @@ impl RunDirectory {
     fn lock(path: &Path) -> Result<Self> {
         let (files, folder) = (RunFiles::at(path), Arc::new(Folder::open(path)?));
         let lock = folder.lock(files::LOCK)?;
-        // Who only looks whether it is in use holds it for a moment.
+        // A process that checks the lock holds it briefly.
         let taken = lock.try_lock().or_else(|_| {
             std::thread::sleep(std::time::Duration::from_millis(50));
             lock.try_lock()
