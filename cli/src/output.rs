@@ -1,12 +1,13 @@
 //! What goes to the user: results to stdout, one line of error to stderr, the exit code.
 
 use std::borrow::Cow;
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::process::ExitCode;
 use std::sync::OnceLock;
 
 use anyhow::Context;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+use serde::Serialize;
 use zoo_training::Error;
 
 /// What the program is called, and the flags of the verb at work by the keys that they set.
@@ -70,8 +71,12 @@ pub(crate) fn remark(what: impl std::fmt::Display) {
 
 /// Writes to stdout. A reader that went away (`| head`) is no error.
 pub(crate) fn print(text: &str) {
-    let mut out = std::io::stdout().lock();
-    if let Err(e) = out.write_all(shown(text).as_bytes()).and_then(|()| out.flush()) {
+    written(std::io::stdout().lock().write_all(shown(text).as_bytes()));
+}
+
+/// Ends the program if stdout took no more.
+fn written(result: std::io::Result<()>) {
+    if let Err(e) = result.and_then(|()| std::io::stdout().flush()) {
         let gone = e.kind() == std::io::ErrorKind::BrokenPipe;
         if !gone {
             note(&format!("{}: error: stdout: {e}", program()));
@@ -80,15 +85,36 @@ pub(crate) fn print(text: &str) {
     }
 }
 
-/// Writes a JSON document to stdout.
-pub(crate) fn print_json(value: &serde_json::Value) {
-    let text = format!("{value:#}\n");
-    // JSON itself escapes the first 32 control characters alone. Others can only stand in a text of it.
-    let escaped = |c: char| match c {
-        c if c != '\n' && moves_terminal(c) => format!("\\u{:04x}", u32::from(c)),
-        c => c.into(),
-    };
-    print(&text.chars().map(escaped).collect::<String>());
+/// Writes a JSON document to stdout, as it is made.
+pub(crate) fn print_json(value: &impl Serialize) {
+    let mut out = Escaped(BufWriter::new(std::io::stdout().lock()));
+    let made = serde_json::to_writer_pretty(&mut out, value).map_err(std::io::Error::from);
+    written(made.and_then(|()| out.0.write_all(b"\n")).and_then(|()| out.0.flush()));
+}
+
+/// JSON without control characters. JSON itself escapes the first 32 alone; others can only stand in a text of it.
+struct Escaped<W>(W);
+
+impl<W: Write> Write for Escaped<W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let moves = |c: char| c != '\n' && moves_terminal(c);
+        match std::str::from_utf8(bytes) {
+            Ok(text) if text.contains(moves) => {
+                for c in text.chars() {
+                    match moves(c) {
+                        true => write!(self.0, "\\u{:04x}", u32::from(c))?,
+                        false => write!(self.0, "{c}")?,
+                    }
+                }
+            }
+            _ => self.0.write_all(bytes)?,
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()
+    }
 }
 
 /// Writes a line to stderr; there is nobody to tell if that fails.

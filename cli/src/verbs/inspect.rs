@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 use clap::Args;
-use serde_json::{Value, json};
-use zoo_checkpoint::{Source, TensorInfo, compare, content_hash, open, stats};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use zoo_checkpoint::{Source, Stats, TensorInfo, compare, content_hash, open, stats};
 use zoo_layers::nearest;
 use zoo_training::Error;
 
@@ -76,6 +77,46 @@ pub(crate) struct Average {
 /// Whether a model takes these weights.
 pub(crate) type Fits = fn(&Source) -> anyhow::Result<()>;
 
+/// What is told of a file. (Values of serde_json would take a hundred bytes for each of the file's.)
+#[derive(Serialize)]
+struct Document<'a> {
+    format: &'static str,
+    file_bytes: u64,
+    tensors: Vec<Described<'a>>,
+    metadata: &'a Map<String, Value>,
+    total_parameters: usize,
+    remarks: &'a [String],
+    left_out: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content_sha256: Option<String>,
+}
+
+/// What is told of a tensor.
+#[derive(Serialize)]
+struct Described<'a> {
+    name: &'a str,
+    shape: &'a [usize],
+    dtype: String,
+    bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tied_to: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stats: Option<Stats>,
+}
+
+impl Described<'_> {
+    /// Its row in a table.
+    fn cells(&self) -> Vec<String> {
+        let bytes = if self.tied_to.is_some() { "tied".into() } else { grouped(self.bytes as usize) };
+        let mut row = vec![self.name.to_string(), format!("{:?}", self.shape), self.dtype.clone(), bytes];
+        if let Some(s) = &self.stats {
+            row.extend([s.min, s.max, s.mean, s.std, s.norm].map(short));
+            row.extend([s.zeros, s.nan, s.infinite].map(grouped));
+        }
+        row
+    }
+}
+
 pub(crate) fn inspect(args: &Inspect) -> anyhow::Result<()> {
     let source = match args.file.starts_with(SCHEME) {
         true if args.stats || args.hash => {
@@ -87,42 +128,36 @@ pub(crate) fn inspect(args: &Inspect) -> anyhow::Result<()> {
         false => opened(&args.file)?,
     };
     let parameters: usize = source.tensors.iter().filter(|t| t.tied_to.is_none()).map(TensorInfo::elements).sum();
+    let mut tensors = vec![];
+    for t in &source.tensors {
+        tensors.push(Described {
+            name: &t.name,
+            shape: &t.shape,
+            dtype: t.dtype.to_string(),
+            bytes: t.bytes(),
+            tied_to: t.tied_to.map(|i| source.tensors[i].name.as_str()),
+            stats: if args.stats { stats(&source, t)? } else { None },
+        });
+    }
+    let hash = if args.hash { Some(content_hash(&source)?) } else { None };
+    if args.json.json {
+        print_json(&Document {
+            format: source.format.name(),
+            file_bytes: source.file_bytes,
+            tensors,
+            metadata: &source.metadata,
+            total_parameters: parameters,
+            remarks: &source.remarks,
+            left_out: &source.left_out,
+            content_sha256: hash,
+        });
+        return Ok(());
+    }
     let mut rows = vec![["tensor", "shape", "dtype", "bytes"].map(String::from).to_vec()];
     if args.stats {
         rows[0].extend(["min", "max", "mean", "std", "norm", "zeros", "NaN", "inf"].map(String::from));
     }
-    let mut tensors = vec![];
-    for t in &source.tensors {
-        let tied = t.tied_to.map(|i| source.tensors[i].name.clone());
-        let s = if args.stats { stats(&source, t)? } else { None };
-        let bytes = if tied.is_some() { "tied".into() } else { grouped(t.bytes() as usize) };
-        let mut row = vec![t.name.clone(), format!("{:?}", t.shape), t.dtype.to_string(), bytes];
-        if let Some(s) = &s {
-            row.extend([s.min, s.max, s.mean, s.std, s.norm].map(short));
-            row.extend([s.zeros, s.nan, s.infinite].map(grouped));
-        }
-        rows.push(row);
-        let mut json = json!({ "name": t.name, "shape": t.shape, "dtype": t.dtype.to_string(), "bytes": t.bytes() });
-        if let Some(tied) = tied {
-            json["tied_to"] = tied.into();
-        }
-        if let Some(s) = s {
-            json["stats"] = serde_json::to_value(s)?;
-        }
-        tensors.push(json);
-    }
-    let hash = if args.hash { Some(content_hash(&source)?) } else { None };
-    if args.json.json {
-        let mut document = json!({
-            "format": source.format.name(), "file_bytes": source.file_bytes, "tensors": tensors,
-            "metadata": source.metadata, "total_parameters": parameters, "remarks": source.remarks, "left_out": source.left_out,
-        });
-        if let Some(hash) = hash {
-            document["content_sha256"] = hash.into();
-        }
-        print_json(&document);
-        return Ok(());
-    }
+    rows.extend(tensors.iter().map(Described::cells));
     let mut text = format!("{}: {}, {} bytes\n", args.file, source.format.name(), grouped(source.file_bytes as usize));
     text += &table(&rows);
     text += &format!("{} tensors, {} parameters\n", source.tensors.len(), grouped(parameters));
