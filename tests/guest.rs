@@ -145,7 +145,7 @@ fn a_new_crate_builds_passes_its_tests_and_trains_on_a_table() -> Outcome {
         lines += std::fs::read_to_string(folder.join(file))?.lines().count();
     }
     assert!(lines <= 200, "{lines} lines");
-    // With all features, as in the tests of the workspace: nothing is built twice.
+    // With all features, as the tests of the workspace have them.
     cargo(&folder, &["test", "--features", "full"])?;
     let program = Program { name: "house-prices", folder: dir.path().into() };
     let rows: String = (0..200)

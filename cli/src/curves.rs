@@ -79,7 +79,7 @@ impl Curves {
     }
 
     fn svg(&self) -> anyhow::Result<String> {
-        plot::svg(SIZE, |area| self.paint(area))
+        plot::svg(SIZE, self)
     }
 }
 

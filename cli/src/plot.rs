@@ -54,15 +54,12 @@ pub(crate) fn within(y: f64) -> f64 {
 }
 
 /// Draws to an SVG text.
-pub(crate) fn svg(
-    size: (u32, u32),
-    paint: impl FnOnce(&DrawingArea<SVGBackend, Shift>) -> anyhow::Result<()>,
-) -> anyhow::Result<String> {
+pub(crate) fn svg(size: (u32, u32), what: &impl Paint) -> anyhow::Result<String> {
     #[cfg(feature = "png")]
     pixels::register();
     let mut text = String::new();
     let area = SVGBackend::with_string(&mut text, size).into_drawing_area();
-    paint(&area)?;
+    what.paint(&area)?;
     area.present().map_err(failed)?;
     drop(area);
     Ok(text)
@@ -80,7 +77,7 @@ pub(crate) trait Paint {
 pub(crate) fn draw(path: &Path, size: (u32, u32), what: &impl Paint, force: Force) -> anyhow::Result<()> {
     let drawn = match is_png(path) {
         true => png(size, what)?,
-        false => svg(size, |area| what.paint(area))?.into_bytes(),
+        false => svg(size, what)?.into_bytes(),
     };
     force.write(path, &drawn)
 }

@@ -180,10 +180,8 @@ impl Mlflow {
             quoted(name),
             quoted(&env::var("USER").unwrap_or_default()),
         );
-        // Somebody may be reading it.
-        let next = folder.join("meta.yaml.next");
-        fs::write(&next, text)?;
-        fs::rename(next, folder.join("meta.yaml"))
+        // As a whole: somebody may be reading it.
+        zoo_checkpoint::replace(&folder.join("meta.yaml"), |f| f.write_all(text.as_bytes())).map_err(io::Error::other)
     }
 
     /// Keeps the lines of metrics in a folder that are of no later step.

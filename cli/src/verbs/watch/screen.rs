@@ -251,6 +251,5 @@ fn chart(frame: &mut Frame, area: Rect, runs: &[Seen], view: &View) {
 fn numbers(frame: &mut Frame, area: Rect, run: &Seen) {
     let rows = run.numbers();
     let line = |(name, value): (&str, String)| Line::raw(format!(" {name:<16} {value}"));
-    let block = Block::new();
-    frame.render_widget(Paragraph::new(rows.into_iter().map(line).collect::<Vec<_>>()).block(block), area);
+    frame.render_widget(Paragraph::new(rows.into_iter().map(line).collect::<Vec<_>>()), area);
 }

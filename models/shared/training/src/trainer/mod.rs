@@ -14,6 +14,7 @@ use std::thread::scope;
 use std::time::Instant;
 
 use candle_core::{Device, Var};
+use serde_json::Value;
 use zoo_layers::Params;
 use zoo_layers::optim::{Optimizer, average};
 
@@ -196,27 +197,26 @@ impl<'a, T: Task> Trainer<'a, T> {
                     Err(e) => format!("failed: {:.300}", e.to_string().lines().next().unwrap_or_default()),
                 };
                 // How it ended is there to be looked at; a full disk may not have the room.
-                let _ = self.put_on_record(run, Some(&end));
+                if let Ok(Some(mut what)) = run.accepted() {
+                    what["end"] = end.into();
+                    let _ = run.accept(&what);
+                }
             }
             _ => {}
         }
         outcome
     }
 
-    /// Puts on record what the run goes on with, how long it is to be, and how it ended if it did.
-    fn put_on_record(&self, run: &RunDirectory, end: Option<&str>) -> Result<()> {
-        let mut what = record::on_record(self.task, self.config)?;
+    /// Puts on record what the run goes on with, and how long it is to be.
+    fn put_on_record(&self, run: &RunDirectory, mut what: Value) -> Result<()> {
         what["total_steps"] = self.total_steps().into();
-        if let Some(end) = end {
-            what["end"] = end.into();
-        }
         run.accept(&what)
     }
 
     fn run_to_end(&mut self, observer: &mut dyn Observer, interrupted: &dyn Fn() -> bool) -> Result<Outcome> {
         let (started, run, task, train) = (Instant::now(), self.run.clone(), self.task, &self.config.train);
         if let (Some(run), 0) = (&run, self.state.step) {
-            self.put_on_record(run, None)?;
+            self.put_on_record(run, record::on_record(task, self.config)?)?;
         }
         let every = self.checkpoint_every();
         let fixed = match train.overfit_batch {

@@ -126,7 +126,7 @@ impl<'a, T: Task> Trainer<'a, T> {
             observer.observe(&Event::Warning("the data are others: what was best so far is no longer counted"));
             self.state.forget_losses();
         }
-        self.put_on_record(run, None)?;
+        self.put_on_record(run, now)?;
         // A crash may have come before the last checkpoint's predecessors were dropped.
         run.prune(self.config.train.keep, self.checkpoint_every())
     }
