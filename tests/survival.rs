@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -43,6 +43,62 @@ fn zoo(dir: &Path, run: Run, args: &[&str]) -> Command {
 fn begin(run: Run) -> Vec<&'static str> {
     let set = run.1.split_whitespace().flat_map(|setting| ["--set", setting]);
     set.chain(["--out", "run", "--seed", "5"]).collect()
+}
+
+/// Trains for a few steps with batches made ahead, on `threads` of rayon's and at times on one core; too slow is an error.
+fn few_steps([model, preset]: [&str; 2], threads: usize, one_core: bool) -> Outcome {
+    let program = env!("CARGO_BIN_EXE_zoo");
+    let mut command = Command::new(if one_core { "taskset" } else { program });
+    if one_core {
+        command.args(["-c", "0", program]);
+    }
+    command.args(["train", model, "--preset", preset, "--steps", "8", "--set", "train.prefetch=2"]);
+    let dir = tempfile::tempdir()?;
+    let mut child = command
+        .args(["--set", "train.eval_every=4", "--set", "train.checkpoint_every=3", "--out", "run"])
+        .current_dir(dir.path())
+        .env("RAYON_NUM_THREADS", threads.to_string())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let begun = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if begun.elapsed() > Duration::from_secs(120) {
+            child.kill()?;
+            child.wait()?;
+            return Err(format!("{model} hangs on {threads} threads (one core: {one_core})").into());
+        }
+        sleep(Duration::from_millis(20));
+    };
+    assert!(status.success(), "{model} on {threads} threads (one core: {one_core}): {status}");
+    Ok(())
+}
+
+#[test]
+fn batches_are_made_ahead_on_any_number_of_threads_and_on_one_core() -> Outcome {
+    let pins = Command::new("taskset").arg("--version").output().is_ok_and(|o| o.status.success());
+    if !pins {
+        println!("skipped: one core (no taskset here)");
+    }
+    let models = [
+        ["char-gpt", "tiny"],
+        ["deepsif", "tiny"],
+        ["stock-lstm", "default"],
+        ["trading-transformer", "tiny"],
+        ["trading-transformer", "ppo-tiny"],
+    ];
+    for model in models {
+        for threads in [1, 2, 3, 8] {
+            few_steps(model, threads, false)?;
+            if pins {
+                few_steps(model, threads, true)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// All files of a run that was left alone.

@@ -1,6 +1,8 @@
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::Scope;
 
+use candle_core::Error;
+use rayon::ThreadPoolBuilder;
 use zoo_layers::random::{Purpose, Stream};
 
 use crate::{Split, Task};
@@ -43,7 +45,7 @@ impl Batches {
 
 type Numbered<T> = (u64, candle_core::Result<<T as Task>::Batch>);
 
-/// Training batches by number, prepared ahead by a thread of its own if `ahead` is not 0. The order never depends on it.
+/// Training batches by number, prepared ahead by threads of its own if `ahead` is not 0. The order never depends on it.
 pub(crate) struct Loader<'scope, 'env, T: Task> {
     scope: &'scope Scope<'scope, 'env>,
     task: &'env T,
@@ -75,11 +77,15 @@ impl<'scope, 'env, T: Task> Loader<'scope, 'env, T> {
         // The first call, or a jump: the old thread ends when its receiver is gone.
         let (sender, receiver) = sync_channel(self.ahead);
         let (task, mut batches) = (self.task, self.batches.clone());
+        // A pool of its own: in the caller's, a batch would wait for the caller, who waits for the batch.
+        let pool = ThreadPoolBuilder::new().num_threads(rayon::current_num_threads()).build().map_err(Error::wrap)?;
         self.scope.spawn(move || {
-            let mut next = number + 1;
-            while sender.send((next, task.batch(Split::Train, batches.at(next)))).is_ok() {
-                next += 1;
-            }
+            pool.install(|| {
+                let mut next = number + 1;
+                while sender.send((next, task.batch(Split::Train, batches.at(next)))).is_ok() {
+                    next += 1;
+                }
+            });
         });
         self.prepared = Some(receiver);
         self.task.batch(Split::Train, self.batches.at(number))
