@@ -5,7 +5,7 @@ use candle_core::Device;
 use zoo_char_gpt::CharTask;
 use zoo_deepsif::DeepSifTask;
 use zoo_kernels::foreign;
-use zoo_kernels::gpu::emulated::{ready, with_emulation};
+use zoo_kernels_emulator::{ready, with_emulation};
 use zoo_layers::ops::autocast;
 use zoo_layers::{Mode, Params};
 use zoo_stock_lstm::StockTask;

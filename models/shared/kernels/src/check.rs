@@ -6,8 +6,8 @@
 //! 2. the f32 kernel's outputs and gradients are compared with the f64 reference's, at every SIMD level of the
 //!    machine: the error may be twice that of the plain f32 graph, which calibrates itself to the shape at hand. As
 //!    one rounding may be lucky, the plain graph's error is the largest over a few inputs next to the given ones;
-//! 3. the same for the kernels of GPUs, in f32, bf16 and f16: on every device that is compiled in, and with the
-//!    feature `emulated` on the CPU, with the threads of a group in two orders.
+//! 3. the same for the kernels of GPUs, in f32, bf16 and f16, on every device that is compiled in. The crate
+//!    `zoo-kernels-emulator` has the same check with their GPU kernels on the CPU.
 
 use candle_core::{DType, Device, Result, Tensor, Var, bail};
 
@@ -120,41 +120,23 @@ fn compare(what: &str, fused: &[f64], plain: f64, exact: &[f64], dtype: DType) -
 /// # Errors
 /// Names the first output or gradient that is off, with its error and what was allowed.
 pub fn check<O: Op + Clone>(op: &O, inputs: &[Tensor], wants: &[bool]) -> Result<()> {
-    let fused = |x: &[Tensor]| apply(op.clone(), &x.iter().collect::<Vec<_>>());
-    let known = Known::of(op, inputs, wants, DType::F32)?;
-    differences(op, inputs, wants, &known.exact)?;
+    let expected = Expected::of(op, inputs, wants, DType::F32)?;
+    differences(op, inputs, wants, &expected.exact)?;
     for level in levels() {
         let place = format!("{} at {}", op.name(), level.name());
-        with_level(level, || known.compare(&place, &fused, inputs, wants, &Device::Cpu))?;
-    }
-    #[cfg(any(test, feature = "emulated"))]
-    if crate::gpu::emulated::ready() {
-        use crate::gpu::emulated::with_emulation;
-        for dtype in HALVES_TOO {
-            let known = Known::of(op, inputs, wants, dtype)?;
-            // Kernels of their own for 16 bits are the same for both types.
-            let orders: &[bool] = match dtype {
-                DType::BF16 => &[false],
-                DType::F16 => &[true],
-                _ => &[false, true],
-            };
-            for &backwards in orders {
-                let place = format!("{} by its GPU kernel on the CPU in {dtype:?}", op.name());
-                with_emulation(backwards, || known.compare(&place, &fused, inputs, wants, &Device::Cpu))?;
-            }
-        }
+        with_level(level, || expected.compare(&place, op, &Device::Cpu))?;
     }
     for device in devices()? {
-        for dtype in HALVES_TOO {
-            let known = Known::of(op, inputs, wants, dtype)?;
+        for dtype in GPU_TYPES {
             let place = format!("{} on {:?} in {dtype:?}", op.name(), device.location());
-            known.compare(&place, &fused, inputs, wants, &device)?;
+            Expected::of(op, inputs, wants, dtype)?.compare(&place, op, &device)?;
         }
     }
     Ok(())
 }
 
-const HALVES_TOO: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
+/// The types that GPU kernels compute in.
+pub const GPU_TYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 
 /// The GPUs that this build is for; one that is not there is an error.
 fn devices() -> Result<Vec<Device>> {
@@ -168,16 +150,22 @@ fn devices() -> Result<Vec<Device>> {
     Ok(devices)
 }
 
-/// What is known of an op on some inputs of one type.
-struct Known {
+/// What an op's outputs and gradients have to be on some inputs of one type, by its reference.
+pub struct Expected<'a> {
+    inputs: &'a [Tensor],
+    wants: &'a [bool],
     dtype: DType,
     /// In f64.
     exact: Run,
     naive: Naive,
 }
 
-impl Known {
-    fn of<O: Op>(op: &O, inputs: &[Tensor], wants: &[bool], dtype: DType) -> Result<Self> {
+impl<'a> Expected<'a> {
+    /// Of `op` on `inputs` (f32 or integers, on the CPU) as `dtype` holds them; `wants` marks those that get a gradient.
+    ///
+    /// # Errors
+    /// Those of the reference.
+    pub fn of<O: Op>(op: &O, inputs: &'a [Tensor], wants: &'a [bool], dtype: DType) -> Result<Self> {
         let reference = |x: &[Tensor]| op.reference(x);
         let run =
             |inputs: &[Tensor], wide| run(&reference, inputs, wants, wide, dtype, &Device::Cpu).map(|found| found.0);
@@ -192,21 +180,20 @@ impl Known {
             let inputs = inputs.iter().enumerate().map(near).collect::<Result<Vec<_>>>()?;
             naive.include(&run(&inputs, dtype)?, &run(&inputs, DType::F64)?);
         }
-        Ok(Self { dtype, exact, naive })
+        Ok(Self { inputs, wants, dtype, exact, naive })
     }
 
-    /// Outputs and gradients of `fused`, and outputs without gradients: nothing is saved then, which is a path of its own.
-    fn compare(
-        &self,
-        place: &str,
-        fused: &dyn Fn(&[Tensor]) -> Result<Vec<Tensor>>,
-        inputs: &[Tensor],
-        wants: &[bool],
-        device: &Device,
-    ) -> Result<()> {
-        let found = run(fused, inputs, wants, self.dtype, self.dtype, device)?.0;
+    /// Compares what [`apply`] gives on `device`: outputs and gradients, and outputs without gradients, for nothing is saved
+    /// then, which is a path of its own. Errors begin with `place`.
+    ///
+    /// # Errors
+    /// Names the first output or gradient that is off, with its error and what was allowed.
+    pub fn compare<O: Op + Clone>(&self, place: &str, op: &O, device: &Device) -> Result<()> {
+        let fused = |x: &[Tensor]| apply(op.clone(), &x.iter().collect::<Vec<_>>());
+        let found = run(&fused, self.inputs, self.wants, self.dtype, self.dtype, device)?.0;
         compare_runs(place, &found, self)?;
-        let eval = run(fused, inputs, &vec![false; inputs.len()], self.dtype, self.dtype, device)?.0;
+        let none = vec![false; self.inputs.len()];
+        let eval = run(&fused, self.inputs, &none, self.dtype, self.dtype, device)?.0;
         // NaN is no number, but the same here.
         let bits =
             |run: &Run| run.outputs.iter().map(|o| o.iter().map(|v| v.to_bits()).collect()).collect::<Vec<Vec<u64>>>();
@@ -254,8 +241,8 @@ impl Naive {
     }
 }
 
-fn compare_runs(place: &str, fused: &Run, known: &Known) -> Result<()> {
-    let Known { dtype, exact, naive } = known;
+fn compare_runs(place: &str, fused: &Run, expected: &Expected) -> Result<()> {
+    let Expected { dtype, exact, naive, .. } = expected;
     if fused.dims != exact.dims {
         bail!("{place}: outputs of shapes {:?}, expected {:?}", fused.dims, exact.dims)
     }

@@ -127,7 +127,7 @@ pub fn count(values: &[f32], f: impl Fn(f32) -> bool) -> usize {
 mod tests {
     use super::*;
     use zoo_kernels::check::random;
-    use zoo_kernels::gpu::emulated::{ready, with_emulation};
+    use zoo_kernels_emulator::{ready, with_emulation};
 
     #[test]
     fn a_kernel_counts_as_the_cpu_does() -> Result<()> {

@@ -1,9 +1,10 @@
 //! The checker of ops finds a broken GPU kernel in the tests of a crate that has ops, not in those of the kernels alone.
 
 use candle_core::{Result, Tensor, bail};
-use zoo_kernels::check::{check, random};
-use zoo_kernels::gpu::{Gpu, emulated};
+use zoo_kernels::check::random;
+use zoo_kernels::gpu::Gpu;
 use zoo_kernels::{Backward, Forward, GpuForward, Op, Output, View};
+use zoo_kernels_emulator::{check, ready};
 
 /// 2x, whose GPU kernel writes nothing.
 #[derive(Clone)]
@@ -35,7 +36,7 @@ impl Op for Twice {
 
 #[test]
 fn a_gpu_kernel_that_writes_nothing_is_found() -> Result<()> {
-    if emulated::ready() {
+    if ready() {
         let found = check(&Twice, &[random(1, &[4, 3])?], &[false]).unwrap_err().to_string();
         assert!(found.starts_with("twice by its GPU kernel on the CPU in F32"), "{found}");
     }

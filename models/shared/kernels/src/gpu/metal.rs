@@ -8,7 +8,7 @@ use candle_core::{DType, Error, MetalDevice, MetalStorage, Result, Storage, bail
 use candle_metal_kernels::metal::ComputePipeline;
 use objc2_metal::{MTLCompileOptions, MTLMathMode, MTLSize};
 
-use super::{Arg, Backend, Grid, Module, type_number};
+use super::{Arg, Backend, DIALECT, Grid, Module, type_number};
 use crate::cpu::StorageMut;
 
 type Key = (u64, &'static str, String, DType);
@@ -21,7 +21,7 @@ fn pipeline(device: &MetalDevice, module: &Module, name: &str, dtype: DType) -> 
     if let Some(pipeline) = known.get(&key) {
         return Ok(pipeline.clone());
     }
-    let source = format!("#define TYPE {}\n{}\n{}", type_number(dtype), include_str!("dialect.h"), module.source);
+    let source = format!("#define TYPE {}\n{DIALECT}\n{}", type_number(dtype), module.source);
     let options = MTLCompileOptions::new();
     // Norms and softmax compare and divide numbers that fast math takes liberties with.
     options.setMathMode(MTLMathMode::Safe);

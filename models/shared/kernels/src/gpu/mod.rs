@@ -1,13 +1,12 @@
-//! Kernels on CUDA and Metal: one source for both, in the language of `dialect.h`, and one way to launch it. In tests the
-//! same kernels and the same launches run on the CPU.
+//! Kernels on CUDA and Metal: one source for both, in the language of `dialect.h`, and one way to launch it. A [`Backend`]
+//! of another crate can stand in for a GPU, as `zoo-kernels-emulator` does in tests.
 
 #[cfg(feature = "cuda")]
 mod cuda;
-#[cfg(any(test, feature = "emulated"))]
-pub mod emulated;
 #[cfg(feature = "metal")]
 mod metal;
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use candle_core::backend::BackendStorage;
@@ -15,6 +14,9 @@ use candle_core::op::BackpropOp;
 use candle_core::{DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
 
 use crate::cpu::{Memory, simd};
+
+/// The language of kernels in terms of CUDA and Metal.
+pub const DIALECT: &str = include_str!("dialect.h");
 
 /// Threads of a group where each takes an element of its own.
 pub const THREADS: usize = 256;
@@ -110,7 +112,18 @@ impl Array {
         Slice { storage: &self.storage, start: 0, len: self.len }
     }
 
-    pub(crate) fn into_storage(self) -> Storage {
+    /// Where its elements are, from the first.
+    pub fn storage(&self) -> &Storage {
+        &self.storage
+    }
+
+    /// The same, to write.
+    pub fn storage_mut(&mut self) -> &mut Storage {
+        &mut self.storage
+    }
+
+    /// The same, to keep.
+    pub fn into_storage(self) -> Storage {
         self.storage
     }
 
@@ -163,8 +176,11 @@ impl<'a> Factor<'a> {
 }
 
 /// Memory and launches of a device.
-trait Backend: Send + Sync {
-    /// Memory that nobody has written yet.
+pub trait Backend: Send + Sync {
+    /// Memory for `len` elements that nobody has written yet.
+    ///
+    /// # Errors
+    /// A type that is not f32, bf16, f16 or i64; what the device says.
     fn alloc(&self, dtype: DType, len: usize) -> Result<Storage>;
 
     /// Whether `dialect.h` defines TENSOR_CORES here for elements of 16 bits.
@@ -172,7 +188,10 @@ trait Backend: Send + Sync {
         true
     }
 
-    /// Runs kernel `name` of `module`, compiled for elements of `dtype`.
+    /// Runs kernel `name` of `module`, compiled for elements of `dtype`, with `args` in the order of its parameters.
+    ///
+    /// # Errors
+    /// What the compiler or the device says.
     fn launch(&self, module: &Module, name: &str, dtype: DType, grid: Grid, args: &mut [Arg]) -> Result<()>;
 }
 
@@ -324,21 +343,35 @@ impl Gpu {
     }
 }
 
+thread_local! {
+    static STAND_IN: RefCell<Option<Arc<dyn Backend>>> = const { RefCell::new(None) };
+}
+
+/// Runs `f` with the ops that this thread calls on tensors on the CPU by their GPU kernels, on `backend` (for tests).
+pub fn with_stand_in<R>(backend: Arc<dyn Backend>, f: impl FnOnce() -> R) -> R {
+    struct Restore(Option<Arc<dyn Backend>>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            STAND_IN.set(self.0.take());
+        }
+    }
+    let _restore = Restore(STAND_IN.replace(Some(backend)));
+    f()
+}
+
 fn backend(device: &Device) -> Option<Arc<dyn Backend>> {
     match device {
         #[cfg(feature = "cuda")]
         Device::Cuda(device) => Some(Arc::new(device.clone())),
         #[cfg(feature = "metal")]
         Device::Metal(device) => Some(Arc::new(device.clone())),
-        #[cfg(any(test, feature = "emulated"))]
-        Device::Cpu if emulated::active() => Some(Arc::new(emulated::Emulated)),
+        Device::Cpu => STAND_IN.with_borrow(Clone::clone),
         _ => None,
     }
 }
 
-/// What `dialect.h` calls `dtype`.
-#[cfg(any(test, feature = "emulated", feature = "metal"))]
-fn type_number(dtype: DType) -> u32 {
+/// What [`DIALECT`] calls `dtype`.
+pub fn type_number(dtype: DType) -> u32 {
     match dtype {
         DType::BF16 => 2,
         DType::F16 => 3,

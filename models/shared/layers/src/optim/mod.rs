@@ -356,7 +356,7 @@ mod tests {
     use crate::init;
     use zoo_kernels::check::random;
     use zoo_kernels::cpu::simd::{levels, with_level};
-    use zoo_kernels::gpu::emulated;
+    use zoo_kernels_emulator::{ready, with_emulation};
 
     const RULES: [Rule; 8] = [
         Rule::AdamW(Moments { beta1: 0.9, beta2: 0.95, eps: 1e-8 }),
@@ -423,8 +423,8 @@ mod tests {
             for level in levels() {
                 found.push((level.name(), with_level(level, train)?));
             }
-            if emulated::ready() {
-                found.push(("GPU kernels on the CPU", emulated::with_emulation(false, train)?));
+            if ready() {
+                found.push(("GPU kernels on the CPU", with_emulation(false, train)?));
             }
             for (place, values_there) in found {
                 for (a, b) in values_there.iter().zip(values(&exact)?) {
@@ -475,7 +475,7 @@ mod tests {
 
     #[test]
     fn muon_moves_by_gpu_kernels_as_by_those_of_the_cpu() -> Result<()> {
-        if !emulated::ready() {
+        if !ready() {
             return Ok(());
         }
         let train = || -> Result<Vec<f32>> {
@@ -489,7 +489,7 @@ mod tests {
             let state = muon.state().into_iter().map(|(_, t)| t.flatten_all()?.to_vec1::<f32>());
             Ok([values(&params)?, state.collect::<Result<Vec<_>>>()?.concat()].concat())
         };
-        let (here, there) = (train()?, emulated::with_emulation(false, train)?);
+        let (here, there) = (train()?, with_emulation(false, train)?);
         assert!(here.iter().zip(&there).all(|(a, b)| (a - b).abs() < 2e-4 * a.abs().max(1.)));
         assert!(here != there, "the kernels did not run");
         Ok(())
@@ -552,8 +552,8 @@ mod tests {
             .map(|(_, g)| g.map_or(Ok(0.), |g| g.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()));
         let exact = each.sum::<Result<f64>>()?.sqrt();
         assert!((norm - exact).abs() < 1e-6 * exact);
-        if emulated::ready() {
-            let there = emulated::with_emulation(false, || global_norm(&grads))?;
+        if ready() {
+            let there = with_emulation(false, || global_norm(&grads))?;
             assert!((there - exact).abs() < 1e-6 * exact);
         }
         assert_eq!((clip_factor(norm, 0.), clip_factor(norm, norm + 1.)), (1., 1.));

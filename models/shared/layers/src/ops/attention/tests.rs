@@ -1,7 +1,7 @@
 use candle_core::{DType, Device, Result, Tensor};
-use zoo_kernels::check::{check, random, same_bits_on_any_threads};
+use zoo_kernels::check::{random, same_bits_on_any_threads};
 use zoo_kernels::cpu::simd::{levels, with_fused, with_level};
-use zoo_kernels::gpu::emulated;
+use zoo_kernels_emulator::{check, ready, with_emulation};
 
 use super::*;
 use crate::random::Purpose;
@@ -70,8 +70,8 @@ fn masks_are_added_whatever_they_are_shared_by() -> Result<()> {
 /// Runs `f` for tensors of some type: on the CPU at every level, and by the GPU kernels there.
 fn everywhere(f: impl Fn(DType) -> Result<()>) -> Result<()> {
     levels().into_iter().try_for_each(|level| with_level(level, || f(DType::F32)))?;
-    if emulated::ready() {
-        [DType::F32, DType::BF16].into_iter().try_for_each(|dtype| emulated::with_emulation(false, || f(dtype)))?;
+    if ready() {
+        [DType::F32, DType::BF16].into_iter().try_for_each(|dtype| with_emulation(false, || f(dtype)))?;
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 use candle_core::{Device, Result, Tensor};
-use zoo_kernels::check::{check, random};
-use zoo_kernels::gpu::emulated::{ready, with_emulation};
+use zoo_kernels::check::random;
+use zoo_kernels_emulator::{check, ready, with_emulation};
 
 use super::*;
 use crate::random::{Purpose, Stream};

@@ -1,6 +1,7 @@
 use candle_core::{Device, Result, Tensor};
-use zoo_kernels::check::{check, random};
+use zoo_kernels::check::random;
 use zoo_kernels::cpu::simd::{levels, with_level};
+use zoo_kernels_emulator::check;
 
 use super::*;
 use crate::random::{Purpose, Stream};

@@ -1,5 +1,6 @@
 use candle_core::{DType, Device, Result, Tensor};
-use zoo_kernels::check::{check, random, same_bits_on_any_threads};
+use zoo_kernels::check::{random, same_bits_on_any_threads};
+use zoo_kernels_emulator::check;
 
 use super::*;
 

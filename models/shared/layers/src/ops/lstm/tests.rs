@@ -1,6 +1,7 @@
 use candle_core::{DType, Device, Result, Tensor, Var};
-use zoo_kernels::check::{check, random, same_bits_on_any_threads};
+use zoo_kernels::check::{random, same_bits_on_any_threads};
 use zoo_kernels::cpu::simd::{self, levels, with_level};
+use zoo_kernels_emulator::check;
 
 use super::*;
 use crate::random::{Purpose, Stream};

@@ -1,5 +1,6 @@
 use candle_core::{Result, Tensor};
-use zoo_kernels::check::{check, random};
+use zoo_kernels::check::random;
+use zoo_kernels_emulator::check;
 
 use super::attention::SelfAttention;
 use super::mlp::Mlp;

@@ -1,5 +1,6 @@
 use candle_core::Result;
-use zoo_kernels::check::{check, random};
+use zoo_kernels::check::random;
+use zoo_kernels_emulator::check;
 
 use super::*;
 

@@ -1,35 +1,47 @@
-//! Kernels on the CPU, for tests (feature `emulated`): compiled by the system's C++ compiler, run as fibers by `emulator.h`.
+#![doc = include_str!("../README.md")]
 
-use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::io::Write;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use candle_core::{CpuStorage, DType, Error, Result, Storage, bail};
+use candle_core::{CpuStorage, DType, Device, Error, Result, Storage, Tensor, bail};
 use half::{bf16, f16};
+use zoo_kernels::Op;
+use zoo_kernels::check::{Expected, GPU_TYPES};
+use zoo_kernels::cpu::{Memory, StorageMut};
+use zoo_kernels::gpu::{Arg, Array, Backend, DIALECT, Grid, Module, Slice, type_number, with_stand_in};
 
-use super::{Arg, Array, Backend, Grid, Module, Slice, type_number};
-use crate::cpu::{Memory, StorageMut};
-
-thread_local! {
-    static ACTIVE: Cell<Option<bool>> = const { Cell::new(None) };
-    /// Whether threads run from the last to the first.
-    static BACKWARDS: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Runs `f` with the ops of tensors on the CPU by their GPU kernels; the threads of a group take their turns in order, or
-/// `backwards`.
+/// Runs `f` with the ops that this thread calls on tensors on the CPU by their GPU kernels; the threads of a group take their
+/// turns in order, or `backwards`.
 pub fn with_emulation<R>(backwards: bool, f: impl FnOnce() -> R) -> R {
-    let before = BACKWARDS.replace(backwards);
-    let result = crate::cpu::simd::overriding(&ACTIVE, true, f);
-    BACKWARDS.set(before);
-    result
+    with_stand_in(Arc::new(Emulated { backwards }), f)
 }
 
-pub(super) fn active() -> bool {
-    ACTIVE.get() == Some(true)
+/// [`zoo_kernels::check::check`], and the same of the GPU kernels on the CPU, with the threads of a group in two orders.
+///
+/// # Errors
+/// Names the first output or gradient that is off, with its error and what was allowed.
+pub fn check<O: Op + Clone>(op: &O, inputs: &[Tensor], wants: &[bool]) -> Result<()> {
+    zoo_kernels::check::check(op, inputs, wants)?;
+    if !ready() {
+        return Ok(());
+    }
+    for dtype in GPU_TYPES {
+        let expected = Expected::of(op, inputs, wants, dtype)?;
+        // Kernels of their own for 16 bits are the same for both types.
+        let orders: &[bool] = match dtype {
+            DType::BF16 => &[false],
+            DType::F16 => &[true],
+            _ => &[false, true],
+        };
+        for &backwards in orders {
+            let place = format!("{} by its GPU kernel on the CPU in {dtype:?}", op.name());
+            with_emulation(backwards, || expected.compare(&place, op, &Device::Cpu))?;
+        }
+    }
+    Ok(())
 }
 
 /// The C++ compiler: the environment's `CXX`, or `c++`. None where there is none.
@@ -79,7 +91,7 @@ fn address_mut(array: &mut Array, start: usize) -> Result<*const c_void> {
     fn at<T>(data: &mut [T], start: usize) -> *const c_void {
         data[start..].as_mut_ptr().cast_const().cast()
     }
-    Ok(match &mut array.storage {
+    Ok(match array.storage_mut() {
         Storage::Cpu(CpuStorage::F32(data)) => at(data, start),
         Storage::Cpu(CpuStorage::BF16(data)) => at(data, start),
         Storage::Cpu(CpuStorage::F16(data)) => at(data, start),
@@ -89,7 +101,10 @@ fn address_mut(array: &mut Array, start: usize) -> Result<*const c_void> {
 }
 
 /// The CPU in the place of a GPU.
-pub(super) struct Emulated;
+struct Emulated {
+    /// Whether the threads of a group run from the last to the first.
+    backwards: bool,
+}
 
 impl Backend for Emulated {
     fn alloc(&self, dtype: DType, len: usize) -> Result<Storage> {
@@ -97,7 +112,7 @@ impl Backend for Emulated {
     }
 
     fn launch(&self, module: &Module, name: &str, dtype: DType, grid: Grid, args: &mut [Arg]) -> Result<()> {
-        launch(module, name, dtype, grid, args)
+        launch(module, name, dtype, grid, args, self.backwards)
     }
 }
 
@@ -134,7 +149,7 @@ fn compile(module: &Module, dtype: DType) -> Result<Library> {
         "#define TYPE {}\n{}\n{}\n#line 1 \"{}.cu\"\n{}",
         type_number(dtype),
         include_str!("emulator.h"),
-        include_str!("dialect.h"),
+        DIALECT,
         module.name,
         module.source
     );
@@ -150,7 +165,7 @@ fn compile(module: &Module, dtype: DType) -> Result<Library> {
     Ok(Box::leak(Box::new(library)))
 }
 
-fn launch(module: &Module, name: &str, dtype: DType, grid: Grid, args: &mut [Arg]) -> Result<()> {
+fn launch(module: &Module, name: &str, dtype: DType, grid: Grid, args: &mut [Arg], backwards: bool) -> Result<()> {
     type Launch = unsafe extern "C" fn(*const c_void, *mut *const c_void, *const u32, u32, i32) -> i32;
     enum Value<'a> {
         Pointer(*const c_void),
@@ -198,7 +213,7 @@ fn launch(module: &Module, name: &str, dtype: DType, grid: Grid, args: &mut [Arg
         let kernel = library.get::<unsafe extern "C" fn()>(name).map_err(Error::wrap)?;
         let run = library.get::<Launch>("zoo_launch").map_err(Error::wrap)?;
         let kernel: *const c_void = *kernel as *const c_void;
-        run(kernel, pointers.as_mut_ptr(), groups.as_ptr(), grid.threads as u32, BACKWARDS.get().into())
+        run(kernel, pointers.as_mut_ptr(), groups.as_ptr(), grid.threads as u32, backwards.into())
     };
     match status {
         0 => Ok(()),
@@ -208,7 +223,8 @@ fn launch(module: &Module, name: &str, dtype: DType, grid: Grid, args: &mut [Arg
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Gpu, THREADS};
+    use zoo_kernels::gpu::{Gpu, THREADS};
+
     use super::*;
 
     const PROBE: Module = Module {
@@ -239,12 +255,13 @@ mod tests {
         ",
     };
 
-    fn gpu(dtype: DType) -> Gpu {
-        Gpu { device: std::sync::Arc::new(Emulated), dtype }
+    fn gpu(dtype: DType, backwards: bool) -> Result<Gpu> {
+        let of = Tensor::zeros(1, dtype, &Device::Cpu)?;
+        with_emulation(backwards, || Gpu::of(&[&of])).ok_or_else(|| Error::Msg("no emulated GPU".into()))
     }
 
     fn values(array: Array) -> Vec<f32> {
-        match array.storage {
+        match array.into_storage() {
             Storage::Cpu(CpuStorage::F32(data)) => data,
             Storage::Cpu(CpuStorage::BF16(data)) => data.iter().map(|v| v.to_f32()).collect(),
             Storage::Cpu(CpuStorage::F16(data)) => data.iter().map(|v| v.to_f32()).collect(),
@@ -262,18 +279,19 @@ mod tests {
             return Ok(());
         }
         let run = |with_barrier: u32, backwards| {
-            let gpu = gpu(DType::F32);
+            let gpu = gpu(DType::F32, backwards)?;
             let mut y = gpu.floats(64)?;
             let args = &mut [Arg::Write(&mut y), Arg::Word(with_barrier)];
-            with_emulation(backwards, || gpu.launch(&PROBE, "neighbours", one_group(64), args))?;
+            gpu.launch(&PROBE, "neighbours", one_group(64), args)?;
             Ok::<_, Error>(values(y))
         };
         let right: Vec<f32> = (0..64).map(|i| ((i + 1) % 64) as f32).collect();
         assert_eq!(run(1, false)?, right);
         assert_eq!(run(1, true)?, right);
         assert!(run(0, false)? != right && run(0, true)? != right);
-        let mut y = gpu(DType::F32).floats(64)?;
-        let stuck = gpu(DType::F32).launch(&PROBE, "half_of_a_barrier", one_group(64), &mut [Arg::Write(&mut y)]);
+        let gpu = gpu(DType::F32, false)?;
+        let mut y = gpu.floats(64)?;
+        let stuck = gpu.launch(&PROBE, "half_of_a_barrier", one_group(64), &mut [Arg::Write(&mut y)]);
         assert!(stuck.is_err_and(|e| e.to_string().contains("a barrier that not all threads reach")));
         Ok(())
     }
@@ -283,7 +301,7 @@ mod tests {
         if !ready() {
             return Ok(());
         }
-        let gpu = gpu(DType::F32);
+        let gpu = gpu(DType::F32, false)?;
         for threads in [32, 96, THREADS, 1024] {
             let x = Storage::Cpu(CpuStorage::F32((0..threads).map(|i| ((7 * i) % threads) as f32).collect()));
             let mut y = gpu.floats(threads)?;
@@ -303,7 +321,7 @@ mod tests {
         let x: Vec<f32> = (0..1024u32).map(|i| f32::from_bits(i.wrapping_mul(0x0041_0043) ^ 0x3f80_0000)).collect();
         let x: Vec<f32> = x.into_iter().map(|v| if v.is_finite() { v % 1e4 } else { f32::INFINITY }).collect();
         for dtype in [DType::BF16, DType::F16] {
-            let gpu = gpu(dtype);
+            let gpu = gpu(dtype, false)?;
             let mut y = gpu.array(1024)?;
             let storage = Storage::Cpu(CpuStorage::F32(x.clone()));
             let args = &mut [Arg::Read(Slice { storage: &storage, start: 0, len: 1024 }), Arg::Write(&mut y)];
