@@ -432,6 +432,8 @@ fn a_policy_is_trained_judged_over_seeds_and_applied() -> Outcome {
     let table = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(table.starts_with("date,close,chance_-1,chance_0,chance_1,position,equity\n"), "{table}");
     assert_eq!(table.lines().count(), 1 + 700 - 203);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("decided the weights") && !said.contains("simulated"), "{said}");
     // What is chosen on a day does not depend on later days.
     let earlier: String = prices.lines().take(501).flat_map(|l| [l, "\n"]).collect();
     std::fs::write(dir.path().join("earlier.csv"), earlier)?;
@@ -469,7 +471,7 @@ fn a_policy_is_trained_judged_over_seeds_and_applied() -> Outcome {
         (
             &["eval", "trading-transformer", "--checkpoint", "1", "--set", "data.sizes=[0.5, 1.0]"],
             2,
-            "unexpected argument",
+            "data.sizes make 5 exposures",
         ),
         (
             &["predict", "trading-transformer", "--checkpoint", "1", "--input", "prices.csv", "--horizon", "3"],
@@ -905,6 +907,44 @@ fn deepsif_trains_on_samples_of_a_file() -> Outcome {
     let none = zoo(dir, &[&base[..], &["--out", "other"]].concat());
     let text = String::from_utf8_lossy(&none.stderr);
     assert!(none.status.code() == Some(1) && text.contains("none are left to train"), "{text}");
+    Ok(())
+}
+
+#[test]
+fn deepsif_judges_samples_over_the_head_of_its_weights_alone() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let dir = dir.path();
+    json(&zoo(dir, &["train", "deepsif", "--preset", "tiny", "--out", "run", "--json"]))?;
+    let head = zoo_deepsif::head::Head::spherical(8, 20)?;
+    let field = Tensor::from_vec(head.lead_field.clone(), (8, 20), &Device::Cpu)?;
+    let samples = |name: &str, apart: f64| -> Outcome {
+        let places: Vec<f64> = head.regions.iter().flat_map(|[x, y, z]| [x + apart, *y, *z]).collect();
+        let places = Tensor::from_vec(places, (20, 3), &Device::Cpu)?;
+        let arrays = [
+            ("eeg".into(), random(1, &[10, 50, 8])?),
+            ("activity".into(), random(2, &[10, 50, 20])?),
+            ("lead_field".into(), field.clone()),
+            ("regions_mm".into(), places),
+        ];
+        Ok(zoo_checkpoint::write_npz(&dir.join(name), &arrays)?)
+    };
+    samples("own.npz", 0.)?;
+    samples("other.npz", 5.)?;
+    let eval = |more: &[&str]| zoo(dir, &[&["eval", "deepsif", "--checkpoint", "run"], more].concat());
+    // Weights set more samples aside than the file has.
+    let few = json(&eval(&["--data", "own.npz", "--json"]))?;
+    assert_eq!(few["samples"], 8, "{few}");
+    assert!(few["data"].as_str().is_some_and(|d| d.contains("the head in") && d.contains("2 to validate")), "{few}");
+    let set = json(&eval(&["--data", "own.npz", "--set", "data.valid=3", "--set", "data.test=4", "--json"]))?;
+    assert_eq!(set["samples"], 4, "{set}");
+    for (more, said) in [
+        (["--data", "other.npz"], "the head in other.npz: its regions lie elsewhere than those of these weights"),
+        (["--set", "model.width=8"], "weights are judged as they are"),
+    ] {
+        let refused = eval(&more);
+        let text = String::from_utf8_lossy(&refused.stderr);
+        assert!(refused.status.code() == Some(2) && text.contains(said), "{text}");
+    }
     Ok(())
 }
 

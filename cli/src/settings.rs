@@ -30,9 +30,13 @@ pub(crate) fn has_path<T: Recipe>(config: &ConfigOf<T>) -> anyhow::Result<bool> 
     Ok(toml::Table::try_from(&config.data)?.contains_key("path"))
 }
 
-/// `[data]` of a configuration with values over it.
-pub(crate) fn changed_source<T: Recipe>(config: &ConfigOf<T>, values: Values) -> anyhow::Result<T::Data> {
-    Ok(changed::<T>(config, &Overrides { values: values.0, ..Overrides::default() })?.data)
+/// `[data]` of a configuration with settings and values over it.
+pub(crate) fn changed_source<T: Recipe>(
+    config: &ConfigOf<T>,
+    set: &[String],
+    values: Values,
+) -> anyhow::Result<T::Data> {
+    Ok(changed::<T>(config, &Overrides { set, values: values.0, ..Overrides::default() })?.data)
 }
 
 /// The configuration in a run directory, with settings and values on top.

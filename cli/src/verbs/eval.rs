@@ -28,6 +28,9 @@ pub(crate) struct Arguments {
     /// The data; by default what the model was trained on
     #[arg(long, value_name = "PATH")]
     pub(crate) data: Option<PathBuf>,
+    /// A setting of the data over those of the weights, such as data.test=200
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
     /// A folder for what lies behind the metrics, such as trades and equity, as tables and a picture
     #[arg(long, value_name = "DIR")]
     pub(crate) output: Option<PathBuf>,
@@ -54,6 +57,10 @@ fn judge<T: Recipe>(args: &Arguments, checkpoint: &Path) -> anyhow::Result<Judge
     let device = device(&args.device.device)?;
     let path = weights(checkpoint)?;
     let Loaded { model, config, fitted, .. } = Loaded::<T>::read(&path, &device)?;
+    if let Some(other) = args.set.iter().find(|s| !s.starts_with("data.")) {
+        let said = format!("--set {other}: weights are judged as they are; the data alone can be set (data.KEY=VALUE)");
+        return Err(Error::Usage(said).into());
+    }
     let mut values = args.model.flags.clone();
     let data = fetch::found::<T>(args.data.as_deref())?;
     if let Some(data) = &data {
@@ -62,10 +69,10 @@ fn judge<T: Recipe>(args: &Arguments, checkpoint: &Path) -> anyhow::Result<Judge
     let source = match data {
         // Weights know the file's name alone, a run directory where it lies.
         None if checkpoint.is_dir() && RunFiles::at(checkpoint).exist() => {
-            run_config::<T>(checkpoint, &[], values)?.data
+            run_config::<T>(checkpoint, &args.set, values)?.data
         }
         named => {
-            let source = changed_source::<T>(&config, values)?;
+            let source = changed_source::<T>(&config, &args.set, values)?;
             let trained_on = serde_json::to_value(&source)?["path"].as_str().unwrap_or_default().to_string();
             // A file that may be anybody's does not decide what is opened here.
             if named.is_none() && !trained_on.is_empty() {

@@ -66,7 +66,7 @@ pub(crate) fn run<T: Predict>(args: &Arguments) -> anyhow::Result<()> {
     if args.data.is_some() || has_path::<T>(&config)? {
         values.set_path("data.path", args.data.as_deref().unwrap_or(Path::new("")))?;
     }
-    let source = changed_source::<T>(&config, values)?;
+    let source = changed_source::<T>(&config, &[], values)?;
     let request = Request { input: &args.input, options: overlaid::<T::Options>(options, "predict")? };
     let Prediction { header, rows, summary, remarks, arrays, picture } =
         T::predict(model, &config.model, &source, &fitted, &request, &device)?;

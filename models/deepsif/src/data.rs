@@ -11,7 +11,7 @@ use zoo_training::{Error, Split};
 
 use crate::head::Head;
 use crate::simulation::{Generator, Sample};
-use crate::stored::Stored;
+use crate::stored::{SampleFile, Stored};
 use crate::{Config, DataSettings};
 
 /// The seed of the samples that validate and judge: the same for every run.
@@ -58,11 +58,12 @@ pub(crate) fn head(path: &str, config: &Config) -> zoo_training::Result<Head> {
 }
 
 impl Samples {
-    /// Opens what `source` names.
+    /// Opens what `source` names. Without training (`judging`) a file may hold fewer samples than `source` sets aside.
     pub(crate) fn open(
         config: &Config,
         source: &DataSettings,
         seed: u64,
+        judging: bool,
         device: &Device,
     ) -> zoo_training::Result<Self> {
         let path = Path::new(&source.path);
@@ -76,20 +77,33 @@ impl Samples {
             }
             return Ok(Self::simulated(Arc::new(head(&source.path, config)?), source, seed, device));
         }
-        let head = Arc::new(head(&source.head, config)?);
-        let stored = Stored::read(path, &head)?;
-        let (all, kept) = (stored.len(), source.valid + source.test);
-        if all <= kept {
-            return Err(Error::Data(format!(
-                "{}: {all} samples, of which {} validate and {} judge: none are left to train (set data.valid and data.test)",
-                path.display(),
-                source.valid,
-                source.test
-            )));
-        }
-        let mut source = DataSettings { train: all - kept, ..source.clone() };
+        let file = SampleFile::read(path)?;
+        let carried = file.head().filter(|_| source.head.is_empty());
+        let head = match carried {
+            Some(head) => head,
+            None => head(&source.head, config)?,
+        };
+        head.check(config.sensors, config.sources)?;
+        let stored = Stored::over(file, &head)?;
+        let mut source = DataSettings { ..source.clone() };
         source.simulation.steps = stored.steps;
-        Ok(Self { head, origin: Origin::Stored(Arc::new(stored)), source, device: device.clone() })
+        let (all, kept) = (stored.len(), source.valid + source.test);
+        match all.checked_sub(kept) {
+            Some(train) if train > 0 => source.train = train,
+            // A quarter tunes the methods that stand beside the network.
+            _ if judging && all > 1 => {
+                source.valid = source.valid.min((all / 4).max(1));
+                (source.train, source.test) = (0, all - source.valid);
+            }
+            _ => {
+                let (path, valid, test) = (path.display(), source.valid, source.test);
+                return Err(Error::Data(format!(
+                    "{path}: {all} samples, of which {valid} validate and {test} judge: none are left to train (set data.valid and \
+                     data.test)"
+                )));
+            }
+        }
+        Ok(Self { head: Arc::new(head), origin: Origin::Stored(Arc::new(stored)), source, device: device.clone() })
     }
 
     fn simulated(head: Arc<Head>, source: &DataSettings, seed: u64, device: &Device) -> Self {
@@ -198,7 +212,7 @@ mod tests {
         let mut source = DataSettings { augment: 1., ..DataSettings::default() };
         source.simulation.steps = 50;
         source.simulation.extent = [1, 3];
-        let samples = Samples::open(&config, &source, 1, &Device::Cpu).map_err(candle_core::Error::wrap)?;
+        let samples = Samples::open(&config, &source, 1, false, &Device::Cpu).map_err(candle_core::Error::wrap)?;
         let batch = samples.batch(Split::Train, &[0, 1, 2, 3])?;
         let same = samples.augmented(&batch, Mode::Eval)?;
         assert_eq!(same.eeg.to_vec3::<f32>()?, batch.eeg.to_vec3::<f32>()?);

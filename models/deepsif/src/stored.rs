@@ -1,17 +1,20 @@
-//! Samples of a file: EEG with the activity of every region.
+//! Samples of a file: EEG with the activity of every region, and perhaps the head that both belong to.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{DType, Device};
 use zoo_checkpoint::matlab::{self, Variable};
 use zoo_training::{Error, Result};
 
-use crate::head::Head;
+use crate::head::{Head, Point};
 use crate::image::{prepare, still};
 use crate::simulation::{Patch, Sample};
 
 /// Activity below this share of a sample's largest is none.
 const NONE: f32 = 0.01;
+/// Correlation from which two lead fields are the same: files hold them in other precisions.
+const ALIKE: f64 = 0.9999;
 
 /// Samples as they are in a file, and what is prepared of them.
 #[derive(Clone, Debug)]
@@ -22,46 +25,108 @@ pub(crate) struct Stored {
     pub(crate) sha256: String,
 }
 
-/// An array of three dimensions, and its elements.
-struct Cube {
-    shape: [usize; 3],
+/// A file of samples: `eeg` and `activity`, and a head's `lead_field` (electrodes, regions) and `regions_mm` (regions, 3).
+pub(crate) struct SampleFile<'a> {
+    path: &'a Path,
+    eeg: Array,
+    activity: Array,
+    lead_field: Option<Array>,
+    regions: Option<Vec<Point>>,
+}
+
+struct Array {
+    shape: Vec<usize>,
     values: Vec<f32>,
 }
 
-fn cubes(path: &Path, names: [&str; 2]) -> Result<[Cube; 2]> {
-    let refuse = |what: String| Error::Data(format!("{}: {what}", path.display()));
-    let wrong = |name: &str, shape: &[usize]| {
-        refuse(format!("{name} has shape {shape:?}, expected (samples, time steps, channels or regions)"))
-    };
-    let missing = |name: &str| refuse(format!("it has no array {name}: samples are the arrays eeg and activity"));
+/// The arrays of a file that have one of `names`.
+fn arrays(path: &Path, names: &[&str]) -> Result<BTreeMap<String, Array>> {
+    let mut found = BTreeMap::new();
     if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("mat")) {
-        let mut variables = matlab::read(path)?;
-        let one = |name: &str| match variables.remove(name) {
-            Some(Variable::Numbers { shape, values }) => match shape[..] {
-                [a, b, c] => Ok(Cube { shape: [a, b, c], values: values.into_iter().map(|v| v as f32).collect() }),
-                _ => Err(wrong(name, &shape)),
-            },
-            _ => Err(missing(name)),
-        };
-        let [a, b] = names.map(one);
-        return Ok([a?, b?]);
+        for (name, variable) in matlab::read(path)? {
+            if let (Variable::Numbers { shape, values }, true) = (variable, names.contains(&name.as_str())) {
+                found.insert(name, Array { shape, values: values.into_iter().map(|v| v as f32).collect() });
+            }
+        }
+        return Ok(found);
     }
-    let mut tensors = zoo_checkpoint::read(path, &Device::Cpu)?.tensors;
-    let one = |name: &str| -> Result<Cube> {
-        let tensor = tensors.remove(name).ok_or_else(|| missing(name))?;
-        let (a, b, c) = tensor.dims3().map_err(|_| wrong(name, tensor.dims()))?;
-        Ok(Cube { shape: [a, b, c], values: tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()? })
-    };
-    let [a, b] = names.map(one);
-    Ok([a?, b?])
+    for (name, tensor) in zoo_checkpoint::read(path, &Device::Cpu)?.tensors {
+        if names.contains(&name.as_str()) {
+            let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+            found.insert(name, Array { shape: tensor.dims().to_vec(), values });
+        }
+    }
+    Ok(found)
+}
+
+impl<'a> SampleFile<'a> {
+    pub(crate) fn read(path: &'a Path) -> Result<Self> {
+        let refuse = |what: String| Error::Data(format!("{}: {what}", path.display()));
+        let mut found = arrays(path, &["eeg", "activity", "lead_field", "regions_mm"])?;
+        let mut cube = |name: &str| {
+            let missing = || refuse(format!("it has no array {name}: samples are the arrays eeg and activity"));
+            let array = found.remove(name).ok_or_else(missing)?;
+            match array.shape.len() {
+                3 => Ok(array),
+                _ => Err(refuse(format!(
+                    "{name} has shape {:?}, expected (samples, time steps, channels or regions)",
+                    array.shape
+                ))),
+            }
+        };
+        let (eeg, activity) = (cube("eeg")?, cube("activity")?);
+        let (n, m) = (eeg.shape[2], activity.shape[2]);
+        let mut table = |name: &str, expected: [usize; 2]| match found.remove(name) {
+            Some(array) if array.shape != expected => {
+                Err(refuse(format!("{name} has shape {:?}, expected {expected:?}", array.shape)))
+            }
+            Some(array) if array.values.iter().any(|v| !v.is_finite()) => {
+                Err(refuse(format!("{name} has values that are not finite")))
+            }
+            array => Ok(array),
+        };
+        let lead_field = table("lead_field", [n, m])?;
+        let point = |p: &[f32]| [f64::from(p[0]), f64::from(p[1]), f64::from(p[2])];
+        let regions = table("regions_mm", [m, 3])?.map(|a| a.values.chunks_exact(3).map(point).collect());
+        Ok(Self { path, eeg, activity, lead_field, regions })
+    }
+
+    /// The head that the file carries.
+    pub(crate) fn head(&self) -> Option<Head> {
+        let (field, regions) = (self.lead_field.as_ref()?, self.regions.as_ref()?);
+        let origin = format!("the head in {}", self.path.display());
+        Some(Head::of_field(origin, field.values.iter().map(|v| f64::from(*v)).collect(), regions.clone()))
+    }
+
+    /// Refuses a head that is not the one that the file carries.
+    fn check(&self, head: &Head) -> Result<()> {
+        let refuse = |what: &str| Err(Error::Data(format!("{}: {what} {}", self.path.display(), head.origin)));
+        if self.regions.as_ref().is_some_and(|places| !head.lies_at(places)) {
+            return refuse("its regions_mm lie elsewhere than those of");
+        }
+        // The unit of a lead field is free.
+        let share = |field: &Array| {
+            let dot = |a: &dyn Fn(usize) -> f64, b: &dyn Fn(usize) -> f64| {
+                (0..field.values.len()).map(|i| a(i) * b(i)).sum::<f64>()
+            };
+            let (own, given) = (|i: usize| f64::from(field.values[i]), |i: usize| head.lead_field[i]);
+            dot(&own, &given) / (dot(&own, &own) * dot(&given, &given)).sqrt().max(f64::MIN_POSITIVE)
+        };
+        match self.lead_field.as_ref().map(share) {
+            Some(share) if share < ALIKE => refuse("its lead_field is not that of"),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Stored {
-    pub(crate) fn read(path: &Path, head: &Head) -> Result<Self> {
-        let refuse = |what: String| Error::Data(format!("{}: {what}", path.display()));
-        let [eeg, activity] = cubes(path, ["eeg", "activity"])?;
-        let ([count, steps, n], [others, also, m]) = (eeg.shape, activity.shape);
-        if (n, m) != (head.electrodes.len(), head.regions.len()) || (count, steps) != (others, also) || steps < 2 {
+    /// The samples of a file over a head.
+    pub(crate) fn over(file: SampleFile, head: &Head) -> Result<Self> {
+        let refuse = |what: String| Error::Data(format!("{}: {what}", file.path.display()));
+        let SampleFile { eeg, activity, .. } = &file;
+        let (steps, n, m) = (eeg.shape[1], eeg.shape[2], activity.shape[2]);
+        let fits = (n, m) == (head.electrodes.len(), head.regions.len()) && eeg.shape[..2] == activity.shape[..2];
+        if !fits || steps < 2 {
             return Err(refuse(format!(
                 "eeg {:?} and activity {:?} do not fit each other or {} ({} electrodes, {} regions)",
                 eeg.shape,
@@ -71,6 +136,7 @@ impl Stored {
                 head.regions.len()
             )));
         }
+        file.check(head)?;
         if let Some(at) = eeg.values.iter().position(|v| !v.is_finite()) {
             return Err(refuse(format!("eeg of sample {} has values that are not finite", at / (steps * n))));
         }
@@ -151,7 +217,7 @@ mod tests {
             let eeg = Tensor::from_vec(eeg, (1, 10, 8), &Device::Cpu).unwrap();
             let activity = Tensor::from_vec(activity, (1, 10, 20), &Device::Cpu).unwrap();
             zoo_checkpoint::write_npz(&path, &[("eeg".into(), eeg), ("activity".into(), activity)]).unwrap();
-            Stored::read(&path, &head)
+            Stored::over(SampleFile::read(&path)?, &head)
         };
         let sample = write(activity).unwrap().sample(0, &head);
         let mut patches: Vec<Vec<usize>> =

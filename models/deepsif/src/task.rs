@@ -12,7 +12,7 @@ use zoo_training::{
 };
 
 use crate::data::{Batch, Samples, head};
-use crate::head::{Head, distance};
+use crate::head::Head;
 use crate::image::NAME;
 use crate::predict::ImageOptions;
 use crate::{Config, DataSettings, DeepSif, Electrode, Kind, Montage, Network, Point, judge, layout, loss, predict};
@@ -285,7 +285,7 @@ impl Recipe for DeepSifTask {
         config: &Config,
         source: &DataSettings,
         seed: u64,
-        _: Option<&Value>,
+        fitted: Option<&Value>,
         device: &Device,
     ) -> zoo_training::Result<Self> {
         if let Some(problem) = config.problem().or_else(|| source.problem()) {
@@ -297,7 +297,10 @@ impl Recipe for DeepSifTask {
                 "data.simulation.extent goes to {extent} regions, but model.sources = {sources}"
             )));
         }
-        let samples = Samples::open(config, source, seed, device)?;
+        let samples = Samples::open(config, source, seed, fitted.is_some(), device)?;
+        if let Some(fitted) = fitted {
+            same_head(samples.head(), &montage(fitted)?)?;
+        }
         let steps = samples.source().simulation.steps;
         if config.kind != Kind::Lstm && steps > config.positions {
             return Err(Error::Usage(format!(
@@ -346,6 +349,18 @@ fn montage(fitted: &Value) -> zoo_training::Result<Montage> {
         .map_err(|e| Error::Run(format!("the weights do not say for which head they are: {e}")))
 }
 
+/// Refuses a head whose regions are not those that the weights are for.
+fn same_head(head: &Head, montage: &Montage) -> zoo_training::Result<()> {
+    match head.lies_at(&montage.regions) {
+        true => Ok(()),
+        false => Err(Error::Usage(format!(
+            "{}: its regions lie elsewhere than those of these weights (the folder of their head is data.path, or data.head \
+             beside a file of samples)",
+            head.origin
+        ))),
+    }
+}
+
 impl Predict for DeepSifTask {
     type Options = ImageOptions;
     const FLAGS: &'static [Flag] = predict::FLAGS;
@@ -360,14 +375,7 @@ impl Predict for DeepSifTask {
     ) -> zoo_training::Result<Prediction> {
         let montage = montage(fitted)?;
         let head = if source.path.is_empty() { None } else { Some(head(&source.path, config)?) };
-        // Places in the weights are rounded to a tenth.
-        let apart = |head: &Head| montage.regions.iter().zip(&head.regions).any(|(a, b)| distance(a, b) > 0.2);
-        if head.as_ref().is_some_and(apart) {
-            let path = &source.path;
-            return Err(Error::Usage(format!(
-                "data.path {path}: the regions lie elsewhere than those of these weights"
-            )));
-        }
+        head.as_ref().map_or(Ok(()), |head| same_head(head, &montage))?;
         let imager = DeepSif::new(model, config, montage, device)?;
         predict::predict(&imager, head.as_ref(), request)
     }

@@ -52,6 +52,36 @@ impl Head {
         spherical::head(electrodes, regions)
     }
 
+    /// A head of which the lead field (electrodes × regions, row after row) and the centres of the regions (mm) alone are known: the
+    /// neighbours of a region are the six nearest and those that it is among the six nearest of.
+    pub(crate) fn of_field(origin: String, lead_field: Vec<f64>, regions: Vec<Point>) -> Self {
+        const NEAREST: usize = 6;
+        let (m, n) = (regions.len(), lead_field.len() / regions.len().max(1));
+        let mut neighbours = vec![vec![]; m];
+        for i in 0..m {
+            let mut others: Vec<usize> = (0..m).filter(|j| *j != i).collect();
+            let apart = |j: &usize| distance(&regions[i], &regions[*j]);
+            others.sort_by(|a, b| apart(a).total_cmp(&apart(b)));
+            for &j in others.iter().take(NEAREST) {
+                neighbours[i].push(j);
+                neighbours[j].push(i);
+            }
+        }
+        for near in &mut neighbours {
+            near.sort_unstable();
+            near.dedup();
+        }
+        let electrodes = (0..n).map(|e| Electrode { label: format!("E{}", e + 1), position: None }).collect();
+        Self { origin, electrodes, regions, neighbours, lead_field, surface: None, noise: vec![] }
+    }
+
+    /// Whether the regions lie at `places` (mm), which may be rounded to a tenth.
+    pub(crate) fn lies_at(&self, places: &[Point]) -> bool {
+        const ROUNDED: f64 = 0.2;
+        let near = |(a, b): (&Point, &Point)| distance(a, b) <= ROUNDED;
+        places.len() == self.regions.len() && places.iter().zip(&self.regions).all(near)
+    }
+
     /// The distance of two regions in millimetres, along a straight line between their centres.
     pub fn distance(&self, a: usize, b: usize) -> f64 {
         distance(&self.regions[a], &self.regions[b])
