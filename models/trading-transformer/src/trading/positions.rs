@@ -99,13 +99,13 @@ pub(crate) fn predict(
          to other positions for a while.",
         days.dates[first]
     ));
-    if source.path.is_empty() {
-        remarks.push("The policy was trained in a simulated market, not on prices.".into());
-    }
-    if let Some(until) = fitted[UNTIL].as_str() {
-        remarks
-            .push(format!("Days until {until} decided the weights: on those the equity says nothing of days to come."));
-    }
+    remarks.push(match fitted[UNTIL].as_str() {
+        Some(until) => {
+            format!("Days until {until} decided the weights: on those the equity says nothing of days to come.")
+        }
+        // Weights name the last day of the prices that they were trained on.
+        None => "The policy was trained in a simulated market, not on prices.".into(),
+    });
     let from = equity.len().saturating_sub(SHOWN);
     let line = |values: &[f64]| {
         values[from..].iter().enumerate().map(|(i, v)| (i as f64, v / values[from])).collect::<Vec<_>>()
