@@ -911,6 +911,35 @@ fn deepsif_trains_on_samples_of_a_file() -> Outcome {
 }
 
 #[test]
+fn a_graph_network_carries_its_head_and_stands_beside_all_methods() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let dir = dir.path();
+    let graph = ["--preset", "tiny", "--set", "model.kind=graph", "--set", "data.simulation.heads=3"];
+    json(&zoo(dir, &[&["train", "deepsif"], &graph[..], &["--out", "run", "--json"]].concat()))?;
+    let judged = json(&zoo(dir, &["eval", "deepsif", "--checkpoint", "run", "--output", "judged", "--json"]))?;
+    for method in ["minimum_norm", "dSPM", "sLORETA", "eLORETA", "LCMV", "Champagne", "Bayes_patches"] {
+        assert!(judged["baselines"][method]["peak_error_mm"].is_f64(), "{method}: {judged}");
+    }
+    assert!(dir.join("judged/another_simulator.csv").is_file() && dir.join("judged/another_head.csv").is_file());
+    // The weights are enough.
+    let weights = dir.join("run/best.safetensors");
+    let imager = zoo_deepsif::DeepSif::load(&weights, &Device::Cpu)?;
+    let eeg: Vec<Vec<f32>> = random(1, &[50, 8])?.to_vec2()?;
+    let image = imager.image(&eeg)?;
+    assert!(image.activity.len() == 50 * 20 && image.activity.iter().all(|v| v.is_finite()));
+    // Without a head in them they are refused in words.
+    let (tensors, description) = (zoo_checkpoint::read(&weights, &Device::Cpu)?, "constant_field");
+    let empty = tensors.tensors[description].zeros_like()?;
+    let mut all: Vec<(String, Tensor)> = tensors.tensors.into_iter().collect();
+    all.iter_mut().filter(|(name, _)| name == description).for_each(|(_, t)| *t = empty.clone());
+    let metadata = tensors.metadata;
+    zoo_checkpoint::write(&dir.join("empty.safetensors"), &all, &metadata)?;
+    let refused = zoo_deepsif::DeepSif::load(&dir.join("empty.safetensors"), &Device::Cpu)?.image(&eeg);
+    assert!(refused.is_err_and(|e| e.to_string().contains("these weights know no head")));
+    Ok(())
+}
+
+#[test]
 fn deepsif_judges_samples_over_the_head_of_its_weights_alone() -> Outcome {
     let dir = tempfile::tempdir()?;
     let dir = dir.path();

@@ -79,7 +79,7 @@ fn every_model_trains_by_the_kernels_for_gpus_as_by_those_for_the_cpu() -> Resul
     same::<CharTask>("tiny", &["model.tied=false", "model.bias=true", "model.separate_qkv=true"])?;
     same::<TradingTask>("tiny", &[])?;
     same::<TradingTask>("tiny", &["model.input_norm=running"])?;
-    for kind in ["model.kind=transformer", "model.kind=lstm", "model.kind=post-ln"] {
+    for kind in ["model.kind=transformer", "model.kind=lstm", "model.kind=post-ln", "model.kind=graph"] {
         same::<DeepSifTask>("tiny", &[kind])?;
     }
     Ok(())
@@ -94,7 +94,7 @@ fn every_model_trains_in_bf16_and_f16() -> Result<()> {
     near::<CharTask>("tiny", &[])?;
     near::<TradingTask>("tiny", &[])?;
     near::<TradingTask>("ppo-tiny", &[])?;
-    for kind in ["model.kind=transformer", "model.kind=lstm", "model.kind=post-ln"] {
+    for kind in ["model.kind=transformer", "model.kind=lstm", "model.kind=post-ln", "model.kind=graph"] {
         near::<DeepSifTask>("tiny", &[kind])?;
     }
     Ok(())
@@ -135,5 +135,7 @@ fn no_operation_of_candles_is_between_a_loss_and_its_parameters() -> Result<()> 
     for kind in ["model.kind=transformer", "model.kind=lstm", "model.kind=post-ln"] {
         check::<DeepSifTask>("tiny", &[kind])?;
     }
+    // On a GPU its mean over neighbours is candle's product.
+    assert!(others::<DeepSifTask>("tiny", &["model.kind=graph"])?.is_empty());
     Ok(())
 }

@@ -210,3 +210,53 @@ fn the_fixtures_are_what_their_scripts_write() -> Outcome {
     }
     Ok(())
 }
+
+/// What `deepsif_inverse.py` says of a made-up head, by formulas of its own in f64.
+#[test]
+fn inverse_methods_are_those_of_an_independent_program() -> Outcome {
+    use zoo_deepsif::head::Head;
+    use zoo_deepsif::inverse::{Inverse, Method, Settings};
+    const N: usize = 12;
+    const M: usize = 30;
+    const STEPS: usize = 50;
+
+    let whole = |name: &str, shape: &[usize]| -> candle_core::Result<Vec<f64>> {
+        numbers(name, shape, 2.)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1()
+    };
+    let place = |i: usize| {
+        let angle = std::f64::consts::TAU * i as f64 / M as f64;
+        [80. * angle.cos(), 80. * angle.sin(), 0.]
+    };
+    let electrode = |i: usize| zoo_deepsif::Electrode { label: format!("E{i}"), position: None };
+    let head = Head {
+        origin: "a ring".into(),
+        electrodes: (0..N).map(electrode).collect(),
+        regions: (0..M).map(place).collect(),
+        neighbours: (0..M).map(|i| vec![(i + M - 1) % M, (i + 1) % M]).collect(),
+        lead_field: whole("field", &[N, M])?,
+        surface: None,
+        noise: vec![],
+    };
+    let root = whole("noise", &[N, N])?;
+    let product = |i: usize| (0..N).map(|k| root[i / N * N + k] * root[i % N * N + k]).sum::<f64>();
+    let noise: Vec<f64> = (0..N * N).map(product).collect();
+    let mut eeg: Vec<f32> = whole("eeg", &[STEPS, N])?.into_iter().map(|v| v as f32).collect();
+    for row in eeg.chunks_exact_mut(N) {
+        let mean = row.iter().sum::<f32>() / N as f32;
+        row.iter_mut().for_each(|v| *v -= mean);
+    }
+    let fixture = fixture("deepsif_inverse.safetensors");
+    let expected = zoo_checkpoint::read(&fixture, &Device::Cpu)?.tensors;
+    for (name, noise) in [("white", &[][..]), ("baseline", &noise)] {
+        for method in Method::ALL {
+            let settings = Settings { depth: 0.8, noise, ..Settings::white(0.05) };
+            let sources = Inverse::new(method, &head, &settings)?.image(&eeg)?;
+            let sources = Tensor::from_vec(sources, (STEPS, M), &Device::Cpu)?;
+            let off = distance(&sources, &expected[&format!("{name}.{}", method.name())])?;
+            // Thirty rounds of roots of quotients in f32, against f64.
+            let allowed = if method.is_bayesian() { 2e-4 } else { 1e-5 };
+            assert!(off < allowed, "{} with {name} noise: {off:.1e}", method.name());
+        }
+    }
+    Ok(())
+}

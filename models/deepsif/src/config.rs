@@ -11,6 +11,8 @@ pub enum Kind {
     Lstm,
     /// A transformer as first published: norms behind the residual sums, fixed positions.
     PostLn,
+    /// A network over the cortex, which looks at sparse Bayesian and sLORETA maps.
+    Graph,
 }
 
 /// The activation of the spatial filter.
@@ -36,21 +38,21 @@ pub struct Config {
     pub sensors: usize,
     /// Regions of the cortex.
     pub sources: usize,
-    /// Features that the spatial filter makes of a time step.
+    /// Features that the spatial filter makes of a time step (no graph network has one).
     pub filter: usize,
     /// The activation of the spatial filter.
     pub activation: FilterActivation,
-    /// Features of a time step within a transformer.
+    /// Features of a time step within a transformer, of a region within a graph network.
     pub width: usize,
     /// Attention heads of a transformer.
     pub heads: usize,
-    /// Transformer or LSTM layers.
+    /// Layers of the transformer, the LSTM or the graph network.
     pub layers: usize,
     /// Features within the MLPs of a transformer.
     pub hidden: usize,
     /// Time steps that a transformer takes at most: it has as many positions.
     pub positions: usize,
-    /// Dropout within a transformer's layers; the pre-norm one has half of it behind the spatial filter and in the head.
+    /// Dropout within the layers of a transformer or a graph network; the pre-norm one has half of it behind the spatial filter and in the head.
     pub dropout: f64,
 }
 
@@ -105,6 +107,11 @@ impl Config {
         }
     }
 
+    /// Whether it is a transformer, which has attention heads and positions.
+    pub(crate) fn is_transformer(&self) -> bool {
+        matches!(self.kind, Kind::Transformer | Kind::PostLn)
+    }
+
     /// What cannot work about these numbers, naming the key.
     pub(crate) fn problem(&self) -> Option<String> {
         let &Self { kind, sensors, sources, filter, width, heads, layers, hidden, positions, dropout, .. } = self;
@@ -119,7 +126,7 @@ impl Config {
         if layers > 1000 {
             return Some(format!("model.layers is {layers}, expected at most 1000"));
         }
-        if kind != Kind::Lstm && width % heads != 0 {
+        if self.is_transformer() && width % heads != 0 {
             return Some(format!("model.width = {width} does not divide into model.heads = {heads}"));
         }
         if kind == Kind::Transformer && width < 2 {

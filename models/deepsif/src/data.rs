@@ -9,8 +9,9 @@ use zoo_layers::Mode;
 use zoo_layers::random::{Purpose, Stream, layer_id};
 use zoo_training::{Error, Split};
 
+use crate::bayes::Cortex;
 use crate::head::Head;
-use crate::simulation::{Generator, Sample};
+use crate::simulation::{Generator, Sample, Source};
 use crate::stored::{SampleFile, Stored};
 use crate::{Config, DataSettings};
 
@@ -28,6 +29,8 @@ pub struct Batch {
     pub eeg: Tensor,
     /// What it is to tell.
     pub activity: Tensor,
+    /// Which regions are active (b, sources): integers, 0 or 1.
+    pub active: Tensor,
 }
 
 /// Where samples come from.
@@ -55,6 +58,15 @@ pub(crate) fn head(path: &str, config: &Config) -> zoo_training::Result<Head> {
     };
     head.check(config.sensors, config.sources)?;
     Ok(head)
+}
+
+/// Adds the products of the columns of EEG, time steps × `n`, to `sum` (n × n).
+pub(crate) fn add_covariance(sum: &mut [f64], eeg: &[f32], n: usize) {
+    for row in eeg.chunks_exact(n) {
+        for (line, a) in sum.chunks_exact_mut(n).zip(row) {
+            line.iter_mut().zip(row).for_each(|(s, b)| *s += f64::from(*a) * f64::from(*b));
+        }
+    }
 }
 
 impl Samples {
@@ -107,8 +119,13 @@ impl Samples {
     }
 
     fn simulated(head: Arc<Head>, source: &DataSettings, seed: u64, device: &Device) -> Self {
-        let generator = |seed| Generator::new(head.clone(), source.simulation.clone(), seed);
-        let origin = Origin::Simulated(Box::new([generator(seed), generator(SEED)]));
+        Self::from(Source::Judging, head, source, seed, device)
+    }
+
+    /// Samples whose judges come from `judged`.
+    fn from(judged: Source, head: Arc<Head>, source: &DataSettings, seed: u64, device: &Device) -> Self {
+        let generator = |seed, kind| Generator::of(head.clone(), source.simulation.clone(), seed, kind);
+        let origin = Origin::Simulated(Box::new([generator(seed, Source::Training), generator(SEED, judged)]));
         Self { origin, head, source: source.clone(), device: device.clone() }
     }
 
@@ -142,6 +159,28 @@ impl Samples {
         self.sha256().is_none().then(|| Self::simulated(head, &self.source, SEED, &self.device))
     }
 
+    /// What imaging needs of the head, with EEG at rest.
+    pub(crate) fn cortex(&self) -> Result<Cortex> {
+        Ok(Cortex { rest: self.baseline()?, ..self.head.cortex() })
+    }
+
+    /// The covariance of simulated EEG at rest, electrodes × electrodes; nothing if the samples are not simulated.
+    pub(crate) fn baseline(&self) -> Result<Vec<f64>> {
+        const SECONDS: u64 = 20;
+        let (Origin::Simulated(pair), n) = (&self.origin, self.head.electrodes.len()) else { return Ok(vec![]) };
+        let mut sum = vec![0.; n * n];
+        for number in 0..SECONDS {
+            add_covariance(&mut sum, &pair[1].rest(number)?, n);
+        }
+        Ok(sum)
+    }
+
+    /// As many samples of another simulator, if they are simulated.
+    pub(crate) fn by_another(&self) -> Option<Self> {
+        let other = || Self::from(Source::Other, self.head.clone(), &self.source, SEED, &self.device);
+        self.sha256().is_none().then(other)
+    }
+
     pub(crate) fn samples(&self, split: Split, indices: &[usize]) -> Result<Vec<Sample>> {
         let first = match split {
             Split::Train => 0,
@@ -161,9 +200,14 @@ impl Samples {
         let eeg: Vec<f32> = samples.iter().flat_map(|s| &s.eeg).copied().collect();
         let mut activity = vec![0.; b * t * m];
         activity.par_chunks_mut(t * m).zip(samples).for_each(|(to, sample)| sample.fill(m, to));
+        let mut active = vec![0i64; b * m];
+        for (row, sample) in active.chunks_exact_mut(m.max(1)).zip(samples) {
+            sample.sources.iter().flat_map(|(patch, _)| &patch.regions).for_each(|(region, _)| row[*region] = 1);
+        }
         Ok(Batch {
             eeg: Tensor::from_vec(eeg, (b, t, n), &self.device)?,
             activity: Tensor::from_vec(activity, (b, t, m), &self.device)?,
+            active: Tensor::from_vec(active, (b, m), &self.device)?,
         })
     }
 
@@ -198,6 +242,7 @@ impl Samples {
         Ok(Batch {
             eeg: (shifted(&batch.eeg, n)? + Tensor::from_vec(noise, (b, t, n), &self.device)?)?,
             activity: shifted(&batch.activity, m)?,
+            active: batch.active.clone(),
         })
     }
 }

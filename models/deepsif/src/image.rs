@@ -7,10 +7,13 @@ use serde::{Deserialize, Serialize};
 use zoo_checkpoint::Description;
 use zoo_layers::{Mode, Params};
 
-use crate::{Config, Kind, Network};
+use crate::{Config, Network};
 
 /// The model's name, which its weights carry.
 pub(crate) const NAME: &str = "deepsif";
+
+/// Time steps a second.
+pub const RATE: usize = 500;
 
 /// A position in millimetres: right, front, up.
 pub type Point = [f64; 3];
@@ -67,6 +70,11 @@ impl Image {
     }
 }
 
+/// The distance of two positions.
+pub(crate) fn distance(a: &Point, b: &Point) -> f64 {
+    a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt()
+}
+
 /// Root of the mean square over time of each of `regions` columns.
 pub(crate) fn strengths(activity: &[f32], regions: usize) -> Vec<f64> {
     let mut sums = vec![0f64; regions];
@@ -84,7 +92,7 @@ impl Montage {
         if (n, m) != (config.sensors, config.sources) {
             bail!("{n} electrodes and {m} regions do not fit a model of {} and {}", config.sensors, config.sources)
         }
-        if steps == 0 || config.kind != Kind::Lstm && steps > config.positions {
+        if steps == 0 || config.is_transformer() && steps > config.positions {
             bail!("{steps} time steps do not fit a model of {} positions", config.positions)
         }
         Ok(())

@@ -8,18 +8,25 @@ use rayon::prelude::*;
 use zoo_training::{Evaluation, Metrics, Split, Table};
 
 use crate::data::Samples;
-use crate::inverse::{Inverse, Method};
-use crate::measure::{Found, Reading, Truth};
+use crate::inverse::{Ground, Inverse, Method, Settings};
+use crate::measure::{Found, Reading, Rule, Truth};
 use crate::simulation::Sample;
 
 /// Samples that are imaged at once.
 const BATCH: usize = 16;
 /// Validation samples that methods are tuned on, at most.
 const TUNING: usize = 100;
-/// λ of classical methods, tried one by one.
+/// λ of classical methods, tried one by one; of those that learn variances.
 const LAMBDAS: [f64; 10] = [1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1., 3., 10.];
+const SHARES: [f64; 6] = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5];
+/// The frequencies up to which EEG is looked at, tried one by one.
+const BANDS: [f64; 3] = [f64::INFINITY, 20., 7.5];
+/// Depth weighting, where there is one.
+const DEPTH: f64 = 0.8;
 /// The seed of the second head.
 const PERTURBATION: u64 = 7;
+/// Samples of another head and of another simulator, at most.
+const OTHERS: usize = 300;
 /// Where samples are parted in the tables: decibels, and active regions.
 const SNRS: [f64; 3] = [5., 10., 15.];
 const EXTENTS: [usize; 4] = [1, 4, 9, 15];
@@ -27,12 +34,25 @@ const EXTENTS: [usize; 4] = [1, 4, 9, 15];
 /// EEG (b, t, n) to activity (b, t, sources).
 type Network<'a> = dyn Fn(&Tensor) -> Result<Tensor> + 'a;
 
+/// How strengths are read out of sources, and regions out of strengths.
+#[derive(Clone, Copy)]
+struct Reader {
+    reading: Reading,
+    rule: Rule,
+}
+
+impl Reader {
+    fn name(self) -> String {
+        format!("read {}, regions {}", self.reading.name(), self.rule.name())
+    }
+}
+
 /// A classical method with what it was tuned to.
 struct Tuned {
     method: Method,
     inverse: Inverse,
-    lambda: f64,
-    reading: Reading,
+    settings: String,
+    reader: Reader,
 }
 
 /// What one method says of one sample.
@@ -87,8 +107,34 @@ fn batches(samples: &Samples, split: Split, n: usize) -> impl Iterator<Item = Re
     (0..n).step_by(BATCH).map(move |first| samples.samples(split, &(first..n.min(first + BATCH)).collect::<Vec<_>>()))
 }
 
-/// The λ and reading of each classical method, and the reading of the network, that localize best on validation samples.
-fn tune(network: &Network, samples: &Samples) -> Result<(Vec<Tuned>, Reading)> {
+/// The strengths of a sample, by each reading.
+type Strengths<'a> = dyn Fn(usize) -> Result<[Vec<f64>; 2]> + Sync + 'a;
+
+/// The reader whose regions lie closest to the true ones, and the sum of its errors.
+fn best_reader(truths: &[Truth], strengths: &Strengths) -> Result<(f64, Reader)> {
+    let readers = || Reading::ALL.into_iter().enumerate().flat_map(|(i, r)| Rule::all().map(move |rule| (i, r, rule)));
+    let errors = |i: usize| -> Result<Vec<f64>> {
+        let strengths = strengths(i)?;
+        Ok(readers().map(|(k, _, rule)| truths[i].error(&strengths[k], rule)).collect())
+    };
+    let each = (0..truths.len()).into_par_iter().map(errors).collect::<Result<Vec<_>>>()?;
+    let sums = readers().enumerate().map(|(k, (_, reading, rule))| {
+        let sum: f64 = each.iter().map(|e| e[k]).sum();
+        (sum, Reader { reading, rule })
+    });
+    let otsu = Reader { reading: Reading::Rms, rule: Rule::Otsu };
+    Ok(sums.fold((f64::INFINITY, otsu), |best, next| if next.0 < best.0 { next } else { best }))
+}
+
+/// A method with settings that were tried, and the sum of its errors.
+struct Attempt {
+    error: f64,
+    settings: Settings<'static>,
+    tuned: Tuned,
+}
+
+/// The settings of each classical method, and the reader of each and of the network, that localize best on validation samples.
+fn tune(network: &Network, samples: &Samples) -> Result<(Vec<Tuned>, Reader)> {
     let head = samples.head();
     let regions = head.regions.len();
     let (mut all, mut own) = (vec![], vec![]);
@@ -100,50 +146,86 @@ fn tune(network: &Network, samples: &Samples) -> Result<(Vec<Tuned>, Reading)> {
     if all.is_empty() {
         bail!("data.valid is 0 in these weights: there is nothing to tune the methods on that they are compared with")
     }
-    let error = |image: &(dyn Fn(usize) -> Result<Vec<f32>> + Sync)| -> Result<[f64; 2]> {
-        let of = |i: usize| -> Result<[f64; 2]> {
-            let (sources, truth) = (image(i)?, Truth::new(head, &all[i]));
-            let read = |r: Reading| truth.judge(&sources, &r.strengths(&sources, regions, &all[i].eeg)).localization;
-            Ok(Reading::ALL.map(read))
-        };
-        let each = (0..all.len()).into_par_iter().map(of).collect::<Result<Vec<_>>>()?;
-        Ok([0, 1].map(|r| each.iter().map(|e| e[r]).sum()))
+    let truths: Vec<Truth> = all.iter().map(|sample| Truth::new(head, sample)).collect();
+    let read = |i: usize| Ok(Reading::ALL.map(|r| r.strengths(&own[i], regions, &all[i].eeg)));
+    let (_, reader) = best_reader(&truths, &read)?;
+
+    let (cortex, baseline) = (head.cortex(), samples.baseline()?);
+    let white = Ground::new(&cortex, &[]);
+    let known = (!baseline.is_empty()).then(|| Ground::new(&cortex, &baseline));
+    let attempt = |method: Method, ground: &Ground, settings: Settings<'static>| -> Result<Attempt> {
+        let inverse = Inverse::over(method, ground, &settings);
+        let (error, reader) = best_reader(&truths, &|i| inverse.strengths(&all[i].eeg))?;
+        let settings_text = described(&settings, !std::ptr::eq(ground, &white));
+        Ok(Attempt { error, settings, tuned: Tuned { method, inverse, settings: settings_text, reader } })
     };
-    let better = |errors: [f64; 2]| if errors[1] < errors[0] { 1 } else { 0 };
-    let reading = Reading::ALL[better(error(&|i| Ok(own[i].clone()))?)];
     let mut tuned = vec![];
     for method in Method::ALL {
-        let mut best: Option<(f64, Tuned)> = None;
-        for lambda in LAMBDAS {
-            let inverse = Inverse::new(method, head, lambda);
-            let errors = error(&|i| inverse.image(&all[i].eeg))?;
-            let r = better(errors);
-            if best.as_ref().is_none_or(|(least, _)| errors[r] < *least) {
-                best = Some((errors[r], Tuned { method, inverse, lambda, reading: Reading::ALL[r] }));
-            }
+        let lambdas: &[f64] = if method.is_bayesian() { &SHARES } else { &LAMBDAS };
+        // All λ, with the rest of the settings as they are.
+        let best = |before: Option<Attempt>, ground: &Ground, base: Settings<'static>| -> Result<Option<Attempt>> {
+            lambdas.iter().try_fold(before, |best, &lambda| {
+                let next = attempt(method, ground, Settings { lambda, ..base })?;
+                Ok(best.filter(|best| best.error <= next.error).or(Some(next)))
+            })
+        };
+        let mut found = None;
+        for band in BANDS {
+            found = best(found, &white, Settings { band, ..Settings::white(0.) })?;
         }
-        tuned.extend(best.map(|(_, tuned)| tuned));
+        // What follows is tried in the best band alone: all of it together would take an hour.
+        if let (true, Some(Attempt { settings, .. })) = (method.has_depth(), &found) {
+            let deep = Settings { depth: DEPTH, ..*settings };
+            found = best(found, &white, deep)?;
+        }
+        if let (Some(known), Some(Attempt { settings, .. })) = (&known, &found) {
+            let settings = *settings;
+            found = best(found, known, settings)?;
+        }
+        tuned.extend(found.map(|attempt| attempt.tuned));
     }
-    Ok((tuned, reading))
+    Ok((tuned, reader))
 }
 
-fn judge(network: &Network, reading: Reading, tuned: &[Tuned], samples: &Samples, split: Split) -> Result<Vec<Judged>> {
+fn described(settings: &Settings, whitened: bool) -> String {
+    let mut text = format!("λ {}", settings.lambda);
+    if settings.band.is_finite() {
+        text.push_str(&format!(", up to {} Hz", settings.band));
+    }
+    if settings.depth > 0. {
+        text.push_str(&format!(", depth {}", settings.depth));
+    }
+    if whitened {
+        text.push_str(", noise as in a baseline");
+    }
+    text
+}
+
+/// The first `n` samples of a split by all methods.
+fn judge(
+    network: &Network,
+    reader: Reader,
+    tuned: &[Tuned],
+    samples: &Samples,
+    split: Split,
+    n: usize,
+) -> Result<Vec<Judged>> {
     let head = samples.head();
     let regions = head.regions.len();
     let mut all = vec![];
-    for batch in batches(samples, split, samples.len(split)) {
+    for batch in batches(samples, split, samples.len(split).min(n)) {
         let batch = batch?;
         let own = activity(network, samples, &batch)?;
         let one = |(sample, own): (&Sample, Vec<f32>)| -> Result<Judged> {
             let truth = Truth::new(head, sample);
-            let strengths = reading.strengths(&own, regions, &sample.eeg);
-            let found = truth.judge(&own, &strengths);
+            let strengths = reader.reading.strengths(&own, regions, &sample.eeg);
+            let found = truth.judge(&own, &strengths, reader.rule);
             let mut rows = vec![Row { found, equal: truth.at_recall(&strengths, found.recall) }];
-            for Tuned { inverse, reading, .. } in tuned {
+            for Tuned { inverse, reader, .. } in tuned {
                 let sources = inverse.image(&sample.eeg)?;
-                let strengths = reading.strengths(&sources, regions, &sample.eeg);
+                let strengths = reader.reading.strengths(&sources, regions, &sample.eeg);
                 let equal = truth.at_recall(&strengths, found.recall);
-                rows.push(Row { found: truth.judge(&sources, &strengths), equal });
+                rows.push(Row { found: truth.judge(&sources, &strengths, reader.rule), equal });
             }
             let mut target = vec![0.; own.len()];
             sample.fill(regions, &mut target);
@@ -166,14 +248,20 @@ fn interval(differences: &[f64]) -> [f64; 2] {
     [mean, 1.96 * (variance / n).sqrt()]
 }
 
-/// A network on the samples of a split beside minimum norm, sLORETA and eLORETA; then on EEG of another head than they know.
+/// A network on the samples of a split beside classical methods; then on EEG of another head than they know, and of another simulator.
 pub(crate) fn evaluate(network: &Network, samples: &Samples, split: Split) -> Result<Evaluation> {
-    let (tuned, reading) = tune(network, samples)?;
+    let (tuned, reader) = tune(network, samples)?;
     let names: Vec<&'static str> = std::iter::once("deepsif").chain(tuned.iter().map(|t| t.method.name())).collect();
-    let judged = judge(network, reading, &tuned, samples, split)?;
+    let judged = judge(network, reader, &tuned, samples, split, usize::MAX)?;
     let of = |judged: &[Judged], i: usize| mean(&judged.iter().collect::<Vec<_>>(), i);
-    let other = samples.over(Arc::new(samples.head().perturbed(PERTURBATION)));
-    let perturbed = other.map(|other| judge(network, reading, &tuned, &other, split)).transpose()?;
+    let head = samples.over(Arc::new(samples.head().perturbed(PERTURBATION)));
+    let others = [("another_head", head), ("another_simulator", samples.by_another())];
+    let mut elsewhere = vec![];
+    for (name, samples) in others {
+        if let Some(samples) = samples {
+            elsewhere.push((name, judge(network, reader, &tuned, &samples, split, OTHERS)?));
+        }
+    }
 
     let mut metrics = of(&judged, 0);
     let n = judged.len().max(1) as f64;
@@ -182,10 +270,10 @@ pub(crate) fn evaluate(network: &Network, samples: &Samples, split: Split) -> Re
     let baselines = (1..names.len()).map(|i| (names[i].into(), of(&judged, i))).collect();
 
     let mut remarks = vec![format!(
-        "Squared error, summed over regions: {error:.4}; {zero:.4} for an image that is zero. The network is read {}.",
-        reading.name()
+        "Squared error, summed over regions: {error:.4}; {zero:.4} for an image that is zero. The network: {}.",
+        reader.name()
     )];
-    for (i, Tuned { method, lambda, reading, .. }) in tuned.iter().enumerate() {
+    for (i, Tuned { method, settings, reader, .. }) in tuned.iter().enumerate() {
         let difference = |value: fn(&Row) -> f64| {
             let each: Vec<f64> = judged.iter().map(|j| value(&j.rows[0]) - value(&j.rows[i + 1])).collect();
             let [mean, reach] = interval(&each);
@@ -193,26 +281,28 @@ pub(crate) fn evaluate(network: &Network, samples: &Samples, split: Split) -> Re
             format!("{mean:+.3} ± {reach:.3}{verdict}")
         };
         remarks.push(format!(
-            "Beside {} (λ {lambda}, read {}), on the same samples: localization error {} mm, precision at equal recall {}, \
-             localization error at equal recall {} mm.",
+            "Beside {} ({settings}, {}), on the same samples, ± 95 %: localization error {} mm, strongest region {} mm, precision at \
+             equal recall {}, localization error at equal recall {} mm.",
             method.name().replace('_', " "),
-            reading.name(),
+            reader.name(),
             difference(|r| r.found.localization),
+            difference(|r| r.found.peak),
             difference(|r| r.equal[0]),
             difference(|r| r.equal[1]),
         ));
     }
-    if let Some(perturbed) = &perturbed {
-        let error = |i: usize| format!("{} {:.1}", names[i].replace('_', " "), of(perturbed, i)[0].1);
+    for (name, judged) in &elsewhere {
+        let error = |i: usize| format!("{} {:.1}", names[i].replace('_', " "), of(judged, i)[0].1);
         let all: Vec<String> = (0..names.len()).map(error).collect();
-        remarks.push(format!(
-            "Localization error on EEG of a head that differs from the one they know, mm: {}.",
-            all.join(", ")
-        ));
+        let what = match *name {
+            "another_head" => "a head that differs from the one they know",
+            _ => "another simulator (triangles and half sines over 1/f noise)",
+        };
+        remarks.push(format!("Localization error on {} samples of {what}, mm: {}.", judged.len(), all.join(", ")));
     }
     remarks.push(
-        "Regions found are those above Otsu's threshold. At recall: the fewest strongest regions that reach the recall of the \
-         network's own. λ and reading of each method are those that localize best on validation samples."
+        "At recall: the fewest strongest regions that reach the recall of the network's own. All settings, readings and thresholds \
+         are those that localize best on validation samples."
             .into(),
     );
     let mut tables = vec![
@@ -221,7 +311,8 @@ pub(crate) fn evaluate(network: &Network, samples: &Samples, split: Split) -> Re
             part(&EXTENTS.map(|e| e as f64), j.active as f64, "")
         }),
     ];
-    tables.extend(perturbed.map(|judged| parted("another_head", "samples", &names, &judged, |_| (0, "all".into()))));
+    tables
+        .extend(elsewhere.iter().map(|(name, judged)| parted(name, "samples", &names, judged, |_| (0, "all".into()))));
     Ok(Evaluation { samples: judged.len(), metrics, baselines, remarks, tables, ..Evaluation::default() })
 }
 

@@ -17,6 +17,9 @@
 //!
 //! The crate's feature `train` (on by default) adds simulation, data, judgement and the task that `zoo train deepsif` runs.
 
+mod algebra;
+mod band;
+mod bayes;
 mod config;
 #[cfg(feature = "train")]
 mod data;

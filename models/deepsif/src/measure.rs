@@ -31,13 +31,17 @@ impl Reading {
             Self::Rms => strengths(sources, regions),
             Self::Peak => {
                 let steps = (sources.len() / regions).max(1);
-                let n = eeg.len() / steps;
-                let power = |t: &usize| eeg[t * n..][..n].iter().map(|v| v * v).sum::<f32>();
-                let peak = (0..steps).max_by(|a, b| power(a).total_cmp(&power(b))).unwrap_or(0);
+                let peak = loudest(eeg, eeg.len() / steps);
                 sources[peak * regions..][..regions].iter().map(|v| f64::from(v.abs())).collect()
             }
         }
     }
+}
+
+/// The time step whose EEG, time steps × `n`, has most power.
+pub(crate) fn loudest(eeg: &[f32], n: usize) -> usize {
+    let power = |t: &usize| eeg[t * n..][..n].iter().map(|v| v * v).sum::<f32>();
+    (0..eeg.len() / n.max(1)).max_by(|a, b| power(a).total_cmp(&power(b))).unwrap_or(0)
 }
 
 /// Otsu's threshold (IEEE Trans. Syst. Man Cybern. 9, 1979): it parts values into two groups whose means differ most, weighed by
@@ -58,14 +62,41 @@ pub fn otsu(values: &[f64]) -> f64 {
     best.1
 }
 
-/// The regions that stand out: those above Otsu's threshold, or the strongest one where none or all would.
-pub fn standing_out(strengths: &[f64]) -> Vec<usize> {
-    let threshold = otsu(strengths);
-    let said: Vec<usize> = (0..strengths.len()).filter(|r| strengths[*r] > threshold).collect();
-    if !said.is_empty() && said.len() < strengths.len() {
-        return said;
+/// Which regions are said to be active.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Rule {
+    /// Those above Otsu's threshold.
+    Otsu,
+    /// Those above a share of the strongest.
+    Share(f64),
+}
+
+impl Rule {
+    /// Otsu's, and shares in steps of a twentieth.
+    pub fn all() -> impl Iterator<Item = Self> {
+        std::iter::once(Self::Otsu).chain((1..20).map(|i| Self::Share(f64::from(i) / 20.)))
     }
-    (0..strengths.len()).max_by(|a, b| strengths[*a].total_cmp(&strengths[*b])).into_iter().collect()
+
+    /// In words.
+    pub fn name(self) -> String {
+        match self {
+            Self::Otsu => "above Otsu's threshold".into(),
+            Self::Share(share) => format!("above {share} of the largest"),
+        }
+    }
+
+    /// The regions; the strongest one where none or all would be.
+    pub fn regions(self, strengths: &[f64]) -> Vec<usize> {
+        let threshold = match self {
+            Self::Otsu => otsu(strengths),
+            Self::Share(share) => share * strengths.iter().copied().fold(0., f64::max),
+        };
+        let said: Vec<usize> = (0..strengths.len()).filter(|r| strengths[*r] > threshold).collect();
+        if !said.is_empty() && said.len() < strengths.len() {
+            return said;
+        }
+        (0..strengths.len()).max_by(|a, b| strengths[*a].total_cmp(&strengths[*b])).into_iter().collect()
+    }
 }
 
 /// How well one sample's sources were found.
@@ -125,9 +156,14 @@ impl<'a> Truth<'a> {
         [share(said.len()), share(all), (to_true + from_true) / 2.]
     }
 
+    /// The localization error, mm, of the regions that `rule` finds.
+    pub fn error(&self, strengths: &[f64], rule: Rule) -> f64 {
+        self.set(&rule.regions(strengths))[2]
+    }
+
     /// Judges sources, time steps × regions, whose strengths are read out of them.
-    pub fn judge(&self, sources: &[f32], strengths: &[f64]) -> Found {
-        let said = standing_out(strengths);
+    pub fn judge(&self, sources: &[f32], strengths: &[f64], rule: Rule) -> Found {
+        let said = rule.regions(strengths);
         let strongest = (0..strengths.len()).max_by(|a, b| strengths[*a].total_cmp(&strengths[*b])).unwrap_or(0);
         let [precision, recall, localization] = self.set(&said);
         let (mut power, mut spread) = (0., 0.);
@@ -196,7 +232,7 @@ mod tests {
             let mut sources = vec![0f32; 50 * 100];
             course.iter().enumerate().for_each(|(t, v)| sources[t * 100 + region] = 2. * v);
             let strengths = Reading::Rms.strengths(&sources, 100, &[]);
-            (truth.judge(&sources, &strengths), strengths)
+            (truth.judge(&sources, &strengths, Rule::Otsu), strengths)
         };
         let (right, _) = image(40);
         let perfect = Found { precision: 1., recall: 1., correlation: 1., ..Found::default() };

@@ -8,14 +8,18 @@ use serde_json::{Map, Value, json};
 use zoo_checkpoint::matlab::{self, Variable};
 use zoo_training::{Error, Flag, Picture, Prediction, Request, Result};
 
+use crate::data::add_covariance;
 use crate::head::Head;
-use crate::inverse::{Inverse, Method};
-use crate::measure::{Reading, Truth, standing_out};
+use crate::image::centre;
+use crate::inverse::{Inverse, Method, Settings};
+use crate::measure::{Reading, Rule, Truth};
 use crate::simulation::{Patch, Sample};
 use crate::{DeepSif, prepare, view};
 
 /// λ of classical methods: noise has a ninth of the power (a signal-to-noise ratio of 3 in amplitude, the usual choice).
 const LAMBDA: f64 = 1. / 9.;
+/// The noise's share of the power for methods that learn variances.
+const SHARE: f64 = 0.1;
 /// Regions that the table has at least, and that the picture shows over time.
 const FEWEST: usize = 10;
 const SHOWN: [&str; 5] = ["strongest region", "second", "third", "fourth", "fifth"];
@@ -27,15 +31,25 @@ const STEP: f64 = 2.;
 pub struct ImageOptions {
     /// A MATLAB file of the regions that are known to be active; none if empty.
     pub truth: String,
+    /// EEG of rest, whose covariance classical methods take for that of the noise; white noise if empty.
+    pub baseline: String,
 }
 
 /// The flags for it.
-pub(crate) const FLAGS: &[Flag] = &[Flag::value(
-    "truth",
-    "PATH",
-    "predict.truth",
-    "Regions that are known to be active (a MATLAB file), to compare the image with",
-)];
+pub(crate) const FLAGS: &[Flag] = &[
+    Flag::value(
+        "truth",
+        "PATH",
+        "predict.truth",
+        "Regions that are known to be active (a MATLAB file), to compare the image with",
+    ),
+    Flag::value(
+        "baseline",
+        "PATH",
+        "predict.baseline",
+        "EEG of rest in the same channels: its covariance is the noise of the classical methods beside the network (with --truth)",
+    ),
+];
 
 /// Numbers in rows.
 struct Rows {
@@ -127,9 +141,29 @@ fn regions(path: &Path, count: usize) -> Result<Vec<usize>> {
     if found.is_empty() { Err(refuse("it names no region".into())) } else { Ok(found) }
 }
 
+/// The covariance of EEG of rest.
+fn baseline(path: &Path, n: usize) -> Result<Vec<f64>> {
+    let Rows { name, rows, columns, mut values } = read(path)?;
+    if columns != n && rows == n {
+        values = (0..columns).flat_map(|t| (0..n).map(move |e| (t, e))).map(|(t, e)| values[e * columns + t]).collect();
+    } else if columns != n {
+        let path = path.display();
+        return Err(Error::Data(format!("{path}: {name} is {rows} x {columns}, expected time steps x {n} channels")));
+    }
+    let steps = values.len() / n;
+    if steps < n || values.iter().any(|v| !v.is_finite()) {
+        let path = path.display();
+        return Err(Error::Data(format!("{path}: {steps} time steps, expected at least {n}, of finite numbers")));
+    }
+    centre(&mut values, n);
+    let mut sum = vec![0.; n * n];
+    add_covariance(&mut sum, &values, n);
+    Ok(sum)
+}
+
 /// How the regions that a method finds overlap with known ones.
 fn overlap(name: &str, truth: &Truth, sources: &[f32], strengths: &[f64]) -> (Value, String) {
-    let found = truth.judge(sources, strengths);
+    let found = truth.judge(sources, strengths, Rule::Otsu);
     let text = format!(
         "{name}: {:.0} % of what it finds lies there, {:.0} % of it is found; localization error {:.1} mm, strongest region {:.1} mm away",
         100. * found.precision,
@@ -165,6 +199,7 @@ struct Compared<'a> {
     activity: &'a [f32],
     strengths: &'a [f64],
     eeg: &'a [f32],
+    noise: &'a [f64],
 }
 
 /// How the network and, with a head, classical methods find the regions that the file at `path` names.
@@ -178,7 +213,9 @@ fn compared(imager: &DeepSif, head: Option<&Head>, path: &Path, with: &Compared)
     let mut all = vec![overlap("deepsif", &truth, with.activity, with.strengths)];
     if let Some(head) = head {
         for method in Method::ALL {
-            let sources = Inverse::new(method, head, LAMBDA).image(with.eeg)?;
+            let lambda = if method.is_bayesian() { SHARE } else { LAMBDA };
+            let settings = Settings { noise: with.noise, ..Settings::white(lambda) };
+            let sources = Inverse::new(method, head, &settings)?.image(with.eeg)?;
             all.push(overlap(method.name(), &truth, &sources, &Reading::Rms.strengths(&sources, m, with.eeg)));
         }
     }
@@ -202,7 +239,7 @@ pub(crate) fn predict(imager: &DeepSif, head: Option<&Head>, request: &Request<I
     prepare(&mut values, n);
 
     let strengths = image.strengths();
-    let found = standing_out(&strengths);
+    let found = Rule::Otsu.regions(&strengths);
     let order = image.strongest();
     let course = |region: usize| image.activity.iter().skip(region).step_by(m).map(|v| f64::from(*v));
     let row = |(rank, &(region, strength)): (usize, &(usize, f64))| {
@@ -230,7 +267,11 @@ pub(crate) fn predict(imager: &DeepSif, head: Option<&Head>, request: &Request<I
     ]);
     let truth = Some(Path::new(&request.options.truth)).filter(|path| !path.as_os_str().is_empty());
     if let Some(path) = truth {
-        let with = Compared { activity: &image.activity, strengths: &strengths, eeg: &values };
+        let baseline = match request.options.baseline.as_str() {
+            "" => vec![],
+            path => baseline(Path::new(path), n)?,
+        };
+        let with = Compared { activity: &image.activity, strengths: &strengths, eeg: &values, noise: &baseline };
         let (overlap, found) = compared(imager, head, path, &with)?;
         remarks.extend(found);
         summary.insert("overlap".into(), overlap);

@@ -4,6 +4,7 @@ use candle_core::{Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use serde_json::{Map, Value, json};
 use zoo_layers::Mode;
+use zoo_layers::ops::{CrossEntropyOptions, cross_entropy};
 use zoo_training::config::{AdamConfig, ConfigOf};
 use zoo_training::health::{AttentionSettings, Probe, ProbeKind, Profile, Repair, Role};
 use zoo_training::{
@@ -103,9 +104,14 @@ impl Task for DeepSifTask {
         self.samples.batch(split, indices)
     }
 
-    /// Squared error, magnitude and change in time, weighted: see [`loss`].
+    /// Squared error, magnitude and change in time, weighted: see [`loss`]. Of a graph network, the cross-entropy of which regions
+    /// are active.
     fn loss(&self, model: &Network, batch: &Batch, mode: Mode) -> Result<Loss> {
-        let Batch { eeg, activity } = self.samples.augmented(batch, mode)?;
+        let Batch { eeg, activity, active } = self.samples.augmented(batch, mode)?;
+        model.meet(|| self.samples.cortex())?;
+        if let Some(scores) = model.scores(&eeg, mode)? {
+            return Ok(Loss::new(cross_entropy(&scores.logits, &active, CrossEntropyOptions::default())?));
+        }
         let found = loss(&model.forward(&eeg, mode)?, &activity)?;
         let named = ["reconstruction", "sparsity", "smoothness"].into_iter().enumerate();
         let parts = named.map(|(i, name)| Ok((name.into(), found.parts.get(i)?))).collect::<Result<_>>()?;
@@ -125,6 +131,7 @@ impl Task for DeepSifTask {
             name if name.ends_with("hidden") || name == "spatial" => ProbeKind::Activation,
             _ => ProbeKind::Output,
         };
+        model.meet(|| self.samples.cortex())?;
         let all = model.activations(&batch.eeg)?;
         let input = Probe::new("eeg", ProbeKind::Raw, &batch.eeg);
         Ok(std::iter::once(input)
@@ -133,14 +140,23 @@ impl Task for DeepSifTask {
     }
 
     fn validate(&self, model: &Network, split: Split) -> Result<Metrics> {
+        model.meet(|| self.samples.cortex())?;
         let found = self.sum(split, |batch| {
-            let activity = model.forward(&batch.eeg, Mode::Eval)?;
+            let scores = model.scores(&batch.eeg, Mode::Eval)?;
+            let activity = match &scores {
+                Some(scores) => scores.activity()?,
+                None => model.forward(&batch.eeg, Mode::Eval)?,
+            };
             let parts = loss(&activity, &batch.activity)?;
+            let total = match scores {
+                Some(scores) => cross_entropy(&scores.logits, &batch.active, CrossEntropyOptions::default())?,
+                None => parts.total,
+            };
             let [error, sparsity, _]: [f32; 3] =
                 parts.parts.to_device(&Device::Cpu)?.to_vec1::<f32>()?.try_into().unwrap_or([f32::NAN; 3]);
             let (b, t, _) = batch.activity.dims3()?;
             let none = scalar(&batch.activity.sqr()?.sum_all()?)? / (b * t) as f64;
-            Ok([scalar(&parts.total)?, f64::from(error), f64::from(sparsity), none])
+            Ok([scalar(&total)?, f64::from(error), f64::from(sparsity), none])
         })?;
         let [loss, error, sparsity, none] = found;
         Ok([("loss", loss), ("reconstruction", error), ("sparsity", sparsity), ("of_zero", error / none)].into())
@@ -205,6 +221,16 @@ impl Recipe for DeepSifTask {
             ),
         },
         Preset {
+            name: "graph",
+            summary: "a network of 4 layers over the cortex, from sparse Bayesian and sLORETA maps: a second learns more than the others' hours",
+            toml: concat!(
+                "[model]\nkind = \"graph\"\nwidth = 48\nlayers = 4\ndropout = 0.0\n",
+                "[data]\ntrain = 16000\nvalid = 100\n[data.simulation]\nheads = 20\nother_courses = 0.3\n",
+                "[train]\nlr = 3e-3\nbatch_size = 16\nsteps = 1000\nschedule = \"linear\"\nwarmup_steps = 20\neval_every = 200\n",
+                "early_stopping = 0\n[train.optimizer]\nbeta2 = 0.99\nweight_decay = 0.01\n"
+            ),
+        },
+        Preset {
             name: "tiny",
             summary: "for tests",
             toml: "[model]\nsensors = 8\nsources = 20\nfilter = 16\nwidth = 16\nheads = 2\nlayers = 2\nhidden = 32\npositions = 60\n\
@@ -231,6 +257,14 @@ impl Recipe for DeepSifTask {
 
     fn explain(config: &Config) -> String {
         let &Config { kind, sensors: n, sources: m, filter: h, width: d, layers, hidden, positions, .. } = config;
+        if kind == Kind::Graph {
+            let layer = 3 * d * d + 2 * d + 2 * d;
+            return format!(
+                "input: 40 x {d} + {d}\nlayers: 3 x {d} x {d} + 2 x {d}, norm 2 x {d} = {layer}; {layers} times = {}\nnorm: 2 x {d}; \
+                 output: {d} x 2 + 2\nthe head, which no training changes: {n} x {m} + {m} x 3 + {m} x 32 + {n} x {n}",
+                layers * layer
+            );
+        }
         let filter = 2 * (n * n + n) + 2 * (n * h + h) + 2 * (h * h + h);
         let mut parts = vec![format!(
             "spatial filter: 2 x ({n} x {n} + {n}) + 2 x ({n} x {h} + {h}) + 2 x ({h} x {h} + {h}) = {filter}"
@@ -268,6 +302,10 @@ impl Recipe for DeepSifTask {
     fn flops(config: &Config) -> Option<f64> {
         let &Config { kind, sensors: n, sources: m, filter: h, width: d, layers, hidden, .. } = config;
         let t = crate::simulation::RATE;
+        if kind == Kind::Graph {
+            // The network alone; the maps cost some hundred times as much, and how much depends on the EEG.
+            return Some(2. * (m * (40 * d + layers * 3 * d * d + 2 * d)) as f64);
+        }
         let filter = 2 * n * n + 2 * n * h + 2 * h * h;
         let rest = match kind {
             Kind::Lstm => 4 * m * (h + m) + layers.saturating_sub(1) * 8 * m * m,
@@ -277,6 +315,7 @@ impl Recipe for DeepSifTask {
                 let head = if kind == Kind::Transformer { d * (d / 2) + d / 2 * m } else { d * m };
                 h * d + layers * layer + head
             }
+            Kind::Graph => 0,
         };
         Some(2. * (t * (filter + rest)) as f64)
     }
@@ -302,7 +341,7 @@ impl Recipe for DeepSifTask {
             same_head(samples.head(), &montage(fitted)?)?;
         }
         let steps = samples.source().simulation.steps;
-        if config.kind != Kind::Lstm && steps > config.positions {
+        if config.is_transformer() && steps > config.positions {
             return Err(Error::Usage(format!(
                 "samples of {steps} time steps, but model.positions = {}",
                 config.positions
@@ -336,6 +375,7 @@ impl Recipe for DeepSifTask {
     }
 
     fn forward(&self, model: &Network, batch: &Batch, mode: Mode) -> Result<Tensor> {
+        model.meet(|| self.samples.cortex())?;
         model.forward(&batch.eeg, mode)
     }
 

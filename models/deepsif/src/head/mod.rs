@@ -10,6 +10,8 @@ pub use surface::Surface;
 use zoo_layers::random::{Purpose, Stream, layer_id};
 use zoo_training::{Error, Result};
 
+use crate::bayes::Cortex;
+pub(crate) use crate::image::distance;
 pub use crate::image::{Electrode, Point};
 
 /// A head.
@@ -75,6 +77,17 @@ impl Head {
         Self { origin, electrodes, regions, neighbours, lead_field, surface: None, noise: vec![] }
     }
 
+    /// What imaging needs of it.
+    pub(crate) fn cortex(&self) -> Cortex {
+        Cortex {
+            electrodes: self.electrodes.len(),
+            field: crate::simulation::referenced(self),
+            centres: self.regions.clone(),
+            neighbours: self.neighbours.clone(),
+            rest: vec![],
+        }
+    }
+
     /// Whether the regions lie at `places` (mm), which may be rounded to a tenth.
     pub(crate) fn lies_at(&self, places: &[Point]) -> bool {
         const ROUNDED: f64 = 0.2;
@@ -133,9 +146,4 @@ impl Head {
             ))),
         }
     }
-}
-
-/// The distance of two positions.
-pub(crate) fn distance(a: &Point, b: &Point) -> f64 {
-    a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt()
 }

@@ -43,7 +43,7 @@ impl SpatialFilter {
         // be proportional to the EEG, and the norm that follows would take away how large it is.
         let weight = |from: usize, to: usize| match kind {
             Kind::Transformer => init::xavier_uniform(from, to, 1.),
-            Kind::Lstm | Kind::PostLn => init::linear(from),
+            _ => init::linear(from),
         };
         let map = |name: &str| {
             let vb = vb.pp(name);

@@ -3,6 +3,9 @@
 //! Letters: b batch, t time steps, n sensors, h features of the spatial filter, d width.
 
 mod filter;
+mod graph;
+mod maps;
+mod neighbours;
 mod recurrent;
 mod transformer;
 
@@ -10,14 +13,19 @@ use candle_core::{Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use zoo_layers::Mode;
 
+#[cfg(feature = "train")]
+use crate::bayes::Cortex;
 use crate::{Config, Kind};
 use filter::SpatialFilter;
+use graph::Graph;
+pub(crate) use graph::Scores;
 use recurrent::Recurrent;
 use transformer::{PostLn, PreLn};
 
 /// EEG to the activity of the cortex's regions. Tensors: `spatial.fc11.weight` … `spatial.value.bias`; a transformer's
 /// `input_projection.weight`, `encoder.layers.0.self_attn.…` …, its `positions`, `norm` and `output.0`, `output.3` if it is the
-/// pre-norm one, or `output`; the LSTM's `temporal.rnns.0.weight_ih_l0` ….
+/// pre-norm one, or `output`; the LSTM's `temporal.rnns.0.weight_ih_l0` …; a graph network's `input.weight`, `layers.0.own.weight` …, and the head as
+/// `constant_field`, `constant_centres` and `constant_neighbours`.
 #[derive(Clone, Debug)]
 pub struct Network(Inner);
 
@@ -26,6 +34,7 @@ enum Inner {
     PreLn(Box<PreLn>),
     PostLn(Box<PostLn>),
     Recurrent(Box<Recurrent>),
+    Graph(Box<Graph>),
 }
 
 impl Network {
@@ -41,6 +50,7 @@ impl Network {
             Kind::Transformer => Inner::PreLn(Box::new(PreLn::new(config, vb)?)),
             Kind::PostLn => Inner::PostLn(Box::new(PostLn::new(config, vb)?)),
             Kind::Lstm => Inner::Recurrent(Box::new(Recurrent::new(config, vb)?)),
+            Kind::Graph => Inner::Graph(Box::new(Graph::new(config, vb)?)),
         }))
     }
 
@@ -48,12 +58,31 @@ impl Network {
     /// activity (b, t, sources).
     ///
     /// # Errors
-    /// Other shapes, or more time steps than a transformer has positions.
+    /// Other shapes, more time steps than a transformer has positions, or a graph network that knows no head.
     pub fn forward(&self, eeg: &Tensor, mode: Mode) -> Result<Tensor> {
         match &self.0 {
             Inner::PreLn(network) => network.forward(eeg, mode),
             Inner::PostLn(network) => network.forward(eeg, mode),
             Inner::Recurrent(network) => network.forward(eeg, mode),
+            Inner::Graph(network) => network.scores(eeg, mode)?.activity(),
+        }
+    }
+
+    /// Of a graph network, what it says of each region; nothing of the others, which tell activity alone.
+    #[cfg(feature = "train")]
+    pub(crate) fn scores(&self, eeg: &Tensor, mode: Mode) -> Result<Option<Scores>> {
+        match &self.0 {
+            Inner::Graph(network) => network.scores(eeg, mode).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Tells a graph network the head of the data, which its weights keep; the others learn it.
+    #[cfg(feature = "train")]
+    pub(crate) fn meet(&self, cortex: impl FnOnce() -> Result<Cortex>) -> Result<()> {
+        match &self.0 {
+            Inner::Graph(network) => network.meet(cortex),
+            _ => Ok(()),
         }
     }
 
@@ -66,6 +95,7 @@ impl Network {
             Inner::PreLn(network) => network.activations(eeg),
             Inner::PostLn(network) => network.activations(eeg),
             Inner::Recurrent(network) => network.activations(eeg),
+            Inner::Graph(network) => network.activations(eeg),
         }
     }
 }

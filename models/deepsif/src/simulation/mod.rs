@@ -3,6 +3,7 @@
 mod jansen_rit;
 mod patch;
 mod portrait;
+mod waves;
 
 pub use jansen_rit::Mass;
 pub use patch::Patch;
@@ -17,11 +18,10 @@ use zoo_kernels::cpu::product::Matrix;
 use zoo_layers::random::{Purpose, Stream, layer_id};
 
 use crate::head::Head;
+pub use crate::image::RATE;
 use crate::image::{centre, prepare, still};
 use jansen_rit::Masses;
 
-/// Time steps a second.
-pub const RATE: usize = 500;
 /// Milliseconds before what is taken, in which masses forget how they began.
 const SETTLING: usize = 500;
 /// Masses that are tried for a patch: one of them spikes.
@@ -34,6 +34,8 @@ const SPIKE: f32 = 5.;
 const GAINS: [f64; 2] = [3.55, 3.75];
 const INPUT: [f64; 2] = [85., 90.];
 const SPREAD: f64 = 50.;
+/// The seed of the first of the heads that training may see.
+const FIRST_HEAD: u64 = 1000;
 
 /// What is simulated: the table `[data.simulation]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -51,18 +53,42 @@ pub struct Settings {
     pub snr: [f64; 2],
     /// Share of the samples whose noise is recorded, where there is any, instead of white.
     pub recorded: f64,
+    /// Heads that a training sample's EEG may come from, each a little different from the one that is known; none but it if 0.
+    pub heads: usize,
+    /// Share of the training samples whose patches have courses of other forms than neural masses make.
+    pub other_courses: f64,
+}
+
+/// Where activity comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// Neural masses; bumps and rhythms for the share that the settings give.
+    Training,
+    /// Neural masses over the head that is known.
+    Judging,
+    /// Triangles and half sines over 1/f noise.
+    Other,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { steps: 500, patches: [1, 2], extent: [1, 12], background: [5., 20.], snr: [5., 20.], recorded: 0. }
+        Self {
+            steps: 500,
+            patches: [1, 2],
+            extent: [1, 12],
+            background: [5., 20.],
+            snr: [5., 20.],
+            recorded: 0.,
+            heads: 0,
+            other_courses: 0.,
+        }
     }
 }
 
 impl Settings {
     /// What cannot work about these numbers, naming the key.
     pub(crate) fn problem(&self) -> Option<String> {
-        let Self { steps, patches, extent, background, snr, recorded } = self;
+        let Self { steps, patches, extent, background, snr, recorded, heads, other_courses } = self;
         let key = |name: &str, what: &str| Some(format!("data.simulation.{name} {what}"));
         if *steps < 2 || *steps > 100_000 {
             return key("steps", "must lie between 2 and 100000");
@@ -78,8 +104,13 @@ impl Settings {
                 return key(name, "must be two numbers of decibels from -100 to 100, the smaller first");
             }
         }
-        if !(0. ..=1.).contains(recorded) {
-            return key("recorded", "must be a share from 0 to 1");
+        for (name, share) in [("recorded", recorded), ("other_courses", other_courses)] {
+            if !(0. ..=1.).contains(share) {
+                return key(name, "must be a share from 0 to 1");
+            }
+        }
+        if *heads > 1000 {
+            return key("heads", "must be at most 1000");
         }
         None
     }
@@ -118,22 +149,36 @@ pub struct Generator {
     head: Arc<Head>,
     settings: Settings,
     seed: u64,
+    source: Source,
     resting: Masses,
-    /// Average-referenced, a row for each mass (zeros for those that only fill up).
-    forward: Vec<f32>,
+    /// Of each head that EEG may come from: average-referenced, a row for each mass (zeros for those that only fill up).
+    forwards: Vec<Vec<f32>>,
 }
 
 impl Generator {
     /// A generator over a head.
     pub fn new(head: Arc<Head>, settings: Settings, seed: u64) -> Self {
+        Self::of(head, settings, seed, Source::Training)
+    }
+
+    pub(crate) fn of(head: Arc<Head>, settings: Settings, seed: u64, source: Source) -> Self {
         let resting = Masses::new(&vec![Mass::RESTING; head.regions.len()]);
-        let columns = referenced(&head);
         let (n, m) = (head.electrodes.len(), head.regions.len());
-        let mut forward = vec![0.; resting.len() * n];
-        for (i, row) in forward.chunks_exact_mut(n).take(m).enumerate() {
-            row.iter_mut().enumerate().for_each(|(e, v)| *v = columns[e * m + i] as f32);
-        }
-        Self { head, settings, seed, resting, forward }
+        let forward = |head: &Head| {
+            let columns = referenced(head);
+            let mut forward = vec![0.; resting.len() * n];
+            for (i, row) in forward.chunks_exact_mut(n).take(m).enumerate() {
+                row.iter_mut().enumerate().for_each(|(e, v)| *v = columns[e * m + i] as f32);
+            }
+            forward
+        };
+        let heads = if source == Source::Training { settings.heads as u64 } else { 0 };
+        // Those that judge are perturbed by other seeds.
+        let forwards = match heads {
+            0 => vec![forward(&head)],
+            _ => (0..heads).map(|i| forward(&head.perturbed(FIRST_HEAD + i))).collect(),
+        };
+        Self { head, settings, seed, source, resting, forwards }
     }
 
     /// Sample `number` of `series`, such as a split's name.
@@ -145,12 +190,20 @@ impl Generator {
             Stream::new(self.seed, Purpose::Simulation, layer_id(&format!("deepsif.{series}.{part}")), number)
         };
         let mut draw = stream("choices");
-        let Settings { steps, patches: [fewest, most], extent, background, snr, recorded } = self.settings;
+        let Settings { steps, patches: [fewest, most], extent, background, snr, recorded, other_courses, .. } =
+            self.settings;
         let count = fewest + draw.below((most - fewest + 1) as u32) as usize;
         let patches = patch::draw(&self.head, count, extent, &mut draw);
+        let mut other = stream("others");
+        let forward = &self.forwards[other.below(self.forwards.len() as u32) as usize];
+        let smooth = self.source == Source::Training && other.uniform() < other_courses;
         let mut sources = vec![];
         for (i, patch) in patches.into_iter().enumerate() {
-            let mut activity = spikes(steps, &mut draw, &stream(&format!("spikes {i}")))?;
+            let mut activity = match self.source {
+                Source::Other => waves::sharp(steps, &mut other),
+                _ if smooth => waves::smooth(steps, &mut other),
+                _ => spikes(steps, &mut draw, &stream(&format!("spikes {i}")))?,
+            };
             // The first keeps its height, others are up to half as low.
             let strength = if i == 0 { 1. } else { 0.5 + 0.5 * draw.uniform() as f32 };
             activity.iter_mut().for_each(|v| *v *= strength);
@@ -161,8 +214,8 @@ impl Generator {
             activity.iter_mut().for_each(|v| *v /= largest);
         }
         let n = self.head.electrodes.len();
-        let mut eeg = self.background(steps, &stream("background"))?;
-        let signal = self.project(&sources, steps);
+        let mut eeg = self.background(steps, forward, &stream("background"))?;
+        let signal = self.project(&sources, forward, steps);
         bring(&mut eeg, power(&signal) / decibels(between(background, &mut draw)));
         eeg.iter_mut().zip(&signal).for_each(|(e, s)| *e += s);
         let snr = between(snr, &mut draw);
@@ -174,23 +227,43 @@ impl Generator {
         Ok(Sample { eeg, sources, snr, stored: None })
     }
 
+    /// EEG without any patch, such as a baseline has: background and noise with the powers that they have in samples on average (in
+    /// decibels), where the patches' is one.
+    pub(crate) fn rest(&self, number: u64) -> Result<Vec<f32>> {
+        let stream =
+            |part: &str| Stream::new(self.seed, Purpose::Simulation, layer_id(&format!("deepsif.rest.{part}")), number);
+        let Settings { steps, background, snr, recorded, .. } = self.settings;
+        let middle = |[low, high]: [f64; 2]| 1. / decibels(0.5 * (low + high));
+        let n = self.head.electrodes.len();
+        let mut eeg = self.background(steps, &self.forwards[0], &stream("background"))?;
+        bring(&mut eeg, middle(background));
+        let mut noise = self.noise(steps, recorded, &mut stream("choices"), stream("noise"));
+        centre(&mut noise, n);
+        bring(&mut noise, (1. + middle(background)) * middle(snr));
+        eeg.iter_mut().zip(&noise).for_each(|(e, v)| *e += v);
+        Ok(eeg)
+    }
+
     /// EEG of the cortex at rest, centred.
-    fn background(&self, steps: usize, stream: &Stream) -> Result<Vec<f32>> {
+    fn background(&self, steps: usize, forward: &[f32], stream: &Stream) -> Result<Vec<f32>> {
         let (n, m) = (self.head.electrodes.len(), self.resting.len());
-        let potentials = self.resting.simulate(SETTLING, steps, stream)?;
-        let mut eeg = matmul([steps, n, m], Matrix::rows(&potentials, m), Matrix::rows(&self.forward, n));
+        let potentials = match self.source {
+            Source::Other => waves::pink(steps, m, &mut stream.clone()),
+            _ => self.resting.simulate(SETTLING, steps, stream)?,
+        };
+        let mut eeg = matmul([steps, n, m], Matrix::rows(&potentials, m), Matrix::rows(forward, n));
         centre(&mut eeg, n);
         Ok(eeg)
     }
 
     /// EEG of the patches alone.
-    fn project(&self, sources: &[(Patch, Vec<f32>)], steps: usize) -> Vec<f32> {
+    fn project(&self, sources: &[(Patch, Vec<f32>)], forward: &[f32], steps: usize) -> Vec<f32> {
         let n = self.head.electrodes.len();
         let mut eeg = vec![0.; steps * n];
         for (patch, activity) in sources {
             let mut map = vec![0.; n];
             for &(region, share) in &patch.regions {
-                map.iter_mut().zip(&self.forward[region * n..]).for_each(|(v, f)| *v += share * f);
+                map.iter_mut().zip(&forward[region * n..]).for_each(|(v, f)| *v += share * f);
             }
             for (row, a) in eeg.chunks_exact_mut(n).zip(activity) {
                 row.iter_mut().zip(&map).for_each(|(v, m)| *v += a * m);
@@ -340,7 +413,7 @@ mod tests {
             let mut found = 0.;
             for number in 0..5 {
                 let sample = generator.sample("train", number)?;
-                let signal = generator.project(&sample.sources, 500);
+                let signal = generator.project(&sample.sources, &generator.forwards[0], 500);
                 // The scale of the EEG is unknown: the least-squares fit tells it, up to the noise's share along the signal.
                 let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
                 let factor = dot(&sample.eeg, &signal) / dot(&signal, &signal);
@@ -355,7 +428,7 @@ mod tests {
         let mut found = 0.;
         for number in 0..10 {
             let sample = generator.sample("train", number)?;
-            let signal = generator.project(&sample.sources, 500);
+            let signal = generator.project(&sample.sources, &generator.forwards[0], 500);
             let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
             let factor = dot(&sample.eeg, &signal) / dot(&signal, &signal);
             let left: Vec<f32> = sample.eeg.iter().zip(&signal).map(|(e, s)| e - factor as f32 * s).collect();

@@ -20,7 +20,7 @@ pub struct Param {
     pub var: Var,
     /// Whether an optimizer changes it: false for buffers and frozen parameters.
     pub trainable: bool,
-    /// Whether it is statistics that a layer keeps itself, by PyTorch's names for them.
+    /// Whether it is statistics that a layer keeps itself, by PyTorch's names for them, or a constant (`constant_…`).
     pub buffer: bool,
 }
 
@@ -247,10 +247,12 @@ pub fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Opt
     scored.filter(|(score, _)| *score >= 0.5).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, c)| c)
 }
 
-/// Whether a name is that of statistics that a layer keeps itself, by PyTorch's names for them.
+/// Whether a name is that of statistics that a layer keeps itself, by PyTorch's names for them, or of something known that no
+/// training changes (`constant_…`).
 fn is_buffer(name: &str) -> bool {
     let last = name.rsplit('.').next().unwrap_or_default();
-    matches!(last, "running_mean" | "running_var" | "num_batches_tracked" | "running_count")
+    last.starts_with("constant_")
+        || matches!(last, "running_mean" | "running_var" | "num_batches_tracked" | "running_count")
 }
 
 /// Elements that are made up for tensors in any case.
