@@ -105,12 +105,12 @@ fn model(name: &str, params: &Params) -> candle_core::Result<(Step, f64)> {
             value: of("value", 1.)?,
             advantage: of("advantage", 2.)?,
             target: of("target", 2.)?,
-            settings: ppo::Settings::default(),
+            settings: ppo::Settings { clip_value: true, value_weight: 0.5, ..ppo::Settings::default() },
         };
         let step = move |mode| {
-            let (logits, value) = model.act(&batch.observation, mode)?;
-            let loss = ppo::loss(&logits, &value, &batch)?.total;
-            Ok((logits, loss))
+            let (policy, value) = model.act(&batch.observation, mode)?;
+            let loss = ppo::loss(&policy, &value, &batch)?.total;
+            Ok((policy.output().clone(), loss))
         };
         return Ok((Box::new(step), 0.999));
     }

@@ -77,7 +77,10 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { ppo: ppo::Settings { gamma: 0.9, ..ppo::Settings::default() }, repair: RepairConfig::default() }
+        Self {
+            ppo: ppo::Settings { gamma: 0.9, normalize_reward: true, ..ppo::Settings::default() },
+            repair: RepairConfig::default(),
+        }
     }
 }
 

@@ -89,8 +89,8 @@ impl Task for TradingTask {
                 Ok(Loss::new(ops::cross_entropy(&model.forward(x, mode)?, y, Default::default())?))
             }
             Batch::Acted(batch) => {
-                let (logits, value) = model.act(&batch.observation, mode)?;
-                ppo::loss(&logits, &value, batch)
+                let (policy, value) = model.act(&batch.observation, mode)?;
+                ppo::loss(&policy, &value, batch)
             }
             Batch::Seen(_) => {
                 bail!("trading-transformer: a policy learns from what it did, not from observations alone")

@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor};
 use zoo_layers::random::{Purpose, Stream};
 use zoo_market::Bar;
-use zoo_training::ppo::{End, Environment, Transition};
+use zoo_training::ppo::{Actions, End, Environment, Space, Transition};
 use zoo_training::{Metrics, Split};
 
 use super::YEAR;
@@ -155,8 +155,8 @@ impl<'a> Trading<'a> {
 }
 
 impl Environment for Trading<'_> {
-    fn actions(&self) -> usize {
-        self.market.levels.len()
+    fn space(&self) -> Space {
+        Space::Choices(self.market.levels.len())
     }
 
     fn view_width(&self) -> usize {
@@ -171,7 +171,8 @@ impl Environment for Trading<'_> {
         self.market.observe(views)
     }
 
-    fn step(&mut self, actions: &[u32]) -> Vec<Transition> {
+    fn step(&mut self, actions: Actions) -> Vec<Transition> {
+        let actions = actions.choices();
         let mut steps = Vec::with_capacity(actions.len());
         for (i, action) in actions.iter().enumerate() {
             let walk = &mut self.walks[i];
@@ -286,7 +287,7 @@ mod tests {
             let mut all = Trading::new(&market, 3, 40, seed);
             let mut seen = vec![];
             for k in 0..steps {
-                let results = all.step(&[0, 2, (k % 3) as u32]);
+                let results = all.step(Actions::Choices(&[0, 2, (k % 3) as u32]));
                 assert!(all.walks.iter().all(|w| market.symbols[w.symbol].period(Split::Train).contains(&w.t)));
                 for result in &results {
                     if let End::Truncated(view) = &result.end {
@@ -305,7 +306,7 @@ mod tests {
         let mut resumed = Trading::new(&market, 3, 40, 1);
         assert!(resumed.restore(&middle.state()) && resumed.state() == middle.state());
         for (k, expected) in first.iter().enumerate().skip(120) {
-            assert_eq!(resumed.step(&[0, 2, (k % 3) as u32]), *expected);
+            assert_eq!(resumed.step(Actions::Choices(&[0, 2, (k % 3) as u32])), *expected);
         }
         assert_eq!(resumed.state(), after.state());
         assert!(!Trading::new(&market, 4, 40, 1).restore(&middle.state()));

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use zoo_layers::Mode;
 use zoo_layers::random::{Purpose, Stream, layer_id};
 use zoo_training::config::ConfigOf;
-use zoo_training::ppo::{ActorCritic, Collector};
+use zoo_training::ppo::{self, ActorCritic, Collector};
 use zoo_training::{Error, Evaluation, Experience, Metrics, Name, Picture, Split, Table};
 
 use super::account::Rules;
@@ -34,8 +34,9 @@ pub(crate) struct Policy {
 }
 
 impl ActorCritic for TradingTransformer {
-    fn act(&self, observation: &Tensor, mode: Mode) -> Result<(Tensor, Tensor)> {
-        self.actor_critic(observation, mode)
+    fn act(&self, observation: &Tensor, mode: Mode) -> Result<(ppo::Policy, Tensor)> {
+        let (logits, value) = self.actor_critic(observation, mode)?;
+        Ok((ppo::Policy::Choices(logits), value))
     }
 
     fn observed(&self, observation: &Tensor) -> Result<()> {
@@ -271,7 +272,7 @@ impl Data for Policy {
     }
 
     fn forward(&self, model: &TradingTransformer, batch: &Batch, mode: Mode) -> Result<Tensor> {
-        Ok(model.act(batch.observation(), mode)?.0)
+        Ok(model.act(batch.observation(), mode)?.0.output().clone())
     }
 
     /// The loss is the Sharpe ratio turned round.

@@ -5,8 +5,9 @@ use serde_json::Value;
 use zoo_layers::Mode;
 use zoo_layers::random::{Purpose, Stream};
 
+use super::policy::random;
 use super::scale::RewardScale;
-use super::{Batch, KL, Settings, act, advantages};
+use super::{Actions, Batch, KL, Policy, Settings, Space, act, advantages};
 use crate::{Error, Experience, Metrics, Result, Task};
 
 /// Observations at once, where the model only looks at them.
@@ -16,11 +17,11 @@ const BEFORE: u64 = u64::MAX;
 
 /// What PPO trains.
 pub trait ActorCritic {
-    /// Logits of the choices (b, a) and values (b) of observations (b, o).
+    /// The policy after observations (b, o), and their values (b).
     ///
     /// # Errors
     /// candle's.
-    fn act(&self, observation: &Tensor, mode: Mode) -> Computed<(Tensor, Tensor)>;
+    fn act(&self, observation: &Tensor, mode: Mode) -> Computed<(Policy, Tensor)>;
 
     /// Takes observations (b, o) into the statistics that it normalises them by, if it does: nothing, by default. Statistics
     /// stay as they are while a rollout is collected and trained on; those of the first rollout come from random actions.
@@ -35,8 +36,8 @@ pub trait ActorCritic {
 
 /// Environments of one kind that advance together.
 pub trait Environment {
-    /// Choices that there are at each step.
-    fn actions(&self) -> usize;
+    /// What can be done at each step.
+    fn space(&self) -> Space;
 
     /// Numbers that a view has.
     fn view_width(&self) -> usize;
@@ -51,7 +52,7 @@ pub trait Environment {
     fn observe(&self, views: &[f32]) -> Computed<Tensor>;
 
     /// Each takes its action. Those whose episode is over begin another.
-    fn step(&mut self, actions: &[u32]) -> Vec<Transition>;
+    fn step(&mut self, actions: Actions) -> Vec<Transition>;
 
     /// How it went since the last call.
     fn metrics(&mut self) -> Metrics;
@@ -93,8 +94,9 @@ pub struct Collector<E> {
     device: Device,
     /// (t, n, width)
     views: Vec<f32>,
+    /// (t, n, numbers of an action): a choice is a whole number.
+    actions: Vec<f32>,
     /// (t, n), as all that follow.
-    actions: Vec<u32>,
     log_probs: Vec<f32>,
     values: Vec<f32>,
     advantages: Vec<f32>,
@@ -132,27 +134,35 @@ impl<E: Environment> Collector<E> {
         self.environment.observe(views)?.to_device(&self.device)
     }
 
-    /// A rollout; without a model all actions have the same chance, and only the views are of use.
+    /// A rollout; without a model actions are random, and only the views are of use.
     fn roll_out<M: ActorCritic>(&mut self, model: Option<&M>, number: u64) -> Result<()> {
         let Settings { rollout, gamma, lambda, normalize_reward, .. } = self.settings;
-        let (n, choices) = (self.count, self.environment.actions());
+        let (n, space) = (self.count, self.environment.space());
         let (mut rewards, mut ended) = (Vec::with_capacity(n * rollout), Vec::with_capacity(n * rollout));
-        for kept in [&mut self.log_probs, &mut self.values, &mut self.views] {
+        for kept in [&mut self.log_probs, &mut self.values, &mut self.views, &mut self.actions] {
             kept.clear();
         }
-        self.actions.clear();
-        let say = |this: &Self, views: &[f32]| match model {
-            Some(model) => act(model, &this.observe(views)?),
-            None => this.observe(views).map(|_| (vec![vec![-(choices as f32).ln(); choices]; n], vec![0.; n])),
+        let say = |this: &Self, views: &[f32]| -> Computed<(Option<Policy>, Vec<f32>)> {
+            let observation = this.observe(views)?;
+            Ok(match model {
+                Some(model) => act(model, &observation).map(|(policy, values)| (Some(policy), values))?,
+                None => (None, vec![0.; n]),
+            })
         };
         let mut views = vec![];
         for t in 0..rollout {
             views.clear();
             self.environment.view(&mut views);
-            let (log_probs, values) = say(self, &views)?;
+            let (policy, values) = say(self, &views)?;
             let mut chance = Stream::new(self.seed, Purpose::Sampling, number, t as u64);
-            let actions: Vec<u32> = log_probs.iter().map(|p| draw(p, chance.uniform())).collect();
-            let steps = self.environment.step(&actions);
+            let (actions, log_probs) = match policy {
+                Some(policy) => policy.draw(space, &mut chance)?,
+                None => (random(space, n, &mut chance), vec![0.; n]),
+            };
+            let steps = match space {
+                Space::Choices(_) => self.environment.step(Actions::Choices(&whole(&actions))),
+                Space::Numbers(_) => self.environment.step(Actions::Numbers(&actions)),
+            };
             let over: Vec<bool> = steps.iter().map(|s| s.end != End::Open).collect();
             let raw: Vec<f64> = steps.iter().map(|s| s.reward).collect();
             let mut scaled = match normalize_reward {
@@ -167,7 +177,7 @@ impl<E: Environment> Collector<E> {
                 let (_, worth) = act(model, &self.observe(&last.concat())?)?;
                 indices.iter().zip(worth).for_each(|(i, v)| scaled[*i] += gamma * f64::from(v));
             }
-            self.log_probs.extend(log_probs.iter().zip(&actions).map(|(p, a)| p[*a as usize]));
+            self.log_probs.extend(log_probs);
             self.values.extend(values);
             self.actions.extend(actions);
             self.views.extend_from_slice(&views);
@@ -187,6 +197,13 @@ impl<E: Environment> Collector<E> {
         self.views.chunks(BATCH * width).try_for_each(|views| model.observed(&self.observe(views)?))
     }
 
+    fn kept_actions(&self) -> Computed<Tensor> {
+        match self.environment.space() {
+            Space::Choices(_) => Tensor::new(whole(&self.actions).as_slice(), &Device::Cpu),
+            Space::Numbers(_) => Tensor::new(self.actions.as_slice(), &Device::Cpu),
+        }
+    }
+
     /// Explained variance of returns: 1 is perfect, 0 is no better than predicting their mean.
     fn explained(&self) -> f64 {
         let of = |f: &dyn Fn(usize) -> f64| {
@@ -199,17 +216,9 @@ impl<E: Environment> Collector<E> {
     }
 }
 
-/// The choice at `u` of [0, 1) by these logarithms of chances.
-fn draw(log_probs: &[f32], u: f64) -> u32 {
-    let mut left = u;
-    for (i, p) in log_probs.iter().enumerate() {
-        left -= f64::from(*p).exp();
-        if left < 0. {
-            return i as u32;
-        }
-    }
-    // Rounding may leave a rest.
-    log_probs.len().saturating_sub(1) as u32
+/// Choices that are kept as numbers.
+fn whole(actions: &[f32]) -> Vec<u32> {
+    actions.iter().map(|a| *a as u32).collect()
 }
 
 impl<T, E> Experience<T> for Collector<E>
@@ -249,11 +258,17 @@ where
         let views: Vec<f32> =
             indices.iter().flat_map(|i| self.views[i * width..(i + 1) * width].iter().copied()).collect();
         let of = |all: &[f32]| Tensor::from_vec(indices.iter().map(|i| all[*i]).collect(), indices.len(), &self.device);
-        let action: Vec<u32> = indices.iter().map(|i| self.actions[*i]).collect();
+        let space = self.environment.space();
+        let d = space.width();
+        let action: Vec<f32> = indices.iter().flat_map(|i| self.actions[i * d..(i + 1) * d].iter().copied()).collect();
+        let action = match space {
+            Space::Choices(_) => Tensor::from_vec(whole(&action), indices.len(), &self.device)?,
+            Space::Numbers(_) => Tensor::from_vec(action, (indices.len(), d), &self.device)?,
+        };
         let (value, advantage) = (of(&self.values)?, of(&self.advantages)?);
         let batch = Batch {
             observation: self.observe(&views)?,
-            action: Tensor::from_vec(action, indices.len(), &self.device)?,
+            action,
             log_prob: of(&self.log_probs)?,
             target: (&value + &advantage)?,
             value,
@@ -277,7 +292,7 @@ where
         let cpu = &Device::Cpu;
         let tensors = [
             ("views", Tensor::new(self.views.as_slice(), cpu)),
-            ("actions", Tensor::new(self.actions.as_slice(), cpu)),
+            ("actions", self.kept_actions()),
             ("log_probs", Tensor::new(self.log_probs.as_slice(), cpu)),
             ("values", Tensor::new(self.values.as_slice(), cpu)),
             ("advantages", Tensor::new(self.advantages.as_slice(), cpu)),
@@ -300,11 +315,16 @@ where
             v if v.len() == n => Ok(v),
             _ => Err(other(name)),
         };
-        let choices = self.environment.actions() as u32;
-        let actions = find("actions", DType::U32)?.to_vec1::<u32>()?;
-        if actions.len() != n || actions.iter().any(|a| *a >= choices) {
-            return Err(other("actions"));
-        }
+        let actions = match self.environment.space() {
+            Space::Choices(choices) => {
+                let actions = find("actions", DType::U32)?.to_vec1::<u32>()?;
+                if actions.len() != n || actions.iter().any(|a| *a as usize >= choices) {
+                    return Err(other("actions"));
+                }
+                actions.into_iter().map(|a| a as f32).collect()
+            }
+            Space::Numbers(d) => floats("actions", n * d)?,
+        };
         let scale = RewardScale::of(&find("reward_scale", DType::F64)?.to_vec1::<f64>()?, self.count);
         let (views, log_probs) = (floats("views", n * width)?, floats("log_probs", n)?);
         let (values, advantages) = (floats("values", n)?, floats("advantages", n)?);
@@ -326,8 +346,8 @@ mod tests {
     struct Counters([f32; 2]);
 
     impl Environment for Counters {
-        fn actions(&self) -> usize {
-            2
+        fn space(&self) -> Space {
+            Space::Choices(2)
         }
 
         fn view_width(&self) -> usize {
@@ -342,7 +362,7 @@ mod tests {
             Tensor::from_slice(views, (views.len(), 1), &Device::Cpu)
         }
 
-        fn step(&mut self, actions: &[u32]) -> Vec<Transition> {
+        fn step(&mut self, actions: Actions) -> Vec<Transition> {
             let one = |(count, action): (&mut f32, &u32)| {
                 *count += 1.;
                 let over = *count == 3.;
@@ -354,7 +374,7 @@ mod tests {
                 *count = if over { 0. } else { *count };
                 Transition { reward: 1., end }
             };
-            self.0.iter_mut().zip(actions).map(one).collect()
+            self.0.iter_mut().zip(actions.choices()).map(one).collect()
         }
 
         fn metrics(&mut self) -> Metrics {
@@ -374,10 +394,10 @@ mod tests {
     struct Sure(usize);
 
     impl ActorCritic for Sure {
-        fn act(&self, observation: &Tensor, _: Mode) -> Computed<(Tensor, Tensor)> {
+        fn act(&self, observation: &Tensor, _: Mode) -> Computed<(Policy, Tensor)> {
             let row = if self.0 == 0 { [0f32, -100.] } else { [-100., 0.] };
             let logits = Tensor::new(&[row], &Device::Cpu)?.broadcast_as((observation.dim(0)?, 2))?;
-            Ok((logits.contiguous()?, (observation.squeeze(1)? * 10.)?))
+            Ok((Policy::Choices(logits.contiguous()?), (observation.squeeze(1)? * 10.)?))
         }
     }
 
@@ -403,13 +423,5 @@ mod tests {
         let refused = Collector::new(Counters([0.; 2]), &settings, 1, &Device::Cpu).err().map(|e| e.to_string());
         assert!(refused.is_some_and(|e| e.contains("there are 2")));
         Ok(())
-    }
-
-    #[test]
-    fn choices_are_drawn_by_their_chances() {
-        let log_probs = [0.2f32, 0.5, 0.3].map(f32::ln);
-        let drawn = |u| draw(&log_probs, u);
-        assert_eq!([0., 0.199, 0.201, 0.699, 0.701, 0.9999999].map(drawn), [0, 0, 1, 1, 2, 2]);
-        assert_eq!(draw(&[-0.1, f32::NEG_INFINITY], 0.99), 1);
     }
 }

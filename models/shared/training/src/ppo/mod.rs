@@ -10,17 +10,18 @@
 //! ```
 //!
 //! A task whose model is an [`ActorCritic`] gives the trainer a [`Collector`] over its [`Environment`], and [`loss`] as its
-//! loss; `examples/cartpole.rs` is one. Actions are discrete: the number of a choice. A continuous one would be another distribution
-//! in [`loss`] and where the collector draws.
+//! loss; `examples/control.rs` has four. Actions are choices or numbers ([`Space`]): a [`Policy`] says how likely each is.
 
 mod collector;
+mod policy;
 mod scale;
 
 use candle_core::{DType, Result, Tensor};
 use serde::{Deserialize, Serialize};
-use zoo_layers::{Mode, ops};
+use zoo_layers::Mode;
 
 pub use collector::{ActorCritic, Collector, End, Environment, Transition};
+pub use policy::{Actions, Policy, Space};
 
 use crate::{Error, Loss};
 
@@ -40,9 +41,10 @@ pub struct Settings {
     pub lambda: f64,
     /// How far the ratio of new to old chances may leave 1, and the value its old one.
     pub clip: f64,
-    /// Whether the value is clipped too.
+    /// Whether the value is clipped too. Where rewards are divided by a deviation that still changes, the old value is of
+    /// another scale than the new one, and the clip holds the critic back.
     pub clip_value: bool,
-    /// Weight of the value's loss.
+    /// Weight of the value's loss, which is half the squared error.
     pub value_weight: f64,
     /// Weight of the entropy.
     pub entropy_weight: f64,
@@ -64,12 +66,12 @@ impl Default for Settings {
             gamma: 0.99,
             lambda: 0.95,
             clip: 0.2,
-            clip_value: true,
-            value_weight: 0.5,
+            clip_value: false,
+            value_weight: 1.,
             entropy_weight: 0.01,
             target_kl: 0.,
             normalize_advantage: true,
-            normalize_reward: true,
+            normalize_reward: false,
         }
     }
 }
@@ -110,9 +112,9 @@ impl Settings {
 pub struct Batch {
     /// (b, o)
     pub observation: Tensor,
-    /// What was chosen (b), u32.
+    /// What was chosen: (b) as u32, or numbers (b, d).
     pub action: Tensor,
-    /// ln of the chance that it had (b).
+    /// ln of the chance, or of the density, that it had (b).
     pub log_prob: Tensor,
     /// The value that was expected (b).
     pub value: Tensor,
@@ -124,17 +126,17 @@ pub struct Batch {
     pub settings: Settings,
 }
 
-/// The loss of a batch for what the model says of its observations now: logits (b, a) and values (b). A mean over the batch.
+/// The loss of a batch for what the model says of its observations now: a policy and values (b). A mean over the batch.
 /// Parts: policy, value and entropy without their weights; `kl`, the mean of r - 1 - ln r, estimates the divergence of the
 /// policy from the one that acted (Schulman 2020, *Approximating KL divergence*); `clipped` is the share of samples whose
 /// ratio left the range.
 ///
 /// # Errors
 /// candle's.
-pub fn loss(logits: &Tensor, value: &Tensor, batch: &Batch) -> Result<Loss> {
+pub fn loss(policy: &Policy, value: &Tensor, batch: &Batch) -> Result<Loss> {
     let Settings { clip, clip_value, value_weight, entropy_weight, normalize_advantage, .. } = batch.settings;
-    let (log_probs, value) = (ops::log_softmax(logits)?, &value.to_dtype(DType::F32)?); // (b, a), (b)
-    let log_prob = log_probs.gather(&batch.action.unsqueeze(1)?, 1)?.squeeze(1)?; // (b)
+    let value = &value.to_dtype(DType::F32)?; // (b)
+    let (log_prob, entropy) = policy.log_prob(&batch.action)?; // (b), scalar
     let log_ratio = (log_prob - &batch.log_prob)?;
     let ratio = log_ratio.exp()?;
     let advantage = match normalize_advantage {
@@ -152,7 +154,6 @@ pub fn loss(logits: &Tensor, value: &Tensor, batch: &Batch) -> Result<Loss> {
         false => error,
     };
     let value = (error.mean_all()? * 0.5)?;
-    let entropy = (log_probs.exp()? * &log_probs)?.sum(1)?.mean_all()?.neg()?;
     let total = ((&policy + (&value * value_weight)?)? - (&entropy * entropy_weight)?)?;
     // Neither has a part in the gradient.
     let (ratio, log_ratio) = (ratio.detach(), log_ratio.detach());
@@ -194,11 +195,10 @@ pub fn advantages(rewards: &[f32], values: &[f32], ended: &[bool], last: &[f32],
     advantages
 }
 
-/// Logarithms of the chances and values of observations, on the CPU.
-pub(crate) fn act<M: ActorCritic>(model: &M, observation: &Tensor) -> Result<(Vec<Vec<f32>>, Vec<f32>)> {
-    let (logits, value) = model.act(observation, Mode::Eval)?;
-    let cpu = |t: &Tensor| t.to_device(&candle_core::Device::Cpu);
-    Ok((ops::log_softmax(&cpu(&logits)?)?.to_vec2()?, cpu(&value)?.to_vec1()?))
+/// The policy after observations, and their values on the CPU.
+pub(crate) fn act<M: ActorCritic>(model: &M, observation: &Tensor) -> Result<(Policy, Vec<f32>)> {
+    let (policy, value) = model.act(observation, Mode::Eval)?;
+    Ok((policy, value.to_device(&candle_core::Device::Cpu)?.to_dtype(DType::F32)?.to_vec1()?))
 }
 
 #[cfg(test)]
@@ -229,7 +229,12 @@ mod tests {
         let of = |ratios, advantages| -> Result<(f64, Vec<Vec<f32>>)> {
             let logits = Var::zeros((4, 2), DType::F32, &Device::Cpu)?;
             let value = Tensor::zeros(4, DType::F32, &Device::Cpu)?;
-            let total = loss(&logits, &value, &batch(ratios, advantages, settings.clone())?)?.total;
+            let total = loss(
+                &Policy::Choices(logits.as_tensor().clone()),
+                &value,
+                &batch(ratios, advantages, settings.clone())?,
+            )?
+            .total;
             let grads = total.backward()?;
             let grad = grads.get(&logits).map_or(Ok(vec![]), |g| g.to_vec2())?;
             Ok((f64::from(total.to_scalar::<f32>()?), grad))
@@ -248,7 +253,9 @@ mod tests {
     fn values_are_clipped_and_parts_are_named() -> Result<()> {
         let value = Var::new(&[0.1f32, 0.9, 0.5, 0.], &Device::Cpu)?;
         let logits = Tensor::new(&[[0f32, 0.], [3., 3.], [-1., -1.], [9., 9.]], &Device::Cpu)?;
-        let clipped = loss(&logits, &value, &batch([1., 1.1, 1.5, 1.], [1.; 4], Settings::default())?)?;
+        let settings = Settings { clip_value: true, value_weight: 0.5, ..Settings::default() };
+        let batch = batch([1., 1.1, 1.5, 1.], [1.; 4], settings)?;
+        let clipped = loss(&Policy::Choices(logits), &value, &batch)?;
         let values = clipped.parts.iter().map(|(name, t)| Ok((name.as_ref(), f64::from(t.to_scalar::<f32>()?))));
         let values = values.collect::<Result<Vec<_>>>()?;
         let part = |name: &str| values.iter().find(|p| p.0 == name).map_or(f64::NAN, |p| p.1);
