@@ -5,12 +5,18 @@ use zoo_layers::Mode;
 use zoo_training::{Evaluation, Metrics, Name, Recipe, Split, Task};
 
 use crate::StockLstm;
+use crate::classical::Classical;
 use crate::data::StockTask;
+use crate::intervals::{Conformal, pinball, volatilities};
 
-/// Forecasts that cost nothing: the close before, the close before moved by the training part's mean return, and the
+/// Forecasts without parameters: the close before, the close before moved by the training part's mean return, and the
 /// mean of the last [`AVERAGE`] closes.
-const BASELINES: [&str; 3] = ["last_value", "drift", "moving_average"];
+const SIMPLE: [&str; 3] = ["last_value", "drift", "moving_average"];
 const AVERAGE: usize = 20;
+/// Quantiles that the continuous ranked probability score is summed over.
+const LEVELS: usize = 99;
+/// Quantiles whose pinball loss is told.
+const TAILS: [f64; 2] = [0.05, 0.95];
 
 impl StockTask {
     /// Forecasts of a split in price units.
@@ -49,12 +55,59 @@ impl StockTask {
             ("rmse", (squares / n).sqrt()),
             ("mae", absolute / n),
             ("mape", 100. * relative / n),
+            ("mase", absolute / n / self.step()),
             ("directional_accuracy", 100. * right / f64::max(moves, 1.)),
         ])
     }
 
+    /// The mean change of the close from day to day in the training part, which errors are divided by to be comparable between series
+    /// (Hyndman and Koehler 2006).
+    fn step(&self) -> f64 {
+        let days = 1..self.target_day(self.range(Split::Train).end - 1) + 1;
+        let n = days.len().max(1) as f64;
+        let sum: f64 = days.map(|d| (self.days.bars[d].close - self.days.bars[d - 1].close).abs()).sum();
+        (sum / n).max(f64::MIN_POSITIVE)
+    }
+
+    /// The continuous ranked probability score, as twice the mean pinball loss over 99 quantiles, and the mean pinball loss of the 5 % and
+    /// the 95 % quantile, in price units. Quantiles are those of the forecasts' errors on the validation days, in units of the
+    /// volatility of the day; nothing if those are too few.
+    fn scores(&self, split: Split, forecasts: &[f64], validation: &[f64]) -> Option<[f64; 2]> {
+        let closes: Vec<f64> = self.days.bars.iter().map(|b| b.close).collect();
+        let volatility = volatilities(&closes, self.target_day(self.range(Split::Valid).start));
+        let day = |split: Split| self.range(split).map(|i| self.target_day(i));
+        let score = |(d, forecast): (usize, &f64)| (closes[d] / forecast).ln() / volatility[d];
+        let errors = Conformal::new(day(Split::Valid).zip(validation).map(score).collect(), 0.5)?;
+        let mut sums = [0.; 2];
+        for (d, forecast) in day(split).zip(forecasts) {
+            let loss = |tau: f64| pinball(tau, forecast * (errors.quantile(tau) * volatility[d]).exp(), closes[d]);
+            sums[0] += 2. * (1..=LEVELS).map(|k| loss(k as f64 / (LEVELS + 1) as f64)).sum::<f64>() / LEVELS as f64;
+            sums[1] += TAILS.into_iter().map(loss).sum::<f64>() / TAILS.len() as f64;
+        }
+        Some(sums.map(|s| s / forecasts.len().max(1) as f64))
+    }
+
+    /// All metrics of forecasts, with those of their distribution.
+    fn judge_all(&self, split: Split, forecasts: &[f64], validation: &[f64]) -> Metrics {
+        let mut metrics = self.judge(split, forecasts);
+        if let Some([crps, tails]) = self.scores(split, forecasts, validation) {
+            metrics.push("crps", crps);
+            metrics.push("pinball_5_95", tails);
+        }
+        metrics
+    }
+
     /// What a baseline forecasts for each day of a split.
     pub(crate) fn baseline(&self, split: Split, name: &str) -> Vec<f64> {
+        let logs = || self.days.bars.iter().map(|b| b.close.ln()).collect::<Vec<f64>>();
+        let trained = |logs: &[f64]| Classical::fit(name, &logs[..=self.target_day(self.range(Split::Train).end - 1)]);
+        if Classical::NAMES.contains(&name) {
+            let (logs, range) = (logs(), self.range(split));
+            if let (Some(classical), false) = (trained(&logs), range.is_empty()) {
+                let first = self.target_day(range.start);
+                return classical.forecasts(&logs, first).into_iter().take(range.len()).map(f64::exp).collect();
+            }
+        }
         let close = |day: usize| self.days.bars[day].close;
         let forecast = |day: usize| match name {
             "drift" => close(day - 1) * self.drift.exp(),
@@ -80,15 +133,25 @@ impl StockTask {
         if variance > 0. { mean / (variance / n).sqrt() } else { 0. }
     }
 
-    /// Share of a split's days on which the close rose, of those on which it changed.
-    fn share_up(&self, split: Split) -> f64 {
-        let change = |i: usize| self.days.bars[self.target_day(i)].close - self.days.bars[self.target_day(i) - 1].close;
-        let (up, down) = self.range(split).fold((0., 0.), |(up, down), i| match change(i) {
-            c if c > 0. => (up + 1., down),
-            c if c < 0. => (up, down + 1.),
-            _ => (up, down),
-        });
-        up / f64::max(up + down, 1.)
+    /// The accuracy, in percent, of always saying the side of the training part's trend, over the days on which the close changed, and by
+    /// how many standard errors the forecasts are right more often.
+    fn beside_the_trend(&self, split: Split, forecasts: &[f64]) -> (f64, Option<f64>) {
+        let close = |day: usize| self.days.bars[day].close;
+        let right = |up: f64, change: f64| if up == 0. { 0.5 } else { f64::from(u8::from((up > 0.) == (change > 0.))) };
+        let (mut trend, mut gains) = (0., vec![]);
+        for (i, forecast) in self.range(split).zip(forecasts) {
+            let last = close(self.target_day(i) - 1);
+            let change = close(self.target_day(i)) - last;
+            if change != 0. {
+                let always = right(if self.drift >= 0. { 1. } else { -1. }, change);
+                trend += always;
+                gains.push(right(forecast - last, change) - always);
+            }
+        }
+        let n = gains.len() as f64;
+        let mean = gains.iter().sum::<f64>() / n.max(1.);
+        let variance = gains.iter().map(|g| (g - mean).powi(2)).sum::<f64>() / (n - 1.).max(1.);
+        (100. * trend / n.max(1.), (variance > 0.).then(|| mean / (variance / n).sqrt()))
     }
 
     /// The verdict on forecasts beside the best of the baselines.
@@ -114,21 +177,28 @@ impl StockTask {
     /// Metrics of a split beside those of the baselines.
     pub(crate) fn compare(&self, model: &StockLstm, split: Split) -> Result<Evaluation> {
         let forecasts = self.forecasts(model, split)?;
-        let metrics = self.judge(split, &forecasts);
-        let baselines: Vec<(Name, Metrics)> =
-            BASELINES.iter().map(|name| ((*name).into(), self.judge(split, &self.baseline(split, name)))).collect();
+        let metrics = self.judge_all(split, &forecasts, &self.forecasts(model, Split::Valid)?);
+        let baseline = |name: &&'static str| {
+            let of = |split: Split| self.baseline(split, name);
+            ((*name).into(), self.judge_all(split, &of(split), &of(Split::Valid)))
+        };
+        let baselines: Vec<(Name, Metrics)> = SIMPLE.iter().chain(&Classical::NAMES).map(baseline).collect();
         let mut remarks = vec![];
         if self.simulated {
             remarks.push("These are simulated prices: the figures say nothing about any market.".to_string());
         }
         remarks.extend(self.beside(split, &forecasts, metrics.value("rmse"), &baselines));
-        let up = self.share_up(split);
-        let majority = 100. * if self.drift >= 0. { up } else { 1. - up };
         let accuracy = metrics.value("directional_accuracy");
-        let verb = if accuracy > majority { "beats" } else { "does not beat" };
+        let (majority, errors) = self.beside_the_trend(split, &forecasts);
+        let verb = match errors {
+            Some(e) if e > 2. => "beats",
+            Some(e) if e < -2. => "is worse than",
+            _ => "does not clearly beat",
+        };
         let side = if self.drift >= 0. { "up" } else { "down" };
+        let told = errors.map_or("too few different days to tell by".into(), |e| format!("{e:+.1} standard errors"));
         remarks.push(format!(
-            "Its directional accuracy of {accuracy:.1} % {verb} always saying {side}, the training part's trend ({majority:.1} %)."
+            "Its directional accuracy of {accuracy:.1} % {verb} always saying {side}, the training part's trend ({majority:.1} %; {told})."
         ));
         Ok(Evaluation { samples: self.samples(split), metrics, baselines, remarks, ..Evaluation::default() })
     }

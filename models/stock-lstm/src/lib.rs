@@ -14,10 +14,14 @@
 //!
 //! The crate's feature `train` (on by default) adds data and the task that `zoo train stock-lstm` runs.
 
+#[cfg(feature = "train")]
+mod classical;
 mod config;
 #[cfg(feature = "train")]
 mod data;
 mod features;
+#[cfg(feature = "train")]
+mod intervals;
 #[cfg(feature = "train")]
 mod judge;
 mod model;

@@ -8,10 +8,9 @@ use serde_json::{Map, Value, json};
 use zoo_market::Days;
 use zoo_training::{Error, Flag, Picture, Prediction, Request, Result};
 
+use crate::intervals::{Conformal, FEWEST, volatilities};
 use crate::{DataSettings, FeatureSet, Forecaster};
 
-/// Fewest errors that an interval is made from.
-const FEWEST: usize = 30;
 /// Days of the past that the picture shows.
 const SHOWN: usize = 120;
 
@@ -119,57 +118,89 @@ impl<'a> Forecasts<'a> {
     }
 }
 
-/// Intervals from the errors of the calibration days, and how many of the days after them they hold.
+/// Intervals from the errors of the calibration days in units of volatility, which follow how many of the days after them
+/// they hold.
 struct Intervals {
     calibration: Range<usize>,
     /// Where the calibration days come from.
     whence: &'static str,
-    /// Bounds of the log error, for each number of days ahead.
-    bounds: Vec<Option<(f64, f64)>>,
-    /// `inside[h]` of `judged[h]` new days fell into their interval h + 1 days ahead.
+    /// Of each later day, one day ahead.
+    known: Vec<Option<(f64, f64)>>,
+    /// Of each day to come.
+    future: Vec<Option<(f64, f64)>>,
+    /// `inside[h]` of `judged[h]` later days fell into their interval h + 1 days ahead.
     inside: Vec<usize>,
     judged: Vec<usize>,
+    /// The same one day ahead, by thirds of the days' volatility, the calm ones first.
+    by_volatility: [(usize, usize); 3],
 }
 
 impl Intervals {
     fn new(forecasts: &Forecasts, validation: &Value, share: f64) -> Result<Self> {
         let (n, horizon, closes) = (forecasts.len(), forecasts.future.len(), &forecasts.closes);
         let (calibration, whence) = calibration_days(&forecasts.days.dates, forecasts.needed, validation);
-        let mut errors: Vec<Vec<f64>> = vec![vec![]; horizon];
+        let volatility = volatilities(closes, calibration.start);
+        // A forecast made on the morning of day d knows the volatility of that day.
+        let score = |d: usize, h: usize, forecast: f64| (closes[d + h] / forecast).ln() / volatility[d];
+        let mut scores: Vec<Vec<f64>> = vec![vec![]; horizon];
         for d in calibration.clone() {
             for (h, forecast) in forecasts.ahead(d, horizon.min(calibration.end - d))?.into_iter().enumerate() {
-                errors[h].push((closes[d + h] / forecast).ln());
+                scores[h].push(score(d, h, forecast));
             }
         }
-        let bounds = errors.into_iter().map(|e| quantiles(e, share)).collect();
-        let mut new = Self { calibration, whence, bounds, inside: vec![0; horizon], judged: vec![0; horizon] };
-        for d in new.calibration.end..n {
-            for (h, forecast) in forecasts.ahead(d, horizon.min(n - d))?.into_iter().enumerate() {
-                if let Some((low, high)) = new.around(forecast, h) {
-                    new.judged[h] += 1;
-                    new.inside[h] += usize::from((low..=high).contains(&closes[d + h]));
+        let mut conformal: Vec<Option<Conformal>> = scores.into_iter().map(|s| Conformal::new(s, share)).collect();
+        let around = |conformal: &Option<Conformal>, forecast: f64, d: usize| {
+            let (low, high) = conformal.as_ref()?.bounds();
+            Some((forecast * (low * volatility[d]).exp(), forecast * (high * volatility[d]).exp()))
+        };
+        let later = calibration.end..n;
+        let mut order: Vec<usize> = later.clone().collect();
+        order.sort_by(|a, b| volatility[*a].total_cmp(&volatility[*b]));
+        let mut third = vec![0; later.len()];
+        order.iter().enumerate().for_each(|(rank, d)| third[d - later.start] = 3 * rank / order.len());
+        let (mut inside, mut judged, mut known) = (vec![0; horizon], vec![0; horizon], vec![]);
+        let mut by_volatility = [(0, 0); 3];
+        let mut open: Vec<Vec<f64>> = vec![];
+        for d in later.clone() {
+            // What was forecast for the day before is known by now: each horizon learns from the forecast that ends there.
+            let made = forecasts.ahead(d, horizon.min(n - d))?;
+            known.push(around(&conformal[0], made[0], d));
+            open.push(made);
+            for h in 0..horizon.min(open.len()) {
+                let from = d - h;
+                let (Some(conformal), Some(&forecast)) = (&mut conformal[h], open[from - later.start].get(h)) else {
+                    continue;
+                };
+                let fits = conformal.learn(score(from, h, forecast));
+                judged[h] += 1;
+                inside[h] += usize::from(fits);
+                if h == 0 {
+                    let (held, of) = &mut by_volatility[third[d - later.start]];
+                    *of += 1;
+                    *held += usize::from(fits);
                 }
             }
         }
-        Ok(new)
+        let future = forecasts.future.iter().zip(&conformal).map(|(forecast, c)| around(c, *forecast, n)).collect();
+        Ok(Self { calibration, whence, known, future, inside, judged, by_volatility })
     }
 
-    /// The interval around a forecast of `h` + 1 days ahead.
-    fn around(&self, forecast: f64, h: usize) -> Option<(f64, f64)> {
-        self.bounds[h].map(|(low, high)| (forecast * low.exp(), forecast * high.exp()))
+    /// The interval of a known day, one day ahead, if it is a later one.
+    fn of_day(&self, d: usize) -> Option<(f64, f64)> {
+        self.known.get(d.checked_sub(self.calibration.end)?).copied().flatten()
     }
 
-    /// The share of new days that the intervals held, `h` + 1 days ahead.
+    /// The share of later days that the intervals held, `h` + 1 days ahead.
     fn coverage(&self, h: usize) -> Option<f64> {
         (self.judged[h] > 0).then(|| self.inside[h] as f64 / self.judged[h] as f64)
     }
 
     fn remarks(&self, percent: &str) -> Vec<String> {
-        let Self { calibration, whence, bounds, judged, .. } = self;
-        let horizon = bounds.len();
+        let Self { calibration, whence, future, judged, by_volatility, .. } = self;
+        let horizon = future.len();
         let share = |h: usize| self.coverage(h).map(|c| format!("{:.1} % of {}", 100. * c, judged[h]));
         let made = format!("{percent} intervals from the errors of {} days ({whence})", calibration.len());
-        let mut remarks = vec![match (bounds[0].is_some(), share(0), share(horizon - 1)) {
+        let mut remarks = vec![match (future[0].is_some(), share(0), share(horizon - 1)) {
             (false, ..) => {
                 format!("No {percent} intervals: {} days with known outcomes are too few.", calibration.len())
             }
@@ -179,18 +210,25 @@ impl Intervals {
             (true, Some(first), _) => format!("{made} hold {first} later days."),
             (true, None, _) => format!("{made}; no later days to check them on."),
         }];
-        if bounds[0].is_some() && bounds[horizon - 1].is_none() {
-            let last = bounds.iter().take_while(|b| b.is_some()).count();
+        if by_volatility.iter().all(|(_, of)| *of > 0) {
+            let [calm, middle, wild] = by_volatility.map(|(held, of)| format!("{:.0}", 100. * held as f64 / of as f64));
+            remarks.push(format!(
+                "Intervals follow the volatility of the days before and how many outcomes they held: {calm}, {middle} and {wild} % on the \
+                 calmest, the middle and the wildest third of these days."
+            ));
+        }
+        if future[0].is_some() && future[horizon - 1].is_none() {
+            let last = future.iter().take_while(|b| b.is_some()).count();
             remarks.push(format!("No intervals beyond {last} days ahead: too few days with known outcomes."));
         }
         remarks
     }
 }
 
-/// A forecast of every day that has enough days before it, and of `horizon` days after the last. Intervals hold the
-/// given share of the model's relative errors, as many days ahead, on the validation days of its training; where the
-/// input does not reach back to those, on the first half of its own days. Only later days get them and are judged:
-/// earlier ones the model was fitted to, or they made the intervals.
+/// A forecast of every day that has enough days before it, and of `horizon` days after the last. Intervals begin with those that hold
+/// the given share of the model's relative errors in units of volatility, as many days ahead, on the validation days of its
+/// training; where the input does not reach back to those, on the first half of its own days. Only later days get them and are
+/// judged: earlier ones the model was fitted to, or they made the intervals. Each later day's outcome then changes the next.
 pub(crate) fn predict(
     forecaster: &Forecaster,
     source: &DataSettings,
@@ -212,6 +250,7 @@ pub(crate) fn predict(
     let interval = json!({
         "share": share, "calibration_days": intervals.calibration.len(),
         "coverage": (0..horizon).map(|h| intervals.coverage(h)).collect::<Vec<_>>(), "days": intervals.judged,
+        "coverage_by_volatility": intervals.by_volatility.map(|(held, of)| (of > 0).then(|| held as f64 / of as f64)),
     });
     for (name, value) in [
         ("last_day", days.dates[closes.len() - 1].to_string().into()),
@@ -235,18 +274,18 @@ fn text(v: f64) -> String {
 /// The table, and the days to come for machines.
 fn rows(forecasts: &Forecasts, intervals: &Intervals) -> (Vec<Vec<String>>, Vec<Value>) {
     let Forecasts { days, closes, needed, known, future, .. } = forecasts;
-    let (n, new) = (closes.len(), intervals.calibration.end);
+    let n = closes.len();
     let both = |b: Option<(f64, f64)>| b.map_or([String::new(), String::new()], |(lo, hi)| [text(lo), text(hi)]);
     let mut rows = vec![];
     for (d, forecast) in (*needed..n).zip(known) {
-        let [lower, upper] = both(if d >= new { intervals.around(*forecast, 0) } else { None });
+        let [lower, upper] = both(intervals.of_day(d));
         rows.push(vec![days.dates[d].to_string(), "1".into(), text(*forecast), lower, upper, text(closes[d])]);
     }
     let mut to_come = vec![];
     let mut date = days.dates[n - 1];
     for (h, forecast) in future.iter().enumerate() {
         date = next_weekday(date);
-        let bound = intervals.around(*forecast, h);
+        let bound = intervals.future[h];
         let [lower, upper] = both(bound);
         to_come.push(json!({
             "date": date.to_string(), "step": h + 1, "forecast": forecast, "lower": bound.map(|b| b.0), "upper": bound.map(|b| b.1),
@@ -299,8 +338,10 @@ fn picture(forecasts: &Forecasts, intervals: &Intervals, rows: &[Vec<String>], p
             ("forecast".into(), all().map(|(d, f, _)| (at(d), f)).collect()),
         ],
         band: all()
-            .filter(|f| f.0 >= intervals.calibration.end)
-            .filter_map(|(d, f, h)| intervals.around(f, h).map(|(lo, hi)| (at(d), lo, hi)))
+            .filter_map(|(d, _, h)| {
+                let bounds = if d < n { intervals.of_day(d) } else { intervals.future[h] };
+                bounds.map(|(lo, hi)| (at(d), lo, hi))
+            })
             .collect(),
         ..Picture::default()
     }
@@ -320,19 +361,6 @@ fn calibration_days(dates: &[Date], needed: usize, validation: &Value) -> (Range
     (needed..half, "the first half of this file")
 }
 
-/// The bounds that leave equal shares of the errors outside on both sides, so that new ones fall inside with at least the
-/// given probability (as in split conformal prediction, Vovk et al. 2005); `None` if there are too few errors for that.
-fn quantiles(mut errors: Vec<f64>, share: f64) -> Option<(f64, f64)> {
-    let n = errors.len();
-    // A hair more, so that 1 - 0.9 counts as 0.1.
-    let outside = ((n + 1) as f64 * (1. - share) / 2. + 1e-9).floor() as usize;
-    if n < FEWEST || outside == 0 {
-        return None;
-    }
-    errors.sort_by(f64::total_cmp);
-    Some((errors[outside - 1], errors[n - outside]))
-}
-
 fn next_weekday(mut date: Date) -> Date {
     loop {
         // The calendar ends in 9999.
@@ -346,15 +374,6 @@ fn next_weekday(mut date: Date) -> Date {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn quantiles_leave_the_stated_share_outside() {
-        let errors: Vec<f64> = (0..999).map(|i| f64::from(i * 38 % 999)).collect();
-        assert_eq!(quantiles(errors.clone(), 0.9), Some((49., 949.)));
-        assert_eq!(quantiles(errors[..29].to_vec(), 0.9), None);
-        let few: Vec<f64> = (0..39).map(f64::from).collect();
-        assert_eq!((quantiles(few.clone(), 0.99), quantiles(few, 0.95)), (None, Some((0., 38.))));
-    }
 
     #[test]
     fn intervals_come_from_the_validation_days_where_they_are_there() {

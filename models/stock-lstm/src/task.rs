@@ -240,7 +240,7 @@ mod tests {
             |f: &dyn Fn(usize) -> f64| -> Vec<f64> { task.range(Split::Test).map(|i| f(task.target_day(i))).collect() };
         let close = |d: usize| task.days.bars[d].close;
         let perfect = task.judge(Split::Test, &days(&close));
-        let all = [("rmse", 0.), ("mae", 0.), ("mape", 0.), ("directional_accuracy", 100.)];
+        let all = [("rmse", 0.), ("mae", 0.), ("mape", 0.), ("mase", 0.), ("directional_accuracy", 100.)];
         assert_eq!(perfect, Metrics::from(all));
         let off = task.judge(Split::Test, &days(&|d| 1.01 * close(d)));
         assert!((off.value("mape") - 1.).abs() < 1e-9);
@@ -248,6 +248,9 @@ mod tests {
         assert_eq!(unchanged.value("directional_accuracy"), 50.);
         assert_eq!(task.judge(Split::Test, &task.baseline(Split::Test, "last_value")), unchanged);
         assert_eq!(task.advantage(Split::Test, &days(&|d| close(d - 1)), "last_value"), 0.);
+        // What it is measured by, but for the days before the first window.
+        let trained = task.judge(Split::Train, &task.baseline(Split::Train, "last_value")).value("mase");
+        assert!((trained - 1.).abs() < 0.1, "{trained}");
         assert!(task.advantage(Split::Test, &days(&close), "last_value") > 2.);
         assert!(task.advantage(Split::Test, &days(&|d| 2. * close(d)), "last_value") < -2.);
         Ok(())
