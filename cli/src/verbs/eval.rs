@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::{Map, Value, json};
-use zoo_training::{Error, Evaluation, Metrics, Name, Recipe, RunFiles, Table, spread};
+use zoo_training::{Error, Evaluation, History, Metrics, Name, Recipe, RunFiles, Table, Trials, spread};
 
 use crate::arguments::{Checkpoint, DeviceName, Force, Json, ModelName};
 use crate::device::device;
@@ -87,7 +87,11 @@ fn judge<T: Recipe>(args: &Arguments, checkpoint: &Path) -> anyhow::Result<Judge
     if task.samples(split) == 0 {
         bail!("the {0} split has no samples (data.{0} is 0 in these weights)", split.name())
     }
-    let evaluation = task.evaluate(&model, split)?;
+    let mut evaluation = task.evaluate(&model, split)?;
+    if args.more.is_empty() {
+        let said = T::reconsider(&[&evaluation], &trials::<T>(checkpoint));
+        evaluation.remarks.extend(said);
+    }
     Ok(Judged {
         path,
         data: task.describe_data(),
@@ -96,6 +100,25 @@ fn judge<T: Recipe>(args: &Arguments, checkpoint: &Path) -> anyhow::Result<Judge
         split: split.name(),
         evaluation,
     })
+}
+
+/// What the disk knows of what was tried: the run and those of the same model beside it.
+fn trials<T: Recipe>(checkpoint: &Path) -> Trials {
+    const MOST: usize = 10_000;
+    let mut trials = Trials::default();
+    let whole = std::path::absolute(checkpoint).unwrap_or(checkpoint.to_path_buf());
+    let Some(beside) = whole.parent().filter(|_| checkpoint.is_dir() && RunFiles::at(checkpoint).exist()) else {
+        return trials;
+    };
+    let entries = std::fs::read_dir(beside).into_iter().flatten().flatten().take(MOST);
+    for run in entries.map(|e| e.path()).filter(|p| p.is_dir() && RunFiles::at(p).exist()) {
+        let same = run == whole || RunFiles::at(&run).model().is_some_and(|model| model == T::NAME);
+        let Some(history) = History::read(&run).ok().filter(|_| same) else { continue };
+        trials.runs += 1;
+        let losses = history.curves.iter().filter(|c| c.name == "valid loss").flat_map(|c| &c.points);
+        trials.losses.extend(losses.map(|(_, loss)| *loss));
+    }
+    trials
 }
 
 pub(crate) fn run<T: Recipe>(args: &Arguments) -> anyhow::Result<()> {
@@ -204,6 +227,8 @@ fn report_several<T: Recipe>(args: &Arguments, all: &[Judged]) {
         remarks.extend(compare(&own, &of, &name.replace('_', " "), same));
         others.push((name.clone(), over(&of, spread::mean)));
     }
+    let evaluations: Vec<&Evaluation> = all.iter().map(|j| &j.evaluation).collect();
+    remarks.extend(T::reconsider(&evaluations, &Trials::default()));
     let samples: usize = all.iter().map(|j| j.evaluation.samples).sum();
     let shown = |j: &Judged| j.path.display().to_string();
     if args.json.json {

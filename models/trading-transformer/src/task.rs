@@ -9,7 +9,8 @@ use zoo_training::config::ConfigOf;
 use zoo_training::health::{Probe, Profile, Repair, Role};
 use zoo_training::ppo::{self, ActorCritic};
 use zoo_training::{
-    Evaluation, Experience, Flag, Loss, Metrics, Predict, Prediction, Preset, Recipe, Request, Split, Task, TrainConfig,
+    Evaluation, Experience, Flag, Loss, Metrics, Predict, Prediction, Preset, Recipe, Request, Split, Task,
+    TrainConfig, Trials,
 };
 
 use crate::config::NAME;
@@ -239,6 +240,10 @@ impl Recipe for TradingTask {
 
     fn evaluate(&self, model: &TradingTransformer, split: Split) -> Result<Evaluation> {
         self.0.evaluate(model, split)
+    }
+
+    fn reconsider(evaluations: &[&Evaluation], trials: &Trials) -> Vec<String> {
+        trading::reconsider(evaluations, trials)
     }
 }
 

@@ -90,7 +90,7 @@ pub use number_table::{NumberTable, Scaling};
 pub use observer::{Event, Observer, Silent};
 pub use recipe::{
     Dataset, Evaluation, Flag, Foreign, Generate, Import, Layout, Picture, Predict, Prediction, Preset, Raster, Recipe,
-    Request, Table,
+    Request, Table, Trials,
 };
 pub use record::Difference;
 pub use run::{RunDirectory, RunFiles, RunState};

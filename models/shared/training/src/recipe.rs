@@ -79,6 +79,15 @@ pub struct Evaluation {
     pub picture: Picture,
 }
 
+/// What was tried to get at some weights, as far as the disk knows: runs of the same model in the same folder.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Trials {
+    /// The run and those beside it.
+    pub runs: usize,
+    /// Validation losses of all of them: each is a look at the validation data that may have decided something.
+    pub losses: Vec<f64>,
+}
+
 /// Rows under a header.
 #[derive(Clone, Debug, Default)]
 pub struct Table {
@@ -165,6 +174,13 @@ pub trait Recipe: Task {
     fn evaluate(&self, model: &Self::Model, split: Split) -> candle_core::Result<Evaluation> {
         let (samples, metrics) = (self.samples(split), self.validate(model, split)?);
         Ok(Evaluation { samples, metrics, ..Evaluation::default() })
+    }
+
+    /// What is to be said of evaluations of several weights on the same split, or of one, by who knows how often it was tried
+    /// before; nothing by default.
+    fn reconsider(evaluations: &[&Evaluation], trials: &Trials) -> Vec<String> {
+        let _ = (evaluations, trials);
+        vec![]
     }
 
     /// How the number of parameters comes about, in words.

@@ -10,7 +10,8 @@ use super::YEAR;
 use super::account::{Rules, Trade};
 use super::environment::Walk;
 use super::market::Market;
-use crate::features::windows::{deviation, mean};
+use super::sharpe::Sharpe;
+use crate::features::windows::mean;
 
 /// A symbol's way through a period.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -82,7 +83,7 @@ pub(super) struct Record {
 }
 
 impl Record {
-    /// Sharpe ratio a year without a riskless rate; return, deepest fall from a peak, share of trades that won and mean
+    /// Sharpe ratio a year without a riskless rate, and its standard error; return, deepest fall from a peak, share of trades that won and mean
     /// exposure in percent; trades; value traded a year in shares of the equity.
     pub(super) fn of(market: &Market, split: Split, courses: &[Course]) -> Self {
         let mut by_date: BTreeMap<Date, Vec<f64>> = BTreeMap::new();
@@ -92,7 +93,7 @@ impl Record {
         }
         let returns: BTreeMap<Date, f64> = by_date.into_iter().map(|(date, all)| (date, mean(&all))).collect();
         let daily: Vec<f64> = returns.values().copied().collect();
-        let (average, deviation) = (mean(&daily), deviation(&daily));
+        let sharpe = Sharpe::of(&daily);
         let (mut worth, mut peak, mut fall) = (1f64, 1f64, 0f64);
         for r in &daily {
             worth *= 1. + r;
@@ -105,8 +106,8 @@ impl Record {
         let decisions = exposure.len().max(1) as f64;
         let turnover = courses.iter().map(|c| c.turnover).sum::<f64>();
         let metrics = Metrics::from([
-            // Rounding makes no deviation.
-            ("sharpe", if deviation > 1e-12 { average / deviation * YEAR.sqrt() } else { 0. }),
+            ("sharpe", sharpe.map_or(0., Sharpe::yearly)),
+            ("sharpe_error", sharpe.map_or(0., Sharpe::error)),
             ("return", 100. * (worth - 1.)),
             ("max_drawdown", 100. * fall),
             ("win_rate", if trades.is_empty() { 0. } else { 100. * wins as f64 / trades.len() as f64 }),
@@ -145,7 +146,7 @@ mod tests {
         assert_eq!((hold.metric("trades"), hold.returns.len()), (1., period.len()));
         assert!((hold.metric("exposure") - 100.).abs() < 1e-9);
         let flat = Record::of(&market, split, &replay(&market, market.rules, split, |_, _| 0.)?);
-        assert_eq!(flat.metrics.iter().map(|m| m.1).collect::<Vec<_>>(), [0.; 7]);
+        assert_eq!(flat.metrics.iter().map(|m| m.1).collect::<Vec<_>>(), [0.; 8]);
         Ok(())
     }
 

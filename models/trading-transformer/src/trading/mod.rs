@@ -11,6 +11,7 @@ mod market;
 mod oracle;
 mod policy;
 mod positions;
+mod sharpe;
 pub mod signal;
 
 /// Bars of a year.
@@ -19,3 +20,4 @@ const YEAR: f64 = 252.;
 pub use account::{Account, Reason, Rules, START, Trade};
 pub(crate) use policy::Policy;
 pub(crate) use positions::predict;
+pub(crate) use sharpe::reconsider;
