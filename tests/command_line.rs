@@ -568,6 +568,7 @@ fn the_weights_in_the_repository_are_those_of_their_card() -> Outcome {
     let weights = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../weights");
     for (model, name, total) in [
         ("stock-lstm", "stock-lstm", 31_051),
+        ("deepsif", "deepsif-graph", 145_543),
         ("deepsif", "deepsif-small", 546_986),
         ("char-gpt", "char-gpt-cpu", 804_096),
         ("trading-transformer", "trading-transformer", 224_154),
