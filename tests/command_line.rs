@@ -254,7 +254,7 @@ fn a_run_is_judged_and_reported_and_its_metrics_exported() -> Outcome {
     let page = std::fs::read_to_string(dir.path().join("one/report.html"))?;
     let data = report_data(&page)?;
     let count = |key: &str| data[key].as_array().map_or(0, Vec::len);
-    assert_eq!((count("charts"), count("zeros")), (7, 1));
+    assert_eq!((count("charts"), count("zeros")), (8, 1));
     assert_eq!(data["summary"]["header"][3], "best validation loss");
     let output = zoo(dir.path(), &["report", "one", "two<b>", "--output", "both.html"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -905,6 +905,9 @@ fn deepsif_trains_on_samples_of_a_file() -> Outcome {
     assert_eq!(said["steps"].as_u64(), Some(40), "{said}");
     let judged = zoo(dir, &["eval", "deepsif", "--checkpoint", "run"]);
     assert!(String::from_utf8_lossy(&judged.stdout).contains("12 samples to train, 4 to validate, 4 to judge"));
+    let wider = zoo(dir, &["eval", "deepsif", "--checkpoint", "run", "--set", "data.test=9"]);
+    let text = String::from_utf8_lossy(&wider.stderr);
+    assert!(wider.status.code() == Some(2) && text.contains("reach into the first 12 samples of this file"), "{text}");
     let none = zoo(dir, &[&base[..], &["--out", "other"]].concat());
     let text = String::from_utf8_lossy(&none.stderr);
     assert!(none.status.code() == Some(1) && text.contains("none are left to train"), "{text}");
@@ -922,6 +925,11 @@ fn a_graph_network_carries_its_head_and_stands_beside_all_methods() -> Outcome {
         assert!(judged["baselines"][method]["peak_error_mm"].is_f64(), "{method}: {judged}");
     }
     assert!(dir.join("judged/another_simulator.csv").is_file() && dir.join("judged/another_head.csv").is_file());
+    let channels = json(&zoo(dir, &["params", "deepsif", "--checkpoint", "run", "--channels", "--json"]))?;
+    assert_eq!(
+        (&channels["channels"][7]["channel"], &channels["channels"][7]["electrode"]),
+        (&"8".into(), &"E8".into())
+    );
     // The weights are enough.
     let weights = dir.join("run/best.safetensors");
     let imager = zoo_deepsif::DeepSif::load(&weights, &Device::Cpu)?;

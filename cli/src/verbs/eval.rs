@@ -28,7 +28,7 @@ pub(crate) struct Arguments {
     /// The data; by default what the model was trained on
     #[arg(long, value_name = "PATH")]
     pub(crate) data: Option<PathBuf>,
-    /// A setting of the data over those of the weights, such as data.test=200
+    /// A setting of the data over those of the weights, such as data.head=FOLDER
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) set: Vec<String>,
     /// A folder for what lies behind the metrics, such as trades and equity, as tables and a picture
@@ -89,7 +89,8 @@ fn judge<T: Recipe>(args: &Arguments, checkpoint: &Path) -> anyhow::Result<Judge
     }
     let mut evaluation = task.evaluate(&model, split)?;
     if args.more.is_empty() {
-        let said = T::reconsider(&[&evaluation], &trials::<T>(checkpoint));
+        let trials = || trials::<T>(checkpoint, &task.fingerprint());
+        let said = T::reconsider(&[&evaluation], &trials);
         evaluation.remarks.extend(said);
     }
     Ok(Judged {
@@ -102,8 +103,8 @@ fn judge<T: Recipe>(args: &Arguments, checkpoint: &Path) -> anyhow::Result<Judge
     })
 }
 
-/// What the disk knows of what was tried: the run and those of the same model beside it.
-fn trials<T: Recipe>(checkpoint: &Path) -> Trials {
+/// What the disk knows of what was tried: the run and those of the same model on the same data beside it.
+fn trials<T: Recipe>(checkpoint: &Path, data: &str) -> Trials {
     const MOST: usize = 10_000;
     let mut trials = Trials::default();
     let whole = std::path::absolute(checkpoint).unwrap_or(checkpoint.to_path_buf());
@@ -112,8 +113,12 @@ fn trials<T: Recipe>(checkpoint: &Path) -> Trials {
     };
     let entries = std::fs::read_dir(beside).into_iter().flatten().flatten().take(MOST);
     for run in entries.map(|e| e.path()).filter(|p| p.is_dir() && RunFiles::at(p).exist()) {
-        let same = run == whole || RunFiles::at(&run).model().is_some_and(|model| model == T::NAME);
-        let Some(history) = History::read(&run).ok().filter(|_| same) else { continue };
+        let files = RunFiles::at(&run);
+        let same = files.model().is_some_and(|model| model == T::NAME) && files.data().is_some_and(|of| of == data);
+        if !same && run != whole {
+            continue;
+        }
+        let Ok(history) = History::read(&run) else { continue };
         trials.runs += 1;
         let losses = history.curves.iter().filter(|c| c.name == "valid loss").flat_map(|c| &c.points);
         trials.losses.extend(losses.map(|(_, loss)| *loss));
@@ -228,7 +233,7 @@ fn report_several<T: Recipe>(args: &Arguments, all: &[Judged]) {
         others.push((name.clone(), over(&of, spread::mean)));
     }
     let evaluations: Vec<&Evaluation> = all.iter().map(|j| &j.evaluation).collect();
-    remarks.extend(T::reconsider(&evaluations, &Trials::default()));
+    remarks.extend(T::reconsider(&evaluations, &Trials::default));
     let samples: usize = all.iter().map(|j| j.evaluation.samples).sum();
     let shown = |j: &Judged| j.path.display().to_string();
     if args.json.json {

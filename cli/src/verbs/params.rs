@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use candle_core::Device;
 use clap::Args;
-use serde_json::{Value, json};
-use zoo_training::Recipe;
+use serde_json::{Map, Value, json};
+use zoo_training::{Error, Recipe, Table};
 
 use crate::arguments::{Json, ModelName, Settings, Values};
 use crate::output::{grouped, print, print_json, table};
@@ -21,14 +21,34 @@ pub(crate) struct Arguments {
     /// Count the tensors of these weights instead
     #[arg(long, value_name = "FILE|RUN", conflicts_with_all = ["preset", "config", "set"])]
     pub(crate) checkpoint: Option<PathBuf>,
+    /// The channels that these weights take, in their order
+    #[arg(long, requires = "checkpoint")]
+    pub(crate) channels: bool,
     #[command(flatten)]
     pub(crate) json: Json,
+}
+
+fn channels<T: Recipe>(fitted: &Value, json: Json) -> anyhow::Result<()> {
+    let Some(Table { header, rows, .. }) = T::channels(fitted) else {
+        return Err(Error::Usage(format!("--channels: the input of {} has no named channels", T::NAME)).into());
+    };
+    if json.json {
+        let object =
+            |row: &Vec<String>| header.iter().cloned().zip(row.iter().map(|v| json!(v))).collect::<Map<_, _>>();
+        print_json(&json!({ "model": T::NAME, "channels": rows.iter().map(object).collect::<Vec<_>>() }));
+    } else {
+        print(&table(&std::iter::once(header).chain(rows).collect::<Vec<_>>()));
+    }
+    Ok(())
 }
 
 pub(crate) fn run<T: Recipe>(args: &Arguments) -> anyhow::Result<()> {
     let (params, architecture, preset, trainable) = match &args.checkpoint {
         Some(path) => {
             let loaded = Loaded::<T>::read(&weights(path)?, &Device::Cpu)?;
+            if args.channels {
+                return channels::<T>(&loaded.fitted, args.json);
+            }
             (loaded.params, loaded.config.model, Value::Null, true)
         }
         None => {

@@ -48,7 +48,7 @@ pub(crate) fn factor(matrix: &mut [Vec<f64>]) {
     }
 }
 
-/// Directions along which noise, whose `covariance` along `directions` is given, has a variance of one on average and no covariance. A
+/// Directions along which noise, whose `covariance` along `directions` is given, has the same variance (its mean over them) and no covariance. A
 /// hundredth of its mean variance is added to each direction: a short baseline knows some of them badly.
 pub(crate) fn whitened(directions: Vec<Vec<f64>>, mut covariance: Vec<Vec<f64>>) -> Vec<Vec<f64>> {
     const ADDED: f64 = 0.01;

@@ -90,7 +90,7 @@ impl Samples {
             return Ok(Self::simulated(Arc::new(head(&source.path, config)?), source, seed, device));
         }
         let file = SampleFile::read(path)?;
-        let carried = file.head().filter(|_| source.head.is_empty());
+        let carried = if source.head.is_empty() { file.head()? } else { None };
         let head = match carried {
             Some(head) => head,
             None => head(&source.head, config)?,

@@ -14,7 +14,7 @@
 //!
 //! R = diag(1 / |k_i|^2d) with depth weighting d. λ is given as a share of the mean eigenvalue of the matrix that it is added to, for the last
 //! two of the EEG's power. With a noise covariance, lead field and EEG are whitened by it first. Both LORETAs put the largest |j_i|
-//! of noiseless EEG of one region on that region, whatever λ.
+//! of noiseless EEG of one region on that region, whatever λ. Only the minimum norm's amplitudes have a unit.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -170,11 +170,15 @@ impl Inverse {
     /// A method over a head.
     ///
     /// # Errors
-    /// A noise covariance that is not of the head's electrodes.
+    /// A noise covariance that is not of the head's electrodes; a λ or depth that cannot be.
     pub fn new(method: Method, head: &Head, settings: &Settings) -> Result<Self> {
         let n = head.electrodes.len();
         if !settings.noise.is_empty() && settings.noise.len() != n * n {
             bail!("inverse: a noise covariance of {} numbers, expected {n} x {n}", settings.noise.len())
+        }
+        let Settings { lambda, depth, .. } = settings;
+        if !(lambda.is_finite() && *lambda >= 0. && (0. ..=1.).contains(depth)) {
+            bail!("inverse: λ {lambda} and depth {depth}, expected 0 or more and a share from 0 to 1")
         }
         Ok(Self::over(method, &Ground::new(&head.cortex(), settings.noise), settings))
     }
@@ -183,7 +187,7 @@ impl Inverse {
     pub(crate) fn over(method: Method, ground: &Ground, settings: &Settings) -> Self {
         let Ground { space, regions, columns, .. } = ground;
         let &Settings { lambda, depth, band, .. } = settings;
-        let bayes = |atoms: &Arc<Atoms>| Kind::Bayes { atoms: atoms.clone(), share: lambda as f32 };
+        let bayes = |atoms: &Arc<Atoms>| Kind::Bayes { atoms: atoms.clone(), share: lambda.max(1e-6) as f32 };
         let kind = match method {
             Method::Lcmv => Kind::Beamformer { columns: space.regions.clone(), lambda },
             Method::Champagne => bayes(&ground.single),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
-use zoo_training::{Evaluation, Metrics, Split, Table};
+use zoo_training::{Evaluation, Metrics, Split, Table, spread};
 
 use crate::data::Samples;
 use crate::inverse::{Ground, Inverse, Method, Settings};
@@ -144,7 +144,9 @@ fn tune(network: &Network, samples: &Samples) -> Result<(Vec<Tuned>, Reader)> {
         all.extend(batch);
     }
     if all.is_empty() {
-        bail!("data.valid is 0 in these weights: there is nothing to tune the methods on that they are compared with")
+        bail!(
+            "data.valid is 0 in these weights: there is nothing to tune the methods on that they are compared with (zoo eval --set data.valid=100)"
+        )
     }
     let truths: Vec<Truth> = all.iter().map(|sample| Truth::new(head, sample)).collect();
     let read = |i: usize| Ok(Reading::ALL.map(|r| r.strengths(&own[i], regions, &all[i].eeg)));
@@ -242,10 +244,14 @@ fn judge(
 
 /// The mean of differences, and how far the 95 % interval reaches to each side.
 fn interval(differences: &[f64]) -> [f64; 2] {
-    let n = differences.len().max(1) as f64;
-    let mean = differences.iter().sum::<f64>() / n;
-    let variance = differences.iter().map(|d| (d - mean).powi(2)).sum::<f64>() / (n - 1.).max(1.);
-    [mean, 1.96 * (variance / n).sqrt()]
+    match differences {
+        [] => [f64::NAN, f64::INFINITY],
+        [one] => [*one, f64::INFINITY],
+        all => {
+            let [low, high] = spread::interval(all);
+            [0.5 * (low + high), 0.5 * (high - low)]
+        }
+    }
 }
 
 /// A network on the samples of a split beside classical methods; then on EEG of another head than they know, and of another simulator.
@@ -295,7 +301,9 @@ pub(crate) fn evaluate(network: &Network, samples: &Samples, split: Split) -> Re
         let error = |i: usize| format!("{} {:.1}", names[i].replace('_', " "), of(judged, i)[0].1);
         let all: Vec<String> = (0..names.len()).map(error).collect();
         let what = match *name {
-            "another_head" => "a head that differs from the one they know",
+            "another_head" => {
+                "a head that differs from the one that the methods know (as heads in training may, by another seed)"
+            }
             _ => "another simulator (triangles and half sines over 1/f noise)",
         };
         remarks.push(format!("Localization error on {} samples of {what}, mm: {}.", judged.len(), all.join(", ")));

@@ -92,10 +92,21 @@ impl<'a> SampleFile<'a> {
     }
 
     /// The head that the file carries.
-    pub(crate) fn head(&self) -> Option<Head> {
-        let (field, regions) = (self.lead_field.as_ref()?, self.regions.as_ref()?);
+    pub(crate) fn head(&self) -> Result<Option<Head>> {
+        let refuse = |what: String| Err(Error::Data(format!("{}: {what}", self.path.display())));
+        let (field, regions) = match (&self.lead_field, &self.regions) {
+            (Some(field), Some(regions)) => (field, regions),
+            (None, None) => return Ok(None),
+            _ => return refuse("a head is both lead_field and regions_mm, and one is missing".into()),
+        };
+        let [n, m] = [field.shape[0], field.shape[1]];
+        if n < 3 || m < 3 || field.values.iter().all(|v| *v == 0.) {
+            return refuse(format!(
+                "its lead_field of {n} electrodes and {m} regions is no head's (at least 3 of each, not all 0)"
+            ));
+        }
         let origin = format!("the head in {}", self.path.display());
-        Some(Head::of_field(origin, field.values.iter().map(|v| f64::from(*v)).collect(), regions.clone()))
+        Ok(Some(Head::of_field(origin, field.values.iter().map(|v| f64::from(*v)).collect(), regions.clone())))
     }
 
     /// Refuses a head that is not the one that the file carries.

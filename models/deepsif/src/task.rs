@@ -9,7 +9,7 @@ use zoo_training::config::{AdamConfig, ConfigOf};
 use zoo_training::health::{AttentionSettings, Probe, ProbeKind, Profile, Repair, Role};
 use zoo_training::{
     Error, Evaluation, Flag, Foreign, Import, Layout, Loss, Metrics, OptimizerConfig, Predict, Prediction, Preset,
-    Recipe, Request, ScheduleKind, Split, Task, TrainConfig,
+    Recipe, Request, ScheduleKind, Split, Table, Task, TrainConfig,
 };
 
 use crate::data::{Batch, Samples, head};
@@ -18,6 +18,8 @@ use crate::image::NAME;
 use crate::predict::ImageOptions;
 use crate::{Config, DataSettings, DeepSif, Electrode, Kind, Montage, Network, Point, judge, layout, loss, predict};
 
+/// Key, beside the head, of the file of samples that weights were trained on.
+const TRAINED_ON: &str = "trained_on";
 /// Samples of a batch when evaluating.
 const BATCH: usize = 16;
 /// Training samples that are looked at where one is interested in their loss.
@@ -89,11 +91,15 @@ impl Task for DeepSifTask {
         let rounded = |position: &Point| position.map(|v| (v * 10.).round() / 10.);
         let electrodes =
             head.electrodes.iter().map(|e| Electrode { position: e.position.as_ref().map(rounded), ..e.clone() });
-        json!(Montage {
+        let mut fitted = json!(Montage {
             electrodes: electrodes.collect(),
             regions: head.regions.iter().map(rounded).collect(),
             steps: self.samples.source().simulation.steps,
-        })
+        });
+        if let Some(sha256) = self.samples.sha256() {
+            fitted[TRAINED_ON] = json!({ "sha256": sha256, "samples": self.samples.len(Split::Train) });
+        }
+        fitted
     }
 
     fn samples(&self, split: Split) -> usize {
@@ -222,7 +228,7 @@ impl Recipe for DeepSifTask {
         },
         Preset {
             name: "graph",
-            summary: "a network of 4 layers over the cortex, from sparse Bayesian and sLORETA maps: a second learns more than the others' hours",
+            summary: "a network of 4 layers over the cortex, from sparse Bayesian and sLORETA maps: the least error, 1,000 steps",
             toml: concat!(
                 "[model]\nkind = \"graph\"\nwidth = 48\nlayers = 4\ndropout = 0.0\n",
                 "[data]\ntrain = 16000\nvalid = 100\n[data.simulation]\nheads = 20\nother_courses = 0.3\n",
@@ -298,6 +304,16 @@ impl Recipe for DeepSifTask {
         parts.join("\n")
     }
 
+    fn channels(fitted: &Value) -> Option<Table> {
+        let row = |(i, e): (usize, &Electrode)| {
+            let place = e.position.map(|p| p.map(|v| format!("{v:.1}"))).unwrap_or_default();
+            [(i + 1).to_string(), e.label.clone()].into_iter().chain(place).collect()
+        };
+        let header = ["channel", "electrode", "x_mm", "y_mm", "z_mm"].map(String::from).to_vec();
+        let rows = montage(fitted).ok()?.electrodes.iter().enumerate().map(row).collect();
+        Some(Table { name: "channels".into(), header, rows })
+    }
+
     /// Of a second: 500 time steps.
     fn flops(config: &Config) -> Option<f64> {
         let &Config { kind, sensors: n, sources: m, filter: h, width: d, layers, hidden, .. } = config;
@@ -339,6 +355,13 @@ impl Recipe for DeepSifTask {
         let samples = Samples::open(config, source, seed, fitted.is_some(), device)?;
         if let Some(fitted) = fitted {
             same_head(samples.head(), &montage(fitted)?)?;
+            let (file, trained) = (&fitted[TRAINED_ON]["sha256"], fitted[TRAINED_ON]["samples"].as_u64());
+            let kept = samples.len(Split::Train) as u64;
+            if let Some(trained) = trained.filter(|n| kept < *n && file.as_str() == samples.sha256()) {
+                return Err(Error::Usage(format!(
+                    "data.valid and data.test reach into the first {trained} samples of this file, which the weights were trained on"
+                )));
+            }
         }
         let steps = samples.source().simulation.steps;
         if config.is_transformer() && steps > config.positions {

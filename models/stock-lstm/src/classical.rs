@@ -42,7 +42,7 @@ impl Classical {
             }
             Self::Smoothing(weight) => levels(logs, *weight)[first..logs.len()].to_vec(),
             Self::Theta(weight, drift) => {
-                // The drift of a smoothed level is what it lags behind by, and the next step.
+                // Drift / α: the term that Hyndman and Billah's forecast tends to as the series grows longer.
                 let ahead = |level: &f64| level + drift / weight.max(1e-3);
                 levels(logs, *weight)[first..logs.len()].iter().map(ahead).collect()
             }

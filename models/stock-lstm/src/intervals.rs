@@ -4,6 +4,9 @@
 /// known days best are taken.
 const MEMORIES: [f64; 4] = [0.85, 0.9, 0.94, 0.97];
 const LASTING: [f64; 6] = [0., 0.1, 0.2, 0.3, 0.4, 0.5];
+/// Those of RiskMetrics (1996), where fewer known days than this would choose.
+const USUAL: (f64, f64) = (0.94, 0.);
+const CHOOSING: usize = 250;
 /// Returns that the first estimate is made from.
 const FIRST: usize = 20;
 /// How fast the share that is left outside follows how often outcomes were outside (Gibbs and Candès 2021, their γ).
@@ -14,25 +17,30 @@ const RANGE: [f64; 2] = [1e-3, 0.9];
 pub(crate) const FEWEST: usize = 30;
 
 /// The deviation of a day's log return as the days before it show it, for each of `closes` and the day after the last: an
-/// exponentially weighted mean of squares (RiskMetrics 1996), drawn to the mean of all of them as a GARCH's variance is. Its two weights are those
-/// of the greatest normal likelihood on the days before `until`. No day looks at its own close. The first days share one estimate.
+/// exponentially weighted mean of squares, drawn to the mean of all of them as a GARCH's variance is. Its two weights are those of the greatest
+/// normal likelihood on the days before `until`. The first twenty days share the estimate that follows them; no later day looks at its own
+/// close.
 pub(crate) fn volatilities(closes: &[f64], until: usize) -> Vec<f64> {
     let squares: Vec<f64> = closes.windows(2).map(|w| (w[1] / w[0]).ln().powi(2)).collect();
-    // Prices that stood still still may move.
-    let least = 1e-12 + 1e-4 * squares.iter().sum::<f64>() / squares.len().max(1) as f64;
     let variances = |memory: f64, lasting: f64| {
         let first = squares.len().min(FIRST);
         let mut sum: f64 = squares[..first].iter().sum();
         let mut recent = sum / first.max(1) as f64;
-        let mut all = vec![recent; first + 2];
+        // Prices that stood still may move: by a hundredth of what is usual at least.
+        let floor = |variance: f64, mean: f64| variance.max(1e-4 * mean).max(1e-12);
+        let mut all = vec![floor(recent, recent); first + 2];
         for (i, square) in squares.iter().enumerate().skip(first) {
             recent = memory * recent + (1. - memory) * square;
             sum += square;
-            all.push((1. - lasting) * recent + lasting * sum / (i + 1) as f64);
+            let mean = sum / (i + 1) as f64;
+            all.push(floor((1. - lasting) * recent + lasting * mean, mean));
         }
         all.truncate(closes.len() + 1);
-        all.into_iter().map(|v| v.max(least)).collect::<Vec<f64>>()
+        all
     };
+    if until.min(closes.len()) < CHOOSING {
+        return variances(USUAL.0, USUAL.1).into_iter().map(f64::sqrt).collect();
+    }
     let misfit = |variances: &[f64]| -> f64 {
         let days = FIRST + 1..until.min(closes.len());
         days.map(|d| variances[d].ln() + squares[d - 1] / variances[d]).sum()
@@ -79,14 +87,16 @@ impl Conformal {
         self.scores[low as usize] * (1. - share) + self.scores[high] * share
     }
 
-    /// Takes the score of an outcome in: whether it was inside of the interval, and what follows for the next.
-    pub(crate) fn learn(&mut self, score: f64) -> bool {
-        let (low, high) = self.bounds();
+    /// Takes the score of an outcome in: whether it was inside the bounds that were given when it was forecast, and what follows for
+    /// the next. A score that is not finite was outside and tells no more.
+    pub(crate) fn learn(&mut self, score: f64, (low, high): (f64, f64)) -> bool {
         let inside = (low..=high).contains(&score);
         let missed = if inside { 0. } else { 1. };
         self.outside = (self.outside + STEP * (self.wanted - missed)).clamp(RANGE[0], RANGE[1]);
-        let at = self.scores.partition_point(|s| *s < score);
-        self.scores.insert(at, score);
+        if score.is_finite() {
+            let at = self.scores.partition_point(|s| *s < score);
+            self.scores.insert(at, score);
+        }
         inside
     }
 }
@@ -133,7 +143,8 @@ mod tests {
         // Three times as wide as what was known.
         for k in 0..2000u32 {
             let score = 6. * (f64::from(k * 7919 % 1000) / 1000. - 0.5);
-            inside += usize::from(adaptive.learn(score));
+            let bounds = adaptive.bounds();
+            inside += usize::from(adaptive.learn(score, bounds));
         }
         let (wider, higher) = adaptive.bounds();
         assert!(wider < 2. * low && higher > 2. * high, "{wider} {higher}");

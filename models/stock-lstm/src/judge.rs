@@ -60,7 +60,7 @@ impl StockTask {
         ])
     }
 
-    /// The mean change of the close from day to day in the training part, which errors are divided by to be comparable between series
+    /// The mean absolute change of the close from day to day in the training part, which errors are divided by to be comparable between series
     /// (Hyndman and Koehler 2006).
     fn step(&self) -> f64 {
         let days = 1..self.target_day(self.range(Split::Train).end - 1) + 1;
@@ -71,8 +71,11 @@ impl StockTask {
 
     /// The continuous ranked probability score, as twice the mean pinball loss over 99 quantiles, and the mean pinball loss of the 5 % and
     /// the 95 % quantile, in price units. Quantiles are those of the forecasts' errors on the validation days, in units of the
-    /// volatility of the day; nothing if those are too few.
+    /// volatility of the day; nothing if those are too few, or a forecast is no price.
     fn scores(&self, split: Split, forecasts: &[f64], validation: &[f64]) -> Option<[f64; 2]> {
+        if forecasts.iter().chain(validation).any(|f| !(f.is_finite() && *f > 0.)) {
+            return None;
+        }
         let closes: Vec<f64> = self.days.bars.iter().map(|b| b.close).collect();
         let volatility = volatilities(&closes, self.target_day(self.range(Split::Valid).start));
         let day = |split: Split| self.range(split).map(|i| self.target_day(i));
@@ -168,7 +171,9 @@ impl StockTask {
                 format!("The model beats {name}, the best baseline ({beside}); check that it does on other periods.")
             }
             e if e >= -2. => {
-                format!("The model is no better than {name} ({beside}): a difference this small is chance.")
+                format!(
+                    "The model is no better than {name} ({beside}): a difference below two standard errors cannot be told from chance."
+                )
             }
             _ => format!("The model is worse than {name} ({beside}): its forecasts are of no use on these days."),
         })

@@ -118,6 +118,9 @@ impl<'a> Forecasts<'a> {
     }
 }
 
+/// The lowest and the highest score inside an interval.
+type Bounds = (f64, f64);
+
 /// Intervals from the errors of the calibration days in units of volatility, which follow how many of the days after them
 /// they hold.
 struct Intervals {
@@ -145,7 +148,10 @@ impl Intervals {
         let mut scores: Vec<Vec<f64>> = vec![vec![]; horizon];
         for d in calibration.clone() {
             for (h, forecast) in forecasts.ahead(d, horizon.min(calibration.end - d))?.into_iter().enumerate() {
-                scores[h].push(score(d, h, forecast));
+                // A forecast that is no price says nothing of how far off prices are.
+                if forecast > 0. && forecast.is_finite() {
+                    scores[h].push(score(d, h, forecast));
+                }
             }
         }
         let mut conformal: Vec<Option<Conformal>> = scores.into_iter().map(|s| Conformal::new(s, share)).collect();
@@ -160,18 +166,22 @@ impl Intervals {
         order.iter().enumerate().for_each(|(rank, d)| third[d - later.start] = 3 * rank / order.len());
         let (mut inside, mut judged, mut known) = (vec![0; horizon], vec![0; horizon], vec![]);
         let mut by_volatility = [(0, 0); 3];
-        let mut open: Vec<Vec<f64>> = vec![];
+        // Of each later day, the forecasts made on it and the bounds that their intervals had.
+        let mut open: Vec<Vec<(f64, Option<Bounds>)>> = vec![];
         for d in later.clone() {
             // What was forecast for the day before is known by now: each horizon learns from the forecast that ends there.
             let made = forecasts.ahead(d, horizon.min(n - d))?;
             known.push(around(&conformal[0], made[0], d));
-            open.push(made);
+            let bounds = |h: usize| conformal[h].as_ref().map(Conformal::bounds);
+            open.push(made.into_iter().enumerate().map(|(h, forecast)| (forecast, bounds(h))).collect());
             for h in 0..horizon.min(open.len()) {
                 let from = d - h;
-                let (Some(conformal), Some(&forecast)) = (&mut conformal[h], open[from - later.start].get(h)) else {
+                let (Some(conformal), Some(&(forecast, Some(bounds)))) =
+                    (&mut conformal[h], open[from - later.start].get(h))
+                else {
                     continue;
                 };
-                let fits = conformal.learn(score(from, h, forecast));
+                let fits = conformal.learn(score(from, h, forecast), bounds);
                 judged[h] += 1;
                 inside[h] += usize::from(fits);
                 if h == 0 {

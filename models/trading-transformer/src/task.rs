@@ -242,7 +242,7 @@ impl Recipe for TradingTask {
         self.0.evaluate(model, split)
     }
 
-    fn reconsider(evaluations: &[&Evaluation], trials: &Trials) -> Vec<String> {
+    fn reconsider(evaluations: &[&Evaluation], trials: &dyn Fn() -> Trials) -> Vec<String> {
         trading::reconsider(evaluations, trials)
     }
 }

@@ -25,7 +25,7 @@ use transformer::{PostLn, PreLn};
 /// EEG to the activity of the cortex's regions. Tensors: `spatial.fc11.weight` … `spatial.value.bias`; a transformer's
 /// `input_projection.weight`, `encoder.layers.0.self_attn.…` …, its `positions`, `norm` and `output.0`, `output.3` if it is the
 /// pre-norm one, or `output`; the LSTM's `temporal.rnns.0.weight_ih_l0` …; a graph network's `input.weight`, `layers.0.own.weight` …, and the head as
-/// `constant_field`, `constant_centres` and `constant_neighbours`.
+/// `constant_field`, `constant_centres`, `constant_neighbours` and `constant_rest`.
 #[derive(Clone, Debug)]
 pub struct Network(Inner);
 

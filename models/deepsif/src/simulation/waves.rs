@@ -12,8 +12,8 @@ fn bump(t: f64, at: f64, width: f64) -> f64 {
     (-0.5 * ((t - at) / width).powi(2)).exp()
 }
 
-/// A spike of one or two bumps with a slow wave behind it, or a rhythm of 3 to 12 Hz that comes and goes: its largest value one,
-/// without its mean.
+/// A spike of one or two bumps with a slow wave behind it, or a rhythm of 3 to 12 Hz that comes and goes: its largest magnitude
+/// one, without its mean.
 pub(super) fn smooth(steps: usize, draw: &mut Stream) -> Vec<f32> {
     let length = steps as f64 / RATE as f64;
     let at = length * between([0.1, 0.9], draw);
@@ -37,8 +37,8 @@ pub(super) fn smooth(steps: usize, draw: &mut Stream) -> Vec<f32> {
     scaled(values)
 }
 
-/// A triangle of 40 to 90 ms with a half sine of 150 to 300 ms behind it, the other way round: its largest value one, without
-/// its mean.
+/// A triangle of 40 to 90 ms with a half sine of 150 to 300 ms behind it, the other way round: its largest magnitude one,
+/// without its mean.
 pub(super) fn sharp(steps: usize, draw: &mut Stream) -> Vec<f32> {
     let length = steps as f64 / RATE as f64;
     let at = length * between([0.1, 0.8], draw);
@@ -51,10 +51,10 @@ pub(super) fn sharp(steps: usize, draw: &mut Stream) -> Vec<f32> {
     scaled((0..steps).map(|i| wave(i as f64 / RATE as f64)).collect())
 }
 
-/// Noise whose power falls as 1/f from 1 Hz to 100 Hz, a course of its own for each of `columns`: steps × columns.
+/// Noise whose power falls as 1/f from 1 Hz to 100 Hz or so, a course of its own for each of `columns`: steps × columns.
 pub(super) fn pink(steps: usize, columns: usize, stream: &mut Stream) -> Vec<f32> {
     // Sums of noise that changes ever more slowly (Voss and McCartney).
-    const OCTAVES: usize = 7;
+    const OCTAVES: usize = 10;
     let mut rows = vec![0f32; steps * columns];
     for column in 0..columns {
         let mut held = [0f64; OCTAVES];
@@ -111,7 +111,7 @@ mod tests {
             }
             sum
         };
-        let (low, high) = (power(4, 8), power(32, 64));
-        assert!((0.5..2.).contains(&(low / high)), "{low} {high}");
+        let [low, middle, high] = [(1, 4), (4, 16), (16, 64)].map(|(from, to)| power(from, to));
+        assert!((0.6..1.7).contains(&(low / middle)) && (0.6..1.7).contains(&(middle / high)), "{low} {middle} {high}");
     }
 }

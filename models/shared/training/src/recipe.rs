@@ -79,7 +79,7 @@ pub struct Evaluation {
     pub picture: Picture,
 }
 
-/// What was tried to get at some weights, as far as the disk knows: runs of the same model in the same folder.
+/// What was tried to get at some weights, as far as the disk knows: runs of the same model on the same data in the same folder.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Trials {
     /// The run and those beside it.
@@ -177,8 +177,8 @@ pub trait Recipe: Task {
     }
 
     /// What is to be said of evaluations of several weights on the same split, or of one, by who knows how often it was tried
-    /// before; nothing by default.
-    fn reconsider(evaluations: &[&Evaluation], trials: &Trials) -> Vec<String> {
+    /// before, which takes looking for; nothing by default.
+    fn reconsider(evaluations: &[&Evaluation], trials: &dyn Fn() -> Trials) -> Vec<String> {
         let _ = (evaluations, trials);
         vec![]
     }
@@ -187,6 +187,12 @@ pub trait Recipe: Task {
     fn explain(architecture: &Self::Architecture) -> String {
         let _ = architecture;
         String::new()
+    }
+
+    /// The channels that weights take, in their order, by what belongs to a checkpoint; nothing where input has no named channels.
+    fn channels(fitted: &Value) -> Option<Table> {
+        let _ = fitted;
+        None
     }
 
     /// Floating-point operations in the matrix products of a forward pass of one sample, if they are known.

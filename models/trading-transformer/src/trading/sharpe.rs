@@ -116,11 +116,11 @@ fn returns(evaluation: &Evaluation) -> Option<(String, Vec<f64>)> {
 }
 
 /// What a policy's Sharpe ratio is worth after what was tried, or how far one of several policies on the same days may be chosen.
-pub(crate) fn reconsider(evaluations: &[&Evaluation], trials: &Trials) -> Vec<String> {
+pub(crate) fn reconsider(evaluations: &[&Evaluation], trials: &dyn Fn() -> Trials) -> Vec<String> {
     let all: Option<Vec<(String, Vec<f64>)>> = evaluations.iter().map(|e| returns(e)).collect();
     match all.unwrap_or_default().as_slice() {
         [] => vec![],
-        [(_, one)] => Vec::from_iter(deflated(one, trials)),
+        [(_, one)] => Vec::from_iter(deflated(one, &trials())),
         [first, others @ ..] => {
             // Days that differ cannot be dealt out alike.
             if others.iter().any(|(day, days)| *day != first.0 || days.len() != first.1.len()) {
@@ -147,16 +147,16 @@ fn deflated(days: &[f64], trials: &Trials) -> Option<String> {
     let ratios: Vec<f64> = trials.losses.iter().map(|loss| -loss).collect();
     if ratios.len() < 2 {
         return Some(format!(
-            "Sharpe ratio {ratio:.2} with a standard error of {error:.2}. How often validation data decided is not known here: with a run \
-             directory as --checkpoint, it is counted and the ratio deflated."
+            "Sharpe ratio {ratio:.2} with a standard error of {error:.2}. Fewer than two looks at validation data are known \
+             (those of a run directory given as --checkpoint, and of the runs beside it): the ratio is not deflated."
         ));
     }
     let spread = deviation(&ratios);
     let luck = best_by_luck(ratios.len(), spread);
     Some(format!(
-        "Sharpe ratio {ratio:.2} with a standard error of {error:.2}. {} looks at validation data in {} of this folder, with ratios that \
-         differ by {spread:.2}: the best of as many without skill can be expected to reach {luck:.2}. The chance that the true ratio is \
-         above that is {:.0} % (deflated Sharpe ratio; above 0: {:.0} %).",
+        "Sharpe ratio {ratio:.2} with a standard error of {error:.2}. {} looks at validation data in {} of this folder decided, whose ratios \
+         have a standard deviation of {spread:.2}: the best of as many without skill can be expected to reach {luck:.2} there. The chance that the true ratio is \
+         above that is {:.0} % (deflated Sharpe ratio, with validation's spread; above 0: {:.0} %).",
         ratios.len(),
         if trials.runs == 1 { "1 run".to_string() } else { format!("{} runs", trials.runs) },
         100. * sharpe.chance_above(luck),

@@ -5,7 +5,8 @@
 //!
 //! ```text
 //! policy  = mean max(-A·r, -A·clip(r, 1 - ε, 1 + ε))
-//! value   = ½ mean max((V - R)², (V_old + clip(V - V_old, -ε, ε) - R)²)
+//! value   = ½ mean (V - R)², or with clip_value
+//!           ½ mean max((V - R)², (V_old + clip(V - V_old, -ε, ε) - R)²)
 //! loss    = policy + value_weight · value - entropy_weight · mean entropy of π
 //! ```
 //!

@@ -118,7 +118,9 @@ impl Policy {
                 let log_probs = rows.iter().zip(&drawn).map(|(p, a)| p[*a]).collect();
                 Ok((drawn.into_iter().map(|a| a as f32).collect(), log_probs))
             }
-            (Self::Numbers { mean, log_deviation }, Space::Numbers(d)) if mean.dim(1)? == d => {
+            (Self::Numbers { mean, log_deviation }, Space::Numbers(d))
+                if mean.dim(1)? == d && log_deviation.elem_count() == d =>
+            {
                 let (means, spread): (Vec<Vec<f32>>, Vec<f32>) =
                     (cpu(mean)?.to_vec2()?, cpu(log_deviation)?.to_vec1()?);
                 let (mut actions, mut log_probs) = (vec![], vec![]);

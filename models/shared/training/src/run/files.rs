@@ -145,6 +145,11 @@ impl RunFiles {
         self.on_record()?["model"].as_str().map(String::from)
     }
 
+    /// The [fingerprint](crate::Task::fingerprint) of its data, if that is on record.
+    pub fn data(&self) -> Option<String> {
+        self.on_record()?["data"].as_str().map(String::from)
+    }
+
     /// How many steps the run is to have in all, if that is on record (from 0.2 on).
     pub fn total_steps(&self) -> Option<u64> {
         self.on_record()?["total_steps"].as_u64()
