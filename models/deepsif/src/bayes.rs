@@ -47,6 +47,7 @@ pub(crate) struct Space {
     pub(crate) regions: Vec<f32>,
     pub(crate) dimensions: usize,
     /// What the lead field was divided by, so that all is near one.
+    #[cfg(feature = "train")]
     pub(crate) scale: f64,
 }
 
@@ -72,6 +73,7 @@ impl Space {
             dimensions: basis.len(),
             basis: basis.iter().flatten().map(|v| *v as f32).collect(),
             regions,
+            #[cfg(feature = "train")]
             scale: largest,
         }
     }

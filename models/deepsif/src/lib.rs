@@ -54,7 +54,7 @@ pub use config::DataSettings;
 pub use config::{Config, FilterActivation, Kind};
 #[cfg(feature = "train")]
 pub use experiment::EXPERIMENTS;
-pub use image::{DeepSif, Electrode, Image, Montage, Point, prepare};
+pub use image::{DeepSif, Electrode, Image, Montage, Point, RATE, prepare};
 pub use loss::{Parts, loss};
 pub use network::Network;
 #[cfg(feature = "train")]

@@ -40,6 +40,7 @@ struct Known {
     mapper: Arc<Mapper>,
     borders: Arc<Borders>,
     /// Whether the data named the head, not the weights.
+    #[cfg(feature = "train")]
     told: bool,
 }
 
@@ -168,7 +169,12 @@ impl Graph {
             rest: if known { rest.into_iter().map(f64::from).collect() } else { vec![] },
         };
         let borders = Arc::new(Borders::new(cortex.neighbours.clone()));
-        Ok(Known { mapper: Arc::new(Mapper::new(&cortex)), borders, told: false })
+        Ok(Known {
+            mapper: Arc::new(Mapper::new(&cortex)),
+            borders,
+            #[cfg(feature = "train")]
+            told: false,
+        })
     }
 
     fn known(&self) -> Result<Known> {

@@ -18,6 +18,7 @@ use crate::bayes::Cortex;
 use crate::{Config, Kind};
 use filter::SpatialFilter;
 use graph::Graph;
+#[cfg(feature = "train")]
 pub(crate) use graph::Scores;
 use recurrent::Recurrent;
 use transformer::{PostLn, PreLn};
