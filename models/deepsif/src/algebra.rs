@@ -8,6 +8,11 @@ pub(crate) fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
+/// Rows of `r` numbers, in f64.
+pub(crate) fn wide(values: &[f32], r: usize) -> Vec<Vec<f64>> {
+    values.chunks_exact(r.max(1)).map(|row| row.iter().map(|v| f64::from(*v)).collect()).collect()
+}
+
 /// An orthonormal basis of what vectors span, by Gram and Schmidt with the longest remainder first.
 pub(crate) fn basis(mut vectors: Vec<Vec<f64>>) -> Vec<Vec<f64>> {
     let mut basis: Vec<Vec<f64>> = vec![];
@@ -103,4 +108,17 @@ pub(crate) fn gram(columns: &[Vec<f64>], w: &[f64], lambda: f64) -> Vec<Vec<f64>
     let mean = (0..r).map(|i| gram[i][i]).sum::<f64>() / r.max(1) as f64;
     (0..r).for_each(|i| gram[i][i] += lambda * mean);
     inverted(gram)
+}
+
+/// Rows of numbers, each by a matrix: Σ_j m_ij k_j.
+pub(crate) fn times(matrix: &[Vec<f64>], k: &[f64]) -> Vec<f64> {
+    matrix.iter().map(|row| dot(row, k)).collect()
+}
+
+/// √(k_iᵀ M k_i) of each.
+pub(crate) fn roots(matrix: &[Vec<f64>], columns: &[Vec<f64>]) -> Vec<f64> {
+    let roots: Vec<f64> = columns.iter().map(|k| dot(k, &times(matrix, k)).max(0.).sqrt()).collect();
+    // A region that no electrode sees has none.
+    let least = ZERO * ZERO * roots.iter().copied().fold(0., f64::max);
+    roots.into_iter().map(|v| v.max(least)).collect()
 }

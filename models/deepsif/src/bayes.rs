@@ -15,8 +15,8 @@
 use zoo_kernels::cpu::matmul::matmul;
 use zoo_kernels::cpu::product::Matrix;
 
-use crate::algebra::{basis, dot, factor, inverted, whitened};
-use crate::image::{Point, distance};
+use crate::algebra::{basis, dot, factor, inverted, whitened, wide};
+use crate::image::{Point, distance, share_at};
 
 /// Atoms whose power at the electrodes is below this share of the strongest's are let go.
 const LEAST: f32 = 1e-4;
@@ -115,7 +115,7 @@ impl Atoms {
                 patch.dedup();
                 let apart = |p: usize| distance(&cortex.centres[i], &cortex.centres[p]);
                 let edge = patch.iter().map(|p| apart(*p)).fold(f64::MIN_POSITIVE, f64::max);
-                let share = |p: &usize| (*p, 0.5f64.powf((apart(*p) / edge).powi(2)) as f32);
+                let share = |p: &usize| (*p, share_at(apart(*p), edge));
                 let shares: Vec<(usize, f32)> = patch.iter().map(share).collect();
                 let mut column = vec![0f32; r];
                 for (p, share) in &shares {
@@ -145,8 +145,7 @@ pub(crate) fn covariance(rows: &[f32], r: usize) -> Vec<f32> {
 fn condensed(rows: &[f32], r: usize) -> Vec<f32> {
     if rows.len() > r * r {
         let c = covariance(rows, r);
-        let mut wide: Vec<Vec<f64>> =
-            c.chunks_exact(r).map(|row| row.iter().map(|v| f64::from(*v)).collect()).collect();
+        let mut wide = wide(&c, r);
         // Some directions may have no power, and products in f32 may give them less than none.
         (0..r).for_each(|i| wide[i][i] += ROUNDING);
         factor(&mut wide);
@@ -212,8 +211,7 @@ pub(crate) fn fit(atoms: &Atoms, regions: usize, rows: &[f32], share: f32, round
         let scaled: Vec<f32> =
             columns.chunks_exact(r).zip(variances).flat_map(|(q, v)| q.iter().map(move |x| v * x)).collect();
         let s = matmul([r, r, variances.len()], Matrix::transposed(columns, r), Matrix::rows(&scaled, r));
-        let mut rows: Vec<Vec<f64>> =
-            s.chunks_exact(r).map(|row| row.iter().map(|v| f64::from(*v)).collect()).collect();
+        let mut rows = wide(&s, r);
         (0..r).for_each(|i| rows[i][i] += f64::from(share) / r as f64);
         inverted(rows).into_iter().flatten().map(|v| v as f32).collect()
     };

@@ -75,6 +75,11 @@ pub(crate) fn distance(a: &Point, b: &Point) -> f64 {
     a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt()
 }
 
+/// The share of a patch's amplitude that a region has `apart` from its centre: 1 there, a half at the `edge`.
+pub(crate) fn share_at(apart: f64, edge: f64) -> f32 {
+    0.5f64.powf((apart / edge).powi(2)) as f32
+}
+
 /// Root of the mean square over time of each of `regions` columns.
 pub(crate) fn strengths(activity: &[f32], regions: usize) -> Vec<f64> {
     let mut sums = vec![0f64; regions];

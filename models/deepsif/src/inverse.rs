@@ -23,7 +23,7 @@ use candle_core::{Result, bail};
 use zoo_kernels::cpu::matmul::matmul;
 use zoo_kernels::cpu::product::Matrix;
 
-use crate::algebra::{ZERO, dot, gram, inverted};
+use crate::algebra::{dot, gram, inverted, roots, times, wide};
 use crate::band::Band;
 use crate::bayes::{Atoms, Cortex, Space, covariance, fit, powers};
 use crate::head::Head;
@@ -118,11 +118,9 @@ pub(crate) struct Ground {
 impl Ground {
     pub(crate) fn new(cortex: &Cortex, noise: &[f64]) -> Self {
         let space = Space::whitened(cortex, noise);
-        let r = space.dimensions;
-        let wide = |k: &[f32]| k.iter().map(|v| f64::from(*v)).collect();
         Self {
             regions: cortex.centres.len(),
-            columns: space.regions.chunks_exact(r).map(wide).collect(),
+            columns: wide(&space.regions, space.dimensions),
             single: Arc::new(Atoms::regions(&space)),
             patches: Arc::new(Atoms::patches(cortex, &space)),
             space,
@@ -151,19 +149,6 @@ enum Kind {
         atoms: Arc<Atoms>,
         share: f32,
     },
-}
-
-/// Rows of numbers, each by a matrix: Σ_j m_ij k_j.
-fn times(matrix: &[Vec<f64>], k: &[f64]) -> Vec<f64> {
-    matrix.iter().map(|row| dot(row, k)).collect()
-}
-
-/// √(k_iᵀ M k_i) of each.
-fn roots(matrix: &[Vec<f64>], columns: &[Vec<f64>]) -> Vec<f64> {
-    let roots: Vec<f64> = columns.iter().map(|k| dot(k, &times(matrix, k)).max(0.).sqrt()).collect();
-    // A region that no electrode sees has none.
-    let least = ZERO * ZERO * roots.iter().copied().fold(0., f64::max);
-    roots.into_iter().map(|v| v.max(least)).collect()
 }
 
 impl Inverse {
@@ -214,9 +199,7 @@ impl Inverse {
             Kind::Linear(maps) => Cow::Borrowed(maps),
             Kind::Bayes { atoms, share } => Cow::Owned(fit(atoms, self.regions, rows, *share, LEARNING).maps),
             Kind::Beamformer { columns, lambda } => {
-                let c = covariance(rows, r);
-                let mut matrix: Vec<Vec<f64>> =
-                    c.chunks_exact(r).map(|row| row.iter().map(|v| f64::from(*v)).collect()).collect();
+                let mut matrix = wide(&covariance(rows, r), r);
                 // The trace is one.
                 (0..r).for_each(|i| matrix[i][i] += lambda.max(1e-9) / r as f64);
                 let inverse: Vec<f32> = inverted(matrix).iter().flatten().map(|v| *v as f32).collect();
@@ -241,7 +224,7 @@ impl Inverse {
         Ok(matmul([rows.len() / r, self.regions, r], Matrix::rows(&rows, r), Matrix::transposed(&maps, r)))
     }
 
-    /// What each of [`Reading::ALL`] reads out of the image, without the image itself.
+    /// What each of [`Reading::ALL`] reads out of the image, but for its scale, without the image itself.
     pub(crate) fn strengths(&self, eeg: &[f32]) -> Result<[Vec<f64>; 2]> {
         let (rows, r) = (self.rows(eeg)?, self.space.dimensions);
         let maps = self.maps(&rows);

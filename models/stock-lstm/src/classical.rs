@@ -105,9 +105,8 @@ fn autoregression(logs: &[f64]) -> Vec<f64> {
         let best = (i..size).max_by(|a, b| normal[*a][i].abs().total_cmp(&normal[*b][i].abs())).unwrap_or(i);
         normal.swap(i, best);
         let pivot = normal[i].clone();
-        for (k, row) in normal.iter_mut().enumerate().filter(|(k, _)| *k != i) {
+        for (_, row) in normal.iter_mut().enumerate().filter(|(k, _)| *k != i) {
             let share = row[i] / pivot[i];
-            debug_assert!(k < size);
             row.iter_mut().zip(&pivot).for_each(|(v, p)| *v -= share * p);
         }
     }

@@ -130,10 +130,7 @@ impl StockTask {
         let actual = self.range(split).map(|i| self.days.bars[self.target_day(i)].close);
         let gain = |(a, (f, b)): (f64, (&f64, &f64))| (b - a).powi(2) - (f - a).powi(2);
         let gains: Vec<f64> = actual.zip(forecasts.iter().zip(&baseline)).map(gain).collect();
-        let n = gains.len() as f64;
-        let mean = gains.iter().sum::<f64>() / n;
-        let variance = gains.iter().map(|g| (g - mean).powi(2)).sum::<f64>() / (n - 1.).max(1.);
-        if variance > 0. { mean / (variance / n).sqrt() } else { 0. }
+        standard_errors(&gains).unwrap_or(0.)
     }
 
     /// The accuracy, in percent, of always saying the side of the training part's trend, over the days on which the close changed, and by
@@ -151,10 +148,7 @@ impl StockTask {
                 gains.push(right(forecast - last, change) - always);
             }
         }
-        let n = gains.len() as f64;
-        let mean = gains.iter().sum::<f64>() / n.max(1.);
-        let variance = gains.iter().map(|g| (g - mean).powi(2)).sum::<f64>() / (n - 1.).max(1.);
-        (100. * trend / n.max(1.), (variance > 0.).then(|| mean / (variance / n).sqrt()))
+        (100. * trend / gains.len().max(1) as f64, standard_errors(&gains))
     }
 
     /// The verdict on forecasts beside the best of the baselines.
@@ -207,4 +201,12 @@ impl StockTask {
         ));
         Ok(Evaluation { samples: self.samples(split), metrics, baselines, remarks, ..Evaluation::default() })
     }
+}
+
+/// By how many standard errors the mean of independent gains is above zero; nothing if they never change.
+fn standard_errors(gains: &[f64]) -> Option<f64> {
+    let n = gains.len() as f64;
+    let mean = gains.iter().sum::<f64>() / n.max(1.);
+    let variance = gains.iter().map(|g| (g - mean).powi(2)).sum::<f64>() / (n - 1.).max(1.);
+    (variance > 0.).then(|| mean / (variance / n).sqrt())
 }

@@ -179,10 +179,10 @@ impl Graph {
 
     fn known(&self) -> Result<Known> {
         let mut known = self.known.lock().unwrap_or_else(|e| e.into_inner());
-        if known.is_none() {
-            *known = Some(self.follow()?);
+        match &*known {
+            Some(known) => Ok(known.clone()),
+            None => Ok(known.insert(self.follow()?).clone()),
         }
-        known.clone().ok_or_else(|| candle_core::Error::msg("no head"))
     }
 
     /// EEG (b, t, n) to the maps (b, regions, features) and courses (b, t, regions).
@@ -193,7 +193,7 @@ impl Graph {
         }
         let values: Vec<f32> = eeg.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
         let (mut features, mut courses) = (vec![], vec![]);
-        for maps in mapper.all(&values, t)? {
+        for maps in mapper.all(&values, t) {
             features.extend(maps.features);
             courses.extend(maps.courses);
         }

@@ -1,9 +1,8 @@
 //! What classical methods say of EEG, as the input of a network.
 
-use candle_core::Result;
 use rayon::prelude::*;
 
-use crate::algebra::{ZERO, dot, gram};
+use crate::algebra::{gram, roots, times, wide};
 use crate::band::Band;
 use crate::bayes::{Atoms, Cortex, Space, covariance, fit, powers};
 
@@ -49,15 +48,11 @@ impl Ground {
     fn new(cortex: &Cortex, noise: &[f64]) -> Self {
         let space = Space::whitened(cortex, noise);
         let (r, m) = (space.dimensions, cortex.centres.len());
-        let wide = |k: &[f32]| k.iter().map(|v| f64::from(*v)).collect();
-        let wide: Vec<Vec<f64>> = space.regions.chunks_exact(r.max(1)).map(wide).collect();
-        let inverse = gram(&wide, &vec![1.; m], LAMBDA);
-        let mut loreta = Vec::with_capacity(m * r);
-        for k in &wide {
-            let row: Vec<f64> = inverse.iter().map(|line| dot(line, k)).collect();
-            let root = dot(&row, k).max(0.).sqrt().max(ZERO * ZERO);
-            loreta.extend(row.iter().map(|v| (v / root) as f32));
-        }
+        let columns = wide(&space.regions, r);
+        let inverse = gram(&columns, &vec![1.; m], LAMBDA);
+        let each = columns.iter().zip(roots(&inverse, &columns));
+        let loreta =
+            each.flat_map(|(k, root)| times(&inverse, k).into_iter().map(move |v| (v / root) as f32)).collect();
         Self { atoms: Atoms::patches(cortex, &space), space, loreta }
     }
 }
@@ -129,8 +124,8 @@ impl Mapper {
     }
 
     /// Of samples of `steps` time steps.
-    pub(super) fn all(&self, eeg: &[f32], steps: usize) -> Result<Vec<Maps>> {
-        Ok(eeg.par_chunks((steps * self.electrodes).max(1)).map(|one| self.one(one, steps)).collect())
+    pub(super) fn all(&self, eeg: &[f32], steps: usize) -> Vec<Maps> {
+        eeg.par_chunks((steps * self.electrodes).max(1)).map(|one| self.one(one, steps)).collect()
     }
 }
 

@@ -1,6 +1,7 @@
 use zoo_layers::random::Stream;
 
 use crate::head::Head;
+use crate::image::share_at;
 
 /// Regions that are active together, with the share of the centre's amplitude that each has.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,7 +28,7 @@ impl Patch {
             inside.push(next);
         }
         let edge = inside.iter().map(|r| head.distance(centre, *r)).fold(f64::MIN_POSITIVE, f64::max);
-        let share = |r: usize| 0.5f64.powf((head.distance(centre, r) / edge).powi(2)) as f32;
+        let share = |r: usize| share_at(head.distance(centre, r), edge);
         Self { centre, regions: inside.iter().map(|&r| (r, share(r))).collect() }
     }
 
