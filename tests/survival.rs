@@ -2,16 +2,15 @@
 //! left alone.
 #![cfg(unix)]
 
-use std::collections::BTreeMap;
+#[path = "run_files.rs"]
+mod run_files;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
-
-type Outcome = Result<(), Box<dyn std::error::Error>>;
-type Files = BTreeMap<String, Vec<u8>>;
+use run_files::{Files, Outcome, assert_same, at_the_end, contents};
 
 /// What is trained, and its settings.
 type Run = (&'static str, &'static str);
@@ -107,52 +106,6 @@ fn undisturbed(dir: &Path, run: Run) -> Result<Files, Box<dyn std::error::Error>
     let files = contents(&dir.join("run"))?;
     std::fs::rename(dir.join("run"), dir.join("undisturbed"))?;
     Ok(files)
-}
-
-/// Files by their path in the run, without pictures and lock; `metrics.jsonl` without its wall times.
-fn contents(run: &Path) -> Result<Files, Box<dyn std::error::Error>> {
-    let (mut files, mut folders) = (BTreeMap::new(), vec![run.to_path_buf()]);
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder)? {
-            let path = entry?.path();
-            let name = path.strip_prefix(run)?.display().to_string();
-            if path.is_dir() {
-                folders.push(path);
-            } else if name.contains(".tmp") {
-                // What a killed run was at is removed by the next.
-            } else if name == "metrics.jsonl" {
-                let mut text = String::new();
-                for line in std::fs::read_to_string(path)?.lines() {
-                    let mut line: Value = serde_json::from_str(line)?;
-                    line.as_object_mut().map(|l| l.remove("seconds"));
-                    text.push_str(&format!("{line}\n"));
-                }
-                files.insert(name, text.into_bytes());
-            } else if !name.starts_with("curves") && name != ".lock" && name != "config.toml" {
-                files.insert(name, std::fs::read(path)?);
-            }
-        }
-    }
-    Ok(files)
-}
-
-/// Where an extra checkpoint was taken, other old ones and other good weights are still kept: only what is newest counts.
-fn at_the_end(mut files: Files) -> Files {
-    let folder = |name: &str| name.strip_prefix("checkpoints/step-").map(|n| n[..8].to_string());
-    let last = files.keys().filter_map(|n| folder(n)).max();
-    files.retain(|name, _| !name.starts_with("checkpoints/best-") && (folder(name).is_none() || folder(name) == last));
-    files
-}
-
-fn assert_same(found: Files, expected: &Files) -> Outcome {
-    assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
-    for (name, bytes) in expected {
-        assert!(found[name] == *bytes, "{name} differs");
-    }
-    for name in ["last.safetensors", "best.safetensors", "metrics.jsonl"] {
-        assert!(expected.contains_key(name), "{name}");
-    }
-    Ok(())
 }
 
 /// Starts the run, or resumes it if it was begun, differently each time: threads and prefetching must not matter.

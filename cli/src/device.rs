@@ -5,6 +5,7 @@ use candle_core::Device;
 use zoo_training::Error;
 
 use crate::output::program;
+use crate::ranks;
 
 /// The device of that name.
 pub(crate) fn device(name: &str) -> anyhow::Result<Device> {
@@ -21,6 +22,7 @@ pub(crate) fn device(name: &str) -> anyhow::Result<Device> {
     match kind {
         "cpu" if !name.contains(':') => Ok(Device::Cpu),
         "cuda" => {
+            let ordinal = if name.contains(':') { ordinal } else { ranks::own_device(cuda_devices()) };
             built(candle_core::utils::cuda_is_available(), "cuda")?;
             // One stream for all threads: candle's usual ones are the threads' own, and would not wait for each other.
             let device = Device::new_cuda_with_stream(ordinal).with_context(|| format!("--device {name}"))?;
@@ -37,4 +39,13 @@ pub(crate) fn device(name: &str) -> anyhow::Result<Device> {
         }
         _ => Err(unknown().into()),
     }
+}
+
+/// CUDA devices of this machine.
+fn cuda_devices() -> usize {
+    #[cfg(feature = "cuda")]
+    let count = candle_core::cuda_backend::cudarc::driver::CudaContext::device_count().map_or(1, |n| n.max(1) as usize);
+    #[cfg(not(feature = "cuda"))]
+    let count = 1;
+    count
 }

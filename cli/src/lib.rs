@@ -11,6 +11,8 @@ mod output;
 mod plot;
 mod program;
 mod progress;
+#[cfg_attr(not(unix), path = "alone.rs")]
+mod ranks;
 mod run;
 mod settings;
 mod signals;

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::io::{BufWriter, Write};
 use std::process::ExitCode;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -17,6 +18,18 @@ static FLAGS: OnceLock<Vec<(&'static str, &'static str)>> = OnceLock::new();
 /// What the program is called.
 pub(crate) fn program() -> &'static str {
     PROGRAM.get_or_init(|| "zoo")
+}
+
+/// Whether another process of the same run speaks for this one.
+static SILENT: AtomicBool = AtomicBool::new(false);
+
+/// Has another process speak for this one.
+pub(crate) fn be_silent() {
+    SILENT.store(true, Ordering::Relaxed);
+}
+
+fn is_silent() -> bool {
+    SILENT.load(Ordering::Relaxed)
 }
 
 /// Names the program; the first name stays.
@@ -71,6 +84,9 @@ pub(crate) fn remark(what: impl std::fmt::Display) {
 
 /// Writes to stdout. A reader that went away (`| head`) is no error.
 pub(crate) fn print(text: &str) {
+    if is_silent() {
+        return;
+    }
     written(std::io::stdout().lock().write_all(shown(text).as_bytes()));
 }
 
@@ -87,6 +103,9 @@ fn written(result: std::io::Result<()>) {
 
 /// Writes a JSON document to stdout, as it is made.
 pub(crate) fn print_json(value: &impl Serialize) {
+    if is_silent() {
+        return;
+    }
     let mut out = Escaped(BufWriter::new(std::io::stdout().lock()));
     let made = serde_json::to_writer_pretty(&mut out, value).map_err(std::io::Error::from);
     written(made.and_then(|()| out.0.write_all(b"\n")).and_then(|()| out.0.flush()));
@@ -119,6 +138,9 @@ impl<W: Write> Write for Escaped<W> {
 
 /// Writes a line to stderr; there is nobody to tell if that fails.
 pub(crate) fn note(line: &str) {
+    if is_silent() {
+        return;
+    }
     let _ = writeln!(std::io::stderr(), "{}", shown(line));
 }
 

@@ -7,6 +7,7 @@ use zoo_training::Error;
 
 use crate::output;
 use crate::program::Zoo;
+use crate::ranks;
 use crate::table::{VERBS, command};
 
 impl Zoo {
@@ -58,7 +59,8 @@ impl Zoo {
 /// Starts rayon's threads: as many as the environment asks for, but no more than the machine can make use of.
 fn start_threads() {
     const EACH: usize = 8;
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let available = std::thread::available_parallelism().map_or(1, usize::from);
+    let cores = ranks::threads(available);
     let asked: Option<usize> = std::env::var("RAYON_NUM_THREADS").ok().and_then(|n| n.trim().parse().ok());
     let most = EACH * cores;
     // This thread takes part in rayon's work: kernels start without waking another. Failing only costs that.
@@ -66,6 +68,8 @@ fn start_threads() {
     if let Some(asked) = asked.filter(|n| *n > most) {
         output::remark(format!("RAYON_NUM_THREADS={asked}: {most} threads are used, {EACH} for each of {cores} cores"));
         pool = pool.num_threads(most);
+    } else if asked.is_none() && cores < available {
+        pool = pool.num_threads(cores);
     }
     let _ = pool.build_global();
 }

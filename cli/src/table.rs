@@ -11,14 +11,15 @@ use crate::model::Model;
 #[cfg(not(all(feature = "hub", feature = "watch")))]
 use crate::output::not_built;
 use crate::program::Zoo;
+use crate::ranks::among_several;
 use crate::system;
 #[cfg(feature = "hub")]
 use crate::verbs::hub;
 #[cfg(feature = "watch")]
 use crate::verbs::watch;
 use crate::verbs::{
-    bench, bench_ops, completions, convert, doctor, eval, generate, inspect, list, new, params, predict, report,
-    reproduce, train, tune,
+    bench, bench_ops, bench_ranks, completions, convert, doctor, eval, generate, inspect, list, new, params, predict,
+    report, reproduce, train, tune,
 };
 
 /// The arguments of a verb that is not built in.
@@ -255,6 +256,9 @@ pub(crate) static VERBS: &[Verb] = &[
             args.check()?;
             if args.ops {
                 return done(bench_ops::run(&args));
+            }
+            if args.ranks {
+                return among_several(|ranks, engine| done(bench_ranks::run(&args, ranks, engine)));
             }
             let models: Vec<&Model> = match args.models.as_slice() {
                 [] => zoo.models.iter().collect(),

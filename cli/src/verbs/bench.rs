@@ -40,6 +40,9 @@ pub(crate) struct Arguments {
     /// Measure ops beside their plain references instead of models
     #[arg(long, conflicts_with_all = ["models", "preset", "batch"])]
     pub(crate) ops: bool,
+    /// Under mpirun: measure sums over the processes beside MPI's own, whose order is not fixed
+    #[arg(long, conflicts_with_all = ["models", "preset", "batch", "ops", "set"])]
+    pub(crate) ranks: bool,
     /// Only this preset
     #[arg(long, value_name = "NAME")]
     pub(crate) preset: Option<String>,

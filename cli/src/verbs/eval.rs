@@ -14,6 +14,7 @@ use crate::fetch;
 use crate::output::{csv_text, cut, print, print_json, table, warn};
 use crate::plot::draw_picture;
 use crate::settings::{changed_source, run_config};
+use crate::verbs::sheet;
 use crate::weights::{Loaded, weights};
 
 #[derive(Args)]
@@ -135,7 +136,8 @@ pub(crate) fn run<T: Recipe>(args: &Arguments) -> anyhow::Result<()> {
         judged.warnings.iter().filter(|w| said.insert((*w).clone())).for_each(warn);
         if let Some(output) = &args.output {
             let folder = if several { output.join(format!("{}-{}", i + 1, name(checkpoint))) } else { output.clone() };
-            keep(&folder, args.force, &judged.evaluation)?;
+            let title = format!("{} on the {} split: {}", name(checkpoint), judged.split, judged.data);
+            keep(&folder, args.force, &title, &judged.evaluation)?;
         }
         if all.iter().any(|j: &Judged| j.path == judged.path) {
             return Err(Error::Usage(format!("{} is named twice", judged.path.display())).into());
@@ -165,22 +167,27 @@ fn name(checkpoint: &Path) -> String {
 }
 
 /// Writes what lies behind the metrics.
-fn keep(folder: &Path, force: Force, evaluation: &Evaluation) -> anyhow::Result<()> {
-    if evaluation.tables.is_empty() && evaluation.picture.lines.is_empty() {
+fn keep(folder: &Path, force: Force, title: &str, evaluation: &Evaluation) -> anyhow::Result<()> {
+    let Evaluation { tables, pictures, .. } = evaluation;
+    if tables.is_empty() && pictures.is_empty() {
         return Err(Error::Usage("--output: there is nothing behind this model's metrics to keep".into()).into());
     }
     let file = |table: &Table| folder.join(format!("{}.csv", table.name));
-    let picture = (!evaluation.picture.lines.is_empty()).then(|| folder.join("picture.svg"));
-    let files: Vec<PathBuf> = evaluation.tables.iter().map(file).chain(picture.clone()).collect();
+    let drawn = |i: usize| if i == 0 { "picture.svg".into() } else { format!("picture-{}.svg", i + 1) };
+    let drawn: Vec<String> = (0..pictures.len()).map(drawn).collect();
+    let page = folder.join(sheet::PAGE);
+    let files: Vec<PathBuf> =
+        tables.iter().map(file).chain(drawn.iter().map(|name| folder.join(name))).chain([page.clone()]).collect();
     force.check(files.iter().map(PathBuf::as_path))?;
     std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-    for table in &evaluation.tables {
+    for table in tables {
         let text = csv_text(&table.header, &table.rows)?;
         force.write(&file(table), text.as_bytes())?;
     }
-    if let Some(picture) = picture {
-        draw_picture(&picture, &evaluation.picture, force)?;
+    for (picture, name) in pictures.iter().zip(&drawn) {
+        draw_picture(&folder.join(name), picture, force)?;
     }
+    force.write(&page, sheet::page(title, evaluation, &drawn).as_bytes())?;
     Ok(())
 }
 

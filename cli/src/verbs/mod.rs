@@ -3,6 +3,7 @@
 pub(crate) mod adapt;
 pub(crate) mod bench;
 pub(crate) mod bench_ops;
+pub(crate) mod bench_ranks;
 pub(crate) mod completions;
 pub(crate) mod convert;
 pub(crate) mod doctor;
@@ -17,6 +18,7 @@ pub(crate) mod params;
 pub(crate) mod predict;
 pub(crate) mod report;
 pub(crate) mod reproduce;
+pub(crate) mod sheet;
 pub(crate) mod train;
 pub(crate) mod tune;
 #[cfg(feature = "watch")]

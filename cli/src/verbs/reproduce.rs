@@ -25,6 +25,9 @@ pub(crate) struct Arguments {
     /// Seed of data, weights, order and chance
     #[arg(long, value_name = "SEED")]
     seed: Option<u64>,
+    /// Real data, for an experiment that takes them
+    #[arg(long, value_name = "PATH")]
+    data: Option<PathBuf>,
     /// A picture to draw (.svg or .png)
     #[arg(long, value_name = "PATH")]
     plot: Option<PathBuf>,
@@ -36,7 +39,10 @@ pub(crate) struct Arguments {
 
 /// What the help says of the experiments.
 pub(crate) fn help(all: &[Experiment]) -> String {
-    let line = |e: &Experiment| format!("  {}: {}; --steps: {}", e.name, e.summary, e.steps);
+    let line = |e: &Experiment| {
+        let data = if e.data.is_empty() { String::new() } else { format!("; --data: {}", e.data) };
+        format!("  {}: {}; --steps: {}{data}", e.name, e.summary, e.steps)
+    };
     format!("Experiments:\n{}", all.iter().map(line).collect::<Vec<_>>().join("\n"))
 }
 
@@ -46,9 +52,12 @@ pub(crate) fn run(args: &Arguments, all: &[Experiment]) -> anyhow::Result<ExitCo
         let names = all.iter().map(|e| e.name).collect::<Vec<_>>().join(", ");
         return usage(format!("there is nothing to reproduce named {}: {names}", args.name));
     };
-    let Experiment { name, range, steps, figure, run, .. } = experiment;
+    let Experiment { name, range, steps, data, figure, run, .. } = experiment;
     if let Some(asked) = args.steps.filter(|n| !range.contains(n)) {
         return usage(format!("--steps {asked}: at least {}; {name} counts {steps}", range.start()));
+    }
+    if args.data.is_some() && data.is_empty() {
+        return usage(format!("--data: {name} makes its own"));
     }
     if let Some(plot) = &args.plot {
         if !figure {
@@ -65,6 +74,7 @@ pub(crate) fn run(args: &Arguments, all: &[Experiment]) -> anyhow::Result<ExitCo
     let found = run(&Setup {
         steps: args.steps,
         seed: args.seed,
+        data: args.data.as_deref(),
         folder: folder.path(),
         going: &|| !stop.load(Ordering::Relaxed),
         progress: &note,

@@ -2,13 +2,15 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
 use anyhow::Context;
+use candle_core::Device;
 use clap::Args;
 use serde_json::json;
-use zoo_training::config::to_toml;
-use zoo_training::{End, Error, Event, Observer, Outcome, Recipe, RunFiles, Trainer};
+use zoo_training::config::{ConfigFile, ConfigOf, Overrides, resolve, to_toml};
+use zoo_training::{End, Error, Event, Observer, Outcome, Ranks, Recipe, RunFiles, Silent, Trainer};
 
 use crate::arguments::{DeviceName, Json, ModelName, Settings, Values};
 use crate::curves::Curves;
@@ -16,6 +18,7 @@ use crate::device::device;
 use crate::fetch;
 use crate::output::{note, print, print_json, program, warn};
 use crate::progress::Progress;
+use crate::ranks::together;
 use crate::settings::{configured, run_config};
 use crate::signals::{INTERRUPTED, stop_flag};
 use crate::trackers::{Ended, Log, Trackers};
@@ -85,7 +88,14 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run<T: Recipe>(args: &Arguments) -> anyhow::Result<ExitCode> {
+    together(|ranks| train::<T>(args, ranks))
+}
+
+fn train<T: Recipe>(args: &Arguments, ranks: &Rc<Ranks>) -> anyhow::Result<ExitCode> {
     let device = device(&args.device.device)?;
+    if !ranks.leads() {
+        return if args.print_config { Ok(ExitCode::SUCCESS) } else { follow::<T>(ranks, &device) };
+    }
     let resumed = match &args.resume {
         Some(Some(path)) => Some(path.clone()),
         Some(None) => Some(newest(T::NAME)?),
@@ -109,7 +119,12 @@ pub(crate) fn run<T: Recipe>(args: &Arguments) -> anyhow::Result<ExitCode> {
     log.extend(args.tensorboard.then_some(Log::Tensorboard).into_iter().chain(args.csv.then_some(Log::Csv)));
     Trackers::check(&log)?;
     T::settle(&mut config)?;
+    ranks.from_first(|| Ok(to_toml(&config)?.into_bytes()))?;
     let task = T::open(&config.model, &config.data, config.train.seed, None, &device)?;
+    if let Some(batch) = split(&mut config, &task, ranks)? {
+        let (size, count) = (config.train.batch_size, ranks.size());
+        note(&format!("{count} processes: batches of {batch} are made of {count} micro-batches of {size}"));
+    }
     let mut progress = Progress::new();
     let mut trainer = match &resumed {
         Some(path) => {
@@ -117,13 +132,13 @@ pub(crate) fn run<T: Recipe>(args: &Arguments) -> anyhow::Result<ExitCode> {
             let length = ["train.steps", "train.epochs"].map(String::from);
             let named = (args.steps.is_some() || args.epochs.is_some()).then_some(length).into_iter().flatten();
             let allowed: Vec<String> = args.allow_change.iter().cloned().chain(named).collect();
-            let trainer = Trainer::resume(&task, &config, &device, path, &allowed, &mut progress)?;
+            let trainer = Trainer::resume(&task, &config, &device, path, &allowed, &mut progress)?.among(ranks)?;
             note(&format!("resuming {} at step {} of {}", path.display(), trainer.step(), trainer.total_steps()));
             trainer
         }
         None => {
             // Before anything is written, all that can be wrong with the call is found.
-            let mut trainer = Trainer::new(&task, &config, &device)?;
+            let mut trainer = Trainer::new(&task, &config, &device)?.among(ranks)?;
             if !args.fast_dev_run {
                 let name = args.settings.preset.as_deref().unwrap_or("default");
                 trainer.begin(&args.out.clone().unwrap_or_else(|| free(&format!("{}-{name}", T::NAME))))?;
@@ -161,8 +176,43 @@ pub(crate) fn run<T: Recipe>(args: &Arguments) -> anyhow::Result<ExitCode> {
     if let Some(curves) = &mut listeners.curves {
         curves.draw_or_warn();
     }
-    report::<T>(args, &outcome, run.as_deref());
-    Ok(if outcome.end == End::Interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
+    report::<T>(args, &outcome, run.as_deref(), ranks.size());
+    Ok(code(&outcome))
+}
+
+/// A process that trains with the one that leads, which writes and speaks.
+fn follow<T: Recipe>(ranks: &Rc<Ranks>, device: &Device) -> anyhow::Result<ExitCode> {
+    let text = String::from_utf8(ranks.from_first(|| Ok(vec![]))?)?;
+    let file = ConfigFile::parse(&text, "the configuration of the first process")?;
+    let mut config = resolve::<T>(&Overrides { file: Some(&file), ..Overrides::default() })?;
+    let task = T::open(&config.model, &config.data, config.train.seed, None, device)?;
+    split(&mut config, &task, ranks)?;
+    let mut trainer = Trainer::new(&task, &config, device)?.among(ranks)?;
+    let stop = stop_flag()?;
+    let outcome = trainer.train(&mut Silent, &|| stop.load(Ordering::Relaxed))?;
+    Ok(code(&outcome))
+}
+
+/// Splits the batches of a step over the processes, if the configuration does not: the size that they had.
+fn split<T: Recipe>(config: &mut ConfigOf<T>, task: &T, ranks: &Ranks) -> anyhow::Result<Option<usize>> {
+    let (count, batch) = (ranks.size(), config.train.batch_size);
+    if ranks.is_alone() || config.train.accumulate != 1 || task.experience(config)?.is_some() {
+        return Ok(None);
+    }
+    if !batch.is_multiple_of(count) {
+        return Err(Error::Usage(format!(
+            "{count} processes cannot share a batch of {batch} evenly: set train.batch_size to a multiple of {count}, or \
+             train.accumulate to the micro-batches of a step and train.batch_size to their size"
+        ))
+        .into());
+    }
+    (config.train.batch_size, config.train.accumulate) = (batch / count, count as u64);
+    Ok(Some(batch))
+}
+
+/// The exit code of a run that came to an end.
+fn code(outcome: &Outcome) -> ExitCode {
+    if outcome.end == End::Interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS }
 }
 
 /// What the flags set.
@@ -241,7 +291,7 @@ impl Observer for Listeners {
     }
 }
 
-fn report<T: Recipe>(args: &Arguments, outcome: &Outcome, run: Option<&Path>) {
+fn report<T: Recipe>(args: &Arguments, outcome: &Outcome, run: Option<&Path>, processes: usize) {
     let run = run.map(RunFiles::at);
     let Outcome { end, steps, seconds, loss, metrics, best, gradients, refused, least_loss } = outcome;
     let shown = |path: PathBuf| path.display().to_string();
@@ -279,7 +329,9 @@ fn report<T: Recipe>(args: &Arguments, outcome: &Outcome, run: Option<&Path>) {
     if *end == End::Interrupted {
         let device =
             if args.device.device == "cpu" { String::new() } else { format!(" --device {}", args.device.device) };
-        note(&format!("continue with: {} train {} --resume {path}{device}", program(), T::NAME));
+        let launcher = if processes > 1 { "mpirun -n N " } else { "" };
+        let any = if processes > 1 { ", with any number N of processes" } else { "" };
+        note(&format!("continue with: {launcher}{} train {} --resume {path}{device}{any}", program(), T::NAME));
     } else {
         let (best, program) = (shown(run.best()), program());
         note(&format!("weights: {best}; judge them with: {program} eval {} --checkpoint {path}", T::NAME));

@@ -13,7 +13,7 @@ use zoo_training::config::{AdamConfig, ConfigOf};
 use zoo_training::health::{AttentionSettings, Probe, ProbeKind, Repair};
 use zoo_training::{
     Dataset, Error, Evaluation, Foreign, Generate, Import, Layout, Loss, Metrics, OptimizerConfig, Preset, Recipe,
-    ScheduleKind, Split, Task, TrainConfig,
+    ScheduleKind, Split, Task, TrainConfig, over_batches,
 };
 
 use crate::config::NAME;
@@ -71,13 +71,13 @@ impl CharTask {
 
     /// Sum of the losses of windows of `t` characters from these positions on.
     fn sum(&self, model: &CharGpt, starts: &[usize], t: usize) -> Result<f64> {
-        let mut sum = 0.;
-        for starts in starts.chunks((BATCH / t).max(1)) {
-            let batch = self.windows(starts, t)?;
+        let batches: Vec<&[usize]> = starts.chunks((BATCH / t).max(1)).collect();
+        let sums = over_batches(batches.len(), |i| {
+            let batch = self.windows(batches[i], t)?;
             let loss = self.loss(model, &batch, Mode::Eval)?.total.to_device(&Device::Cpu)?.to_scalar::<f32>()?;
-            sum += f64::from(loss) * (starts.len() * t) as f64;
-        }
-        Ok(sum)
+            Ok(vec![f64::from(loss) * (batches[i].len() * t) as f64])
+        })?;
+        Ok(sums.iter().flatten().sum())
     }
 
     /// An n-gram fitted to the training part: its loss on the validation part, and a text it writes.

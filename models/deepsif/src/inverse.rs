@@ -182,6 +182,11 @@ impl Inverse {
         Self { space: space.clone(), regions: *regions, band, kind }
     }
 
+    /// The same for frequencies up to `band` hertz.
+    pub(crate) fn within(self, band: f64) -> Self {
+        Self { band, ..self }
+    }
+
     /// EEG in the space of the regions, within the band: time steps × dimensions.
     fn rows(&self, eeg: &[f32]) -> Result<Vec<f32>> {
         let (n, r) = (self.space.electrodes, self.space.dimensions);

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use zoo_training::{Evaluation, Metrics, Split, Table, spread};
 
 use crate::data::Samples;
+use crate::head::Head;
 use crate::inverse::{Ground, Inverse, Method, Settings};
 use crate::measure::{Found, Reading, Rule, Truth};
 use crate::simulation::Sample;
@@ -32,11 +33,11 @@ const SNRS: [f64; 3] = [5., 10., 15.];
 const EXTENTS: [usize; 4] = [1, 4, 9, 15];
 
 /// EEG (b, t, n) to activity (b, t, sources).
-type Network<'a> = dyn Fn(&Tensor) -> Result<Tensor> + 'a;
+pub(crate) type Network<'a> = dyn Fn(&Tensor) -> Result<Tensor> + 'a;
 
 /// How strengths are read out of sources, and regions out of strengths.
 #[derive(Clone, Copy)]
-struct Reader {
+pub(crate) struct Reader {
     reading: Reading,
     rule: Rule,
 }
@@ -48,8 +49,8 @@ impl Reader {
 }
 
 /// A classical method with what it was tuned to.
-struct Tuned {
-    method: Method,
+pub(crate) struct Tuned {
+    pub(crate) method: Method,
     inverse: Inverse,
     settings: String,
     reader: Reader,
@@ -64,32 +65,34 @@ struct Row {
 }
 
 impl Row {
-    const NAMES: [&'static str; 8] = [
+    const NAMES: [&'static str; 9] = [
         "localization_error_mm",
         "peak_error_mm",
         "precision",
         "recall",
+        "f1",
         "dispersion_mm",
         "correlation",
         "precision_at_recall",
         "error_at_recall_mm",
     ];
 
-    fn values(&self) -> [f64; 8] {
+    fn values(&self) -> [f64; 9] {
         let Found { precision, recall, localization, peak, dispersion, correlation } = self.found;
-        [localization, peak, precision, recall, dispersion, correlation, self.equal[0], self.equal[1]]
+        let f1 = 2. * precision * recall / (precision + recall).max(f64::MIN_POSITIVE);
+        [localization, peak, precision, recall, f1, dispersion, correlation, self.equal[0], self.equal[1]]
     }
 }
 
-/// Means of what method `i` says.
-fn mean(judged: &[&Judged], i: usize) -> Metrics {
+/// Means of what method `i` says, the network's first.
+pub(crate) fn mean(judged: &[&Judged], i: usize) -> Metrics {
     let n = judged.len().max(1) as f64;
     let value = |k: usize| judged.iter().map(|j| j.rows[i].values()[k]).sum::<f64>() / n;
     Row::NAMES.into_iter().enumerate().map(|(k, name)| (name, value(k))).collect()
 }
 
 /// A sample with what all methods say of it, the network first.
-struct Judged {
+pub(crate) struct Judged {
     snr: f64,
     active: usize,
     rows: Vec<Row>,
@@ -133,60 +136,78 @@ struct Attempt {
     tuned: Tuned,
 }
 
-/// The settings of each classical method, and the reader of each and of the network, that localize best on validation samples.
-fn tune(network: &Network, samples: &Samples) -> Result<(Vec<Tuned>, Reader)> {
-    let head = samples.head();
-    let regions = head.regions.len();
-    let (mut all, mut own) = (vec![], vec![]);
-    for batch in batches(samples, Split::Valid, samples.len(Split::Valid).min(TUNING)) {
-        let batch = batch?;
-        own.extend(activity(network, samples, &batch)?);
-        all.extend(batch);
-    }
-    if all.is_empty() {
-        bail!(
-            "data.valid is 0 in these weights: there is nothing to tune the methods on that they are compared with (zoo eval --set data.valid=100)"
-        )
-    }
-    let truths: Vec<Truth> = all.iter().map(|sample| Truth::new(head, sample)).collect();
-    let read = |i: usize| Ok(Reading::ALL.map(|r| r.strengths(&own[i], regions, &all[i].eeg)));
-    let (_, reader) = best_reader(&truths, &read)?;
+/// What methods are tuned on: the first validation samples of a split.
+pub(crate) struct Tuning {
+    samples: Vec<Sample>,
+}
 
-    let (cortex, baseline) = (head.cortex(), samples.baseline()?);
-    let white = Ground::new(&cortex, &[]);
-    let known = (!baseline.is_empty()).then(|| Ground::new(&cortex, &baseline));
-    let attempt = |method: Method, ground: &Ground, settings: Settings<'static>| -> Result<Attempt> {
-        let inverse = Inverse::over(method, ground, &settings);
-        let (error, reader) = best_reader(&truths, &|i| inverse.strengths(&all[i].eeg))?;
-        let settings_text = described(&settings, !std::ptr::eq(ground, &white));
-        Ok(Attempt { error, settings, tuned: Tuned { method, inverse, settings: settings_text, reader } })
-    };
-    let mut tuned = vec![];
-    for method in Method::ALL {
-        let lambdas: &[f64] = if method.is_bayesian() { &SHARES } else { &LAMBDAS };
-        // All λ, with the rest of the settings as they are.
-        let best = |before: Option<Attempt>, ground: &Ground, base: Settings<'static>| -> Result<Option<Attempt>> {
-            lambdas.iter().try_fold(before, |best, &lambda| {
-                let next = attempt(method, ground, Settings { lambda, ..base })?;
-                Ok(best.filter(|best| best.error <= next.error).or(Some(next)))
-            })
-        };
-        let mut found = None;
-        for band in BANDS {
-            found = best(found, &white, Settings { band, ..Settings::white(0.) })?;
+impl Tuning {
+    pub(crate) fn of(samples: &Samples) -> Result<Self> {
+        let n = samples.len(Split::Valid).min(TUNING);
+        if n == 0 {
+            bail!(
+                "data.valid is 0 in these weights: there is nothing to tune the methods on that they are compared with (zoo eval --set data.valid=100)"
+            )
         }
-        // What follows is tried in the best band alone: all of it together would take an hour.
-        if let (true, Some(Attempt { settings, .. })) = (method.has_depth(), &found) {
-            let deep = Settings { depth: DEPTH, ..*settings };
-            found = best(found, &white, deep)?;
-        }
-        if let (Some(known), Some(Attempt { settings, .. })) = (&known, &found) {
-            let settings = *settings;
-            found = best(found, known, settings)?;
-        }
-        tuned.extend(found.map(|attempt| attempt.tuned));
+        let all = batches(samples, Split::Valid, n).collect::<Result<Vec<_>>>()?;
+        Ok(Self { samples: all.concat() })
     }
-    Ok((tuned, reader))
+
+    /// How the network is read best.
+    pub(crate) fn reader(&self, network: &Network, samples: &Samples) -> Result<Reader> {
+        let (head, all) = (samples.head(), &self.samples);
+        let mut own = vec![];
+        for batch in all.chunks(BATCH) {
+            own.extend(activity(network, samples, batch)?);
+        }
+        let read = |i: usize| Ok(Reading::ALL.map(|r| r.strengths(&own[i], head.regions.len(), &all[i].eeg)));
+        Ok(best_reader(&self.truths(head), &read)?.1)
+    }
+
+    fn truths<'a>(&'a self, head: &'a Head) -> Vec<Truth<'a>> {
+        self.samples.iter().map(|sample| Truth::new(head, sample)).collect()
+    }
+
+    /// The settings of each classical method, and the reader of each, that localize best.
+    pub(crate) fn methods(&self, samples: &Samples) -> Result<Vec<Tuned>> {
+        let (cortex, baseline) = (samples.head().cortex(), samples.baseline()?);
+        let truths = self.truths(samples.head());
+        let white = Ground::new(&cortex, &[]);
+        let known = (!baseline.is_empty()).then(|| Ground::new(&cortex, &baseline));
+        let mut tuned = vec![];
+        for method in Method::ALL {
+            let lambdas: &[f64] = if method.is_bayesian() { &SHARES } else { &LAMBDAS };
+            // All λ in these bands, with the rest of the settings as they are; a linear map is the same in all bands.
+            let best = |before: Option<Attempt>, ground: &Ground, base: Settings<'static>, bands: &[f64]| {
+                let mut best: Option<Attempt> = before;
+                for &lambda in lambdas {
+                    let inverse = Inverse::over(method, ground, &Settings { lambda, ..base });
+                    for &band in bands {
+                        let (settings, inverse) = (Settings { lambda, band, ..base }, inverse.clone().within(band));
+                        let (error, reader) = best_reader(&truths, &|i| inverse.strengths(&self.samples[i].eeg))?;
+                        if best.as_ref().is_none_or(|best| error < best.error) {
+                            let text = described(&settings, !std::ptr::eq(ground, &white));
+                            let tuned = Tuned { method, inverse, settings: text, reader };
+                            best = Some(Attempt { error, settings, tuned });
+                        }
+                    }
+                }
+                Ok::<_, candle_core::Error>(best)
+            };
+            let mut found = best(None, &white, Settings::white(0.), &BANDS)?;
+            // What follows is tried in the best band alone: all of it together would take an hour.
+            if let (true, Some(Attempt { settings, .. })) = (method.has_depth(), &found) {
+                let settings = Settings { depth: DEPTH, ..*settings };
+                found = best(found, &white, settings, &[settings.band])?;
+            }
+            if let (Some(known), Some(Attempt { settings, .. })) = (&known, &found) {
+                let settings = *settings;
+                found = best(found, known, settings, &[settings.band])?;
+            }
+            tuned.extend(found.map(|attempt| attempt.tuned));
+        }
+        Ok(tuned)
+    }
 }
 
 fn described(settings: &Settings, whitened: bool) -> String {
@@ -204,7 +225,7 @@ fn described(settings: &Settings, whitened: bool) -> String {
 }
 
 /// The first `n` samples of a split by all methods.
-fn judge(
+pub(crate) fn judge(
     network: &Network,
     reader: Reader,
     tuned: &[Tuned],
@@ -256,7 +277,8 @@ fn interval(differences: &[f64]) -> [f64; 2] {
 
 /// A network on the samples of a split beside classical methods; then on EEG of another head than they know, and of another simulator.
 pub(crate) fn evaluate(network: &Network, samples: &Samples, split: Split) -> Result<Evaluation> {
-    let (tuned, reader) = tune(network, samples)?;
+    let tuning = Tuning::of(samples)?;
+    let (tuned, reader) = (tuning.methods(samples)?, tuning.reader(network, samples)?);
     let names: Vec<&'static str> = std::iter::once("deepsif").chain(tuned.iter().map(|t| t.method.name())).collect();
     let judged = judge(network, reader, &tuned, samples, split, usize::MAX)?;
     let of = |judged: &[Judged], i: usize| mean(&judged.iter().collect::<Vec<_>>(), i);
@@ -321,7 +343,26 @@ pub(crate) fn evaluate(network: &Network, samples: &Samples, split: Split) -> Re
     ];
     tables
         .extend(elsewhere.iter().map(|(name, judged)| parted(name, "samples", &names, judged, |_| (0, "all".into()))));
+    tables.push(by_mne_names(&names, &judged));
     Ok(Evaluation { samples: judged.len(), metrics, baselines, remarks, tables, ..Evaluation::default() })
+}
+
+/// The scores that MNE has too, by its names.
+fn by_mne_names(names: &[&'static str], judged: &[Judged]) -> Table {
+    const NAMES: [(&str, &str); 4] = [
+        ("region_localization_error_mm", "localization_error_mm"),
+        ("precision_score", "precision"),
+        ("recall_score", "recall"),
+        ("f1_score", "f1"),
+    ];
+    let all: Vec<&Judged> = judged.iter().collect();
+    let row = |(i, method): (usize, &&str)| {
+        let metrics = mean(&all, i);
+        let values = NAMES.iter().map(|(_, ours)| format!("{:.4}", metrics.value(ours)));
+        std::iter::once(method.to_string()).chain(values).collect()
+    };
+    let header = std::iter::once("method").chain(NAMES.map(|n| n.0)).map(String::from).collect();
+    Table { name: "by_mne_names".into(), header, rows: names.iter().enumerate().map(row).collect() }
 }
 
 /// The part between two of `edges` that a value falls into: its number and name.

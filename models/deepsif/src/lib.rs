@@ -24,7 +24,7 @@ mod config;
 #[cfg(feature = "train")]
 mod data;
 #[cfg(feature = "train")]
-mod experiment;
+mod experiments;
 #[cfg(feature = "train")]
 pub mod head;
 mod image;
@@ -53,7 +53,7 @@ mod view;
 pub use config::DataSettings;
 pub use config::{Config, FilterActivation, Kind};
 #[cfg(feature = "train")]
-pub use experiment::EXPERIMENTS;
+pub use experiments::EXPERIMENTS;
 pub use image::{DeepSif, Electrode, Image, Montage, Point, RATE, prepare};
 pub use loss::{Parts, loss};
 pub use network::Network;

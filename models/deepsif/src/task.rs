@@ -9,7 +9,7 @@ use zoo_training::config::{AdamConfig, ConfigOf};
 use zoo_training::health::{AttentionSettings, Probe, ProbeKind, Profile, Repair, Role};
 use zoo_training::{
     Error, Evaluation, Flag, Foreign, Import, Layout, Loss, Metrics, OptimizerConfig, Predict, Prediction, Preset,
-    Recipe, Request, ScheduleKind, Split, Table, Task, TrainConfig,
+    Recipe, Request, ScheduleKind, Split, Table, Task, TrainConfig, over_batches,
 };
 
 use crate::data::{Batch, Samples, head};
@@ -45,16 +45,22 @@ pub struct DeepSifTask {
 }
 
 impl DeepSifTask {
+    /// The samples and their head.
+    pub(crate) fn opened(&self) -> &Samples {
+        &self.samples
+    }
+
     /// Sums over a split, by batches.
     fn sum(&self, split: Split, mut of: impl FnMut(&Batch) -> Result<[f64; 4]>) -> Result<[f64; 4]> {
         // Some of the training samples tell enough.
         let n = if split == Split::Train { self.samples(split).min(SOME) } else { self.samples(split) };
-        let mut sums = [0.; 4];
-        for first in (0..n).step_by(BATCH) {
-            let indices: Vec<usize> = (first..n.min(first + BATCH)).collect();
+        let found = over_batches(n.div_ceil(BATCH), |i| {
+            let indices: Vec<usize> = (i * BATCH..n.min((i + 1) * BATCH)).collect();
             let found = of(&self.samples.batch(split, &indices)?)?;
-            sums.iter_mut().zip(found).for_each(|(s, v)| *s += v * indices.len() as f64);
-        }
+            Ok(found.map(|v| v * indices.len() as f64).to_vec())
+        })?;
+        let mut sums = [0.; 4];
+        found.iter().for_each(|batch| sums.iter_mut().zip(batch).for_each(|(s, v)| *s += v));
         Ok(sums.map(|s| s / n.max(1) as f64))
     }
 }

@@ -2,7 +2,7 @@
 
 use candle_core::Result;
 use zoo_layers::Mode;
-use zoo_training::{Evaluation, Metrics, Name, Recipe, Split, Task};
+use zoo_training::{Evaluation, Metrics, Name, Picture, Recipe, Split, Table, Task, over_batches};
 
 use crate::StockLstm;
 use crate::classical::Classical;
@@ -21,15 +21,15 @@ const TAILS: [f64; 2] = [0.05, 0.95];
 impl StockTask {
     /// Forecasts of a split in price units.
     pub(crate) fn forecasts(&self, model: &StockLstm, split: Split) -> Result<Vec<f64>> {
-        let mut prices = vec![];
+        const BATCH: usize = 256;
         let range = self.range(split);
-        for first in (0..range.len()).step_by(256) {
-            let indices: Vec<usize> = (first..range.len().min(first + 256)).collect();
+        let prices = over_batches(range.len().div_ceil(BATCH), |batch| {
+            let indices: Vec<usize> = (batch * BATCH..range.len().min((batch + 1) * BATCH)).collect();
             let y = self.forward(model, &self.batch(split, &indices)?, Mode::Eval)?.flatten_all()?.to_vec1::<f32>()?;
             let last = |i: usize| self.days.bars[self.target_day(range.start + i) - 1].close;
-            prices.extend(y.into_iter().zip(indices).map(|(y, i)| self.scaler.price(f64::from(y), last(i))));
-        }
-        Ok(prices)
+            Ok(y.into_iter().zip(indices).map(|(y, i)| self.scaler.price(f64::from(y), last(i))).collect())
+        })?;
+        Ok(prices.concat())
     }
 
     /// Errors of forecasts in price units; directional accuracy over the days whose close changed, where a forecast of
@@ -69,21 +69,62 @@ impl StockTask {
         (sum / n).max(f64::MIN_POSITIVE)
     }
 
-    /// The continuous ranked probability score, as twice the mean pinball loss over 99 quantiles, and the mean pinball loss of the 5 % and
-    /// the 95 % quantile, in price units. Quantiles are those of the forecasts' errors on the validation days, in units of the
-    /// volatility of the day; nothing if those are too few, or a forecast is no price.
-    fn scores(&self, split: Split, forecasts: &[f64], validation: &[f64]) -> Option<[f64; 2]> {
+    /// Errors of the validation days in units of the volatility of the day, and that volatility for every day; nothing if they are too
+    /// few for `share`, or a forecast is no price.
+    fn errors(&self, forecasts: &[f64], validation: &[f64], share: f64) -> Option<(Conformal, Vec<f64>)> {
         if forecasts.iter().chain(validation).any(|f| !(f.is_finite() && *f > 0.)) {
             return None;
         }
         let closes: Vec<f64> = self.days.bars.iter().map(|b| b.close).collect();
         let volatility = volatilities(&closes, self.target_day(self.range(Split::Valid).start));
-        let day = |split: Split| self.range(split).map(|i| self.target_day(i));
-        let score = |(d, forecast): (usize, &f64)| (closes[d] / forecast).ln() / volatility[d];
-        let errors = Conformal::new(day(Split::Valid).zip(validation).map(score).collect(), 0.5)?;
+        let days = self.range(Split::Valid).map(|i| self.target_day(i));
+        let scores = days.zip(validation).map(|(d, forecast)| (closes[d] / forecast).ln() / volatility[d]);
+        Some((Conformal::new(scores.collect(), share)?, volatility))
+    }
+
+    /// Intervals of the days of a split, each made before its day; and how many of the last days they held.
+    fn intervals(&self, split: Split, forecasts: &[f64], validation: &[f64]) -> Option<(Picture, Table)> {
+        const SHARE: f64 = 0.9;
+        const DAYS: usize = 250;
+        let (mut conformal, volatility) = self.errors(forecasts, validation, SHARE)?;
+        let (mut held, mut rows, mut labels) = (vec![], vec![], vec![]);
+        for (i, forecast) in self.range(split).zip(forecasts) {
+            let day = self.target_day(i);
+            let (close, bounds) = (self.days.bars[day].close, conformal.bounds());
+            let price = |score: f64| forecast * (score * volatility[day]).exp();
+            let inside = conformal.learn((close / forecast).ln() / volatility[day], bounds);
+            held.push(f64::from(u8::from(inside)));
+            labels.push(self.days.dates[day].to_string());
+            let prices = [*forecast, price(bounds.0), price(bounds.1), close].map(|v| format!("{v:.4}"));
+            let mut row = vec![self.days.dates[day].to_string()];
+            row.extend(prices);
+            row.push(u8::from(inside).to_string());
+            rows.push(row);
+        }
+        let window = DAYS.min(held.len().max(1));
+        let share = |days: &[f64]| 100. * days.iter().sum::<f64>() / window as f64;
+        let course = held.windows(window).enumerate().map(|(i, days)| ((i + window - 1) as f64, share(days)));
+        let asked = [0., (labels.len().max(1) - 1) as f64].map(|at| (at, 100. * SHARE));
+        let picture = Picture {
+            title: format!("closes within the interval, % of the last {window} days"),
+            labels,
+            lines: vec![("held".into(), course.collect()), ("asked for".into(), asked.to_vec())],
+            ..Picture::default()
+        };
+        let header = ["date", "forecast", "low", "high", "close", "held"].map(String::from).to_vec();
+        Some((picture, Table { name: "intervals".into(), header, rows }))
+    }
+
+    /// The continuous ranked probability score, as twice the mean pinball loss over 99 quantiles, and the mean pinball loss of the 5 % and
+    /// the 95 % quantile, in price units. Quantiles are those of the forecasts' errors on the validation days, in units of the
+    /// volatility of the day; nothing if those are too few, or a forecast is no price.
+    fn scores(&self, split: Split, forecasts: &[f64], validation: &[f64]) -> Option<[f64; 2]> {
+        let (errors, volatility) = self.errors(forecasts, validation, 0.5)?;
         let mut sums = [0.; 2];
-        for (d, forecast) in day(split).zip(forecasts) {
-            let loss = |tau: f64| pinball(tau, forecast * (errors.quantile(tau) * volatility[d]).exp(), closes[d]);
+        for (i, forecast) in self.range(split).zip(forecasts) {
+            let day = self.target_day(i);
+            let close = self.days.bars[day].close;
+            let loss = |tau: f64| pinball(tau, forecast * (errors.quantile(tau) * volatility[day]).exp(), close);
             sums[0] += 2. * (1..=LEVELS).map(|k| loss(k as f64 / (LEVELS + 1) as f64)).sum::<f64>() / LEVELS as f64;
             sums[1] += TAILS.into_iter().map(loss).sum::<f64>() / TAILS.len() as f64;
         }
@@ -176,7 +217,9 @@ impl StockTask {
     /// Metrics of a split beside those of the baselines.
     pub(crate) fn compare(&self, model: &StockLstm, split: Split) -> Result<Evaluation> {
         let forecasts = self.forecasts(model, split)?;
-        let metrics = self.judge_all(split, &forecasts, &self.forecasts(model, Split::Valid)?);
+        let validation = self.forecasts(model, Split::Valid)?;
+        let metrics = self.judge_all(split, &forecasts, &validation);
+        let (pictures, tables) = self.intervals(split, &forecasts, &validation).into_iter().unzip();
         let baseline = |name: &&'static str| {
             let of = |split: Split| self.baseline(split, name);
             ((*name).into(), self.judge_all(split, &of(split), &of(Split::Valid)))
@@ -199,7 +242,7 @@ impl StockTask {
         remarks.push(format!(
             "Its directional accuracy of {accuracy:.1} % {verb} always saying {side}, the training part's trend ({majority:.1} %; {told})."
         ));
-        Ok(Evaluation { samples: self.samples(split), metrics, baselines, remarks, ..Evaluation::default() })
+        Ok(Evaluation { samples: self.samples(split), metrics, baselines, remarks, tables, pictures })
     }
 }
 

@@ -6,7 +6,7 @@ use candle_core::{Device, Result, Tensor};
 use serde_json::{Value, json};
 use zoo_layers::{Mode, ops};
 use zoo_market::{Days, simulate};
-use zoo_training::{Error, Evaluation, Metrics, Name, Split};
+use zoo_training::{Error, Evaluation, Metrics, Name, Split, over_batches};
 
 use crate::baseline::{Logistic, shares};
 use crate::data::{Batch, Data};
@@ -67,14 +67,15 @@ impl Directions {
 
     /// The chances that the logits (b, 3) of observations (b, s·f) give each direction, over a split.
     fn chances(&self, split: Split, logits: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Vec<Vec<f32>>> {
+        const DIRECTIONS: usize = 3;
         let n = self.samples(split);
-        let mut all = Vec::with_capacity(n);
-        for first in (0..n).step_by(BATCH) {
-            let indices: Vec<usize> = (first..n.min(first + BATCH)).collect();
+        let all = over_batches(n.div_ceil(BATCH), |i| {
+            let indices: Vec<usize> = (i * BATCH..n.min((i + 1) * BATCH)).collect();
             let logits = logits(&self.windows(split, &indices)?.0)?;
-            all.extend(ops::softmax(&logits.to_device(&Device::Cpu)?)?.to_vec2::<f32>()?);
-        }
-        Ok(all)
+            let chances = ops::softmax(&logits.to_device(&Device::Cpu)?)?.flatten_all()?.to_vec1::<f32>()?;
+            Ok(chances.into_iter().map(f64::from).collect())
+        })?;
+        Ok(all.concat().chunks(DIRECTIONS).map(|p| p.iter().map(|v| *v as f32).collect()).collect())
     }
 
     /// Metrics of logits (b, 3) for observations (b, s·f), over a split.

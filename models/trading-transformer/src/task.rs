@@ -99,6 +99,10 @@ impl Task for TradingTask {
         }
     }
 
+    fn observe(&self, model: &TradingTransformer, batch: &Batch) -> Result<bool> {
+        model.count(batch.observation()).map(|()| true)
+    }
+
     fn repair(config: &ConfigOf<Self>) -> Option<Box<dyn Repair>> {
         config.task.repair.repair(config.train.seed)
     }

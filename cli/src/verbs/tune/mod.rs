@@ -6,6 +6,7 @@ mod space;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -13,13 +14,14 @@ use candle_core::Device;
 use clap::Args;
 use serde_json::{Map, json};
 use zoo_training::config::{ConfigOf, to_toml};
-use zoo_training::{End, Error, Picture, RateTest, Recipe, Trainer};
+use zoo_training::{End, Error, Picture, Ranks, RateTest, Recipe, Trainer};
 
 use crate::arguments::{DeviceName, Force, Json, ModelName, Settings, Values};
 use crate::device::device;
 use crate::fetch;
 use crate::output::{first_line, note, print, print_json};
 use crate::plot::{check_name, draw_picture, number};
+use crate::ranks::together;
 use crate::settings::configured;
 use crate::signals::{INTERRUPTED, stop_flag};
 use pruner::Pruner;
@@ -78,6 +80,18 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run<T: Recipe>(args: &Arguments) -> anyhow::Result<ExitCode> {
+    together(|ranks| tune::<T>(args, ranks))
+}
+
+fn tune<T: Recipe>(args: &Arguments, ranks: &Rc<Ranks>) -> anyhow::Result<ExitCode> {
+    if !ranks.is_alone() && (args.lr_find || !args.to_the_end) {
+        let what = if args.lr_find {
+            "--lr-find is one training, in one process"
+        } else {
+            "runs of many processes are not stopped for being behind others, which end at the same time: add --to-the-end"
+        };
+        return Err(Error::Usage(what.into()).into());
+    }
     let device = device(&args.device.device)?;
     let (mut axes, mut fixed) = (vec![], vec![]);
     for setting in &args.set {
@@ -127,16 +141,13 @@ pub(crate) fn run<T: Recipe>(args: &Arguments) -> anyhow::Result<ExitCode> {
     let mut study = Study {
         device,
         stop: stop_flag()?,
-        out: Results::open(&out, args, &axes, &base)?,
+        out: Results::shared(&out, ranks, || Results::open(&out, args, &axes, &base))?,
         to_the_end: args.to_the_end,
+        ranks: ranks.clone(),
     };
     let done = match args.search {
-        Search::Grid => grid(&axes)
-            .iter()
-            .try_fold(true, |on, set| Ok::<_, anyhow::Error>(on && study.trial::<T>(set, &resolve)?))?,
-        Search::Random => random(&axes, args)
-            .iter()
-            .try_fold(true, |on, set| Ok::<_, anyhow::Error>(on && study.trial::<T>(set, &resolve)?))?,
+        Search::Grid => study.trials::<T>(&grid(&axes), &resolve)?,
+        Search::Random => study.trials::<T>(&random(&axes, args), &resolve)?,
         Search::InOrder => in_order::<T>(&axes, &mut study, &resolve)?,
     };
     study.out.report(T::NAME, &data, args.json.json);
@@ -167,12 +178,13 @@ fn in_order<T: Recipe>(
 ) -> anyhow::Result<bool> {
     let mut best: Vec<String> = vec![];
     for axis in axes {
+        let sets: Vec<Vec<String>> =
+            axis.values.iter().map(|value| [&best[..], &[format!("{}={value}", axis.key)]].concat()).collect();
+        if !study.trials::<T>(&sets, resolve)? {
+            return Ok(false);
+        }
         let mut scores = vec![];
-        for value in &axis.values {
-            let set = [&best[..], &[format!("{}={value}", axis.key)]].concat();
-            if !study.trial::<T>(&set, resolve)? {
-                return Ok(false);
-            }
+        for set in sets {
             scores.push((study.out.loss(&to_toml(&resolve(&set)?)?), set));
         }
         if let Some((_, set)) = scores.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)) {
@@ -188,29 +200,53 @@ struct Study {
     stop: Arc<AtomicBool>,
     out: Results,
     to_the_end: bool,
+    ranks: Rc<Ranks>,
 }
 
 impl Study {
-    /// Trains with these settings, unless that was done; false if a signal came first.
-    fn trial<T: Recipe>(
+    /// Trains with each of these settings, unless that was done; false if a signal came first. Many processes train beside each
+    /// other, each with settings of its own.
+    fn trials<T: Recipe>(
         &mut self,
-        set: &[String],
+        sets: &[Vec<String>],
         resolve: &dyn Fn(&[String]) -> anyhow::Result<ConfigOf<T>>,
     ) -> anyhow::Result<bool> {
-        let config = resolve(set)?;
-        let text = to_toml(&config)?;
-        if self.out.configs.contains(&text) {
-            return Ok(true);
+        let mut pending: Vec<(&[String], ConfigOf<T>, String)> = vec![];
+        for set in sets {
+            let config = resolve(set)?;
+            let text = to_toml(&config)?;
+            if !self.out.configs.contains(&text) && !pending.iter().any(|(.., other)| *other == text) {
+                pending.push((set, config, text));
+            }
         }
+        for wave in pending.chunks(self.ranks.size()) {
+            let rank = self.ranks.rank();
+            let name = format!("{:03}", self.out.trials.len() + 1 + rank);
+            let own = match wave.get(rank) {
+                Some((set, config, _)) => self.trial::<T>(name, set, config)?,
+                None => None,
+            };
+            let all = self.ranks.agree(Ok(serde_json::to_vec(&own)?))?;
+            for ((set, _, text), trial) in wave.iter().zip(all) {
+                // Those behind one that was stopped are resumed with it, at their ends.
+                let Some(trial) = serde_json::from_slice::<Option<Trial>>(&trial)? else { return Ok(false) };
+                tell(&trial, set);
+                self.out.add(trial, text.clone(), self.ranks.leads())?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Trains with these settings; `None` if a signal came first.
+    fn trial<T: Recipe>(&self, name: String, set: &[String], config: &ConfigOf<T>) -> anyhow::Result<Option<Trial>> {
         if self.stop.load(Ordering::Relaxed) {
-            return Ok(false);
+            return Ok(None);
         }
-        let name = format!("{:03}", self.out.trials.len() + 1);
         let path = self.out.path.join(&name);
         let mut pruner = Pruner::new(&self.out.trials, self.to_the_end);
-        let (end, steps, seconds) = match train::<T>(&config, &path, &self.device, &self.stop, &mut pruner) {
+        let (end, steps, seconds) = match train::<T>(config, &path, &self.device, &self.stop, &mut pruner) {
             Ok(Some((end, steps, seconds))) => (end.to_string(), steps, seconds),
-            Ok(None) => return Ok(false),
+            Ok(None) => return Ok(None),
             // The directory cannot be used: so it would be for the next.
             Err(
                 e @ (Error::Io { .. }
@@ -228,20 +264,20 @@ impl Study {
         };
         let Pruner { best, progress, .. } = pruner;
         let (loss, step, metrics) = best.map_or((None, 0, Map::new()), |(l, s, m)| (Some(l), s, m));
-        note(&format!(
-            "{name}: {}: {}, {end} after {steps} steps, {seconds:.1} s",
-            set.join(" "),
-            loss.map_or("no validation loss".into(), |l| format!(
-                "validation loss {} at step {step}",
-                if l < 1e6 { format!("{l:.6}") } else { number(l) }
-            ))
-        ));
-        self.out.add(
-            Trial { run: name, settings: set.to_vec(), end, loss, step, steps, seconds, metrics, progress },
-            text,
-        )?;
-        Ok(true)
+        Ok(Some(Trial { run: name, settings: set.to_vec(), end, loss, step, steps, seconds, metrics, progress }))
     }
+}
+
+fn tell(trial: &Trial, set: &[String]) {
+    let Trial { run, end, loss, step, steps, seconds, .. } = trial;
+    note(&format!(
+        "{run}: {}: {}, {end} after {steps} steps, {seconds:.1} s",
+        set.join(" "),
+        loss.map_or("no validation loss".into(), |l| format!(
+            "validation loss {} at step {step}",
+            if l < 1e6 { format!("{l:.6}") } else { number(l) }
+        ))
+    ));
 }
 
 /// Begins or resumes the run at `path`: how it ended, its steps and its seconds; `None` if a signal came first.

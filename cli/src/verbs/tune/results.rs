@@ -7,7 +7,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use zoo_checkpoint::Folder;
-use zoo_training::Error;
+use zoo_training::{Error, Ranks};
 
 use super::Arguments;
 use super::space::Axis;
@@ -74,9 +74,32 @@ impl Results {
         Ok(Self { path: path.to_path_buf(), trials, configs })
     }
 
-    pub(super) fn add(&mut self, trial: Trial, config: String) -> anyhow::Result<()> {
+    /// What the first process finds at `path`, for all of them.
+    pub(super) fn shared(
+        path: &Path,
+        ranks: &Ranks,
+        open: impl FnOnce() -> anyhow::Result<Self>,
+    ) -> anyhow::Result<Self> {
+        let own = if ranks.leads() { Some(open()?) } else { None };
+        let bytes = match &own {
+            Some(own) => serde_json::to_vec(&(&own.trials, &own.configs))?,
+            None => vec![],
+        };
+        let bytes = ranks.from_first(|| Ok(bytes))?;
+        if let Some(own) = own {
+            return Ok(own);
+        }
+        let (trials, configs) = serde_json::from_slice(&bytes)?;
+        Ok(Self { path: path.to_path_buf(), trials, configs })
+    }
+
+    /// Takes in a trial; with `write` on disk, too.
+    pub(super) fn add(&mut self, trial: Trial, config: String, write: bool) -> anyhow::Result<()> {
         self.trials.push(trial);
         self.configs.push(config);
+        if !write {
+            return Ok(());
+        }
         let lines = self.trials.iter().map(serde_json::to_string).collect::<Result<Vec<_>, _>>()?;
         let write = |f: &mut dyn Write| lines.iter().try_for_each(|l| writeln!(f, "{l}"));
         Ok(Folder::open(&self.path)?.replace(RESULTS, write)?)

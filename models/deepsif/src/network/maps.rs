@@ -37,14 +37,14 @@ pub(super) const FEATURES: usize = 2 * VIEWS.len() * EACH;
 
 /// What is computed of a head only once, for one kind of noise.
 #[derive(Debug)]
-struct Ground {
+struct Basis {
     space: Space,
     atoms: Atoms,
     /// sLORETA, regions × dimensions.
     loreta: Vec<f32>,
 }
 
-impl Ground {
+impl Basis {
     fn new(cortex: &Cortex, noise: &[f64]) -> Self {
         let space = Space::whitened(cortex, noise);
         let (r, m) = (space.dimensions, cortex.centres.len());
@@ -60,9 +60,9 @@ impl Ground {
 /// A head, ready to map EEG.
 #[derive(Debug)]
 pub(super) struct Mapper {
-    white: Ground,
+    white: Basis,
     /// None where EEG at rest is not known: then noise is white.
-    quiet: Option<Ground>,
+    quiet: Option<Basis>,
     pub(super) regions: usize,
     pub(super) electrodes: usize,
 }
@@ -77,9 +77,9 @@ pub(super) struct Maps {
 
 impl Mapper {
     pub(super) fn new(cortex: &Cortex) -> Self {
-        let quiet = (!cortex.rest.is_empty()).then(|| Ground::new(cortex, &cortex.rest));
+        let quiet = (!cortex.rest.is_empty()).then(|| Basis::new(cortex, &cortex.rest));
         let (regions, electrodes) = (cortex.centres.len(), cortex.electrodes);
-        Self { white: Ground::new(cortex, &[]), quiet, regions, electrodes }
+        Self { white: Basis::new(cortex, &[]), quiet, regions, electrodes }
     }
 
     /// Of EEG, `steps` time steps × electrodes.
@@ -89,7 +89,7 @@ impl Mapper {
         let mut courses = vec![];
         for (number, view) in VIEWS.iter().enumerate() {
             let ground = if view.quiet { self.quiet.as_ref().unwrap_or(&self.white) } else { &self.white };
-            let Ground { space, atoms, loreta } = ground;
+            let Basis { space, atoms, loreta } = ground;
             let r = space.dimensions;
             let rows = space.project(eeg);
             let seen =

@@ -72,7 +72,8 @@ impl Params {
         Self::new(Origin::Seed(seed), device, true)
     }
 
-    /// A model over `tensors`, for one that only runs: its parameters are constants, and no graph is recorded.
+    /// A model over `tensors`, for one that only runs: its parameters are constants, and no graph is recorded. To train on, see
+    /// [`Params::fine_tune`].
     ///
     /// # Errors
     /// Those of `build`; one message that names every missing, unexpected and mis-shaped tensor and the nearest names; or the
@@ -83,6 +84,21 @@ impl Params {
         build: impl FnOnce(VarBuilder<'static>) -> Result<M>,
     ) -> Result<(M, Self)> {
         let params = Self::new(Origin::Loaded(tensors), device, false);
+        let model = build(params.builder())?;
+        params.check()?;
+        Ok((model, params))
+    }
+
+    /// A model that begins with `tensors` and is trained on: its parameters are variables, as those of [`Params::init`].
+    ///
+    /// # Errors
+    /// As [`Params::restore`].
+    pub fn fine_tune<M>(
+        tensors: BTreeMap<String, Tensor>,
+        device: &Device,
+        build: impl FnOnce(VarBuilder<'static>) -> Result<M>,
+    ) -> Result<(M, Self)> {
+        let params = Self::new(Origin::Loaded(tensors), device, true);
         let model = build(params.builder())?;
         params.check()?;
         Ok((model, params))
@@ -372,6 +388,11 @@ pub struct Gradients {
 }
 
 impl Gradients {
+    /// Of parameters by name, in definition order.
+    pub fn new(entries: Vec<(String, Option<Tensor>)>) -> Self {
+        Self { entries }
+    }
+
     /// Name and gradient; `None` where backward never reached the parameter.
     pub fn iter(&self) -> impl Iterator<Item = (&str, Option<&Tensor>)> {
         self.entries.iter().map(|(n, g)| (n.as_str(), g.as_ref()))

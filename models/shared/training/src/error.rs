@@ -78,6 +78,16 @@ pub enum Error {
         /// The step after which the run stopped.
         step: u64,
     },
+    /// Another process of the run failed, so that all end.
+    #[error("rank {rank} of {size}{message}")]
+    Peer {
+        /// Which.
+        rank: usize,
+        /// Processes in all.
+        size: usize,
+        /// Where it runs, and what it said.
+        message: String,
+    },
     /// A loss or gradient that is not a finite number; the weights were not touched by it.
     #[error(
         "{what} at step {step} is {value}; the weights were not touched by it: lower train.lr or train.clip_norm, or pass \

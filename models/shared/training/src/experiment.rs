@@ -19,6 +19,8 @@ pub struct Experiment {
     pub steps: &'static str,
     /// The steps that it can take.
     pub range: RangeInclusive<u64>,
+    /// What data it takes, if any; without them it makes its own.
+    pub data: &'static str,
     /// Whether it has a figure.
     pub figure: bool,
     /// Does it; `None` if it was stopped.
@@ -31,6 +33,8 @@ pub struct Setup<'a> {
     pub steps: Option<u64>,
     /// Its seed; the usual one if absent.
     pub seed: Option<u64>,
+    /// Its data, if they were named.
+    pub data: Option<&'a Path>,
     /// An empty folder for what it keeps meanwhile.
     pub folder: &'a Path,
     /// Whether to go on.

@@ -66,6 +66,7 @@ mod metrics;
 mod number_table;
 mod observer;
 pub mod ppo;
+mod ranks;
 mod recipe;
 mod record;
 mod run;
@@ -88,6 +89,7 @@ pub use loader::Batches;
 pub use metrics::{Metrics, Name};
 pub use number_table::{NumberTable, Scaling};
 pub use observer::{Event, Observer, Silent};
+pub use ranks::{Collective, Ranks, Solo, Tree, over_batches};
 pub use recipe::{
     Dataset, Evaluation, Flag, Foreign, Generate, Import, Layout, Picture, Predict, Prediction, Preset, Raster, Recipe,
     Request, Table, Trials,

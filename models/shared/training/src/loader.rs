@@ -1,3 +1,4 @@
+use std::ops::Range;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::Scope;
 
@@ -43,6 +44,25 @@ impl Batches {
     }
 }
 
+/// The numbers of the micro-batches that a process computes: the same share of each step's.
+#[derive(Clone, Debug)]
+pub(crate) struct Numbers {
+    pub(crate) share: Range<u64>,
+    /// Micro-batches of a step.
+    pub(crate) step: u64,
+}
+
+impl Numbers {
+    /// The one after `number`, which is one of them.
+    fn next(&self, number: u64) -> u64 {
+        let within = number % self.step;
+        match within + 1 < self.share.end {
+            true => number + 1,
+            false => number - within + self.step + self.share.start,
+        }
+    }
+}
+
 type Numbered<T> = (u64, candle_core::Result<<T as Task>::Batch>);
 
 /// Training batches by number, prepared ahead by threads of its own if `ahead` is not 0. The order never depends on it.
@@ -50,6 +70,7 @@ pub(crate) struct Loader<'scope, 'env, T: Task> {
     scope: &'scope Scope<'scope, 'env>,
     task: &'env T,
     batches: Batches,
+    numbers: Numbers,
     ahead: usize,
     prepared: Option<Receiver<Numbered<T>>>,
 }
@@ -59,12 +80,13 @@ impl<'scope, 'env, T: Task> Loader<'scope, 'env, T> {
         scope: &'scope Scope<'scope, 'env>,
         task: &'env T,
         batches: Batches,
+        numbers: Numbers,
         ahead: usize,
     ) -> Loader<'scope, 'env, T> {
-        Self { scope, task, batches, ahead, prepared: None }
+        Self { scope, task, batches, numbers, ahead, prepared: None }
     }
 
-    /// Micro-batch `number`; asking for them in order is fast.
+    /// Micro-batch `number`; asking in the order of the numbers is fast.
     pub(crate) fn get(&mut self, number: u64) -> candle_core::Result<T::Batch> {
         if self.ahead == 0 {
             return self.task.batch(Split::Train, self.batches.at(number));
@@ -76,14 +98,14 @@ impl<'scope, 'env, T: Task> Loader<'scope, 'env, T> {
         }
         // The first call, or a jump: the old thread ends when its receiver is gone.
         let (sender, receiver) = sync_channel(self.ahead);
-        let (task, mut batches) = (self.task, self.batches.clone());
+        let (task, mut batches, numbers) = (self.task, self.batches.clone(), self.numbers.clone());
         // A pool of its own: in the caller's, a batch would wait for the caller, who waits for the batch.
         let pool = ThreadPoolBuilder::new().num_threads(rayon::current_num_threads()).build().map_err(Error::wrap)?;
         self.scope.spawn(move || {
             pool.install(|| {
-                let mut next = number + 1;
+                let mut next = numbers.next(number);
                 while sender.send((next, task.batch(Split::Train, batches.at(next)))).is_ok() {
-                    next += 1;
+                    next = numbers.next(next);
                 }
             });
         });
@@ -95,6 +117,18 @@ impl<'scope, 'env, T: Task> Loader<'scope, 'env, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_takes_the_same_share_of_every_step() {
+        let follow = |share: Range<u64>, step, first| {
+            let numbers = Numbers { share, step };
+            std::iter::successors(Some(first), |n| Some(numbers.next(*n))).take(5).collect::<Vec<u64>>()
+        };
+        assert_eq!(follow(0..1, 1, 7), [7, 8, 9, 10, 11]);
+        assert_eq!(follow(0..5, 5, 3), [3, 4, 5, 6, 7]);
+        assert_eq!(follow(1..3, 5, 11), [11, 12, 16, 17, 21]);
+        assert_eq!(follow(3..5, 5, 4), [4, 8, 9, 13, 14]);
+    }
 
     #[test]
     fn an_epoch_takes_every_sample_once_in_an_order_of_its_own() {

@@ -75,8 +75,8 @@ pub struct Evaluation {
     pub remarks: Vec<String>,
     /// What lies behind the metrics, to be kept as files.
     pub tables: Vec<Table>,
-    /// A picture of it; empty if it has no lines.
-    pub picture: Picture,
+    /// Pictures of it.
+    pub pictures: Vec<Picture>,
 }
 
 /// What was tried to get at some weights, as far as the disk knows: runs of the same model on the same data in the same folder.

@@ -9,7 +9,7 @@ use zoo_layers::{Mode, Param};
 use crate::config::{ConfigOf, Settings};
 use crate::health::{Probe, Profile, Repair};
 use crate::metrics::Name;
-use crate::{Experience, Metrics, Result};
+use crate::{Experience, Metrics, Result, over_batches};
 
 /// A part of the data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,12 +97,22 @@ pub trait Task: Sized + Sync + 'static {
     fn loss(&self, model: &Self::Model, batch: &Self::Batch, mode: Mode) -> candle_core::Result<Loss>;
 
     /// Metrics of a split while training; `loss` decides which weights are best. By default the mean loss over the split, in
-    /// batches of 256.
+    /// batches of 256. [`over_batches`] shares it out where many processes train.
     ///
     /// # Errors
     /// candle's.
     fn validate(&self, model: &Self::Model, split: Split) -> candle_core::Result<Metrics> {
         Ok([("loss", mean_loss(self, model, split)?)].into())
+    }
+
+    /// Counts a batch in the statistics that layers keep, as [`loss`](Task::loss) in training does before it computes anything:
+    /// processes that train together do so with each other's batches. True if it did; a task whose layers keep none needs none.
+    ///
+    /// # Errors
+    /// candle's.
+    fn observe(&self, model: &Self::Model, batch: &Self::Batch) -> candle_core::Result<bool> {
+        let _ = (model, batch);
+        Ok(false)
     }
 
     /// Tells data apart: the same for the same samples in the same splits. A run resumes on the data it began with. By
@@ -174,13 +184,12 @@ pub(crate) fn counted<T: Task>(task: &T) -> String {
 pub fn mean_loss<T: Task>(task: &T, model: &T::Model, split: Split) -> candle_core::Result<f64> {
     const BATCH: usize = 256;
     let n = task.samples(split);
-    let mut sum = 0.;
-    for first in (0..n).step_by(BATCH) {
-        let indices: Vec<usize> = (first..n.min(first + BATCH)).collect();
+    let sums = over_batches(n.div_ceil(BATCH), |i| {
+        let indices: Vec<usize> = (i * BATCH..n.min((i + 1) * BATCH)).collect();
         let loss = task.loss(model, &task.batch(split, &indices)?, Mode::Eval)?.total;
-        sum += scalar(&loss)? * indices.len() as f64;
-    }
-    Ok(sum / n.max(1) as f64)
+        Ok(vec![scalar(&loss)? * indices.len() as f64])
+    })?;
+    Ok(sums.iter().flatten().sum::<f64>() / n.max(1) as f64)
 }
 
 /// The value of a scalar tensor.

@@ -14,6 +14,7 @@ pub(super) const EXPERIMENT: Experiment = Experiment {
     summary: "gradients of the trading transformer's first map, without a norm before it and with the document's cures",
     steps: "steps of each arm (2000)",
     range: 25..=u64::MAX,
+    data: "",
     figure: true,
     run,
 };

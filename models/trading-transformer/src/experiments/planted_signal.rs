@@ -12,6 +12,7 @@ pub(super) const EXPERIMENT: Experiment = Experiment {
     summary: "policies by PPO in markets with a known signal, beside an oracle, and in random walks",
     steps: "steps of each policy (1280)",
     range: 10..=u64::MAX,
+    data: "",
     figure: false,
     run,
 };

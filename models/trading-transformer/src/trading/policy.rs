@@ -1,5 +1,7 @@
 //! A market's data, the experience that a policy is trained on, and how good it is.
 
+use std::collections::BTreeMap;
+
 use candle_core::{Device, Result, Tensor};
 use serde_json::{Value, json};
 use zoo_layers::Mode;
@@ -12,6 +14,7 @@ use super::account::Rules;
 use super::backtest::{Course, Record, replay, run};
 use super::environment::{Trading, Walk};
 use super::market::Market;
+use super::sharpe::Sharpe;
 use crate::data::{Batch, Data, TradingTask};
 use crate::directions::UNTIL;
 use crate::statistics::standard_errors;
@@ -303,7 +306,8 @@ impl Data for Policy {
         };
         let random: Metrics = policy.metrics.iter().enumerate().map(mean).collect();
         let remarks = self.conclude(&policy, &hold, &shifted);
-        let (picture, equity) = curves(&policy, &hold);
+        let (pictures, equity) = curves(&policy, &hold);
+        let tables = vec![self.trades(&courses), equity, months(&policy), falls(&policy)];
         Ok(Evaluation {
             samples: market.decisions(split),
             metrics: policy.metrics,
@@ -313,8 +317,8 @@ impl Data for Policy {
                 ("random_same_turnover".into(), random),
             ],
             remarks,
-            tables: vec![self.trades(&courses), equity],
-            picture,
+            tables,
+            pictures,
         })
     }
 
@@ -329,24 +333,111 @@ fn quantiles(mut values: Vec<f64>) -> [f64; 2] {
     [0.05, 0.95].map(|q| values.get((q * (values.len() - 1) as f64).round() as usize).copied().unwrap_or(f64::NAN))
 }
 
-/// Equity of the policy and of buying and holding, as multiples of the start.
-fn curves(policy: &Record, hold: &Record) -> (Picture, Table) {
-    let worth = |record: &Record| -> Vec<f64> {
-        let grow = |worth: &mut f64, r: &f64| {
-            *worth *= 1. + r;
-            Some(*worth)
-        };
-        record.returns.values().scan(1., grow).collect()
+/// Days over which the Sharpe ratio of a moment is taken: half a year.
+const ROLLING: usize = 126;
+/// Falls from a peak that are told.
+const FALLS: usize = 5;
+
+/// Equity after each day, as a multiple of the start.
+fn worth(record: &Record) -> Vec<f64> {
+    let grow = |worth: &mut f64, r: &f64| {
+        *worth *= 1. + r;
+        Some(*worth)
     };
+    record.returns.values().scan(1., grow).collect()
+}
+
+/// How far each value lies below the largest before it, as a share.
+fn below_peak(worth: &[f64]) -> Vec<f64> {
+    let fall = |peak: &mut f64, w: &f64| {
+        *peak = peak.max(*w);
+        Some(1. - w / *peak)
+    };
+    worth.iter().scan(1., fall).collect()
+}
+
+/// Returns of the months, and of the years in the last column, in percent.
+fn months(policy: &Record) -> Table {
+    let mut years: BTreeMap<i16, [Option<f64>; 13]> = BTreeMap::new();
+    for (date, r) in &policy.returns {
+        let of = years.entry(date.year()).or_default();
+        for place in [date.month() as usize - 1, 12] {
+            of[place] = Some((1. + of[place].unwrap_or(0.)) * (1. + r) - 1.);
+        }
+    }
+    let text = |r: &Option<f64>| r.map_or(String::new(), |r| format!("{:.2}", 100. * r));
+    let row =
+        |(year, of): (&i16, &[Option<f64>; 13])| std::iter::once(year.to_string()).chain(of.iter().map(text)).collect();
+    let header = "year Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec all";
+    Table {
+        name: "months".into(),
+        header: header.split(' ').map(String::from).collect(),
+        rows: years.iter().map(row).collect(),
+    }
+}
+
+/// The deepest falls from a peak: when they began, were deepest and were made good, if they were.
+fn falls(policy: &Record) -> Table {
+    let dates: Vec<String> = policy.returns.keys().map(ToString::to_string).collect();
+    let below = below_peak(&worth(policy));
+    let (mut all, mut first) = (vec![], None);
+    for (i, share) in below.iter().enumerate() {
+        match first {
+            None if *share > 0. => first = Some(i),
+            Some(begun) if *share == 0. => {
+                all.push((begun, Some(i)));
+                first = None;
+            }
+            _ => {}
+        }
+    }
+    all.extend(first.map(|begun| (begun, None)));
+    let deepest = |&(begun, end): &(usize, Option<usize>)| {
+        let days = begun..end.unwrap_or(below.len());
+        days.max_by(|a, b| below[*a].total_cmp(&below[*b])).unwrap_or(begun)
+    };
+    all.sort_by(|a, b| below[deepest(b)].total_cmp(&below[deepest(a)]));
+    let row = |fall: &(usize, Option<usize>)| {
+        let (at, end) = (deepest(fall), fall.1.map_or(String::new(), |end| dates[end].clone()));
+        let days = fall.1.unwrap_or(below.len()) - fall.0;
+        vec![format!("{:.2}", 100. * below[at]), dates[fall.0].clone(), dates[at].clone(), end, days.to_string()]
+    };
+    let header = ["fall_percent", "first_day", "deepest", "made_good", "days"];
+    Table {
+        name: "drawdowns".into(),
+        header: header.map(String::from).to_vec(),
+        rows: all.iter().take(FALLS).map(row).collect(),
+    }
+}
+
+/// Equity of the policy and of buying and holding, as multiples of the start; their falls from a peak and Sharpe ratios over time.
+fn curves(policy: &Record, hold: &Record) -> (Vec<Picture>, Table) {
     let [own, held] = [policy, hold].map(worth);
     let labels: Vec<String> = policy.returns.keys().map(ToString::to_string).collect();
     let rows = labels.iter().zip(own.iter().zip(&held));
     let rows = rows.map(|(date, (a, b))| vec![date.clone(), format!("{a:.6}"), format!("{b:.6}")]).collect();
     let header = ["date", "policy", "buy_and_hold"].map(String::from).to_vec();
-    let line = |name: &'static str, values: &[f64]| {
-        (name.into(), values.iter().enumerate().map(|(i, v)| (i as f64, *v)).collect())
+    let line = |name: &'static str, first: usize, values: &[f64]| {
+        (name.into(), values.iter().enumerate().map(|(i, v)| ((first + i) as f64, *v)).collect())
     };
-    let lines = vec![line("policy", &own), line("buy and hold", &held)];
-    let title = "equity as a multiple of the start".into();
-    (Picture { title, labels, lines, ..Picture::default() }, Table { name: "equity".into(), header, rows })
+    let picture = |title: &str, first: usize, [own, held]: [&[f64]; 2]| Picture {
+        title: title.into(),
+        labels: labels.clone(),
+        lines: vec![line("policy", first, own), line("buy and hold", first, held)],
+        ..Picture::default()
+    };
+    let percent = |worth: &[f64]| below_peak(worth).into_iter().map(|share| -100. * share).collect::<Vec<_>>();
+    let sharpe = |record: &Record| -> Vec<f64> {
+        let daily: Vec<f64> = record.returns.values().copied().collect();
+        daily.windows(ROLLING).map(|days| Sharpe::of(days).map_or(0., Sharpe::yearly)).collect()
+    };
+    let mut pictures = vec![
+        picture("equity as a multiple of the start", 0, [&own, &held]),
+        picture("below the highest equity so far, %", 0, [&percent(&own), &percent(&held)]),
+    ];
+    if labels.len() > ROLLING {
+        let title = format!("Sharpe ratio a year over the last {ROLLING} days");
+        pictures.push(picture(&title, ROLLING - 1, [&sharpe(policy), &sharpe(hold)]));
+    }
+    (pictures, Table { name: "equity".into(), header, rows })
 }

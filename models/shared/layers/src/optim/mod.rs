@@ -217,7 +217,13 @@ impl Optimizer {
                 rule.state_names().iter().map(|_| Tensor::zeros(param.var.shape(), DType::F32, param.var.device()));
             Ok(Slot { group, rule, state: state.collect::<Result<_>>()?, param })
         };
-        Ok(Self { slots: params.trainable().into_iter().map(slot).collect::<Result<_>>()?, steps: 0 })
+        let trainable = params.trainable();
+        if trainable.is_empty() {
+            bail!(
+                "an optimizer over no parameter: those of Params::restore are constants; Params::fine_tune gives ones to train"
+            )
+        }
+        Ok(Self { slots: trainable.into_iter().map(slot).collect::<Result<_>>()?, steps: 0 })
     }
 
     /// Updates taken so far.

@@ -182,6 +182,8 @@ train_config! {
     ema: f64 = 0.;
     /// Batches that a second thread prepares ahead; 0 for none.
     prefetch: usize = 0, Speed;
+    /// Seconds that the processes of a run wait for one of them that does not answer; 0 for ever.
+    rank_timeout: u64 = 300, Speed;
     /// What happens at a loss or gradient that is not finite.
     on_nonfinite: OnNonFinite = OnNonFinite::Abort;
     /// Such steps that a run may have before it ends with an error all the same.

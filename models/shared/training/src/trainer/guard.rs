@@ -139,14 +139,19 @@ impl<T: Task> Trainer<'_, T> {
             saver.wait()?;
         }
         let every = self.checkpoint_every();
-        let (Some(run), failed) = (self.run.clone(), self.state.clone()) else { return Ok(false) };
-        let found = run.latest(self.params.device(), |step| step.is_multiple_of(every) && wanted(step))?;
-        if found.saved.is_none() {
-            return Ok(false);
-        }
-        run.return_to(&found)?;
-        found.warnings.iter().for_each(|w| observer.observe(&Event::Warning(w)));
-        let Some(saved) = found.saved else { return Ok(false) };
+        let failed = self.state.clone();
+        let found = match self.run.clone() {
+            None => None,
+            Some(run) => {
+                let found = run.latest(self.params.device(), |step| step.is_multiple_of(every) && wanted(step))?;
+                if found.saved.is_some() {
+                    run.return_to(&found)?;
+                    found.warnings.iter().for_each(|w| observer.observe(&Event::Warning(w)));
+                }
+                found.saved
+            }
+        };
+        let Some(saved) = self.found_by_first(found)? else { return Ok(false) };
         self.restore(saved)?;
         self.recall_health(observer)?;
         self.state.micro_batch = failed.micro_batch + passed;

@@ -51,7 +51,9 @@ impl<T: Task> Trainer<'_, T> {
     pub(super) fn evaluate(&mut self, saver: Option<&Saver>, observer: &mut dyn Observer) -> Result<()> {
         let overfit = self.config.train.overfit_batch || self.task.samples(Split::Valid) == 0;
         let split = if overfit { Split::Train } else { Split::Valid };
+        let sharing = self.ranks.sharing();
         let metrics = self.task.validate(&self.frozen, split)?;
+        drop(sharing);
         let (step, train) = (self.state.step, &self.config.train);
         if !metrics.iter().any(|(name, _)| name == "loss") {
             let names: Vec<&str> = metrics.iter().map(|(name, _)| name.as_ref()).collect();

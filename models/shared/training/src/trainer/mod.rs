@@ -6,9 +6,11 @@ mod outcome;
 mod rate_test;
 mod resume;
 mod step;
+mod together;
 mod watch;
 
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::scope;
 use std::time::Instant;
@@ -19,7 +21,8 @@ use zoo_layers::Params;
 use zoo_layers::optim::{Optimizer, average};
 
 use crate::config::{ComputeType, ConfigOf, Settings};
-use crate::loader::Loader;
+use crate::loader::{Loader, Numbers};
+use crate::ranks::Ranks;
 use crate::saver::Saver;
 use crate::schedule::learning_rate;
 use crate::{
@@ -62,6 +65,11 @@ pub struct Trainer<'a, T: Task> {
     watch: Watch,
     /// Statistics that layers keep: a refused step must not change them either.
     buffers: Vec<Var>,
+    ranks: Rc<Ranks>,
+    /// Whether every process has to see every batch, for those statistics.
+    counts: bool,
+    /// Whether one of the processes is to stop.
+    stop: bool,
 }
 
 impl<'a, T: Task> Trainer<'a, T> {
@@ -142,6 +150,9 @@ impl<'a, T: Task> Trainer<'a, T> {
             graph_seen: false,
             watch,
             buffers,
+            ranks: Rc::default(),
+            counts: false,
+            stop: false,
         })
     }
 
@@ -189,6 +200,7 @@ impl<'a, T: Task> Trainer<'a, T> {
     /// directory.
     pub fn train(&mut self, observer: &mut dyn Observer, interrupted: &dyn Fn() -> bool) -> Result<Outcome> {
         let outcome = self.run_to_end(observer, interrupted);
+        let outcome = self.ranks.settle(outcome);
         match (&outcome, &self.run) {
             (Err(_), Some(run)) if self.begun && self.state.step == 0 => run.abandon(),
             (outcome, Some(run)) => {
@@ -224,7 +236,8 @@ impl<'a, T: Task> Trainer<'a, T> {
             false => None,
         };
         let (loss, end) = scope(|scope| {
-            let mut loader = Loader::new(scope, task, self.batches.clone(), train.prefetch);
+            let numbers = Numbers { share: self.own_share(), step: train.accumulate };
+            let mut loader = Loader::new(scope, task, self.batches.clone(), numbers, train.prefetch);
             let saver = run.as_deref().map(|run| Saver::new(scope, run, train.keep, every));
             let mut batch = |number| match &fixed {
                 Some(batch) => Ok(batch.clone()),
@@ -275,13 +288,13 @@ impl<'a, T: Task> Trainer<'a, T> {
             self.collect(observer)?;
             let lr = self.learning_rate();
             let statistics = self.statistics()?;
-            let mut step = self.micro_steps(lr, batch)?;
+            let mut step = self.micro_steps(lr, batch, around.interrupted)?;
             let refusal = self.guard(&step, &statistics)?;
             if let Some(Refusal::NotFinite(error)) = &refusal
                 && self.config.train.on_nonfinite == OnNonFinite::Rollback
             {
                 self.roll_back_from(error, around.saver, observer)?;
-                end = if (around.interrupted)() { End::Interrupted } else { end };
+                end = if self.is_stopped(around.interrupted) { End::Interrupted } else { end };
                 continue;
             }
             let checked = self.before_check(&mut step, &refusal)?;
@@ -303,7 +316,7 @@ impl<'a, T: Task> Trainer<'a, T> {
             if number.is_multiple_of(self.eval_every()) || last {
                 self.evaluate(around.saver, observer)?;
             }
-            let (stop, early) = ((around.interrupted)(), self.is_stale());
+            let (stop, early) = (self.is_stopped(around.interrupted), self.is_stale());
             let due = number.is_multiple_of(self.checkpoint_every()) || last || stop || early;
             if due && self.checkpoint(around.saver, observer)? {
                 continue;

@@ -42,7 +42,8 @@ impl<T: Task> Trainer<'_, T> {
         let (task, mut batches) = (self.task, self.batches.clone());
         for i in 0..steps {
             let lr = from * (to / from).powf(i as f64 / (steps - 1) as f64);
-            let step = self.micro_steps(lr, &mut |number| task.batch(Split::Train, batches.at(number)))?;
+            let mut batch = |number| task.batch(Split::Train, batches.at(number));
+            let step = self.micro_steps(lr, &mut batch, &|| false)?;
             if !(step.loss.is_finite() && step.norm.is_finite()) {
                 break;
             }

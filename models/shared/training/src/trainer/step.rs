@@ -9,8 +9,8 @@ use zoo_layers::{Gradients, Mode};
 
 use super::{Fetch, Trainer};
 use crate::config::ComputeType;
-use crate::task::scalar;
-use crate::{Error, Event, Metrics, Observer, Result, Rollout, Task, TrainConfig};
+use crate::ranks::Tree;
+use crate::{Event, Metrics, Observer, Result, Rollout, Task, TrainConfig};
 
 /// A step's mean loss, its terms and the gradients.
 pub(super) struct Step {
@@ -48,15 +48,22 @@ pub fn with_products<R>(dtype: ComputeType, compute: impl FnOnce() -> R) -> R {
 }
 
 impl<T: Task> Trainer<'_, T> {
-    /// Mean loss, mean terms and mean gradients of a step's micro-batches.
-    pub(super) fn micro_steps(&mut self, lr: f64, batch: Fetch<T>) -> Result<Step> {
+    /// Mean loss, mean terms and mean gradients of a step's micro-batches, whichever process computes them.
+    pub(super) fn micro_steps(&mut self, lr: f64, batch: Fetch<T>, interrupted: &dyn Fn() -> bool) -> Result<Step> {
         let TrainConfig { seed, accumulate: count, .. } = self.config.train;
         let compute = self.config.train.compute();
         let scale = self.state.loss_scale.map_or(1., |s| s.factor);
-        let (mut losses, mut grads, mut foreign_shapes) = (vec![], None::<Gradients>, vec![]);
+        let (mut losses, mut tree, mut foreign_shapes) = (vec![], Tree::new(count), vec![]);
+        let share = self.ranks.share(self.ranks.rank(), count);
         let tf32 = Tf32::on(self.config.train.dtype);
         for micro in 0..count {
             let number = self.state.micro_batch + micro;
+            if !share.contains(&micro) {
+                if self.counts {
+                    self.observe(&batch(number)?)?;
+                }
+                continue;
+            }
             let samples = match &self.experience {
                 Some(experience) => experience.batch(self.batches.at(number))?,
                 None => batch(number)?,
@@ -72,28 +79,22 @@ impl<T: Task> Trainer<'_, T> {
             // Neither is waited for before the whole step is under way; without their history the graph is free.
             let parts = result.parts.into_iter().map(|(name, value)| (name, value.detach()));
             losses.push((result.total.detach(), parts.collect::<Vec<_>>()));
-            match &mut grads {
-                Some(grads) => grads.add(&of_micro)?,
-                None => grads = Some(of_micro),
-            }
+            let add = |mut a: Gradients, b: Gradients| a.add(&b).map(|()| a);
+            tree.push(micro..micro + 1, of_micro, add)?;
         }
         drop(tf32);
-        let Some(mut grads) = grads else {
-            return Err(Error::Usage("train.accumulate must be at least 1".into()));
-        };
+        let (mut grads, leaves) = self.put_together(tree.into_nodes(), losses, interrupted)?;
         if count > 1 || scale != 1. {
             grads.scale(1. / (scale * count as f64))?;
         }
         let norm = global_norm(&grads)?;
         let (mut loss, mut parts, mut micro_batch) = (0., Metrics::default(), 0);
-        for (micro, (of_micro, named)) in losses.iter().enumerate() {
+        for (micro, leaf) in leaves.iter().enumerate() {
             if f64::is_finite(loss) {
                 micro_batch = self.state.micro_batch + micro as u64;
             }
-            loss += scalar(of_micro)? / count as f64;
-            for (name, value) in named {
-                parts.add(name, scalar(value)? / count as f64);
-            }
+            loss += leaf.loss() / count as f64;
+            leaf.parts().for_each(|(name, value)| parts.add(name, value / count as f64));
         }
         Ok(Step { micro_batch, loss, parts, grads, lr, norm, foreign: foreign_shapes })
     }

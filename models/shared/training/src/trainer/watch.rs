@@ -61,6 +61,11 @@ impl Watch {
     fn profile(&self) -> &Profile {
         self.monitor.profile()
     }
+
+    /// The checks so far.
+    pub(super) fn checks(&self) -> &[Check] {
+        self.monitor.checks()
+    }
 }
 
 impl<T: Task> Trainer<'_, T> {
@@ -78,6 +83,12 @@ impl<T: Task> Trainer<'_, T> {
             }
             read => read?,
         };
+        let checks = self.checks_of_first(checks)?;
+        self.recall(checks)
+    }
+
+    /// Goes on from these checks.
+    pub(super) fn recall(&mut self, checks: Vec<Check>) -> Result<()> {
         self.watch.monitor = Monitor::new(T::health(), value_of::<T>(self.config)?, checks);
         // What was raised then is not news.
         self.watch.monitor.news();

@@ -5,15 +5,16 @@ use zoo_training::{Block, Experiment, Figure, Findings, Picture, Result, Setup};
 
 use crate::simulation::Portrait;
 
-/// Every experiment with this model.
-pub const EXPERIMENTS: [Experiment; 1] = [Experiment {
+/// The experiment.
+pub(super) const EXPERIMENT: Experiment = Experiment {
     name: "simulated-eeg",
     summary: "Jansen-Rit masses at rest and in spikes, beside the literature's figures",
     steps: "masses (500, at most 5000)",
     range: 10..=5000,
+    data: "",
     figure: true,
     run,
-}];
+};
 
 /// Masses, and seconds of each.
 const MASSES: u64 = 500;
