@@ -110,6 +110,11 @@ pub(crate) fn records(input: &Arc<Input>) -> Parsed<Vec<Record>> {
     all.map(|(entry, start)| record(input, entry, start)).collect()
 }
 
+/// What is wrong where an archive is not all of its file.
+fn not_its_own(bytes: u64) -> String {
+    format!("its zip archive: {bytes} bytes of the file are not its own (two files saved into one?)")
+}
+
 /// The end record, which the file ends with; the one of 64 bits, if there is one; and what both say of the directory.
 fn directory(input: &Input) -> Parsed<Directory> {
     const END: u64 = 22;
@@ -134,6 +139,10 @@ fn directory(input: &Input) -> Parsed<Directory> {
         // 4.3.15
         let mut fields = Fields(locator);
         let (disk, at64, disks) = (fields.u32()?, fields.u64()?, fields.u32()?);
+        if let Some(before) = at64.checked_add(END64 + LOCATOR).and_then(|own| end.checked_sub(own)).filter(|n| *n > 0)
+        {
+            return malformed(not_its_own(before));
+        }
         if disk != 0 || disks > 1 || at64.checked_add(END64 + LOCATOR) != Some(end) {
             return malformed("its zip archive: its end record of 64 bits is not before the other");
         }
@@ -158,8 +167,12 @@ fn directory(input: &Input) -> Parsed<Directory> {
     if disks != [0, 0] || counts[0] != counts[1] || comment != 0 {
         return malformed("its zip archive is in several parts, or has a comment: neither belongs into a checkpoint");
     }
-    if found.at.checked_add(found.len) != Some(next) {
-        return malformed("its zip archive: its directory does not lie before its end record");
+    match found.at.checked_add(found.len) {
+        Some(end) if end == next => {}
+        Some(end) if end < next => {
+            return malformed(not_its_own(next - end));
+        }
+        _ => return malformed("its zip archive: its directory does not lie before its end record"),
     }
     if found.records > MOST_RECORDS {
         return malformed(format!("its zip archive has {} records", found.records));

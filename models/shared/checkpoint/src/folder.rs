@@ -169,7 +169,7 @@ impl Folder {
     /// # Errors
     /// As [`Folder::file`] and [`open()`](crate::open()).
     pub fn checkpoint(&self, name: &str) -> Result<Source> {
-        open::open_input(&Input::of(self.file(name)?, self.at(name))?, false)
+        open::safe(open::open_input(&Input::of(self.file(name)?, self.at(name))?, false)?)
     }
 
     /// The number of bytes and the SHA-256 of a regular file, in hexadecimal.

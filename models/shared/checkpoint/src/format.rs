@@ -18,12 +18,24 @@ pub(crate) struct Traits {
     pub(crate) blocks: bool,
     /// Whether its tensors may be within an entry of a dictionary.
     pub(crate) entries: bool,
+    /// Whether tensors with the same values are stored once: else each has its own.
+    pub(crate) ties: bool,
 }
 
 impl Traits {
     /// A format of tensors by name, with metadata and nothing else.
     pub(crate) const fn new(name: &'static str, title: &'static str, extensions: &'static [&'static str]) -> Self {
-        Self { name, title, extensions, metadata: true, names: true, shards: false, blocks: false, entries: false }
+        Self {
+            name,
+            title,
+            extensions,
+            metadata: true,
+            names: true,
+            shards: false,
+            blocks: false,
+            entries: false,
+            ties: true,
+        }
     }
 }
 
@@ -59,6 +71,11 @@ impl Format {
     /// Whether its tensors may be within an entry of a dictionary.
     pub fn holds_entries(self) -> bool {
         self.0.entries
+    }
+
+    /// Whether tensors with the same values are stored once.
+    pub fn holds_ties(self) -> bool {
+        self.0.ties
     }
 
     pub(crate) fn holds_names(self) -> bool {

@@ -57,6 +57,25 @@ const TYPES: &[(u32, Dtype)] = &[
     (30, Dtype::BF16),
 ];
 
+/// Types that are not read, by name.
+const UNREAD: &[(u32, &str)] = &[
+    (4, "Q4_2"),
+    (5, "Q4_3"),
+    (31, "Q4_0_4_4"),
+    (32, "Q4_0_4_8"),
+    (33, "Q4_0_8_8"),
+    (36, "IQ4_NL_4_4"),
+    (37, "IQ4_NL_4_8"),
+    (38, "IQ4_NL_8_8"),
+    (40, "NVFP4"),
+    (41, "Q1_0"),
+    (42, "Q2_0"),
+];
+const TAKEN_BACK: [u32; 8] = [4, 5, 31, 32, 33, 36, 37, 38];
+
+/// Zeros that may follow the last tensor, at most: some writers pad behind it, and by more than they have to.
+const LONGEST_PADDING: u64 = 1 << 16;
+
 /// What llama.cpp allows.
 const MOST_DIMENSIONS: u32 = 4;
 const LONGEST_NAME: u64 = 64;
@@ -228,9 +247,17 @@ fn described(r: &mut Reader) -> Parsed<Described> {
         None => return malformed(format!("tensor {name} has shape {shape:?}")),
     };
     let kind = r.u32()?;
-    let dtype = match dtype_of(kind) {
-        Some(dtype) => dtype,
-        None => return malformed(format!("tensor {name} is of type {kind}, which does not exist")),
+    let dtype = match (dtype_of(kind), UNREAD.iter().find(|(n, _)| *n == kind)) {
+        (Some(dtype), _) => dtype,
+        (None, Some((_, called))) if TAKEN_BACK.contains(&kind) => {
+            return refused(format!(
+                "tensor {name} is of type {kind} ({called}), which llama.cpp has taken back: quantize the model anew"
+            ));
+        }
+        (None, called) => {
+            let called = called.map_or(String::new(), |(_, called)| format!(" ({called})"));
+            return refused(format!("tensor {name} is of type {kind}{called}, which this version does not know"));
+        }
     };
     if let Dtype::Quantized(q) = dtype
         && shape.last().is_none_or(|n| n % q.elements() != 0)
@@ -249,7 +276,7 @@ fn place(input: &Arc<Input>, source: &mut Source, described: Vec<Described>, dat
         return malformed("it ends before its tensors");
     }
     source.segments.push(Segment::stored(input, data.min(input.len)..input.len));
-    let mut expected = 0u64;
+    let (mut expected, mut end) = (0u64, 0u64);
     for Described { name, shape, dtype, offset } in described {
         if offset != expected {
             return malformed(format!("tensor {name} begins at {offset}, expected {expected}"));
@@ -257,15 +284,17 @@ fn place(input: &Arc<Input>, source: &mut Source, described: Vec<Described>, dat
         let at = Data { segment: 0, offset, strides: None, big_endian: false };
         source.push(name, dtype, shape, at).map_err(Fault::Malformed)?;
         let bytes = source.tensors.last().map_or(0, crate::TensorInfo::bytes);
-        expected = (offset + bytes).next_multiple_of(alignment);
+        end = offset + bytes;
+        expected = end.next_multiple_of(alignment);
     }
-    if any && input.len < data.saturating_add(expected) {
-        return malformed("it ends within its last tensor, or the padding behind it");
+    let end = data.saturating_add(end);
+    match input.len.checked_sub(end) {
+        None if any => malformed("it ends within its last tensor"),
+        Some(rest) if rest > LONGEST_PADDING || input.bytes(end..input.len)?.iter().any(|b| *b != 0) => {
+            malformed(format!("{rest} bytes follow its tensors, which are no padding"))
+        }
+        _ => Ok(()),
     }
-    if input.len > data.saturating_add(expected) {
-        return malformed(format!("{} bytes follow its tensors", input.len - data - expected));
-    }
-    Ok(())
 }
 
 fn dtype_of(kind: u32) -> Option<Dtype> {

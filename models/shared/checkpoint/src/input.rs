@@ -118,7 +118,9 @@ pub(crate) fn limited(file: File, path: &Path, most: u64) -> Result<Vec<u8>> {
 /// Files are read, not mapped: a mapped file that somebody shortens ends the process.
 #[derive(Debug)]
 pub(crate) struct Input {
-    file: File,
+    file: Arc<File>,
+    /// Where it begins in the file, if it is a part of one.
+    base: u64,
     pub(crate) path: PathBuf,
     pub(crate) len: u64,
 }
@@ -131,18 +133,25 @@ impl Input {
     /// An open file, by the path that messages have.
     pub(crate) fn of(file: File, path: PathBuf) -> Result<Arc<Self>> {
         let len = file.metadata().map_err(Error::io(&path))?.len();
-        Ok(Arc::new(Self { file, path, len }))
+        Ok(Arc::new(Self { file: file.into(), base: 0, path, len }))
+    }
+
+    /// A part of it as a file of its own; `None` if it reaches beyond the end.
+    pub(crate) fn part(&self, range: Range<u64>) -> Option<Arc<Self>> {
+        let len = range.end.checked_sub(range.start).filter(|_| range.end <= self.len)?;
+        Some(Arc::new(Self { file: self.file.clone(), base: self.base + range.start, path: self.path.clone(), len }))
     }
 
     /// Fills `buffer` from the bytes at `at`.
     pub(crate) fn read_exact_at(&self, buffer: &mut [u8], at: u64) -> io::Result<()> {
+        let at = self.base.checked_add(at).ok_or(io::ErrorKind::UnexpectedEof)?;
         #[cfg(unix)]
-        return std::os::unix::fs::FileExt::read_exact_at(&self.file, buffer, at);
+        return std::os::unix::fs::FileExt::read_exact_at(&*self.file, buffer, at);
         #[cfg(windows)]
         {
             let mut done = 0;
             while done < buffer.len() {
-                match std::os::windows::fs::FileExt::seek_read(&self.file, &mut buffer[done..], at + done as u64)? {
+                match std::os::windows::fs::FileExt::seek_read(&*self.file, &mut buffer[done..], at + done as u64)? {
                     0 => return Err(io::ErrorKind::UnexpectedEof.into()),
                     n => done += n,
                 }
@@ -216,9 +225,48 @@ impl Seek for Window {
 /// Where the bytes of a [`Segment`] are.
 #[derive(Clone, Debug)]
 pub(crate) enum Backing {
-    Stored { input: Arc<Input>, at: u64 },
-    Deflated { input: Arc<Input>, at: u64, compressed: u64 },
+    Stored {
+        input: Arc<Input>,
+        at: u64,
+    },
+    Deflated {
+        input: Arc<Input>,
+        at: u64,
+        compressed: u64,
+    },
     Memory(Arc<[u8]>),
+    /// Pieces one behind the other.
+    Pieces(Arc<[Piece]>),
+}
+
+/// Bytes of a file that are a piece of a [`Segment`].
+#[derive(Clone, Debug)]
+pub(crate) struct Piece {
+    /// Where it begins in the segment; the next one begins where it ends.
+    pub(crate) start: u64,
+    pub(crate) input: Arc<Input>,
+    pub(crate) at: u64,
+}
+
+/// Pieces as a stream.
+struct Joined<'a> {
+    pieces: &'a [Piece],
+    at: u64,
+    end: u64,
+}
+
+impl Read for Joined<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let next = self.pieces.partition_point(|piece| piece.start <= self.at);
+        let (Some(piece), true) = (next.checked_sub(1).and_then(|i| self.pieces.get(i)), self.at < self.end) else {
+            return Ok(0);
+        };
+        let end = self.pieces.get(next).map_or(self.end, |piece| piece.start.min(self.end));
+        let n = (buffer.len() as u64).min(end - self.at) as usize;
+        piece.input.read_exact_at(&mut buffer[..n], piece.at + (self.at - piece.start))?;
+        self.at += n as u64;
+        Ok(n)
+    }
 }
 
 /// One run of bytes that tensors are views of: a storage, an array, the whole buffer of a file.
@@ -283,6 +331,7 @@ impl Segment {
     pub(crate) fn file(&self) -> Option<&Path> {
         match &self.backing {
             Backing::Stored { input, .. } | Backing::Deflated { input, .. } => Some(&input.path),
+            Backing::Pieces(pieces) => pieces.first().map(|piece| piece.input.path.as_path()),
             Backing::Memory(_) => None,
         }
     }
@@ -297,6 +346,7 @@ impl Segment {
         }
         Ok(match &self.backing {
             Backing::Stored { input, at } => Box::new(Window::new(input, at + range.start..at + range.end)),
+            Backing::Pieces(pieces) => Box::new(Joined { pieces, at: range.start, end: range.end }),
             Backing::Memory(bytes) => Box::new(&bytes[range.start as usize..range.end as usize]),
             Backing::Deflated { input, at, compressed } => {
                 let packed = io::BufReader::with_capacity(1 << 16, Window::new(input, *at..at + compressed));

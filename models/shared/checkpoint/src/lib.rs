@@ -26,6 +26,7 @@ mod open;
 mod outline;
 mod safetensors;
 mod source;
+mod strangers;
 mod ties;
 mod torch;
 mod write;
@@ -43,8 +44,9 @@ pub use dtype::Dtype;
 pub use folder::{Folder, Kind};
 pub use format::Format;
 pub use input::{bytes_of, regular};
-pub use open::{Checkpoint, open, read};
+pub use open::{Checkpoint, open, open_leaving_objects, read};
 pub use source::{Source, TensorInfo, TensorView};
+pub use torch::plain_pickle;
 pub use write::{write, write_npz};
 
 use std::path::{Path, PathBuf};

@@ -23,7 +23,8 @@ use crate::ties::retie;
 use crate::{Dtype, Error, Format, Result, Source};
 
 /// What an archive of arrays is like.
-pub(crate) const ARCHIVE: Format = Format::new(&Traits::new("npz", "NumPy", &["npz"]));
+// Those who read it by NumPy look for every name.
+pub(crate) const ARCHIVE: Format = Format::new(&Traits { ties: false, ..Traits::new("npz", "NumPy", &["npz"]) });
 /// What one array is like.
 pub(crate) const ARRAY: Format =
     Format::new(&Traits { metadata: false, names: false, ..Traits::new("npy", "NumPy", &["npy"]) });

@@ -89,7 +89,8 @@ impl<'de> Deserialize<'de> for Header {
                         return Err(A::Error::custom(format!("two tensors are named {name}")));
                     }
                     if name == "__metadata__" {
-                        metadata = map.next_value::<Option<Once<String>>>()?.map(|entries| entries.0);
+                        let entries = map.next_value::<Option<Once<Value>>>()?.map_or_else(BTreeMap::new, |o| o.0);
+                        metadata = Some(texts(entries).map_err(A::Error::custom)?);
                     } else {
                         let entry = map.next_value().map_err(|e| A::Error::custom(format!("tensor {name}: {e}")))?;
                         tensors.push((name, entry));
@@ -100,6 +101,24 @@ impl<'de> Deserialize<'de> for Header {
         }
         from.deserialize_map(Entries)
     }
+}
+
+/// The entries of the metadata, which are texts.
+fn texts(entries: BTreeMap<String, Value>) -> std::result::Result<BTreeMap<String, String>, String> {
+    let text = |(key, value): (String, Value)| match value {
+        Value::String(text) => Ok((key, text)),
+        other => {
+            let kind = match other {
+                Value::Null => "null",
+                Value::Bool(_) => "a truth value",
+                Value::Number(_) => "a number",
+                Value::Array(_) => "a list",
+                _ => "an object",
+            };
+            Err(format!("entry {key:.60?} of its __metadata__ is {kind}: the format has texts there alone"))
+        }
+    };
+    entries.into_iter().map(text).collect()
 }
 
 /// Whether a file may be in this format, by its first bytes.

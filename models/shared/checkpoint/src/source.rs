@@ -72,6 +72,8 @@ pub struct Source {
     /// Classes and functions that its pickle names and that neither tensors nor plain values need: unpickling it imports
     /// them.
     pub foreign: Vec<String>,
+    /// Classes and functions that unpickling it would run.
+    pub(crate) calls: Vec<String>,
     /// What is in the file but neither in `tensors` nor in `metadata`.
     pub left_out: Vec<String>,
     /// Bytes of all its files.
@@ -103,6 +105,7 @@ impl Source {
             metadata: Map::new(),
             remarks: vec![],
             foreign: vec![],
+            calls: vec![],
             left_out: vec![],
             file_bytes,
             segments: vec![],

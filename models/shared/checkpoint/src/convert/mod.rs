@@ -41,7 +41,7 @@ impl Plan<'_> {
         let refuse = |reason: String| Err(Error::Refused { path: path.into(), reason });
         if let Some(lost) = self.lost.first() {
             let more = if self.lost.len() > 1 { format!(", and {} more", self.lost.len() - 1) } else { String::new() };
-            return refuse(format!("{lost} cannot be kept{more}: drop them by a rule ('drop NAME')"));
+            return refuse(format!("{lost} cannot be kept{more}: drop it by a rule ('{}')", self.drops(lost)));
         }
         if self.outputs.is_empty() {
             return refuse("no tensor is left to write".into());

@@ -143,6 +143,8 @@ pub struct Plan<'a> {
     /// The entry of a PyTorch file that is to hold the tensors, beside one for each of the metadata; by default the file is
     /// the tensors, as `load_state_dict` takes them.
     pub entry: Option<String>,
+    /// Whether tensors with the same values are written once for each of their names.
+    pub untied: bool,
     /// Set from elsewhere, such as a signal's handler, it ends a [`write`](Plan::write) with an error; nothing is left then.
     pub stop: Arc<AtomicBool>,
     /// Names of tensors and entries that rules dropped.
@@ -161,6 +163,7 @@ impl<'a> Plan<'a> {
             outputs: source.tensors.iter().map(Output::of).collect(),
             metadata: source.metadata.clone(),
             entry: None,
+            untied: false,
             stop: Arc::default(),
             dropped: vec![],
             lost: source.left_out.clone(),
@@ -337,6 +340,11 @@ impl<'a> Plan<'a> {
         Ok(hash(a)? == hash(b)?)
     }
 
+    /// The rule that drops something of [`Plan::lost`].
+    pub fn drops(&self, lost: &str) -> String {
+        format!("drop {}", regex::escape(lost.split_once(": ").map_or(lost, |(path, _)| path)))
+    }
+
     /// The path of what is converted.
     pub fn path(&self) -> &std::path::Path {
         &self.source.path
@@ -390,7 +398,7 @@ impl<'a> Plan<'a> {
                 name: o.name.clone(),
                 dtype: o.dtype,
                 shape: o.shape.clone(),
-                tied_to: (earlier != i && !empty).then_some(earlier),
+                tied_to: (earlier != i && !empty && format.holds_ties() && !self.untied).then_some(earlier),
             }
         });
         let typed = if format == self.source.format { self.source.typed.clone() } else { vec![] };
@@ -398,9 +406,9 @@ impl<'a> Plan<'a> {
         Outline { tensors: planned.collect(), metadata: self.metadata.clone(), entry: self.entry.clone(), typed }
     }
 
-    /// Ties among the outputs: name by name.
-    pub fn ties(&self) -> BTreeMap<String, String> {
-        let outline = self.outline(self.source.format);
+    /// Ties among the outputs in that format: name by name.
+    pub fn ties(&self, format: Format) -> BTreeMap<String, String> {
+        let outline = self.outline(format);
         let tie = |t: &Planned| Some((t.name.clone(), outline.tensors[t.tied_to?].name.clone()));
         outline.tensors.iter().filter_map(tie).collect()
     }

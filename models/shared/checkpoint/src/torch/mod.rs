@@ -1,6 +1,7 @@
 //! PyTorch's files: a pickle that describes tensors, and their storages beside it. The zip archives of PyTorch 1.6 and
 //! later, and the streams before them.
 
+pub(crate) mod distributed;
 mod pickle;
 mod write;
 
@@ -21,7 +22,8 @@ use crate::outline::{Outline, Streams};
 use crate::source::{Data, is_contiguous};
 use crate::ties::retie;
 use crate::{Dtype, Format, Result, Source};
-use pickle::{Array, Id, Node, Pickle, Storage, Strided, is_foreign};
+pub(crate) use pickle::runs;
+use pickle::{Array, Id, Node, Pickle, Storage, Strided, is_foreign, is_inert};
 
 /// What the format is like.
 pub(crate) const FORMAT: Format =
@@ -198,6 +200,31 @@ fn open_legacy(input: &Arc<Input>) -> Parsed<Source> {
     Ok(source)
 }
 
+/// The value of a pickle of numbers, texts, lists and dictionaries, as JSON. Nothing is run.
+///
+/// # Errors
+/// The file cannot be read, has more than 256 MB, or is no pickle of plain values.
+pub fn plain_pickle(path: &Path) -> Result<Value> {
+    let bytes = crate::input::bytes_of(path, "a pickle", pickle::LARGEST)?;
+    let read = || -> Parsed<Value> {
+        let len = bytes.len() as u64;
+        let mut values = Pickle::new(Budget::of(len));
+        let mut from = Cursor::new(bytes.as_slice());
+        let value = values.read(&mut from, len)?;
+        if from.position() != len {
+            return malformed(format!("{} bytes follow its pickle", len - from.position()));
+        }
+        if !values.called.is_empty() {
+            return refused(runs(&values.called));
+        }
+        let mut source = Source::new(path, FORMAT, len);
+        let storages = |_: &Storage| refused("it holds tensors");
+        let value = Walk::new(&values, &mut source, &storages).visit(value, "", 0)?;
+        Ok(value.unwrap_or(Value::Null))
+    };
+    read().map_err(|fault| crate::open::told(fault, path, "pickle"))
+}
+
 /// Goes through a value, names its tensors by their paths, and keeps the rest as JSON.
 struct Walk<'a> {
     values: &'a Pickle,
@@ -240,6 +267,7 @@ impl<'a> Walk<'a> {
                 .remarks
                 .push(format!("it names the class or function {class} ({times} times): kept as text, never run"));
         }
+        self.source.calls.extend(self.values.called.iter().cloned());
         self.source.foreign.extend(self.values.names.keys().filter(|name| is_foreign(name)).cloned());
         self.source.settle().map_err(Fault::Malformed)
     }
@@ -312,7 +340,15 @@ impl<'a> Walk<'a> {
                 self.values.budget.spend(text.len())?;
                 text.clone().into()
             }
-            Node::Global(name) | Node::Object(name) => {
+            Node::Object { name, .. } if !is_inert(name) => {
+                self.values.budget.spend(2 * name.len())?;
+                if path.is_empty() {
+                    return refused(runs(&self.values.called));
+                }
+                self.source.left_out.push(format!("{path}: an object of {name} (made by running it)"));
+                return Ok(None);
+            }
+            Node::Global(name) | Node::Object { name, .. } => {
                 self.values.budget.spend(2 * name.len())?;
                 *self.classes.entry(name.clone()).or_default() += 1;
                 format!("<class {name}>").into()

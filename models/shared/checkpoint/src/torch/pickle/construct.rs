@@ -54,7 +54,7 @@ pub(crate) fn is_foreign(name: &str) -> bool {
 }
 
 /// Classes of values that mean nothing to tensors and do nothing when they are made: they are named in a remark.
-fn is_inert(name: &str) -> bool {
+pub(crate) fn is_inert(name: &str) -> bool {
     INERT.contains(&name)
 }
 
@@ -69,7 +69,7 @@ pub(super) fn object(values: &mut Pickle, name: &str) -> Parsed<Node> {
     if !is_inert(name) && values.called.len() < MOST && !values.called.iter().any(|n| n == name) {
         values.called.push(name.into());
     }
-    Ok(Node::Object(name.into()))
+    Ok(Node::Object { name: name.into(), state: None })
 }
 
 /// What the call of a class or function would give; `new` for a class that is made without being called.
@@ -295,7 +295,12 @@ pub(super) fn build(values: &mut Pickle, object: Id, state: Id) -> Parsed<()> {
             }
             return Ok(());
         }
-        Node::Object(_) => return Ok(()),
+        Node::Object { .. } => {
+            if let Node::Object { state: of, .. } = &mut values.nodes[object as usize] {
+                *of = Some(state);
+            }
+            return Ok(());
+        }
         Node::Namespace => match &v[state] {
             Node::Dict { items, .. } => {
                 v.budget.spend(8 * items.len())?;
@@ -344,6 +349,11 @@ pub(super) fn build(values: &mut Pickle, object: Id, state: Id) -> Parsed<()> {
 
 /// Refuses what would run code, by all its names.
 pub(super) fn not_listed<T>(names: &[String]) -> Parsed<T> {
+    refused(runs(names))
+}
+
+/// What a pickle is refused for that would run code.
+pub(crate) fn runs(names: &[String]) -> String {
     const SHOWN: usize = 4;
     let more = match names.len().saturating_sub(SHOWN) {
         0 => String::new(),
@@ -351,10 +361,10 @@ pub(super) fn not_listed<T>(names: &[String]) -> Parsed<T> {
     };
     let shown = names[..names.len().min(SHOWN)].join(", ");
     let is = if names.len() == 1 { "is" } else { "are" };
-    refused(format!(
+    format!(
         "its pickle would run {shown}{more}, which {is} not on the list of what tensors need: nothing was executed. If you \
          trust the file, load it in Python and save model.state_dict()"
-    ))
+    )
 }
 
 fn scalar(descr: &Descr, bytes: &[u8]) -> Parsed<Node> {
@@ -447,6 +457,7 @@ const INERT: &[&str] = &[
     "__builtin__.str",
     "__builtin__.tuple",
     "__builtin__.unicode",
+    "__builtin__.xrange",
     "builtins.bool",
     "builtins.dict",
     "builtins.float",

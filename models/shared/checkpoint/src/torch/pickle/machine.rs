@@ -20,7 +20,7 @@ impl Pickle {
         let machine = Machine { values: self, from, remaining, stack: vec![], marks: vec![], memo: HashMap::new() };
         let value = machine.run();
         // What it would run matters more than what else is wrong with it.
-        if self.called.is_empty() { value } else { construct::not_listed(&self.called) }
+        if value.is_err() && !self.called.is_empty() { construct::not_listed(&self.called) } else { value }
     }
 }
 
@@ -390,7 +390,7 @@ impl Machine<'_> {
             (Node::List(items), b'a' | b'e') | (Node::Set(items), 0x90) => items.append(&mut values),
             (Node::Dict { items, .. }, b's' | b'u') => items.append(&mut pairs(values)?),
             // It was never made, and keeps nothing.
-            (Node::Object(_), _) => {}
+            (Node::Object { .. }, _) => {}
             _ => return malformed("its pickle puts values into something that is no list, set or dictionary"),
         }
         Ok(())

@@ -9,6 +9,7 @@ mod construct;
 mod machine;
 mod values;
 
-pub(super) use construct::{STORAGES, is_foreign};
+pub(crate) use construct::runs;
+pub(super) use construct::{STORAGES, is_foreign, is_inert};
 pub(super) use machine::LARGEST;
 pub(super) use values::{Array, Id, Node, Pickle, Storage, Strided};

@@ -33,8 +33,12 @@ pub(crate) enum Node {
     Namespace,
     /// A class or function, by name: inert.
     Global(String),
-    /// What the call of a class or function would give that is never called, by its name.
-    Object(String),
+    /// What the call of a class or function would give that is never called.
+    Object {
+        name: String,
+        /// What it would be given as its state.
+        state: Option<Id>,
+    },
     Storage(Storage),
     Tensor(Box<Strided>),
     NumpyType(Descr),
@@ -79,7 +83,7 @@ pub(crate) struct Pickle {
     pub(crate) budget: Budget,
     /// Classes and functions that it names, and how often; whether it would call one that is not on the list.
     pub(crate) names: BTreeMap<String, usize>,
-    pub(super) called: Vec<String>,
+    pub(crate) called: Vec<String>,
 }
 
 impl std::ops::Index<Id> for Pickle {
@@ -102,7 +106,8 @@ impl Pickle {
 
     pub(super) fn add(&mut self, node: Node) -> Parsed<Id> {
         let items = match &node {
-            Node::Text(t) | Node::Device(t) | Node::Global(t) | Node::Object(t) | Node::Big(t) => t.len(),
+            Node::Text(t) | Node::Device(t) | Node::Global(t) | Node::Big(t) => t.len(),
+            Node::Object { name, .. } => name.len(),
             Node::Bytes(b) => b.len(),
             Node::Tuple(v) | Node::List(v) | Node::Set(v) => 4 * v.len(),
             Node::Dict { items, .. } => 8 * items.len(),
@@ -144,13 +149,21 @@ impl Pickle {
         if let Node::Tuple(v) | Node::List(v) = &self[id] { Some(v) } else { None }
     }
 
-    pub(super) fn size(&self, id: Id) -> Option<usize> {
+    pub(crate) fn size(&self, id: Id) -> Option<usize> {
         if let Node::Int(n) = &self[id] { usize::try_from(*n).ok() } else { None }
     }
 
     /// Sizes or strides: of 64 dimensions at most, as in PyTorch.
-    pub(super) fn sizes(&self, id: Id) -> Option<Vec<usize>> {
+    pub(crate) fn sizes(&self, id: Id) -> Option<Vec<usize>> {
         self.sequence(id).filter(|s| s.len() <= 64)?.iter().map(|i| self.size(*i)).collect()
+    }
+
+    /// An entry of the state of an object.
+    pub(crate) fn attribute(&self, object: Id, key: &str) -> Parsed<Option<Id>> {
+        match &self[object] {
+            Node::Object { state: Some(state), .. } => self.get(*state, key),
+            _ => Ok(None),
+        }
     }
 
     /// The value of a dictionary's key; the last one counts.
