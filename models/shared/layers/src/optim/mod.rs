@@ -364,6 +364,29 @@ mod tests {
     use zoo_kernels::cpu::simd::{levels, with_level};
     use zoo_kernels_emulator::{ready, with_emulation};
 
+    #[test]
+    fn loaded_weights_are_trained_on_or_refused() -> Result<()> {
+        let dims = (2, 3);
+        let build = |vb: candle_nn::VarBuilder<'static>| vb.get_with_hints(dims, "w", init::ZEROS);
+        let tensors = || -> Result<_> { Ok([("w".to_string(), random(1, &[2, 3])?)].into()) };
+        let rule = Rule::AdamW(Moments::default());
+        let (_, constants) = Params::restore(tensors()?, &Device::Cpu, build)?;
+        let refused = Optimizer::new(rule, &constants, decay_matrices(0.)).map(|_| ()).unwrap_err().to_string();
+        assert!(refused.contains("Params::fine_tune"), "{refused}");
+        let (w, params) = Params::fine_tune(tensors()?, &Device::Cpu, build)?;
+        let mut optimizer = Optimizer::new(rule, &params, decay_matrices(0.))?;
+        let mut losses = vec![];
+        for _ in 0..20 {
+            let loss = w.sqr()?.sum_all()?;
+            losses.push(loss.to_scalar::<f32>()?);
+            optimizer.step(&params.gradients(&loss.backward()?), 0.05, 1.)?;
+        }
+        assert!(losses[0] > 0. && losses[19] < 0.5 * losses[0], "{losses:?}");
+        let missing = Params::fine_tune(Default::default(), &Device::Cpu, build).map(|_| ()).unwrap_err().to_string();
+        assert!(missing.contains("missing w"), "{missing}");
+        Ok(())
+    }
+
     const RULES: [Rule; 8] = [
         Rule::AdamW(Moments { beta1: 0.9, beta2: 0.95, eps: 1e-8 }),
         Rule::Adam(Moments { beta1: 0.9, beta2: 0.999, eps: 1e-8 }),
