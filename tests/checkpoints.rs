@@ -93,6 +93,87 @@ fn a_nanogpt_checkpoint_converts_in_one_command_and_gives_the_loss_that_pytorch_
 }
 
 #[test]
+fn a_gpt_that_says_little_of_itself_converts_with_what_the_user_says() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (dir, text) = (dir.path(), text(dir.path())?);
+    let shown = text.to_string_lossy();
+    let nanogpt = fixture("nanogpt.pt");
+    assert!(zoo(dir, &["convert", &nanogpt, "whole.safetensors", "--model", "char-gpt"]).status.success());
+    let heads = zoo_checkpoint::open(&dir.join("whole.safetensors"))?.metadata["config"].to_string();
+    let heads = heads.split("heads").nth(1).and_then(|rest| rest.chars().find(char::is_ascii_digit)).ok_or("heads")?;
+    let heads = format!("model.heads={heads}");
+    // A bare state dict, under a name of its own.
+    let bare =
+        ["convert", &nanogpt, "bare.pt", "--no-metadata", "--map", r"drop? best_val_loss|iter_num|optimizer\..*"];
+    let bare = [&bare[..], &["--map", r"rename (?:(?:model|_orig_mod|module)\.)*(.*) -> lit.gpt.$1"]].concat();
+    assert!(zoo(dir, &bare).status.success());
+    let import = |file: &str, more: &[&str]| {
+        zoo(dir, &[&["convert", file, "out.safetensors", "--model", "char-gpt", "--force"][..], more].concat())
+    };
+    let silent = failure(&import("bare.pt", &["--data", &shown]), 2);
+    assert!(silent.contains("--set model.heads=N"), "{silent}");
+    let said = import("bare.pt", &["--data", &shown, "--set", &heads]);
+    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+    assert!(zoo(dir, &["diff", "out.safetensors", "whole.safetensors"]).status.success());
+    assert!((loss(dir, "out.safetensors", &text)? - loss(dir, "whole.safetensors", &text)?).abs() < 1e-12);
+    // Characters by nanoGPT's own list, a pickle.
+    let characters =
+        zoo_checkpoint::open(&dir.join("whole.safetensors"))?.metadata["fitted"].as_str().ok_or("")?.to_string();
+    let characters: String = serde_json::from_str(&characters).unwrap_or(characters);
+    let mut meta = "(dp0\nVitos\n(dp1\n".to_string();
+    for (i, c) in characters.chars().enumerate() {
+        let shown = if c == '\n' { "\\u000a".to_string() } else { c.to_string() };
+        meta.push_str(&format!("I{i}\nV{shown}\ns"));
+    }
+    std::fs::write(dir.join("meta.pkl"), format!("{meta}s."))?;
+    let by_list = import("bare.pt", &["--data", "meta.pkl", "--set", &heads]);
+    assert!(by_list.status.success(), "{}", String::from_utf8_lossy(&by_list.stderr));
+    assert!((loss(dir, "out.safetensors", &text)? - loss(dir, "whole.safetensors", &text)?).abs() < 1e-12);
+    // What the model has no place for is dropped by the name that the message has.
+    let extra =
+        ["convert", "bare.pt", "extra.pt", "--map", "tie lit.gpt.transformer.gate -> lit.gpt.transformer.wte.weight"];
+    assert!(zoo(dir, &extra).status.success());
+    let unexpected = failure(&import("extra.pt", &["--data", &shown, "--set", &heads]), 1);
+    assert!(unexpected.contains("unexpected transformer.gate"), "{unexpected}");
+    let dropped = import("extra.pt", &["--data", &shown, "--set", &heads, "--map", r"drop transformer\.gate"]);
+    assert!(dropped.status.success(), "{}", String::from_utf8_lossy(&dropped.stderr));
+    Ok(())
+}
+
+#[test]
+fn a_persons_own_lstm_becomes_weights_that_every_verb_takes() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let dir = dir.path();
+    let mut prices = "Date,Close\n".to_string();
+    for (i, day) in (1..=12).flat_map(|m| (1..=28).map(move |d| format!("2001-{m:02}-{d:02}"))).enumerate() {
+        prices.push_str(&format!("{day},{:.2}\n", 50. + (i as f64 / 9.).sin() + 0.01 * i as f64));
+    }
+    std::fs::write(dir.join("prices.csv"), prices)?;
+    let own = ["convert", &file("weights/stock-lstm.safetensors"), "own.pt", "--no-metadata"];
+    let renamed = ["--map", r"rename lstm\.(.*) -> rnn.$1", "--map", r"rename linear\.(.*) -> head.$1"];
+    assert!(zoo(dir, &[&own[..], &renamed].concat()).status.success());
+    let import = ["convert", "own.pt", "out.safetensors", "--model", "stock-lstm", "--set", "model.window=30"];
+    let names = ["--map", r"rename rnn\.(.*) -> lstm.$1", "--map", r"rename head\.(.*) -> linear.$1"];
+    let silent = failure(&zoo(dir, &[&import[..], &names].concat()), 2);
+    assert!(silent.contains("name the file that it was trained on"), "{silent}");
+    let said = zoo(dir, &[&import[..], &names, &["--data", "prices.csv"]].concat());
+    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+    assert!(zoo(dir, &["verify", "out.safetensors", "--model", "stock-lstm"]).status.success());
+    let judged =
+        json(&zoo(dir, &["eval", "stock-lstm", "--checkpoint", "out.safetensors", "--data", "prices.csv", "--json"]))?;
+    assert!(judged["metrics"]["rmse"].as_f64().is_some_and(|rmse| rmse > 0. && rmse < 5.), "{judged}");
+    let forecast = zoo(dir, &["predict", "stock-lstm", "--checkpoint", "out.safetensors", "--input", "prices.csv"]);
+    assert!(forecast.status.success(), "{}", String::from_utf8_lossy(&forecast.stderr));
+    let same = zoo_checkpoint::open(&dir.join("out.safetensors"))?;
+    let config: Value = serde_json::from_str(same.metadata["config"].as_str().ok_or("a configuration")?)?;
+    assert_eq!((config["model"]["window"].as_u64(), config["model"]["hidden"].as_u64()), (Some(30), Some(50)));
+    assert_eq!(zoo_checkpoint::content_hash(&same)?, {
+        zoo_checkpoint::content_hash(&zoo_checkpoint::open(file("weights/stock-lstm.safetensors").as_ref())?)?
+    });
+    Ok(())
+}
+
+#[test]
 fn a_hugging_face_gpt2_converts_with_its_transposed_matrices_and_its_gelu() -> Outcome {
     let dir = tempfile::tempdir()?;
     let (dir, text) = (dir.path(), text(dir.path())?);

@@ -1,5 +1,6 @@
 //! `convert --model`: between a model's own checkpoints and those of other programs.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -7,12 +8,12 @@ use serde_json::{Map, Value};
 use zoo_checkpoint::{Description, Plan, Rules};
 use zoo_layers::Params;
 use zoo_training::config::{ConfigOf, migrate};
-use zoo_training::{Config, Error, Foreign, Import, Layout, Task};
+use zoo_training::{Error, Foreign, Import, Layout};
 
 use super::convert::Arguments;
 use crate::arguments::Force;
 use crate::fetch::{self, text_of};
-use crate::output::remark;
+use crate::output::{remark, warn};
 
 /// What compile, DDP and training scripts put before the names of a model.
 const WRAPPERS: &str = r"rename? (?:(?:state_dict|model_state_dict|model|module|_orig_mod)\.)+(.*) -> $1";
@@ -25,7 +26,11 @@ struct Described {
     fitted: Value,
 }
 
-pub(crate) fn run<T: Import>(plan: &mut Plan, args: &Arguments) -> anyhow::Result<Option<(PathBuf, String)>> {
+pub(crate) fn run<T: Import>(
+    plan: &mut Plan,
+    args: &Arguments,
+    maps: &[Rules],
+) -> anyhow::Result<Option<(PathBuf, String)>> {
     let known = || T::LAYOUTS.iter().map(|l| l.name).collect::<Vec<_>>().join(" and ");
     let to = match &args.to {
         None => None,
@@ -35,9 +40,12 @@ pub(crate) fn run<T: Import>(plan: &mut Plan, args: &Arguments) -> anyhow::Resul
         },
     };
     let ours = plan.metadata.get("model").and_then(Value::as_str) == Some(T::NAME);
+    if ours {
+        maps.iter().try_for_each(|map| plan.apply(map))?;
+    }
     let described = match ours {
         true => described::<T>(plan, &args.input)?,
-        false => import::<T>(plan, args)?,
+        false => import::<T>(plan, args, maps)?,
     };
     match to {
         None => {
@@ -60,9 +68,24 @@ fn rules(text: &str) -> anyhow::Result<Rules> {
 }
 
 /// From another program's layout to the model's.
-fn import<T: Import>(plan: &mut Plan, args: &Arguments) -> anyhow::Result<Described> {
+fn import<T: Import>(plan: &mut Plan, args: &Arguments, maps: &[Rules]) -> anyhow::Result<Described> {
     let input = args.input.display();
+    // Rules may know names as the file has them, or as messages do, without what was wrapped around the model.
+    let mut later = vec![];
+    for map in maps {
+        let mut changed = plan.clone();
+        match changed.apply(map) {
+            Ok(()) => *plan = changed,
+            Err(_) => later.push(map),
+        }
+    }
     plan.apply(&rules(WRAPPERS)?)?;
+    if let Some(prefix) = prefix::<T>(plan)? {
+        remark(format!("{input}: its names are read without {prefix:?}"));
+        let unwrapped = rules(&format!(r"rename {}(.*) -> $1", regex_of(&prefix)))?;
+        plan.apply(&unwrapped)?;
+    }
+    later.into_iter().try_for_each(|map| plan.apply(map))?;
     let tensors: Vec<(&str, &[usize])> = plan.outputs.iter().map(|o| (o.name.as_str(), &o.shape[..])).collect();
     let Some(layout) = T::recognize(&tensors) else {
         let known: Vec<&str> = T::LAYOUTS.iter().map(|l| l.name).collect();
@@ -91,11 +114,18 @@ fn import<T: Import>(plan: &mut Plan, args: &Arguments) -> anyhow::Result<Descri
         None => {
             let tensors: Vec<(&str, &[usize])> = plan.outputs.iter().map(|o| (o.name.as_str(), &o.shape[..])).collect();
             let data = fetch::found::<T>(args.data.as_deref())?;
-            let foreign = Foreign { layout: layout.name, tensors: &tensors, entries: &entries, data: data.as_deref() };
+            let doubts = RefCell::default();
+            let foreign = Foreign {
+                layout: layout.name,
+                tensors: &tensors,
+                entries: &entries,
+                data: data.as_deref(),
+                settings: &args.set,
+                doubts: &doubts,
+            };
             let (model, data, fitted) = T::adopt(&foreign)?;
-            let config: ConfigOf<T> =
-                Config { model, data, train: T::training(), task: <T as Task>::Settings::default() };
-            let mut config = serde_json::to_value(&config)?;
+            doubts.borrow().iter().for_each(|doubt| warn(format!("{input}: {doubt}")));
+            let mut config = serde_json::to_value(foreign.configured::<T>(model, data)?)?;
             // Weights say which file they saw, not where it lay.
             if let Some(Value::String(path)) = config.pointer_mut("/data/path") {
                 *path = Path::new(path.as_str()).file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -111,6 +141,36 @@ fn import<T: Import>(plan: &mut Plan, args: &Arguments) -> anyhow::Result<Descri
         plan.metadata.insert(format!("imported_{}", layout.name), Value::Object(kept).to_string().into());
     }
     Ok(described)
+}
+
+/// A text as a pattern that fits it alone.
+fn regex_of(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_alphanumeric() || c == '_' { vec![c] } else { vec!['\\', c] }).collect()
+}
+
+/// What all names of the model begin with that its layout does not know, such as the name of an attribute of one's own.
+fn prefix<T: Import>(plan: &Plan) -> anyhow::Result<Option<String>> {
+    const DEEPEST: usize = 4;
+    const MOST: usize = 64;
+    let mut tried = std::collections::BTreeSet::new();
+    for output in &plan.outputs {
+        let dots = output.name.match_indices('.').take(DEEPEST).map(|(at, _)| at + 1);
+        for end in std::iter::once(0).chain(dots) {
+            let prefix = &output.name[..end];
+            if tried.len() == MOST || !tried.insert(prefix.to_string()) {
+                continue;
+            }
+            let inner: Vec<(&str, &[usize])> =
+                plan.outputs.iter().filter_map(|o| Some((o.name.strip_prefix(prefix)?, &o.shape[..]))).collect();
+            let Some(layout) = T::recognize(&inner) else { continue };
+            let mut changed = plan.clone();
+            let unwrapped = rules(&format!(r"rename? {}(.*) -> $1", regex_of(prefix)))?;
+            if changed.apply(&unwrapped).is_ok() && changed.apply(&rules(layout.import)?).is_ok() {
+                return Ok(Some(prefix.to_string()).filter(|prefix| !prefix.is_empty()));
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// What we put into a file that we exported.

@@ -45,6 +45,15 @@ pub(crate) struct Arguments {
     /// A rule, or a file of rules: rename, transpose, split, concat, cast, tie, drop, drop-equal; may be given several times
     #[arg(long, value_name = "FILE|RULE")]
     pub(crate) map: Vec<String>,
+    /// With --model: a setting that the checkpoint does not say, such as model.heads=6; may be given several times
+    #[arg(long, value_name = "KEY=VALUE", requires = "model")]
+    pub(crate) set: Vec<String>,
+    /// Write tensors that share their values (a head tied to its embedding) once for each name
+    #[arg(long)]
+    pub(crate) untie: bool,
+    /// Leave out what is neither a tensor nor its name
+    #[arg(long)]
+    pub(crate) no_metadata: bool,
     /// The element type of all floating-point tensors: f32, f16, bf16 or f64
     #[arg(long, value_name = "DTYPE")]
     pub(crate) dtype: Option<String>,
@@ -63,8 +72,8 @@ pub(crate) struct Arguments {
     pub(crate) json: Json,
 }
 
-/// Takes a plan to a model's layout, or from it to another program's; the file to write beside it.
-pub(crate) type Adapt = fn(&mut Plan, &Arguments) -> anyhow::Result<Option<(PathBuf, String)>>;
+/// Takes a plan to a model's layout, by the user's rules first, or from it to another program's; the file to write beside it.
+pub(crate) type Adapt = fn(&mut Plan, &Arguments, &[Rules]) -> anyhow::Result<Option<(PathBuf, String)>>;
 
 /// `adapt` is that of the model that `--model` names.
 pub(crate) fn run(args: &Arguments, adapt: Option<Adapt>) -> anyhow::Result<ExitCode> {
@@ -84,7 +93,8 @@ pub(crate) fn run(args: &Arguments, adapt: Option<Adapt>) -> anyhow::Result<Exit
             "{shown} is there: beside shards of that name others would read it; name another, or remove it"
         )));
     }
-    let source = zoo_checkpoint::open(&input)?;
+    // What its objects are is said where no rule drops them.
+    let source = zoo_checkpoint::open_leaving_objects(&input)?;
     if source.reads(&args.output) {
         return Err(usage(format!(
             "{}: it would be written over what it is read from: name another file",
@@ -97,9 +107,24 @@ pub(crate) fn run(args: &Arguments, adapt: Option<Adapt>) -> anyhow::Result<Exit
     }
     source.remarks.iter().for_each(|r| remark(format!("{}: {r}", input.display())));
     let mut plan = Plan::new(&source);
-    let sidecar = adapt.map_or(Ok(None), |adapt| adapt(&mut plan, args))?;
-    for map in &args.map {
-        plan.apply(&rules(map)?)?;
+    plan.untied = args.untie;
+    // Rules know the names that are read; those of a layout that is written they follow.
+    let all = args.map.iter().map(|map| rules(map)).collect::<anyhow::Result<Vec<_>>>()?;
+    let sidecar = match adapt {
+        Some(adapt) if args.to.is_none() => adapt(&mut plan, args, &all)?,
+        Some(adapt) => {
+            let sidecar = adapt(&mut plan, args, &[])?;
+            all.iter().try_for_each(|rules| plan.apply(rules))?;
+            sidecar
+        }
+        None => {
+            all.iter().try_for_each(|rules| plan.apply(rules))?;
+            None
+        }
+    };
+    if args.no_metadata {
+        plan.metadata.clear();
+        plan.lost.clear();
     }
     if let Some(dtype) = &args.dtype {
         match dtype.parse() {
@@ -191,8 +216,8 @@ fn bytes(text: &str) -> anyhow::Result<u64> {
 }
 
 /// Every output with where it comes from.
-fn lines(plan: &Plan) -> Vec<Value> {
-    let ties = plan.ties();
+fn lines(plan: &Plan, format: Format) -> Vec<Value> {
+    let ties = plan.ties(format);
     let line = |o: &zoo_checkpoint::Output| {
         json!({
             "name": o.name, "from": o.from(), "shape": o.shape, "dtype": o.dtype.to_string(),
@@ -205,11 +230,11 @@ fn lines(plan: &Plan) -> Vec<Value> {
 fn show(plan: &Plan, args: &Arguments, format: Format) -> anyhow::Result<()> {
     if args.json.json {
         print_json(&json!({
-            "input": args.input, "output": args.output, "format": format.name(), "dry_run": true, "plan": lines(plan),
+            "input": args.input, "output": args.output, "format": format.name(), "dry_run": true, "plan": lines(plan, format),
             "metadata": plan.metadata.keys().collect::<Vec<_>>(), "dropped": plan.dropped, "lost": plan.lost,
         }));
     } else {
-        let ties = plan.ties();
+        let ties = plan.ties(format);
         let mut rows = vec![["tensor", "from", "shape", "dtype"].map(String::from).to_vec()];
         for o in &plan.outputs {
             let from = match (&o.from()[..], ties.get(&o.name)) {
@@ -230,7 +255,9 @@ fn show(plan: &Plan, args: &Arguments, format: Format) -> anyhow::Result<()> {
         print(&notes(plan));
     }
     match plan.lost.first() {
-        Some(lost) => bail!("{}: {lost} cannot be kept: drop it by a rule (--map 'drop NAME')", args.input.display()),
+        Some(lost) => {
+            bail!("{}: {lost} cannot be kept: drop it by a rule (--map '{}')", args.input.display(), plan.drops(lost))
+        }
         None => Ok(()),
     }
 }
@@ -263,7 +290,7 @@ fn report(plan: &Plan, done: &Converted, args: &Arguments, format: Format, begun
         print_json(&json!({
             "input": args.input, "output": args.output, "format": format.name(), "files": done.files,
             "tensors": done.tensors, "bytes": done.bytes, "largest_difference": largest, "changed": changed,
-            "tied": plan.ties(), "dropped": plan.dropped, "seconds": seconds,
+            "tied": plan.ties(format), "dropped": plan.dropped, "seconds": seconds,
             "not_quantized": plan.kept.iter().map(|(name, why)| json!({ "name": name, "why": why })).collect::<Vec<_>>(),
         }));
         return Ok(());
@@ -276,8 +303,8 @@ fn report(plan: &Plan, done: &Converted, args: &Arguments, format: Format, begun
         print(&table(&rows));
     }
     print(&notes(plan));
-    for (name, to) in plan.ties() {
-        print(&format!("{name} is tied to {to}: stored once\n"));
+    for (name, to) in plan.ties(format) {
+        print(&format!("{name} is tied to {to}: stored once (--untie writes both)\n"));
     }
     let files: Vec<PathBuf> = done.files.clone();
     let compared = match is_stream(&args.output) {

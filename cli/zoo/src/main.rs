@@ -13,7 +13,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     Zoo::new("zoo", env!("CARGO_PKG_VERSION"))
-        .model(Model::of::<StockTask>().predicts())
+        .model(Model::of::<StockTask>().predicts().imports())
         .model(Model::of::<CharTask>().generates().imports())
         .model(Model::of::<TradingTask>().predicts())
         .model(Model::of::<DeepSifTask>().predicts().imports())

@@ -1,5 +1,7 @@
 //! How nanoGPT and Hugging Face's GPT-2 name and lay out the same weights.
 
+use std::path::Path;
+
 use serde_json::{Map, Value, json};
 use zoo_training::{Error, Foreign, Layout, Result};
 
@@ -96,15 +98,31 @@ pub(crate) fn adopt(foreign: &Foreign) -> Result<(Config, DataSettings, Value)> 
     let (vocabulary, width) = sizes("token_embedding.weight")?;
     let (context, _) = sizes("position_embedding.weight")?;
     let (hidden, _) = sizes("blocks.0.linear1.weight")?;
+    let arguments = arguments(foreign.entries, DEEPEST);
     let (said, where_from) = match foreign.layout {
-        NANOGPT => (foreign.entries.get("model_args").and_then(Value::as_object), "model_args"),
+        NANOGPT => (arguments.as_ref(), "model_args"),
         _ => (Some(foreign.entries), "config.json"),
     };
     let said = |key: &str| said.and_then(|s| s.get(key));
-    let Some(heads) = ["n_head", "num_attention_heads"].iter().find_map(|k| said(k)?.as_u64()) else {
-        return Err(missing(&format!("n_head: its tensors do not tell, {where_from} should (beside it, or in it)")));
+    let given = foreign.setting("model.heads").and_then(|text| text.parse().ok());
+    let Some(heads) = given.or_else(|| ["n_head", "num_attention_heads"].iter().find_map(|k| said(k)?.as_u64())) else {
+        return Err(missing(&format!(
+            "n_head, which its tensors do not tell: {where_from} has it in a whole checkpoint; say it by --set model.heads=N"
+        )));
     };
+    let biased = shape("norm.bias").is_some();
     let gelu = match said("activation_function").and_then(Value::as_str) {
+        // Those who have the same names and biases besides take the approximation.
+        None if foreign.layout == NANOGPT && arguments.is_none() && biased => {
+            if foreign.setting("model.gelu").is_none() {
+                foreign.doubts.borrow_mut().push(
+                    "its tensors do not tell its GELU, which is taken as that by tanh (minGPT, build-nanogpt); nanoGPT's own is \
+                     --set model.gelu=erf"
+                        .into(),
+                );
+            }
+            Gelu::Tanh
+        }
         // nanoGPT has no choice.
         None if foreign.layout == NANOGPT => Gelu::Erf,
         Some("gelu") => Gelu::Erf,
@@ -122,6 +140,14 @@ pub(crate) fn adopt(foreign: &Foreign) -> Result<(Config, DataSettings, Value)> 
     if said("scale_attn_weights").and_then(Value::as_bool) == Some(false) {
         return Err(Error::Usage(format!("{where_from}: char-gpt scales its attention (scale_attn_weights)")));
     }
+    // What it says of sizes is what the tensors have, or one of the two is another model's.
+    for (key, found) in [("n_embd", width), ("block_size", context), ("vocab_size", vocabulary)] {
+        if let Some(other) = said(key).and_then(Value::as_u64).filter(|n| *n != found as u64) {
+            return Err(Error::Usage(format!(
+                "{where_from} says {key} = {other}, its tensors have {found}: they are not of one model"
+            )));
+        }
+    }
     let blocks = foreign.tensors.iter().filter(|(name, _)| name.ends_with(".norm1.weight")).count();
     let config = Config {
         vocabulary,
@@ -132,7 +158,7 @@ pub(crate) fn adopt(foreign: &Foreign) -> Result<(Config, DataSettings, Value)> 
         hidden,
         separate_qkv: false,
         tied: shape("head.weight").is_none(),
-        bias: shape("norm.bias").is_some(),
+        bias: biased,
         gelu,
         dropout: ["dropout", "resid_pdrop"].iter().find_map(|k| said(k)?.as_f64()).unwrap_or(0.),
     };
@@ -142,6 +168,7 @@ pub(crate) fn adopt(foreign: &Foreign) -> Result<(Config, DataSettings, Value)> 
         ..DataSettings::default()
     };
     let known = match foreign.data {
+        Some(path) if path.extension().is_some_and(|e| e == "pkl") => listed(path)?,
         Some(_) => characters(&source)?,
         None if data_set == Some("shakespeare_char") => SHAKESPEARE.to_string(),
         None => {
@@ -165,6 +192,45 @@ pub(crate) fn adopt(foreign: &Foreign) -> Result<(Config, DataSettings, Value)> 
         )));
     }
     Ok((config, DataSettings { vocabulary: known.clone(), ..source }, known.into()))
+}
+
+/// Dictionaries that nanoGPT's `model_args` may be within.
+const DEEPEST: usize = 3;
+
+/// The dictionary that says `n_head`: nanoGPT's `model_args`, or what a training program calls its hyperparameters. Formats that keep
+/// texts alone have it as JSON.
+fn arguments(entries: &Map<String, Value>, depth: usize) -> Option<Map<String, Value>> {
+    if entries.contains_key("n_head") {
+        return Some(entries.clone());
+    }
+    entries.values().find_map(|value| match value {
+        Value::Object(inner) if depth > 0 => arguments(inner, depth - 1),
+        Value::String(text) if depth > 0 && text.starts_with('{') => {
+            arguments(&serde_json::from_str(text).ok()?, depth - 1)
+        }
+        _ => None,
+    })
+}
+
+/// The characters in the order of their numbers, as nanoGPT's `meta.pkl` has them (`itos`).
+fn listed(path: &Path) -> Result<String> {
+    let refuse = |what: String| Err(Error::Data(format!("{}: {what}", path.display())));
+    let meta = zoo_checkpoint::plain_pickle(path)?;
+    let Some(itos) = meta["itos"].as_object() else {
+        return refuse("it has no itos, nanoGPT's list of characters by their numbers".into());
+    };
+    let mut known = String::new();
+    for number in 0..itos.len() {
+        match itos.get(&number.to_string()).and_then(Value::as_str).filter(|text| text.chars().count() == 1) {
+            Some(character) => known.push_str(character),
+            None => {
+                return refuse(format!(
+                    "number {number} of its itos is no character: it lists tokens, or leaves one out"
+                ));
+            }
+        }
+    }
+    Ok(known)
 }
 
 pub(crate) fn entries(layout: &Layout, config: &Config) -> Result<Map<String, Value>> {

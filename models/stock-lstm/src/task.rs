@@ -2,18 +2,18 @@
 
 use candle_core::{Device, Result, Tensor};
 use candle_nn::VarBuilder;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use zoo_layers::{Mode, ops};
 use zoo_training::health::{Probe, ProbeKind};
 use zoo_training::{
-    Evaluation, Flag, Loss, Metrics, NoSettings, Predict, Prediction, Preset, Recipe, Request, Split, Task,
-    TrainConfig, mean_loss,
+    Error, Evaluation, Flag, Foreign, Import, Layout, Loss, Metrics, NoSettings, Predict, Prediction, Preset, Recipe,
+    Request, Split, Task, TrainConfig, mean_loss,
 };
 
 use crate::config::NAME;
 use crate::data::{StockTask, VALIDATION, scaler};
 use crate::predict::ForecastOptions;
-use crate::{Config, DataSettings, Forecaster, StockLstm};
+use crate::{Config, DataSettings, FeatureSet, Forecaster, StockLstm};
 
 /// Flags for how a price file is read.
 const FLAGS: &[Flag] = &[
@@ -176,12 +176,56 @@ impl Predict for StockTask {
     }
 }
 
+/// PyTorch's `nn.LSTM` and `nn.Linear` in a module that calls them so; others are renamed by rules.
+const PYTORCH: Layout = Layout { name: "pytorch", import: "", export: "", entry: "", sidecar: "" };
+
+impl Import for StockTask {
+    const LAYOUTS: &'static [Layout] = &[PYTORCH];
+
+    fn recognize(tensors: &[(&str, &[usize])]) -> Option<&'static Layout> {
+        let has = |wanted: &str| tensors.iter().any(|(name, _)| *name == wanted);
+        (has("lstm.weight_ih_l0") && has("linear.weight")).then_some(&PYTORCH)
+    }
+
+    /// Sizes are those of the tensors; the scaler is fitted to the data, as it is before a training.
+    fn adopt(foreign: &Foreign) -> zoo_training::Result<(Config, DataSettings, Value)> {
+        let refuse = |what: String| Err(Error::Usage(what));
+        let shape = |name: &str| foreign.tensors.iter().find(|(n, _)| *n == name).map(|(_, shape)| *shape);
+        let Some([gates, input]) = shape("lstm.weight_ih_l0") else {
+            return refuse("lstm.weight_ih_l0 is no matrix: it is no LSTM of PyTorch's".into());
+        };
+        if foreign.tensors.iter().any(|(name, _)| name.ends_with("_reverse")) {
+            return refuse("its LSTM reads in both directions, stock-lstm's in one".into());
+        }
+        let layers = foreign.tensors.iter().filter(|(name, _)| name.starts_with("lstm.weight_ih_l")).count();
+        let Some(data) = foreign.data else {
+            return refuse(
+                "its tensors do not tell how prices were scaled: name the file that it was trained on by data.path"
+                    .into(),
+            );
+        };
+        let features = match foreign.setting("data.features") {
+            None if *input == FeatureSet::Ohlcv.len() => FeatureSet::Ohlcv,
+            _ => FeatureSet::default(),
+        };
+        let model = Config { input: *input, hidden: gates / 4, layers, ..Config::default() };
+        let data = DataSettings { path: data.display().to_string(), features, ..DataSettings::default() };
+        let config = foreign.configured::<Self>(model, data)?;
+        let task = Self::open(&config.model, &config.data, config.train.seed, None, &Device::Cpu)?;
+        Ok((config.model, config.data, task.fitted()))
+    }
+
+    fn entries(_: &Layout, _: &Config) -> zoo_training::Result<Map<String, Value>> {
+        Ok(Map::new())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use zoo_layers::Params;
 
+    use crate::Target;
     use crate::features::raw;
-    use crate::{FeatureSet, Target};
 
     use super::*;
 

@@ -1,5 +1,6 @@
 //! What a program that trains, judges and uses models needs to know of one beside its training.
 
+use std::cell::RefCell;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
@@ -8,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use zoo_layers::{Mode, Sampling};
 
-use crate::config::ConfigOf;
+use crate::config::{Config, ConfigOf, Overrides, changed};
 use crate::metrics::Name;
 use crate::{Metrics, Result, Split, Task, TrainConfig};
 
@@ -317,6 +318,26 @@ pub struct Foreign<'a> {
     pub entries: &'a Map<String, Value>,
     /// The data that it was trained on, if the user named them.
     pub data: Option<&'a Path>,
+    /// Settings that the user gave, as `KEY=VALUE`.
+    pub settings: &'a [String],
+    /// Takes what was guessed, in words.
+    pub doubts: &'a RefCell<Vec<String>>,
+}
+
+impl Foreign<'_> {
+    /// The last value that the user gave a key, such as `model.heads`.
+    pub fn setting(&self, key: &str) -> Option<&str> {
+        self.settings.iter().rev().find_map(|set| set.strip_prefix(key)?.strip_prefix('='))
+    }
+
+    /// A configuration with the user's settings over it.
+    ///
+    /// # Errors
+    /// A key that there is not, or a value of the wrong type.
+    pub fn configured<T: Recipe>(&self, model: T::Architecture, data: T::Data) -> Result<ConfigOf<T>> {
+        let config = Config { model, data, train: T::training(), task: <T as Task>::Settings::default() };
+        changed::<T>(&config, &Overrides { set: self.settings, ..Overrides::default() })
+    }
 }
 
 /// A model that takes checkpoints of other programs, and is written as theirs.
