@@ -9,6 +9,10 @@ pub(crate) fn threads(available: usize) -> usize {
     available
 }
 
+pub(crate) fn mpi() -> Option<String> {
+    None
+}
+
 pub(crate) fn own_device(_: usize) -> usize {
     0
 }

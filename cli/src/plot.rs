@@ -329,7 +329,9 @@ where
         return Err(anyhow!("there is nothing to draw"));
     }
     let pad = (0.05 * (hi - lo)).max(1e-6 * hi.abs()).max(1e-12);
-    let names: Vec<_> = lines.iter().zip(COLORS.iter().cycle()).map(|(l, c)| (l.0.as_ref(), c.mix(1.))).collect();
+    // Paler where the colours begin again.
+    let color = |i: usize| COLORS[i % COLORS.len()].mix(if i < COLORS.len() { 1. } else { 0.4 });
+    let names: Vec<_> = lines.iter().enumerate().map(|(i, l)| (l.0.as_ref(), color(i))).collect();
     let area = titled(area, title, &names)?;
     let mut chart = ChartBuilder::on(&area);
     chart.margin(12).x_label_area_size(36).y_label_area_size(64);
@@ -342,8 +344,8 @@ where
     mesh.x_label_formatter(&|x| labels.get(x.round() as usize).cloned().unwrap_or_default()).draw().map_err(failed)?;
     let outline = band.iter().map(|b| (b.0, b.1)).chain(band.iter().rev().map(|b| (b.0, b.2)));
     chart.draw_series([Polygon::new(outline.collect::<Vec<_>>(), COLORS[1].mix(0.15))]).map_err(failed)?;
-    for ((_, points), color) in lines.iter().zip(COLORS.iter().cycle()) {
-        chart.draw_series(LineSeries::new(points.iter().copied(), color.stroke_width(2))).map_err(failed)?;
+    for (i, (_, points)) in lines.iter().enumerate() {
+        chart.draw_series(LineSeries::new(points.iter().copied(), color(i).stroke_width(2))).map_err(failed)?;
     }
     Ok(())
 }

@@ -11,6 +11,7 @@ use zoo_layers::ops;
 
 use crate::device::device as device_named;
 use crate::output::{message, print, print_json};
+use crate::ranks::mpi;
 
 /// A graphics card, as NVIDIA's driver describes it.
 struct Gpu {
@@ -51,7 +52,7 @@ pub(crate) fn run(as_json: bool) -> anyhow::Result<()> {
             "zoo": { "version": env!("CARGO_PKG_VERSION"), "target": target, "features": features, "debug": cfg!(debug_assertions) },
             "cpu": { "name": cpu_name(), "simd": level, "simd_levels": levels, "threads": threads, "cores": cores },
             "memory": { "total_bytes": memory, "available_bytes": free },
-            "fused": simd::fused(),
+            "fused": simd::fused(), "mpi": mpi(),
             "gpus": gpus.iter().flatten().map(of).collect::<Vec<_>>(),
             "devices": devices.iter().map(|d| json!({ "name": d.device, "usable": d.why_not.is_none(), "why_not": d.why_not })).collect::<Value>(),
         }));
@@ -66,6 +67,8 @@ pub(crate) fn run(as_json: bool) -> anyhow::Result<()> {
         ["threads".into(), format!("{threads} on {cores} cores (RAYON_NUM_THREADS)")],
         ["memory".into(), format!("{:.1} GiB, {:.1} of them free", gib(memory), gib(free))],
     ];
+    let found = mpi().unwrap_or_else(|| "none found: runs are of one process (ZOO_MPI names a library)".into());
+    rows.push(["MPI".into(), found]);
     if cfg!(debug_assertions) {
         rows.push(["build".into(), "with debug assertions, many times slower; build with --release".into()]);
     }

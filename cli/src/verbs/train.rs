@@ -119,9 +119,11 @@ fn train<T: Recipe>(args: &Arguments, ranks: &Rc<Ranks>) -> anyhow::Result<ExitC
     log.extend(args.tensorboard.then_some(Log::Tensorboard).into_iter().chain(args.csv.then_some(Log::Csv)));
     Trackers::check(&log)?;
     T::settle(&mut config)?;
-    ranks.from_first(|| Ok(to_toml(&config)?.into_bytes()))?;
+    // A run that goes on has the micro-batches that it began with.
+    let whole = resumed.is_none();
+    ranks.from_first(|| Ok([&[u8::from(whole)], to_toml(&config)?.as_bytes()].concat()))?;
     let task = T::open(&config.model, &config.data, config.train.seed, None, &device)?;
-    if let Some(batch) = split(&mut config, &task, ranks)? {
+    if let Some(batch) = if whole { split(&mut config, &task, ranks)? } else { None } {
         let (size, count) = (config.train.batch_size, ranks.size());
         note(&format!("{count} processes: batches of {batch} are made of {count} micro-batches of {size}"));
     }
@@ -132,7 +134,7 @@ fn train<T: Recipe>(args: &Arguments, ranks: &Rc<Ranks>) -> anyhow::Result<ExitC
             let length = ["train.steps", "train.epochs"].map(String::from);
             let named = (args.steps.is_some() || args.epochs.is_some()).then_some(length).into_iter().flatten();
             let allowed: Vec<String> = args.allow_change.iter().cloned().chain(named).collect();
-            let trainer = Trainer::resume(&task, &config, &device, path, &allowed, &mut progress)?.among(ranks)?;
+            let trainer = Trainer::resume_among(&task, &config, &device, path, &allowed, &mut progress, ranks)?;
             note(&format!("resuming {} at step {} of {}", path.display(), trainer.step(), trainer.total_steps()));
             trainer
         }
@@ -182,12 +184,16 @@ fn train<T: Recipe>(args: &Arguments, ranks: &Rc<Ranks>) -> anyhow::Result<ExitC
 
 /// A process that trains with the one that leads, which writes and speaks.
 fn follow<T: Recipe>(ranks: &Rc<Ranks>, device: &Device) -> anyhow::Result<ExitCode> {
-    let text = String::from_utf8(ranks.from_first(|| Ok(vec![]))?)?;
-    let file = ConfigFile::parse(&text, "the configuration of the first process")?;
+    let sent = ranks.from_first(|| Ok(vec![]))?;
+    let (whole, text) = sent.split_first().context("the first process sent nothing")?;
+    let text = std::str::from_utf8(text)?;
+    let file = ConfigFile::parse(text, "the configuration of the first process")?;
     let mut config = resolve::<T>(&Overrides { file: Some(&file), ..Overrides::default() })?;
     let task = T::open(&config.model, &config.data, config.train.seed, None, device)?;
-    split(&mut config, &task, ranks)?;
-    let mut trainer = Trainer::new(&task, &config, device)?.among(ranks)?;
+    if *whole == 1 {
+        split(&mut config, &task, ranks)?;
+    }
+    let mut trainer = Trainer::following(&task, &config, device, ranks)?;
     let stop = stop_flag()?;
     let outcome = trainer.train(&mut Silent, &|| stop.load(Ordering::Relaxed))?;
     Ok(code(&outcome))

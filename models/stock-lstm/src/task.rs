@@ -211,6 +211,13 @@ impl Import for StockTask {
         let model = Config { input: *input, hidden: gates / 4, layers, ..Config::default() };
         let data = DataSettings { path: data.display().to_string(), features, ..DataSettings::default() };
         let config = foreign.configured::<Self>(model, data)?;
+        let target = format!("{:?}", config.data.target).to_lowercase();
+        for (key, value) in [("model.window", config.model.window.to_string()), ("data.target", target)] {
+            if foreign.setting(key).is_none() {
+                let doubt = format!("its tensors do not tell {key}, which is taken as {value} (--set {key}=…)");
+                foreign.doubts.borrow_mut().push(doubt);
+            }
+        }
         let task = Self::open(&config.model, &config.data, config.train.seed, None, &Device::Cpu)?;
         Ok((config.model, config.data, task.fitted()))
     }

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::{Error, Result};
@@ -58,12 +59,12 @@ pub(crate) fn refused<T>(reason: impl Into<String>) -> Parsed<T> {
 
 /// What the structure of a file may cost, in bytes of memory and in steps of work: 64 for each of its bytes, and 64 MB at
 /// least. It is spent where something is copied or gone through, whatever the file says of its size.
-#[derive(Debug)]
-pub(crate) struct Budget(Cell<u64>);
+#[derive(Clone, Debug)]
+pub(crate) struct Budget(Rc<Cell<u64>>);
 
 impl Budget {
     pub(crate) fn of(file_bytes: u64) -> Self {
-        Self(Cell::new(file_bytes.saturating_mul(64).max(64 << 20)))
+        Self(Rc::new(Cell::new(file_bytes.saturating_mul(64).max(64 << 20))))
     }
 
     pub(crate) fn spend(&self, n: usize) -> Parsed<()> {
@@ -235,8 +236,8 @@ pub(crate) enum Backing {
         compressed: u64,
     },
     Memory(Arc<[u8]>),
-    /// Pieces one behind the other.
-    Pieces(Arc<[Piece]>),
+    /// Pieces one behind the other, and the records with checksums that they are in.
+    Pieces(Arc<[Piece]>, Arc<[Segment]>),
 }
 
 /// Bytes of a file that are a piece of a [`Segment`].
@@ -287,6 +288,9 @@ impl Segment {
     /// Hands the bytes of `range` to `sink` in pieces whose lengths are multiples of `unit`. If that is all of them, their
     /// checksum is compared.
     pub(crate) fn stream(&self, range: Range<u64>, unit: usize, sink: Sink) -> Result<()> {
+        if let (Backing::Pieces(_, records), true) = (&self.backing, range == (0..self.len)) {
+            records.iter().try_for_each(|record| record.stream(0..record.len, 1, &mut |_| Ok(())))?;
+        }
         let path = self.path().to_path_buf();
         let piece = (CHUNK / unit).max(1) * unit;
         // What lies before, such as the header of an array, is read along so that the checksum can be compared.
@@ -331,7 +335,7 @@ impl Segment {
     pub(crate) fn file(&self) -> Option<&Path> {
         match &self.backing {
             Backing::Stored { input, .. } | Backing::Deflated { input, .. } => Some(&input.path),
-            Backing::Pieces(pieces) => pieces.first().map(|piece| piece.input.path.as_path()),
+            Backing::Pieces(pieces, _) => pieces.first().map(|piece| piece.input.path.as_path()),
             Backing::Memory(_) => None,
         }
     }
@@ -346,7 +350,7 @@ impl Segment {
         }
         Ok(match &self.backing {
             Backing::Stored { input, at } => Box::new(Window::new(input, at + range.start..at + range.end)),
-            Backing::Pieces(pieces) => Box::new(Joined { pieces, at: range.start, end: range.end }),
+            Backing::Pieces(pieces, _) => Box::new(Joined { pieces, at: range.start, end: range.end }),
             Backing::Memory(bytes) => Box::new(&bytes[range.start as usize..range.end as usize]),
             Backing::Deflated { input, at, compressed } => {
                 let packed = io::BufReader::with_capacity(1 << 16, Window::new(input, *at..at + compressed));
@@ -359,7 +363,15 @@ impl Segment {
 
     /// Whether reading this range compares the checksum, or there is none.
     pub(crate) fn is_checked_by(&self, range: &Range<u64>) -> bool {
+        if let Backing::Pieces(..) = self.backing {
+            return *range == (0..self.len);
+        }
         self.crc.is_none() || range.end == self.len && range.start <= HEAD
+    }
+
+    /// Whether there is a checksum to compare.
+    pub(crate) fn has_checksum(&self) -> bool {
+        self.crc.is_some() || matches!(self.backing, Backing::Pieces(..))
     }
 
     /// The bytes of a range in memory.

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::codec::Probe;
 use crate::formats::CODECS;
-use crate::input::{Fault, Input, Parsed, bytes_of, refused};
+use crate::input::{Fault, Input, Parsed, bytes_of, malformed, refused};
 use crate::once::Once;
 use crate::outline::text_of;
 use crate::torch::{self, distributed};
@@ -48,10 +48,19 @@ pub(crate) fn safe(source: Source) -> Result<Source> {
 /// # Errors
 /// As [`open`].
 pub fn open_leaving_objects(path: &Path) -> Result<Source> {
-    match distributed::folder_of(path) {
-        Some(folder) => distributed::open(&folder).map_err(|fault| told(fault, path, "distributed PyTorch")),
-        None => open_as(path, true),
+    let mut source = match distributed::folder_of(path) {
+        Some(folder) => distributed::open(&folder).map_err(|fault| told(fault, path, "distributed PyTorch"))?,
+        None => open_as(path, true)?,
+    };
+    // What would be run and leads to nothing that can be left out is nothing that tensors lie beside.
+    if !source.left_out.iter().any(|what| what.ends_with(torch::MADE)) {
+        return safe(source);
     }
+    let calls = source.calls.join(", ");
+    source
+        .remarks
+        .push(format!("its pickle would run {calls}: nothing was executed, and what that would make is left out"));
+    Ok(source)
 }
 
 /// [`open`], or a shard, which is no index itself.
@@ -208,6 +217,9 @@ fn gguf_parts(input: &Arc<Input>, source: Source) -> Parsed<Source> {
     };
     let name = input.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let own = number(&source, KEYS[1]).unwrap_or(0);
+    if own >= count || count > u64::from(u16::MAX) {
+        return malformed(format!("it would be part {own} (from 0) of {count}"));
+    }
     let ending = |part: u64| format!("-{:05}-of-{count:05}.gguf", part + 1);
     let Some(stem) = name.strip_suffix(&ending(own)) else {
         let part = own + 1;

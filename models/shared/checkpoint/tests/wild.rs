@@ -163,8 +163,35 @@ fn a_distributed_checkpoint_is_read_by_its_index() -> Outcome {
     let dir = copied()?;
     std::fs::write(dir.path().join("__2_0.distcp"), "of another time")?;
     assert!(open(dir.path())?.remarks.iter().any(|r| r.starts_with("__2_0.distcp is left out")));
-    // Every cut and every changed byte of the index is refused, or changes no tensor in silence.
+    // What Python would run when it reads the index is refused, and so are bytes behind it.
     let index = std::fs::read(fixture("distributed/.metadata"))?;
+    let (inner, _) = index.split_at(index.len() - 1);
+    std::fs::write(dir.path().join(".metadata"), [inner, b"cos\nsystem\n(S'x'\ntR0."].concat())?;
+    assert!(refused(dir.path()).contains("its pickle would run os.system"), "{}", refused(dir.path()));
+    let also = open_leaving_objects(dir.path()).map(|_| ()).unwrap_err().to_string();
+    assert!(also.contains("its pickle would run os.system"), "{also}");
+    std::fs::write(dir.path().join(".metadata"), [index.as_slice(), b"N."].concat())?;
+    assert!(refused(dir.path()).contains("2 bytes follow the pickle"), "{}", refused(dir.path()));
+    // A changed value does not fit its part's checksum.
+    let dir = copied()?;
+    let value = open(&fixture("distributed.safetensors"))?.read(&candle_core::Device::Cpu)?.tensors["model.rows"]
+        .flatten_all()?
+        .to_vec1::<f32>()?[0]
+        .to_le_bytes();
+    for name in ["__0_0.distcp", "__1_0.distcp"] {
+        let file = dir.path().join(name);
+        let mut bytes = std::fs::read(&file)?;
+        if let Some(at) = bytes.windows(4).position(|w| w == value) {
+            bytes[at] ^= 1;
+            std::fs::write(&file, bytes)?;
+            let source = open(dir.path())?;
+            let out = dir.path().join("out.safetensors");
+            let error = Plan::new(&source).write(&out, Format::Safetensors, None).map(|_| ()).unwrap_err().to_string();
+            assert!(error.contains("checksum (CRC-32) is wrong"), "{error}");
+            assert!(source.check().is_err() && source.read(&candle_core::Device::Cpu).is_err() && !out.exists());
+        }
+    }
+    // Every cut and every changed byte of the index is refused, or changes no tensor in silence.
     for cut in 0..index.len() {
         std::fs::write(dir.path().join(".metadata"), &index[..cut])?;
         assert!(!refused(dir.path()).is_empty());

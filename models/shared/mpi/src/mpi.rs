@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::ffi::c_int;
 use std::marker::PhantomData;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::ptr::null_mut;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,6 +14,8 @@ use zoo_training::{Collective, Error, Result};
 use crate::Launch;
 use crate::library::{Abi, Found, load, text};
 
+/// How long to wait for all processes to come.
+const START: Duration = Duration::from_secs(300);
 /// How often the watch looks.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -44,6 +46,22 @@ impl Mpi {
     /// There is no MPI, it cannot be initialised, or it knows of another number of processes than the launcher: it is another MPI's.
     pub fn join(launch: &Launch, silent: impl Fn(Duration) + Send + 'static) -> Result<Self> {
         let found = load()?;
+        let waiting = Arc::new(Waiting::default());
+        let (watched, start) = (Arc::downgrade(&waiting), Instant::now());
+        std::thread::spawn(move || {
+            while let Some(waiting) = watched.upgrade() {
+                let (since, limit) = (waiting.since.load(Ordering::Relaxed), waiting.limit.load(Ordering::Relaxed));
+                let now = start.elapsed().as_millis() as u64;
+                if since > 0 && limit > 0 && now.saturating_sub(since) > limit {
+                    silent(Duration::from_millis(limit));
+                }
+                drop(waiting);
+                std::thread::sleep(LOOK);
+            }
+        });
+        // For one that does not come; until the run says more, others may have to be waited for.
+        waiting.limit.store(START.as_millis() as u64, Ordering::Relaxed);
+        waiting.since.store(1, Ordering::Relaxed);
         let mut known = [0; 2];
         let Abi { world, errors_return, funneled, .. } = found.abi;
         let mut provided = 0;
@@ -66,20 +84,14 @@ impl Mpi {
                 found.path.display()
             )));
         }
-        let waiting = Arc::new(Waiting::default());
-        let (watched, start) = (Arc::downgrade(&waiting), Instant::now());
-        std::thread::spawn(move || {
-            while let Some(waiting) = watched.upgrade() {
-                let (since, limit) = (waiting.since.load(Ordering::Relaxed), waiting.limit.load(Ordering::Relaxed));
-                let now = start.elapsed().as_millis() as u64;
-                if since > 0 && limit > 0 && now.saturating_sub(since) > limit {
-                    silent(Duration::from_millis(limit));
-                }
-                drop(waiting);
-                std::thread::sleep(LOOK);
-            }
-        });
+        waiting.since.store(0, Ordering::Relaxed);
+        waiting.limit.store(0, Ordering::Relaxed);
         Ok(Self { found, rank, size, start, waiting, is_finished: Cell::new(false), _thread: PhantomData })
+    }
+
+    /// Name, version and place of the library that would be used, without initialising it; `None` if there is none.
+    pub fn find() -> Option<(String, PathBuf)> {
+        load().ok().map(|found| (found.version, found.path))
     }
 
     /// Name and version of the library.

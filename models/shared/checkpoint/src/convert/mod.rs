@@ -131,7 +131,7 @@ impl Plan<'_> {
             whole.extend(view.checks(self.source));
         }
         let rest: BTreeSet<usize> = views().map(|v| v.tensor.data.segment).filter(|s| !whole.contains(s)).collect();
-        let segments = rest.into_iter().map(|s| &self.source.segments[s]).filter(|s| s.crc.is_some());
+        let segments = rest.into_iter().map(|s| &self.source.segments[s]).filter(|s| s.has_checksum());
         segments.into_iter().try_for_each(|s| s.stream(0..s.len, 1, &mut |_| self.go_on(&self.source.path)))
     }
 

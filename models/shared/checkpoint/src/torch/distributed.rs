@@ -1,7 +1,7 @@
 //! PyTorch's distributed checkpoints (`torch.distributed.checkpoint`): a folder of files, one or more a process, and `.metadata`, a
 //! pickle that says which bytes of which file are which part of which tensor. Each part is an archive of `torch.save`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Cursor;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::pickle::{Id, Node, Pickle};
+use super::pickle::{Id, Node, Pickle, is_foreign};
 use super::{FORMAT, last_of_each, open_archive};
 use crate::archive::records;
 use crate::input::{Backing, Budget, Fault, Input, Parsed, Piece, Segment, bytes_of, malformed, refused};
@@ -49,6 +49,9 @@ pub(crate) fn open(folder: &Path) -> Parsed<Source> {
     let mut values = Pickle::new(Budget::of(len));
     let mut pickle = Cursor::new(bytes);
     let root = values.read(&mut pickle, len)?;
+    if pickle.position() != len {
+        return malformed(format!("{} bytes follow the pickle of its {INDEX}", len - pickle.position()));
+    }
     let v = &values;
     let (Some(described), Some(stored)) =
         (v.attribute(root, "state_dict_metadata")?, v.attribute(root, "storage_data")?)
@@ -57,13 +60,18 @@ pub(crate) fn open(folder: &Path) -> Parsed<Source> {
     };
     let places = places(v, stored)?;
     let inputs = inputs(folder, &places)?;
-    let mut source = Source::new(folder, FORMAT, len + inputs.values().map(|i| i.len).sum::<u64>());
-    left_over(folder, &inputs, &mut source)?;
+    let all = len + inputs.values().map(|i| i.len).sum::<u64>();
+    let mut source = Source::new(folder, FORMAT, all);
+    // Python would make these, too.
+    source.calls.extend(v.called.iter().cloned());
+    source.foreign.extend(v.names.keys().filter(|name| is_foreign(name)).cloned());
+    let parts = Parts { places, inputs, budget: Budget::of(all) };
+    left_over(folder, &parts.inputs, &mut source)?;
     let Node::Dict { items, .. } = &v[described] else { return malformed("its tensors are no dictionary") };
     for (name, id) in last_of_each(v, items)? {
         match v.attribute(id, "size")?.and_then(|size| v.sizes(size)) {
-            Some(shape) => tensor(v, &mut source, &name, id, shape, &places, &inputs)?,
-            None => object(&mut source, &name, part(&name, &[], &places, &inputs)?)?,
+            Some(shape) => tensor(v, &mut source, &name, id, shape, &parts)?,
+            None => object(&mut source, &name, parts.open(&name, &[])?)?,
         }
     }
     source.settle().map_err(Fault::Malformed)?;
@@ -96,6 +104,7 @@ fn places(v: &Pickle, stored: Id) -> Parsed<BTreeMap<(String, Vec<usize>), Place
             return refused(format!("{name}: its bytes are compressed or changed by an extension, which is not read"));
         }
         let Some(end) = first.checked_add(length) else { return malformed(format!("{name}: an impossible place")) };
+        v.budget.spend(128 + 2 * (name.len() + file.len()) + 8 * at.len())?;
         if places.insert((name.to_string(), at), Place { file: file.into(), range: first..end }).is_some() {
             return malformed(format!("a part of {name} is named twice"));
         }
@@ -139,24 +148,29 @@ fn left_over(folder: &Path, inputs: &BTreeMap<String, Arc<Input>>, source: &mut 
     Ok(())
 }
 
-/// The archive of one part.
-fn part(
-    name: &str,
-    at: &[usize],
-    places: &BTreeMap<(String, Vec<usize>), Place>,
-    inputs: &BTreeMap<String, Arc<Input>>,
-) -> Parsed<Source> {
-    let place = places.get(&(name.to_string(), at.to_vec()));
-    let input = place.and_then(|p| inputs.get(&p.file)?.part(p.range.clone()));
-    let Some((place, input)) = place.zip(input) else {
-        return refused(format!("{name}: the part that begins at {at:?} is in no file"));
-    };
-    let within = |fault| match fault {
-        Fault::Malformed(reason) => Fault::Malformed(format!("{name} in {}: {reason}", place.file)),
-        Fault::Refused(reason) => Fault::Refused(format!("{name} in {}: {reason}", place.file)),
-        io => io,
-    };
-    records(&input).and_then(|records| open_archive(&input, records)).map_err(within)
+/// All parts, by what they are of.
+struct Parts {
+    places: BTreeMap<(String, Vec<usize>), Place>,
+    inputs: BTreeMap<String, Arc<Input>>,
+    /// What all of them together may cost.
+    budget: Budget,
+}
+
+impl Parts {
+    /// The archive of one part.
+    fn open(&self, name: &str, at: &[usize]) -> Parsed<Source> {
+        let place = self.places.get(&(name.to_string(), at.to_vec()));
+        let input = place.and_then(|p| self.inputs.get(&p.file)?.part(p.range.clone()));
+        let Some((place, input)) = place.zip(input) else {
+            return refused(format!("{name}: the part that begins at {at:?} is in no file"));
+        };
+        let within = |fault| match fault {
+            Fault::Malformed(reason) => Fault::Malformed(format!("{name} in {}: {reason}", place.file)),
+            Fault::Refused(reason) => Fault::Refused(format!("{name} in {}: {reason}", place.file)),
+            io => io,
+        };
+        records(&input).and_then(|records| open_archive(&input, records, self.budget.clone())).map_err(within)
+    }
 }
 
 /// Takes in what is no tensor.
@@ -188,15 +202,7 @@ fn object(source: &mut Source, name: &str, found: Source) -> Parsed<()> {
 }
 
 /// Takes in a tensor, from all its parts.
-fn tensor(
-    v: &Pickle,
-    source: &mut Source,
-    name: &str,
-    described: Id,
-    shape: Vec<usize>,
-    places: &BTreeMap<(String, Vec<usize>), Place>,
-    inputs: &BTreeMap<String, Arc<Input>>,
-) -> Parsed<()> {
+fn tensor(v: &Pickle, source: &mut Source, name: &str, described: Id, shape: Vec<usize>, parts: &Parts) -> Parsed<()> {
     let wrong = |what: &str| malformed(format!("tensor {name}: {what}"));
     let dtype = match v.attribute(described, "properties")?.map(|id| &v[id]) {
         Some(Node::Object { state: Some(state), .. }) => {
@@ -211,7 +217,10 @@ fn tensor(
     };
     let Some((dtype, size)) = dtype.and_then(|d| Some((d, d.size()?))) else { return wrong("it has no element type") };
     let chunks = v.attribute(described, "chunks")?.and_then(|id| v.sequence(id)).unwrap_or_default();
-    let mut pieces = vec![];
+    let Some(len) = shape.iter().try_fold(size as u64, |n, d| n.checked_mul(*d as u64)) else {
+        return wrong("it is too large");
+    };
+    let (mut pieces, mut behind, mut seen) = (vec![], vec![], BTreeSet::new());
     for chunk in chunks {
         let read = |key: &str| Ok::<_, Fault>(v.attribute(*chunk, key)?.and_then(|id| v.sizes(id)));
         let (Some(at), Some(sizes)) = (read("offsets")?, read("sizes")?) else {
@@ -221,8 +230,14 @@ fn tensor(
         if at.len() != shape.len() || sizes.len() != shape.len() || !(0..shape.len()).all(fits) {
             return wrong("a part of it lies outside of it");
         }
-        let found = part(name, &at, places, inputs)?;
+        if !seen.insert(at.clone()) {
+            return wrong("two parts of it begin at one place");
+        }
+        let found = parts.open(name, &at)?;
         let [t] = found.tensors.as_slice() else { return wrong("a part of it is no tensor") };
+        if !found.metadata.is_empty() || !found.left_out.is_empty() || !found.calls.is_empty() {
+            return wrong("a part of it holds something else, too");
+        }
         let segment = &found.segments[t.data.segment];
         if t.dtype != dtype || t.shape != sizes {
             return wrong(&format!("a part has {:?} of {}, expected {sizes:?} of {dtype}", t.shape, t.dtype));
@@ -230,6 +245,9 @@ fn tensor(
         let (Backing::Stored { input, at: begins }, None) = (&segment.backing, &t.data.strides) else {
             return refused(format!("tensor {name}: a part of it is compressed or not contiguous"));
         };
+        if sizes.contains(&0) {
+            continue;
+        }
         let first = begins + t.data.offset;
         if pieces.len() + runs(&shape, &sizes) > MOST_PIECES {
             return refused(format!("tensor {name}: its parts are cut into more than {MOST_PIECES} rows"));
@@ -239,11 +257,10 @@ fn tensor(
             let piece = Piece { start: start * size as u64, input: input.clone(), at: first + number as u64 * length };
             pieces.push((length, piece));
         }
-        source.rest.extend(found.segments);
+        behind.push(segment.clone());
+        // The pickle and what else has a checksum.
+        source.rest.extend(found.rest);
     }
-    let Some(len) = shape.iter().try_fold(size as u64, |n, d| n.checked_mul(*d as u64)) else {
-        return wrong("it is too large");
-    };
     pieces.sort_by_key(|(_, piece)| piece.start);
     let mut at = 0;
     for (length, piece) in &pieces {
@@ -256,7 +273,7 @@ fn tensor(
         return wrong("a part of it is missing");
     }
     let pieces: Vec<Piece> = pieces.into_iter().map(|(_, piece)| piece).collect();
-    source.segments.push(Segment { backing: Backing::Pieces(pieces.into()), len, crc: None });
+    source.segments.push(Segment { backing: Backing::Pieces(pieces.into(), behind.into()), len, crc: None });
     let data = Data { segment: source.segments.len() - 1, offset: 0, strides: None, big_endian: false };
     source.push(name.into(), dtype, shape, data).map_err(Fault::Malformed)
 }

@@ -43,7 +43,7 @@ impl Codec for Torch {
 
     fn open(&self, input: &Arc<Input>, records: Vec<Record>) -> Parsed<Source> {
         // An archive that is ours holds a pickle at least.
-        if records.is_empty() { open_legacy(input) } else { open_archive(input, records) }
+        if records.is_empty() { open_legacy(input) } else { open_archive(input, records, Budget::of(input.len)) }
     }
 
     fn holds(&self, dtype: Dtype) -> bool {
@@ -60,6 +60,9 @@ const MAGIC: &str = "0x1950a86a20f9469cfc6c";
 /// And in its second.
 const PROTOCOL: i64 = 1001;
 
+/// What is said of an object that is left out.
+pub(crate) const MADE: &str = "(made by running it)";
+
 /// A value deeper than this is an attack.
 const DEEPEST: usize = 64;
 /// What a value costs as JSON beside its text, and a tensor as well.
@@ -70,7 +73,7 @@ fn is_archive(records: &[Record]) -> bool {
     records.iter().any(|r| r.name == "data.pkl" || r.name.ends_with("/data.pkl"))
 }
 
-fn open_archive(input: &Arc<Input>, records: Vec<Record>) -> Parsed<Source> {
+fn open_archive(input: &Arc<Input>, records: Vec<Record>, budget: Budget) -> Parsed<Source> {
     let pickles: Vec<&Record> =
         records.iter().filter(|r| r.name == "data.pkl" || r.name.ends_with("/data.pkl")).collect();
     let [main] = pickles[..] else { return malformed("it has several data.pkl") };
@@ -85,7 +88,6 @@ fn open_archive(input: &Arc<Input>, records: Vec<Record>) -> Parsed<Source> {
         return malformed(format!("two of its records are called {} but for the case of letters", twice.name));
     }
     let by_name: HashMap<&str, &Segment> = records.iter().map(|r| (r.name.as_str(), &r.segment)).collect();
-    let budget = Budget::of(input.len);
     let small = |segment: &Segment| match segment.len > pickle::LARGEST {
         true => malformed(format!("its pickle has {} bytes", segment.len)),
         false => budget.spend(segment.len as usize).and_then(|()| Ok(segment.bytes(0..segment.len)?)),
@@ -345,7 +347,7 @@ impl<'a> Walk<'a> {
                 if path.is_empty() {
                     return refused(runs(&self.values.called));
                 }
-                self.source.left_out.push(format!("{path}: an object of {name} (made by running it)"));
+                self.source.left_out.push(format!("{path}: an object of {name} {MADE}"));
                 return Ok(None);
             }
             Node::Global(name) | Node::Object { name, .. } => {

@@ -7,8 +7,11 @@ use super::Collective;
 use super::tree::{Tree, nodes};
 use crate::Result;
 
-/// Values that are summed at a time: engines count bytes in 32 bits.
+/// Values that a process sends at a time, at most: engines count bytes in 32 bits.
 const PIECE: usize = 1 << 26;
+
+/// Values of all processes together that are exchanged at once.
+const SMALL: usize = 1 << 18;
 
 /// Memory that is used again at every step.
 #[derive(Default)]
@@ -29,6 +32,16 @@ fn add<'a>(a: &'a mut [f32], b: &'a mut [f32]) -> std::result::Result<&'a mut [f
     Ok(a)
 }
 
+/// The sum of nodes of `n` values that lie one behind the other, in place.
+fn added<'a>(leaves: u64, nodes: &[Vec<Range<u64>>], values: &'a mut [f32], n: usize) -> &'a [f32] {
+    let mut tree = Tree::new(leaves);
+    // Without values there is nothing to add.
+    for (range, values) in nodes.iter().flatten().zip(values.chunks_exact_mut(n.max(1))) {
+        let Ok(()) = tree.push(range.clone(), values, add);
+    }
+    tree.into_nodes().into_iter().next().map_or(&[], |sum| &*sum)
+}
+
 /// Each process adds up a part of the values of all, and the parts are put together: what a ring would move, in an order that does
 /// not depend on the number of processes.
 pub(super) fn ordered(
@@ -44,9 +57,23 @@ pub(super) fn ordered(
     }
     let leaves = shares.last().map_or(0, |s| s.end);
     let all: Vec<Vec<Range<u64>>> = shares.iter().map(|share| nodes(share, leaves)).collect();
+    let count: usize = all.iter().map(Vec::len).sum();
+    if n * count <= SMALL {
+        // One exchange of everything takes less time than two of parts.
+        let lengths: Vec<usize> = all.iter().map(|nodes| n * nodes.len()).collect();
+        let own = if own.len() == 1 { own.remove(0) } else { own.concat() };
+        let mut values = vec![0.; n * count];
+        engine.join(&own, &mut values, &lengths)?;
+        // The sum is where the first node was.
+        added(leaves, &all, &mut values, n);
+        values.truncate(n);
+        return Ok(values);
+    }
     let mut sum = vec![0.; n];
-    for first in (0..n).step_by(PIECE) {
-        let piece = first..n.min(first + PIECE);
+    // The same for all, whoever has most nodes to send.
+    let longest = (PIECE / all.iter().map(Vec::len).max().unwrap_or(1).max(1)).max(1);
+    for first in (0..n).step_by(longest) {
+        let piece = first..n.min(first + longest);
         let part = |rank: usize| part(rank, size, piece.len());
         let mine = part(rank).len();
         let outgoing: Vec<usize> = (0..size).map(|r| own.len() * part(r).len()).collect();
@@ -65,14 +92,7 @@ pub(super) fn ordered(
             }
         };
         engine.exchange(sent, &outgoing, &mut buffers.incoming, &incoming)?;
-        // Without values there is nothing to add.
-        let mut tree = Tree::new(leaves);
-        let parts = buffers.incoming.chunks_exact_mut(mine.max(1));
-        for (range, values) in all.iter().flatten().zip(parts) {
-            let Ok(()) = tree.push(range.clone(), values, add);
-        }
-        let nodes = tree.into_nodes();
-        let added = nodes.first().map_or(&[][..], |n| &**n);
+        let added = added(leaves, &all, &mut buffers.incoming, mine);
         let lengths: Vec<usize> = (0..size).map(|r| part(r).len()).collect();
         engine.join(added, &mut sum[piece], &lengths)?;
     }

@@ -1,6 +1,7 @@
 //! A run that goes on: from initial weights, or from a checkpoint.
 
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use candle_core::Device;
@@ -12,7 +13,7 @@ use super::Trainer;
 use crate::config::{ComputeType, ConfigOf, to_toml};
 use crate::run::Saved;
 use crate::task::counted;
-use crate::{Difference, Error, Event, Observer, Result, RunDirectory, Task, record};
+use crate::{Difference, Error, Event, Observer, Ranks, Result, RunDirectory, Task, record};
 
 impl<'a, T: Task> Trainer<'a, T> {
     /// The run in the directory `path`, from its newest checkpoint on. `changed` names the keys (`data` for the data itself)
@@ -29,11 +30,29 @@ impl<'a, T: Task> Trainer<'a, T> {
         changed: &[String],
         observer: &mut dyn Observer,
     ) -> Result<Self> {
+        Self::resume_among(task, config, device, path, changed, observer, &Rc::default())
+    }
+
+    /// [`Trainer::resume`] by the first of several processes, which the others [follow](Trainer::following).
+    ///
+    /// # Errors
+    /// As [`Trainer::resume`] and [`Trainer::among`]; the run is then as it was.
+    pub fn resume_among(
+        task: &'a T,
+        config: &'a ConfigOf<T>,
+        device: &Device,
+        path: &Path,
+        changed: &[String],
+        observer: &mut dyn Observer,
+        ranks: &Rc<Ranks>,
+    ) -> Result<Self> {
         let run = Arc::new(RunDirectory::open(path)?);
         let mut trainer = Self::untrained(task, config, device)?;
+        trainer.join(ranks)?;
         trainer.run = Some(run.clone());
         trainer.take_up(&run, changed, observer)?;
         run.set_config(&to_toml(config)?)?;
+        trainer.take_from_first()?;
         Ok(trainer)
     }
 

@@ -11,7 +11,7 @@ use serde_json::json;
 use zoo_layers::Gradients;
 
 use super::Trainer;
-use crate::config::to_toml;
+use crate::config::{ConfigOf, to_toml};
 use crate::health::Check;
 use crate::metrics::Name;
 use crate::ranks::Ranks;
@@ -62,17 +62,32 @@ fn unpacked<V: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Result<V> {
     serde_json::from_slice(bytes).map_err(|e| Error::Run(format!("what another process of the run sent: {e}")))
 }
 
-impl<T: Task> Trainer<'_, T> {
+impl<'a, T: Task> Trainer<'a, T> {
+    /// A trainer that takes its weights and state from the first of several processes.
+    ///
+    /// # Errors
+    /// As [`Trainer::new`], but for initial weights, and as [`Trainer::among`].
+    pub fn following(task: &'a T, config: &'a ConfigOf<T>, device: &Device, ranks: &Rc<Ranks>) -> Result<Self> {
+        Self::untrained(task, config, device)?.among(ranks)
+    }
+
     /// Trains this run with other processes: each has built its trainer from the same configuration and data. The first one's
-    /// is new, or resumes a run, and goes on; the others take its state, and keep no files.
+    /// is new and goes on (or resumes a run: [`Trainer::resume_among`]); the others [follow](Trainer::following), and keep no files.
     ///
     /// # Errors
     /// The processes differ in program, configuration, data or processor; more of them than a step has micro-batches; a model that
     /// acts to collect its samples, or whose statistics the task cannot count ([`Task::observe`]).
     pub fn among(mut self, ranks: &Rc<Ranks>) -> Result<Self> {
+        self.join(ranks)?;
+        self.take_from_first()?;
+        Ok(self)
+    }
+
+    /// Joins other processes that would compute the same.
+    pub(super) fn join(&mut self, ranks: &Rc<Ranks>) -> Result<()> {
         self.ranks = ranks.clone();
         if ranks.is_alone() {
-            return Ok(self);
+            return Ok(());
         }
         let train = &self.config.train;
         let (size, count) = (ranks.size(), train.accumulate);
@@ -84,16 +99,14 @@ impl<T: Task> Trainer<'_, T> {
         }
         if (size as u64) > count {
             return Err(Error::Usage(format!(
-                "{size} processes, but a step has {count} micro-batches: set train.accumulate to {size} or more, and \
-                 train.batch_size to what a micro-batch is to have"
+                "{size} processes, but a step has {count} micro-batches: start at most {count}, or a new run with \
+                 train.accumulate of {size} or more and the train.batch_size of a micro-batch"
             )));
         }
         let is_counted = |name: &str| !name.rsplit('.').next().unwrap_or(name).starts_with("constant_");
         self.counts = self.params.all().iter().any(|p| p.buffer && is_counted(&p.name));
         ranks.set_timeout(Duration::from_secs(train.rank_timeout));
-        self.compare()?;
-        self.take_from_first()?;
-        Ok(self)
+        self.compare()
     }
 
     /// Refuses processes that would compute something else.
@@ -127,7 +140,10 @@ impl<T: Task> Trainer<'_, T> {
     }
 
     /// Takes over weights, optimizer, state and health of the first process.
-    fn take_from_first(&mut self) -> Result<()> {
+    pub(super) fn take_from_first(&mut self) -> Result<()> {
+        if self.ranks.is_alone() {
+            return Ok(());
+        }
         let own = || {
             let optimizer = self.optimizer.state();
             let average = self.average.as_ref().map(|a| a.tensors());
