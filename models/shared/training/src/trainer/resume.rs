@@ -49,9 +49,12 @@ impl<'a, T: Task> Trainer<'a, T> {
         let run = Arc::new(RunDirectory::open(path)?);
         let mut trainer = Self::untrained(task, config, device)?;
         trainer.join(ranks)?;
+        // What it takes up, it takes up alone, and hands out once.
+        trainer.ranks = Rc::default();
         trainer.run = Some(run.clone());
         trainer.take_up(&run, changed, observer)?;
         run.set_config(&to_toml(config)?)?;
+        trainer.ranks = ranks.clone();
         trainer.take_from_first()?;
         Ok(trainer)
     }
