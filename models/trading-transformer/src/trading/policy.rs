@@ -307,7 +307,7 @@ impl Data for Policy {
         let random: Metrics = policy.metrics.iter().enumerate().map(mean).collect();
         let remarks = self.conclude(&policy, &hold, &shifted);
         let (pictures, equity) = curves(&policy, &hold);
-        let tables = vec![self.trades(&courses), equity, months(&policy), falls(&policy)];
+        let tables = vec![months(&policy), falls(&policy), self.trades(&courses), equity];
         Ok(Evaluation {
             samples: market.decisions(split),
             metrics: policy.metrics,
