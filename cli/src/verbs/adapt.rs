@@ -82,7 +82,7 @@ fn import<T: Import>(plan: &mut Plan, args: &Arguments, maps: &[Rules]) -> anyho
     plan.apply(&rules(WRAPPERS)?)?;
     if let Some(prefix) = prefix::<T>(plan)? {
         remark(format!("{input}: its names are read without {prefix:?}"));
-        let unwrapped = rules(&format!(r"rename {}(.*) -> $1", regex_of(&prefix)))?;
+        let unwrapped = rules(&format!(r"rename {}(.*) -> $1", Rules::literal(&prefix)))?;
         plan.apply(&unwrapped)?;
     }
     later.into_iter().try_for_each(|map| plan.apply(map))?;
@@ -143,11 +143,6 @@ fn import<T: Import>(plan: &mut Plan, args: &Arguments, maps: &[Rules]) -> anyho
     Ok(described)
 }
 
-/// A text as a pattern that fits it alone.
-fn regex_of(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_alphanumeric() || c == '_' { vec![c] } else { vec!['\\', c] }).collect()
-}
-
 /// What all names of the model begin with that its layout does not know, such as the name of an attribute of one's own.
 fn prefix<T: Import>(plan: &Plan) -> anyhow::Result<Option<String>> {
     const DEEPEST: usize = 4;
@@ -164,7 +159,7 @@ fn prefix<T: Import>(plan: &Plan) -> anyhow::Result<Option<String>> {
                 plan.outputs.iter().filter_map(|o| Some((o.name.strip_prefix(prefix)?, &o.shape[..]))).collect();
             let Some(layout) = T::recognize(&inner) else { continue };
             let mut changed = plan.clone();
-            let unwrapped = rules(&format!(r"rename? {}(.*) -> $1", regex_of(prefix)))?;
+            let unwrapped = rules(&format!(r"rename? {}(.*) -> $1", Rules::literal(prefix)))?;
             if changed.apply(&unwrapped).is_ok() && changed.apply(&rules(layout.import)?).is_ok() {
                 return Ok(Some(prefix.to_string()).filter(|prefix| !prefix.is_empty()));
             }

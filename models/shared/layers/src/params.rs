@@ -83,10 +83,7 @@ impl Params {
         device: &Device,
         build: impl FnOnce(VarBuilder<'static>) -> Result<M>,
     ) -> Result<(M, Self)> {
-        let params = Self::new(Origin::Loaded(tensors), device, false);
-        let model = build(params.builder())?;
-        params.check()?;
-        Ok((model, params))
+        Self::loaded(tensors, device, false, build)
     }
 
     /// A model that begins with `tensors` and is trained on: its parameters are variables, as those of [`Params::init`].
@@ -98,7 +95,16 @@ impl Params {
         device: &Device,
         build: impl FnOnce(VarBuilder<'static>) -> Result<M>,
     ) -> Result<(M, Self)> {
-        let params = Self::new(Origin::Loaded(tensors), device, true);
+        Self::loaded(tensors, device, true, build)
+    }
+
+    fn loaded<M>(
+        tensors: BTreeMap<String, Tensor>,
+        device: &Device,
+        track: bool,
+        build: impl FnOnce(VarBuilder<'static>) -> Result<M>,
+    ) -> Result<(M, Self)> {
+        let params = Self::new(Origin::Loaded(tensors), device, track);
         let model = build(params.builder())?;
         params.check()?;
         Ok((model, params))

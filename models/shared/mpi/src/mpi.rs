@@ -131,6 +131,31 @@ impl Mpi {
         self.found.check("MPI_Allreduce", code)
     }
 
+    /// The parts of all processes, with these lengths, one behind the other.
+    fn put_together<V: Plain>(&self, own: &[V], all: &mut [V], lengths: &[usize]) -> Result<()> {
+        let Abi { world, byte, .. } = self.found.abi;
+        if lengths.len() != self.size || lengths[self.rank] != own.len() || lengths.iter().sum::<usize>() != all.len() {
+            return Err(Error::Run("parts of processes whose lengths are not those that were announced".into()));
+        }
+        let (counts, places) = counted(lengths, size_of::<V>())?;
+        // SAFETY: counts and places lie within `all`, whose length is the sum of its parts; this process's part is `own`. Any bytes
+        // are a value.
+        let code = self.wait(|| unsafe {
+            let (to, sent) = (all.as_mut_ptr().cast(), counts[self.rank]);
+            (self.found.functions.allgatherv)(
+                own.as_ptr().cast(),
+                sent,
+                byte,
+                to,
+                counts.as_ptr(),
+                places.as_ptr(),
+                byte,
+                world,
+            )
+        });
+        self.found.check("MPI_Allgatherv", code)
+    }
+
     /// Refuses calls behind the end.
     fn check_open(&self) -> Result<()> {
         match self.is_finished.get() {
@@ -176,6 +201,12 @@ fn counted(lengths: &[usize], bytes: usize) -> Result<(Vec<c_int>, Vec<c_int>)> 
 
 const FLOAT: usize = size_of::<f32>();
 
+/// Values that any bytes make one of.
+trait Plain: Copy {}
+
+impl Plain for u8 {}
+impl Plain for f32 {}
+
 impl Collective for Mpi {
     fn rank(&self) -> usize {
         self.rank
@@ -201,23 +232,8 @@ impl Collective for Mpi {
         self.found.check("MPI_Allgather", code)?;
         let lengths: Vec<usize> =
             lengths.as_chunks().0.iter().map(|bytes| u64::from_le_bytes(*bytes) as usize).collect();
-        let (counts, places) = counted(&lengths, 1)?;
         let mut all = vec![0u8; lengths.iter().sum()];
-        // SAFETY: counts and places are of the lengths that each process said, one behind the other, and `all` has room for them.
-        let code = self.wait(|| unsafe {
-            let (to, sent) = (all.as_mut_ptr().cast(), counts[self.rank]);
-            (self.found.functions.allgatherv)(
-                own.as_ptr().cast(),
-                sent,
-                byte,
-                to,
-                counts.as_ptr(),
-                places.as_ptr(),
-                byte,
-                world,
-            )
-        });
-        self.found.check("MPI_Allgatherv", code)?;
+        self.put_together(own, &mut all, &lengths)?;
         let mut rest = all.as_slice();
         Ok(lengths.iter().map(|n| rest.split_off(..*n).unwrap_or_default().to_vec()).collect())
     }
@@ -265,26 +281,7 @@ impl Collective for Mpi {
 
     fn join(&self, own: &[f32], all: &mut [f32], lengths: &[usize]) -> Result<()> {
         self.check_open()?;
-        let Abi { world, byte, .. } = self.found.abi;
-        if lengths.len() != self.size || lengths[self.rank] != own.len() || lengths.iter().sum::<usize>() != all.len() {
-            return Err(Error::Run("parts of processes whose lengths are not those that were announced".into()));
-        }
-        let (counts, places) = counted(lengths, FLOAT)?;
-        // SAFETY: counts and places lie within `all`, whose length is the sum of its parts; this process's part is `own`.
-        let code = self.wait(|| unsafe {
-            let (to, sent) = (all.as_mut_ptr().cast(), counts[self.rank]);
-            (self.found.functions.allgatherv)(
-                own.as_ptr().cast(),
-                sent,
-                byte,
-                to,
-                counts.as_ptr(),
-                places.as_ptr(),
-                byte,
-                world,
-            )
-        });
-        self.found.check("MPI_Allgatherv", code)
+        self.put_together(own, all, lengths)
     }
 
     fn set_timeout(&self, limit: Duration) {

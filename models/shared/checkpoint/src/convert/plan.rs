@@ -342,7 +342,7 @@ impl<'a> Plan<'a> {
 
     /// The rule that drops something of [`Plan::lost`].
     pub fn drops(&self, lost: &str) -> String {
-        format!("drop {}", regex::escape(lost.split_once(": ").map_or(lost, |(path, _)| path)))
+        format!("drop {}", Rules::literal(lost.split_once(": ").map_or(lost, |(path, _)| path)))
     }
 
     /// The path of what is converted.

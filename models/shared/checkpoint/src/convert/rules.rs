@@ -27,6 +27,13 @@ use crate::Dtype;
 #[derive(Clone, Debug, Default)]
 pub struct Rules(pub(super) Vec<Rule>);
 
+impl Rules {
+    /// A text as a pattern that fits it alone.
+    pub fn literal(text: &str) -> String {
+        regex::escape(text)
+    }
+}
+
 #[derive(Clone, Debug)]
 pub(super) struct Rule {
     /// As it was written.
