@@ -4,12 +4,22 @@
 #[path = "file.rs"]
 mod file;
 
-use zoo_market::{Reading, read_csv};
+use zoo_market::{Need, Reading, read};
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let Some((first, rest)) = bytes.split_first() else { return };
-    let how = Reading { skip_bad_rows: first & 1 == 1, bars: first & 2 == 2, ..Reading::default() };
+    let said = |bit: u8, value: &str| if first & bit == bit { value.into() } else { String::new() };
+    let how = Reading {
+        skip_bad_rows: first & 1 == 1,
+        resample: said(4, "daily"),
+        symbol: said(8, "A"),
+        date_format: said(16, "%d/%m/%Y"),
+        decimal: said(32, ","),
+        encoding: said(64, "gbk"),
+        ..Reading::default()
+    };
+    let need = if first & 2 == 2 { Need::Bars } else { Need::Closes };
     file::with("prices.csv", rest, |path| {
-        let _ = read_csv(path, &how);
+        let _ = read(path, &how, need);
     });
 });

@@ -96,8 +96,11 @@ impl Config {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataSettings {
-    /// A text in UTF-8; generated dialogue if empty.
+    /// A text; generated dialogue if empty.
     pub path: String,
+    /// The encoding of a text that is not UTF-8, such as `windows-1252`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub encoding: String,
     /// The characters that the model knows, in the order of their numbers; those of the text (or of `train.init_from`)
     /// if empty.
     pub vocabulary: String,
@@ -111,6 +114,13 @@ pub struct DataSettings {
 
 impl Default for DataSettings {
     fn default() -> Self {
-        Self { path: String::new(), vocabulary: String::new(), valid: 0.1, eval_windows: 256, generated: 400_000 }
+        Self {
+            path: String::new(),
+            encoding: String::new(),
+            vocabulary: String::new(),
+            valid: 0.1,
+            eval_windows: 256,
+            generated: 400_000,
+        }
     }
 }

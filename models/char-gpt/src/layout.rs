@@ -169,7 +169,11 @@ pub(crate) fn adopt(foreign: &Foreign) -> Result<(Config, DataSettings, Value)> 
     };
     let known = match foreign.data {
         Some(path) if path.extension().is_some_and(|e| e == "pkl") => listed(path)?,
-        Some(_) => characters(&source)?,
+        // Python reads line ends as one character, unless it is told not to.
+        Some(_) => match characters(&source, "")? {
+            known if known.chars().count() + 1 == vocabulary => characters(&source, "\r")?,
+            known => known,
+        },
         None if data_set == Some("shakespeare_char") => SHAKESPEARE.to_string(),
         None => {
             return Err(Error::Usage(format!(

@@ -12,12 +12,12 @@ use zoo_layers::{Mode, Sampling};
 use zoo_training::config::{AdamConfig, ConfigOf};
 use zoo_training::health::{AttentionSettings, Probe, ProbeKind, Repair};
 use zoo_training::{
-    Dataset, Error, Evaluation, Foreign, Generate, Import, Layout, Loss, Metrics, OptimizerConfig, Preset, Recipe,
-    ScheduleKind, Split, Task, TrainConfig, over_batches,
+    Dataset, Error, Evaluation, Flag, Foreign, Generate, Import, Layout, Loss, Metrics, OptimizerConfig, Preset,
+    Recipe, ScheduleKind, Split, Task, TrainConfig, over_batches,
 };
 
 use crate::config::NAME;
-use crate::data::{ALPHABET, characters, read};
+use crate::data::{ALPHABET, Source, characters, doubts, read};
 use crate::ngram::NGram;
 use crate::{CharGpt, Config, DataSettings, Vocabulary, Writer, layout};
 
@@ -37,6 +37,8 @@ const SEED: u64 = 42;
 /// A text and its windows.
 pub struct CharTask {
     origin: String,
+    /// What was done to the text, and what is unusual with it.
+    remarks: Vec<String>,
     vocabulary: Vocabulary,
     /// Numbers of the text's characters.
     text: Vec<u32>,
@@ -225,8 +227,13 @@ impl Recipe for CharTask {
                    [train]\nsteps = 40\neval_every = 20\n",
         },
     ];
-    const DATA: &'static str =
-        "any text in UTF-8, or shakespeare, which is fetched once; generated dialogue without one";
+    const FLAGS: &'static [Flag] = &[Flag::value(
+        "encoding",
+        "NAME",
+        "data.encoding",
+        "The encoding of a text that is not UTF-8, such as windows-1252 or gbk",
+    )];
+    const DATA: &'static str = "any text, or shakespeare, which is fetched once; generated dialogue without one";
     const DATASETS: &'static [Dataset] = &[Dataset {
         name: "shakespeare",
         url: "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
@@ -273,7 +280,7 @@ impl Recipe for CharTask {
             Some(theirs) => theirs,
             None if !known.is_empty() => known.clone(),
             None if config.data.path.is_empty() => ALPHABET.into(),
-            None => characters(&config.data)?,
+            None => characters(&config.data, "")?,
         };
         config.model.vocabulary = config.data.vocabulary.chars().count();
         Ok(())
@@ -337,11 +344,11 @@ impl Recipe for CharTask {
         if !(0. ..1.).contains(&source.valid) {
             return Err(Error::Usage("data.valid must be a share that leaves a training part".into()));
         }
-        let (text, origin) = read(source, seed)?;
-        let characters = match fitted {
-            Some(value) => value.as_str().unwrap_or_default().to_string(),
-            None if source.vocabulary.is_empty() => Vocabulary::of(&text),
-            None => source.vocabulary.clone(),
+        let known = fitted.map_or(source.vocabulary.as_str(), |value| value.as_str().unwrap_or_default());
+        let Source { text, origin, mut remarks } = read(source, seed, known)?;
+        let characters = match (fitted, known) {
+            (None, "") => Vocabulary::of(&text),
+            _ => known.to_string(),
         };
         let named = |e: candle_core::Error| {
             Error::Data(format!("{origin}: {}", e.to_string().lines().next().unwrap_or_default()))
@@ -355,6 +362,7 @@ impl Recipe for CharTask {
             )));
         }
         let text = vocabulary.encode(&text).map_err(named)?;
+        remarks.extend(doubts(&text, &vocabulary));
         // As nanoGPT splits it.
         let valid = (text.len() as f64 * (1. - source.valid)) as usize;
         let needed = config.context + 1;
@@ -368,12 +376,16 @@ impl Recipe for CharTask {
             )));
         }
         let (context, eval_windows) = (config.context, source.eval_windows);
-        Ok(Self { origin, vocabulary, text, valid, context, eval_windows, device: device.clone() })
+        Ok(Self { origin, remarks, vocabulary, text, valid, context, eval_windows, device: device.clone() })
     }
 
     fn describe_data(&self) -> String {
         let (all, valid) = (self.text.len(), self.text.len() - self.valid);
         format!("{}, {all} characters, {} different; the last {valid} validate", self.origin, self.vocabulary.len())
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.remarks.clone()
     }
 
     fn forward(&self, model: &CharGpt, (ids, _): &(Tensor, Tensor), mode: Mode) -> Result<Tensor> {

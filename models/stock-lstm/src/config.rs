@@ -1,4 +1,5 @@
 use serde::{Deserialize, Serialize};
+use zoo_market::Reading;
 
 /// The model's name, which its weights carry.
 pub(crate) const NAME: &str = "stock-lstm";
@@ -75,12 +76,9 @@ pub enum Target {
 pub struct DataSettings {
     /// A daily price file; simulated prices if empty.
     pub path: String,
-    /// The file's column of closes; found by its name if empty.
-    pub column: String,
-    /// The file's column of dates; found by its name if empty.
-    pub date_column: String,
-    /// Leaves out rows that cannot be read, and later rows of a date that is there twice.
-    pub skip_bad_rows: bool,
+    /// How that file is read.
+    #[serde(flatten)]
+    pub reading: Reading,
     /// What the model forecasts.
     pub target: Target,
     /// What it sees of a day.
@@ -97,27 +95,12 @@ impl Default for DataSettings {
     fn default() -> Self {
         Self {
             path: String::new(),
-            column: String::new(),
-            date_column: String::new(),
-            skip_bad_rows: false,
+            reading: Reading::default(),
             target: Target::Return,
             features: FeatureSet::Close,
             valid: 0.15,
             test: 0.15,
             simulated_days: 2500,
-        }
-    }
-}
-
-#[cfg(feature = "train")]
-impl DataSettings {
-    /// How its file is read.
-    pub fn reading(&self) -> zoo_market::Reading {
-        zoo_market::Reading {
-            column: self.column.clone(),
-            date_column: self.date_column.clone(),
-            skip_bad_rows: self.skip_bad_rows,
-            bars: self.features == FeatureSet::Ohlcv,
         }
     }
 }

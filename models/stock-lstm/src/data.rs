@@ -4,7 +4,7 @@ use std::path::Path;
 
 use candle_core::{Device, Result, Tensor};
 use serde_json::Value;
-use zoo_market::{Days, simulate};
+use zoo_market::{Days, Need, simulate};
 use zoo_training::{Error, Split, Task};
 
 use crate::features::{Scaler, close_index, raw};
@@ -27,7 +27,6 @@ pub struct StockTask {
     pub(crate) drift: f64,
     /// The last day that the training of the weights saw, if they are loaded ones.
     seen: Option<String>,
-    target: Target,
     pub(crate) device: Device,
 }
 
@@ -43,18 +42,23 @@ impl DataSettings {
 
     /// The prices of a file, with the columns that the features need.
     pub(crate) fn read(&self, path: &Path) -> zoo_training::Result<Days> {
-        let days = zoo_market::read_csv(path, &self.reading()).map_err(|e| match e {
+        let bars = self.features == FeatureSet::Ohlcv;
+        let need = if bars { Need::Bars } else { Need::Closes };
+        let mut days = zoo_market::read(path, &self.reading, need).map_err(|e| match e {
             zoo_market::Error::Io { path, source } => Error::Io { path, source },
             e => Error::Data(e.keyed("data")),
         })?;
-        let lacks = days.missing.iter().find(|column| **column != "Adj Close");
-        match lacks.filter(|_| self.features == FeatureSet::Ohlcv) {
-            Some(column) => Err(Error::Data(format!(
-                "{}: no column {column}, which data.features = \"ohlcv\" needs",
-                path.display()
-            ))),
-            None => Ok(days),
+        if !bars {
+            return Ok(days);
         }
+        if let Some(column) = days.missing.iter().find(|column| !["Adj Close", "Volume"].contains(column)) {
+            let path = path.display();
+            return Err(Error::Data(format!("{path}: no column {column}, which data.features = \"ohlcv\" needs")));
+        }
+        if days.missing.contains(&"Volume") {
+            days.warnings.push("the file has no volume: its feature says nothing".into());
+        }
+        Ok(days)
     }
 
     /// The parts of so many samples: where training ends, where validation ends, all.
@@ -77,7 +81,7 @@ impl DataSettings {
 
     /// What cannot work, if anything.
     fn problem(&self, config: &Config) -> Option<String> {
-        let Self { path, column, date_column, skip_bad_rows, features, valid, test, simulated_days, .. } = self;
+        let Self { path, reading, features, valid, test, simulated_days, .. } = self;
         let share = |v: &f64| (0. ..1.).contains(v);
         match () {
             () if [config.hidden, config.layers, config.window].contains(&0) => {
@@ -97,9 +101,9 @@ impl DataSettings {
             () if *simulated_days > MOST_DAYS => {
                 Some(format!("data.simulated_days is {simulated_days}, expected at most {MOST_DAYS}"))
             }
-            () if path.is_empty() && (*skip_bad_rows || !column.is_empty() || !date_column.is_empty()) => Some(
-                "data.column, data.date_column and data.skip_bad_rows are about a file: name one by data.path".into(),
-            ),
+            () if path.is_empty() && !reading.is_default() => {
+                Some("how a file is read (data.column, data.symbol, …) is about a file: name one by data.path".into())
+            }
             () => None,
         }
     }
@@ -149,7 +153,6 @@ impl StockTask {
             splits,
             drift,
             seen: fitted.and_then(|f| f[VALIDATION][1].as_str()).map(String::from),
-            target,
             device: device.clone(),
         })
     }
@@ -190,9 +193,7 @@ impl StockTask {
     pub(crate) fn doubts(&self) -> Vec<String> {
         let first = Some(self.target_day(self.splits[1])).filter(|day| *day < self.days.dates.len());
         let mut warnings = self.days.caveats(first, self.seen.as_deref());
-        if self.target == Target::Close {
-            let k = close_index(self.scaler.features);
-            let (least, most) = (self.scaler.shift[k], self.scaler.shift[k] + self.scaler.scale[k]);
+        if let Some((least, most)) = self.scaler.range() {
             let outside = |i: &usize| !(least..=most).contains(&self.days.bars[self.target_day(*i)].close);
             let share =
                 self.range(Split::Test).filter(outside).count() as f64 / self.samples(Split::Test).max(1) as f64;

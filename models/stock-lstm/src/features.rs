@@ -56,6 +56,13 @@ impl Scaler {
         Ok(())
     }
 
+    /// The lowest and the highest close that a model of scaled prices was fitted to.
+    #[cfg(feature = "train")]
+    pub(crate) fn range(&self) -> Option<(f64, f64)> {
+        let k = close_index(self.features);
+        (self.target == Target::Close).then(|| (self.shift[k], self.shift[k] + self.scale[k]))
+    }
+
     /// Scaled features of raw ones.
     pub(crate) fn apply(&self, raw: &[f64]) -> impl Iterator<Item = f32> {
         raw.iter().zip(self.shift.iter().zip(&self.scale)).map(|(v, (shift, scale))| ((v - shift) / scale) as f32)

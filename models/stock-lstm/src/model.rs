@@ -95,6 +95,12 @@ impl Forecaster {
         self.scaler.features
     }
 
+    /// The lowest and the highest close that it was fitted to, if it is one of scaled prices.
+    #[cfg(feature = "train")]
+    pub(crate) fn range(&self) -> Option<(f64, f64)> {
+        self.scaler.range()
+    }
+
     /// The next day's close from at least [`days`](Self::days) closes (adjusted, oldest first), in their unit.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use jiff::civil::{Date, Weekday};
+use jiff::civil::Date;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use zoo_market::Days;
@@ -85,6 +85,22 @@ impl<'a> Forecasts<'a> {
             )));
         }
         let closes: Vec<f64> = days.bars.iter().map(|b| b.close).collect();
+        if let Some((least, most)) = forecaster.range() {
+            let far = |c: &&f64| **c < least - (most - least) || **c > most + (most - least);
+            let last = &closes[n - needed..];
+            if 2 * last.iter().filter(far).count() > last.len() {
+                let of = |f: fn(f64, f64) -> f64| last.iter().copied().reduce(f).map(text).unwrap_or_default();
+                return Err(Error::Data(format!(
+                    "{}: its last closes, {} to {}, lie far outside {} to {}, all that these weights of scaled prices were trained on \
+                     (data.target = \"return\" works at any price)",
+                    input.display(),
+                    of(f64::min),
+                    of(f64::max),
+                    text(least),
+                    text(most)
+                )));
+            }
+        }
         let mut all = Self { forecaster, days, closes, needed, known: vec![], future: vec![] };
         all.known = (needed..n).map(|d| Ok(all.ahead(d, 1)?[0])).collect::<Result<_>>()?;
         all.future = all.ahead(n, horizon)?;
@@ -118,8 +134,19 @@ impl<'a> Forecasts<'a> {
     }
 }
 
+const ONE_SIDED: &str = "Forecasts lie so far to one side of what came that intervals of their errors would not hold them: none are given. The \
+                         weights do not suit these prices.";
+
 /// The lowest and the highest score inside an interval.
 type Bounds = (f64, f64);
+
+/// Bounds that hold no score.
+const NOTHING: Bounds = (f64::INFINITY, f64::NEG_INFINITY);
+
+/// The bounds of scores, if the forecast itself lies between them: otherwise all errors are on one side of it.
+fn holding(conformal: &Conformal) -> Option<Bounds> {
+    Some(conformal.bounds()).filter(|(low, high)| *low <= 0. && *high >= 0.)
+}
 
 /// Intervals from the errors of the calibration days in units of volatility, which follow how many of the days after them
 /// they hold.
@@ -136,6 +163,8 @@ struct Intervals {
     judged: Vec<usize>,
     /// The same one day ahead, by thirds of the days' volatility, the calm ones first.
     by_volatility: [(usize, usize); 3],
+    /// Whether an interval of a day to come is left out, as it would not hold its own forecast.
+    one_sided: bool,
 }
 
 impl Intervals {
@@ -156,7 +185,7 @@ impl Intervals {
         }
         let mut conformal: Vec<Option<Conformal>> = scores.into_iter().map(|s| Conformal::new(s, share)).collect();
         let around = |conformal: &Option<Conformal>, forecast: f64, d: usize| {
-            let (low, high) = conformal.as_ref()?.bounds();
+            let (low, high) = holding(conformal.as_ref()?)?;
             Some((forecast * (low * volatility[d]).exp(), forecast * (high * volatility[d]).exp()))
         };
         let later = calibration.end..n;
@@ -172,16 +201,18 @@ impl Intervals {
             // What was forecast for the day before is known by now: each horizon learns from the forecast that ends there.
             let made = forecasts.ahead(d, horizon.min(n - d))?;
             known.push(around(&conformal[0], made[0], d));
-            let bounds = |h: usize| conformal[h].as_ref().map(Conformal::bounds);
+            let bounds = |h: usize| conformal[h].as_ref().and_then(holding);
             open.push(made.into_iter().enumerate().map(|(h, forecast)| (forecast, bounds(h))).collect());
             for h in 0..horizon.min(open.len()) {
                 let from = d - h;
-                let (Some(conformal), Some(&(forecast, Some(bounds)))) =
-                    (&mut conformal[h], open[from - later.start].get(h))
+                let (Some(conformal), Some(&(forecast, bounds))) = (&mut conformal[h], open[from - later.start].get(h))
                 else {
                     continue;
                 };
-                let fits = conformal.learn(score(from, h, forecast), bounds);
+                let fits = conformal.learn(score(from, h, forecast), bounds.unwrap_or(NOTHING));
+                if bounds.is_none() {
+                    continue;
+                }
                 judged[h] += 1;
                 inside[h] += usize::from(fits);
                 if h == 0 {
@@ -191,8 +222,10 @@ impl Intervals {
                 }
             }
         }
-        let future = forecasts.future.iter().zip(&conformal).map(|(forecast, c)| around(c, *forecast, n)).collect();
-        Ok(Self { calibration, whence, known, future, inside, judged, by_volatility })
+        let future: Vec<Option<Bounds>> =
+            forecasts.future.iter().zip(&conformal).map(|(forecast, c)| around(c, *forecast, n)).collect();
+        let one_sided = future.iter().zip(&conformal).any(|(bounds, c)| bounds.is_none() && c.is_some());
+        Ok(Self { calibration, whence, known, future, inside, judged, by_volatility, one_sided })
     }
 
     /// The interval of a known day, one day ahead, if it is a later one.
@@ -211,6 +244,7 @@ impl Intervals {
         let share = |h: usize| self.coverage(h).map(|c| format!("{:.1} % of {}", 100. * c, judged[h]));
         let made = format!("{percent} intervals from the errors of {} days ({whence})", calibration.len());
         let mut remarks = vec![match (future[0].is_some(), share(0), share(horizon - 1)) {
+            (false, ..) if self.one_sided => ONE_SIDED.into(),
             (false, ..) => {
                 format!("No {percent} intervals: {} days with known outcomes are too few.", calibration.len())
             }
@@ -227,7 +261,9 @@ impl Intervals {
                  calmest, the middle and the wildest third of these days."
             ));
         }
-        if future[0].is_some() && future[horizon - 1].is_none() {
+        if future[0].is_some() && self.one_sided {
+            remarks.push(ONE_SIDED.into());
+        } else if future[0].is_some() && future[horizon - 1].is_none() {
             let last = future.iter().take_while(|b| b.is_some()).count();
             remarks.push(format!("No intervals beyond {last} days ahead: too few days with known outcomes."));
         }
@@ -292,9 +328,8 @@ fn rows(forecasts: &Forecasts, intervals: &Intervals) -> (Vec<Vec<String>>, Vec<
         rows.push(vec![days.dates[d].to_string(), "1".into(), text(*forecast), lower, upper, text(closes[d])]);
     }
     let mut to_come = vec![];
-    let mut date = days.dates[n - 1];
-    for (h, forecast) in future.iter().enumerate() {
-        date = next_weekday(date);
+    let (dates, _) = days.next_dates(future.len());
+    for ((h, forecast), date) in future.iter().enumerate().zip(dates) {
         let bound = intervals.future[h];
         let [lower, upper] = both(bound);
         to_come.push(json!({
@@ -315,12 +350,11 @@ fn remarks(forecasts: &Forecasts, intervals: &Intervals, validation: &Value, per
         ));
     }
     remarks.extend(intervals.remarks(percent));
-    if future.len() > 1 {
-        remarks.push(
-            "Beyond the first day each forecast is made from forecasts; weekends are left out, holidays are not."
-                .into(),
-        );
-    }
+    let (_, steps) = days.next_dates(future.len());
+    remarks.push(match future.len() {
+        1 => format!("{steps}."),
+        _ => format!("{steps}. Beyond the first each forecast is made from forecasts."),
+    });
     let new = intervals.calibration.end..n;
     if !new.is_empty() {
         remarks.push(format!(
@@ -369,16 +403,6 @@ fn calibration_days(dates: &[Date], needed: usize, validation: &Value) -> (Range
     }
     let half = needed + (dates.len() - needed).div_ceil(2);
     (needed..half, "the first half of this file")
-}
-
-fn next_weekday(mut date: Date) -> Date {
-    loop {
-        // The calendar ends in 9999.
-        date = date.tomorrow().unwrap_or(date);
-        if !matches!(date.weekday(), Weekday::Saturday | Weekday::Sunday) {
-            return date;
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
 use serde::{Deserialize, Serialize};
+use zoo_market::Reading;
 
 use crate::features::FEATURES;
 
@@ -137,12 +138,9 @@ pub struct DataSettings {
     /// A daily price file with open, high, low, close and volume; a simulated market if empty. For a policy also a folder of such
     /// files, one a symbol.
     pub path: String,
-    /// The file's column of closes; found by its name if empty.
-    pub column: String,
-    /// The file's column of dates; found by its name if empty.
-    pub date_column: String,
-    /// Leaves out rows that cannot be read, and later rows of a date that is there twice.
-    pub skip_bad_rows: bool,
+    /// How such a file is read.
+    #[serde(flatten)]
+    pub reading: Reading,
     /// Bars ahead whose direction is to be told.
     pub horizon: usize,
     /// A move of less than this many standard deviations, either way, counts as flat.
@@ -181,9 +179,7 @@ impl Default for DataSettings {
     fn default() -> Self {
         Self {
             path: String::new(),
-            column: String::new(),
-            date_column: String::new(),
-            skip_bad_rows: false,
+            reading: Reading::default(),
             horizon: 5,
             band: 0.43,
             positions: true,
@@ -206,32 +202,26 @@ impl Default for DataSettings {
 
 #[cfg(feature = "train")]
 impl DataSettings {
-    /// How its file is read.
-    pub fn reading(&self) -> zoo_market::Reading {
-        zoo_market::Reading {
-            column: self.column.clone(),
-            date_column: self.date_column.clone(),
-            skip_bad_rows: self.skip_bad_rows,
-            bars: true,
-        }
-    }
-
     /// The whole bars of a price file.
     pub(crate) fn read(&self, path: &std::path::Path) -> zoo_training::Result<zoo_market::Days> {
         if path.is_dir() {
             return Err(zoo_training::Error::Usage(format!("{}: a folder, expected a file", path.display())));
         }
-        let days = zoo_market::read_csv(path, &self.reading()).map_err(|e| match e {
+        let mut days = zoo_market::read(path, &self.reading, zoo_market::Need::Bars).map_err(|e| match e {
             zoo_market::Error::Io { path, source } => zoo_training::Error::Io { path, source },
             e => zoo_training::Error::Data(e.keyed("data")),
         })?;
-        match days.missing.iter().find(|c| **c != "Adj Close") {
-            Some(column) => {
-                let path = path.display();
-                Err(zoo_training::Error::Data(format!("{path}: no column {column}, which the features of a bar need")))
-            }
-            None => Ok(days),
+        if let Some(column) = days.missing.iter().find(|c| !["Adj Close", "Volume"].contains(c)) {
+            let path = path.display();
+            return Err(zoo_training::Error::Data(format!(
+                "{path}: no column {column}, which the features of a bar need"
+            )));
         }
+        if days.missing.contains(&"Volume") {
+            let silent = crate::features::of_volume().join(", ");
+            days.warnings.push(format!("the file has no volume: these features say nothing: {silent}"));
+        }
+        Ok(days)
     }
 
     /// What trading costs, and when a position is given up.
@@ -257,8 +247,8 @@ impl DataSettings {
                 "valid and data.test must be shares that leave a training part",
             ),
             (
-                !self.path.is_empty() || !self.skip_bad_rows && self.column.is_empty() && self.date_column.is_empty(),
-                "column, data.date_column and data.skip_bad_rows are about a file: name one by data.path",
+                !self.path.is_empty() || self.reading.is_default(),
+                "column, data.symbol and the like are about a file: name one by data.path",
             ),
             (
                 (1..=500).contains(&self.sizes.len()) && rising && self.sizes.iter().all(|s| positive(*s) && *s <= 10.),

@@ -374,6 +374,7 @@ mod tests {
         );
         assert!(message(&DataSettings { horizon: 0, ..DataSettings::default() }).contains("data.horizon"));
         assert!(message(&DataSettings { valid: 0.6, test: 0.4, ..DataSettings::default() }).contains("training part"));
-        assert!(message(&DataSettings { column: "x".into(), ..DataSettings::default() }).contains("data.path"));
+        let reading = zoo_market::Reading { column: "x".into(), ..Default::default() };
+        assert!(message(&DataSettings { reading, ..DataSettings::default() }).contains("data.path"));
     }
 }

@@ -22,11 +22,7 @@ use crate::trading::{self, Policy};
 use crate::{Config, DIRECTIONS, DataSettings, Head, TradingTransformer, predict};
 
 /// Flags for how a price file is read.
-const FLAGS: &[Flag] = &[
-    Flag::value("column", "NAME", "data.column", "The column of closes (data.column); found by its name by default"),
-    Flag::value("date-column", "NAME", "data.date_column", "The column of dates (data.date_column); likewise"),
-    Flag::switch("skip-bad-rows", "data.skip_bad_rows", "Leave out rows that cannot be read (data.skip_bad_rows)"),
-];
+const FLAGS: &[Flag] = &Flag::each(zoo_market::READING_FLAGS);
 
 /// A prediction has no options: what is told ahead was decided when the model was trained.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

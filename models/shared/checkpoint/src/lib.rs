@@ -27,6 +27,8 @@ mod outline;
 mod safetensors;
 mod source;
 mod strangers;
+#[cfg(feature = "text")]
+pub mod text;
 mod ties;
 mod torch;
 mod write;

@@ -1,4 +1,4 @@
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Why a price file cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -27,10 +27,6 @@ fn in_words(advice: &Option<(&'static str, &'static str)>, prefix: &str) -> Stri
 }
 
 impl Error {
-    pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
-        move |source| Self::Io { path: path.to_path_buf(), source }
-    }
-
     /// The message, for a program that sets the fields of [`Reading`](crate::Reading) by keys of that table.
     pub fn keyed(&self, table: &str) -> String {
         match self {

@@ -6,6 +6,7 @@ mod bar;
 mod error;
 #[cfg(feature = "data")]
 mod prices;
+mod reading;
 #[cfg(feature = "data")]
 mod simulation;
 
@@ -15,6 +16,7 @@ pub use error::{Error, Result};
 #[cfg(feature = "data")]
 pub use jiff::civil::Date;
 #[cfg(feature = "data")]
-pub use prices::{Days, Reading, read_csv};
+pub use prices::{Days, Need, read};
+pub use reading::{READING_FLAGS, Reading, ReadingFlag};
 #[cfg(feature = "data")]
 pub use simulation::{autoregressive, simulate};

@@ -61,6 +61,20 @@ impl Flag {
     pub const fn switch(name: &'static str, key: &'static str, help: &'static str) -> Self {
         Self { name, value: None, key, help }
     }
+
+    /// Flags of a table: names, what values are called (none for switches), keys, and lines for people.
+    pub const fn each<const N: usize>(
+        rows: [(&'static str, Option<&'static str>, &'static str, &'static str); N],
+    ) -> [Self; N] {
+        let mut flags = [const { Self::switch("", "", "") }; N];
+        let mut i = 0;
+        while i < N {
+            let (name, value, key, help) = rows[i];
+            flags[i] = Self { name, value, key, help };
+            i += 1;
+        }
+        flags
+    }
 }
 
 /// How a model does on a split, beside baselines.

@@ -46,6 +46,13 @@ pub fn definitions() -> Vec<(String, String)> {
     all
 }
 
+/// Names of the features that are made of volumes; they are zero where there is no volume.
+#[cfg(feature = "train")]
+pub(crate) fn of_volume() -> Vec<String> {
+    let is = |what: &str| ["volume", "flow"].iter().any(|word| what.contains(word));
+    definitions().into_iter().filter(|(_, what)| is(what)).map(|(name, _)| name).collect()
+}
+
 /// What there is of the market at each bar: 109 features a bar, row by row. The first [`WARMUP`] rows lack history.
 pub fn of_market(bars: &[Bar]) -> Vec<f32> {
     let columns = columns(bars);
@@ -138,6 +145,24 @@ mod tests {
 
     fn rows(bars: &[Bar], seed: u64) -> Vec<f32> {
         of_bars(bars, &Trader::default().positions(bars, seed))
+    }
+
+    #[test]
+    #[cfg(feature = "train")]
+    fn without_volume_its_features_are_zero_and_no_others_change() {
+        let bars = simulated(300, 1);
+        let silent: Vec<Bar> = bars.iter().map(|b| Bar { volume: 0., ..*b }).collect();
+        let (with, without) = (of_market(&bars), of_market(&silent));
+        let (names, width) = (of_volume(), FEATURES - position::COUNT);
+        for (i, (name, _)) in definitions().iter().enumerate().take(width) {
+            let column = |rows: &[f32]| (WARMUP..300).map(|t| rows[t * width + i]).collect::<Vec<_>>();
+            if names.contains(name) {
+                assert!(column(&without).iter().all(|v| *v == 0.), "{name}");
+                assert!(column(&with).iter().any(|v| *v != 0.), "{name}");
+            } else {
+                assert_eq!(column(&with), column(&without), "{name}");
+            }
+        }
     }
 
     #[cfg(feature = "train")]

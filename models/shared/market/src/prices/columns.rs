@@ -1,98 +1,91 @@
 //! Which column is which, in price files as they are found.
 
-/// What a price file's columns can be, by the names that data vendors give them; the longest fitting name decides.
-const NAMES: [(Field, &[&str]); 7] = [
-    (Field::Date, &["date", "datetime", "timestamp", "time", "day", "trade date", "trading day", "x"]),
-    (Field::Open, &["open", "open price"]),
-    (Field::High, &["high", "high price"]),
-    (Field::Low, &["low", "low price"]),
-    (Field::Close, &["close", "close price", "closing price", "close last", "last", "price", "y"]),
-    (Field::Volume, &["volume", "vol", "shares traded"]),
-    (
-        Field::Adjusted,
-        &["adj close", "adjclose", "adjusted", "adjusted close", "adjusted close price", "close adj", "close adjusted"],
-    ),
-];
+use super::dates;
+use super::names::{self, Field, Reading, words};
+use super::numbers;
+use crate::Reading as How;
 
+/// What the fields of a column are, as far as a sample of them tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Field {
+pub(super) enum Kind {
     Date,
-    Open,
-    High,
-    Low,
-    Close,
-    Volume,
-    Adjusted,
+    Time,
+    Number,
+    Text,
+    /// Nothing is in it.
+    Empty,
 }
 
-/// A header's name with the ticker around it: `AAPL.Close`, `Close_AAPL`.
-#[derive(Debug, PartialEq)]
-struct Reading {
-    field: Field,
-    ticker: Vec<String>,
+impl Kind {
+    /// What most of these fields are.
+    pub(super) fn of<'a>(fields: impl Iterator<Item = &'a str>) -> Self {
+        let fields: Vec<&str> = fields.filter(|f| !numbers::is_missing(f)).collect();
+        let most = |n: usize| 10 * n >= 9 * fields.len();
+        let count = |is: &dyn Fn(&str) -> bool| fields.iter().filter(|f| is(f)).count();
+        let number = |f: &str| {
+            [numbers::Decimal::Point, numbers::Decimal::Comma].iter().any(|d| numbers::parse(f, *d).is_some())
+        };
+        match () {
+            () if fields.is_empty() => Self::Empty,
+            () if most(count(&|f| f.contains(':') && dates::time(f).is_some())) => Self::Time,
+            () if most(count(&dates::looks_like)) && dated(&fields) => Self::Date,
+            () if most(count(&number)) => Self::Number,
+            () => Self::Text,
+        }
+    }
 }
 
-/// Words in lower case: `AdjClose`, `Adj_Close` and `adj. close` are the same two.
-fn words(header: &str) -> Vec<String> {
-    let mut words: Vec<String> = vec![String::new()];
-    let mut before = ' ';
-    for c in header.trim_start_matches('\u{feff}').chars() {
-        let starts = !c.is_alphanumeric() || (c.is_uppercase() && before.is_lowercase());
-        if starts && words.last().is_some_and(|w| !w.is_empty()) {
-            words.push(String::new());
-        }
-        if let (true, Some(word)) = (c.is_alphanumeric(), words.last_mut()) {
-            word.extend(c.to_lowercase());
-        }
-        before = c;
+/// Whether these fields, all of which could be dates, are: large numbers in no order may be volumes.
+fn dated(fields: &[&str]) -> bool {
+    if fields.iter().any(|f| f.bytes().any(|b| !b.is_ascii_digit() && b != b'.')) {
+        return true;
     }
-    words.retain(|w| !w.is_empty());
-    words
+    let numbers: Vec<f64> = fields.iter().filter_map(|f| f.parse().ok()).collect();
+    // Eight digits are a day; microseconds may follow milliseconds.
+    let same = |w: &[f64]| w[0].log10().floor() == w[1].log10().floor();
+    let ordered = |up: bool| numbers.windows(2).all(|w| !same(w) || if up { w[0] <= w[1] } else { w[0] >= w[1] });
+    ordered(true) || ordered(false)
 }
 
-/// Words that make another quantity of a price.
-const OTHER: [&str; 9] = ["prev", "previous", "prior", "change", "avg", "average", "target", "strike", "settle"];
+/// A column's name and what it says.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Header {
+    pub(super) text: String,
+    pub(super) readings: Vec<Reading>,
+}
 
-/// What a header says: a known name alone, after a ticker or before one.
-fn read(header: &str) -> Option<Reading> {
-    let words = words(header);
-    if words.iter().any(|w| OTHER.contains(&w.as_str())) {
-        return None;
+impl Header {
+    pub(super) fn of(text: &str, all: &[&str]) -> Self {
+        // pandas numbers a name that is there already: Close, Close.1
+        let first = text
+            .rsplit_once('.')
+            .filter(|(name, n)| n.parse::<u8>().is_ok() && all.contains(name))
+            .map(|(name, _)| name);
+        Self { text: text.into(), readings: names::read(first.unwrap_or(text)) }
     }
-    let known = |w: &String| NAMES.iter().any(|(_, names)| names.iter().any(|n| n.len() > 1 && n == w));
-    let mut found: Option<((usize, bool), Reading)> = None;
-    for (field, names) in NAMES {
-        for name in names.iter() {
-            let name: Vec<&str> = name.split(' ').collect();
-            let Some(rest) = words.len().checked_sub(name.len()) else { continue };
-            // x and y are names only behind a ticker that is none itself: Close_x is a close.
-            let single = name[0].len() == 1;
-            let (ticker, behind) = match () {
-                () if single && (rest == 0 || words[..rest].iter().any(known)) => continue,
-                () if words[rest..] == name && rest <= 2 => (&words[..rest], true),
-                () if words[..name.len()] == name && rest == 1 && !single => (&words[name.len()..], false),
-                () => continue,
-            };
-            // Of equally long names the last is meant: LOW.Close is the close of LOW.
-            let rank = (name.len(), behind);
-            if found.as_ref().is_none_or(|(best, _)| *best < rank) {
-                found = Some((rank, Reading { field, ticker: ticker.to_vec() }));
-            }
-        }
+
+    fn reading(&self, field: Field) -> Option<&Reading> {
+        self.readings.iter().find(|r| r.field == field)
     }
-    found.map(|(_, reading)| reading)
+
+    fn is(&self, field: Field) -> bool {
+        self.reading(field).is_some()
+    }
 }
 
 /// Where the columns are.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Columns {
     pub(super) date: usize,
+    pub(super) time: Option<usize>,
     pub(super) close: usize,
     pub(super) open: Option<usize>,
     pub(super) high: Option<usize>,
     pub(super) low: Option<usize>,
     pub(super) volume: Option<usize>,
     pub(super) adjusted: Option<usize>,
+    /// What was decided between columns that could have been meant, in words.
+    pub(super) doubts: Vec<String>,
 }
 
 /// As much of a file's text as a message has.
@@ -103,72 +96,224 @@ pub(super) fn quoted(text: &str) -> String {
     }
 }
 
+/// The names of several things, a few of them.
+pub(super) fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    const MOST: usize = 8;
+    let mut names: Vec<String> = names.take(MOST + 1).map(quoted).collect();
+    if names.len() > MOST {
+        names[MOST] = "…".into();
+    }
+    names.join(", ")
+}
+
 /// Columns that cannot be told.
 #[derive(Debug, PartialEq)]
 pub(super) struct Unclear {
     pub(super) message: String,
     /// The field of [`crate::Reading`] that helps, and how.
     pub(super) advice: Option<(&'static str, &'static str)>,
+    /// Whether a date or a close is not there at all, so that these may be no headers.
+    pub(super) absent: bool,
 }
 
-impl Columns {
-    /// Finds the columns by their names; `column` and `date_column` name the close and the date outright, if not empty.
+impl Unclear {
+    pub(super) fn new(message: String, advice: &'static str, does: &'static str) -> Self {
+        Self { message, advice: Some((advice, does)), absent: false }
+    }
+}
+
+/// A table's columns: their names, and what a sample of their fields is.
+pub(super) struct Table<'a> {
+    pub(super) headers: &'a [Header],
+    pub(super) kinds: &'a [Kind],
+    pub(super) how: &'a How,
+}
+
+impl Table<'_> {
+    fn shown(&self) -> String {
+        quoted(&self.headers.iter().map(|h| h.text.as_str()).collect::<Vec<_>>().join(", "))
+    }
+
+    fn kind(&self, i: usize) -> Kind {
+        self.kinds.get(i).copied().unwrap_or(Kind::Empty)
+    }
+
+    /// The words around a column's name of this field.
+    fn ticker(&self, i: usize, field: Field) -> &[String] {
+        self.headers[i].reading(field).map_or(&[], |r| &r.ticker)
+    }
+
+    fn tier(&self, i: usize, field: Field) -> u8 {
+        self.headers[i].reading(field).map_or(u8::MAX, |r| r.tier)
+    }
+
+    fn candidates(&self, field: Field) -> Vec<usize> {
+        (0..self.headers.len()).filter(|&i| self.headers[i].is(field)).collect()
+    }
+
+    /// The column that a person names.
+    fn outright(&self, name: &str, advice: &'static str) -> Result<usize, Unclear> {
+        let found = self.headers.iter().position(|h| h.text == name);
+        let found = found.or_else(|| self.headers.iter().position(|h| h.text.eq_ignore_ascii_case(name)));
+        found.ok_or_else(|| Unclear {
+            absent: true,
+            ..Unclear::new(format!("no column {name}; it has {}", self.shown()), advice, "names it")
+        })
+    }
+
+    /// The columns of the likeliest names among these: without a ticker before those with one.
+    fn likeliest(&self, found: &[usize], field: Field) -> Vec<usize> {
+        let bare: Vec<usize> = found.iter().copied().filter(|&i| self.ticker(i, field).is_empty()).collect();
+        let pool = if bare.is_empty() { found.to_vec() } else { bare };
+        let best = pool.iter().map(|&i| self.tier(i, field)).min();
+        pool.into_iter().filter(|&i| Some(self.tier(i, field)) == best).collect()
+    }
+
+    fn one(&self, found: &[usize], field: Field, what: &str, advice: &'static str) -> Result<usize, Unclear> {
+        match self.likeliest(found, field)[..] {
+            [] => Err(Unclear {
+                absent: true,
+                ..Unclear::new(format!("no column {what}; it has {}", self.shown()), advice, "names it")
+            }),
+            [at] => Ok(at),
+            ref several => {
+                let names = listed(several.iter().map(|&i| self.headers[i].text.as_str()));
+                let tickers = several.iter().all(|&i| !self.ticker(i, field).is_empty());
+                let message = format!("several columns could be the {what}: {names}");
+                Err(match tickers && self.how.symbol.is_empty() && field == Field::Close {
+                    true => Unclear::new(message, "symbol", "chooses one by its ticker"),
+                    false => Unclear::new(message, advice, "names it"),
+                })
+            }
+        }
+    }
+
+    fn date(&self) -> Result<usize, Unclear> {
+        if !self.how.date_column.is_empty() {
+            return self.outright(&self.how.date_column, "date_column");
+        }
+        let named = self.candidates(Field::Date);
+        let dated: Vec<usize> = named.iter().copied().filter(|&i| self.kind(i) == Kind::Date).collect();
+        // The rows of R and pandas have dates for names, in a column that has none.
+        let all =
+            || (0..self.headers.len()).filter(|&i| self.kind(i) == Kind::Date && self.headers[i].readings.is_empty());
+        match (named.is_empty(), dated.is_empty(), all().next()) {
+            (true, _, Some(first)) if all().count() == 1 || first == 0 => Ok(first),
+            (_, true, _) => self.one(&named, Field::Date, "date", "date_column"),
+            _ => self.one(&dated, Field::Date, "date", "date_column"),
+        }
+    }
+
+    /// The close, and whether a person named it.
+    fn close(&self, date: usize, doubts: &mut Vec<String>) -> Result<(usize, bool), Unclear> {
+        if !self.how.column.is_empty() {
+            return Ok((self.outright(&self.how.column, "column")?, true));
+        }
+        let wanted = words(&self.how.symbol);
+        let of_symbol = |found: Vec<usize>, field| match wanted.is_empty() {
+            true => found,
+            false => {
+                let its: Vec<usize> = found.iter().copied().filter(|&i| self.ticker(i, field) == wanted).collect();
+                if its.is_empty() { found } else { its }
+            }
+        };
+        let close = of_symbol(self.candidates(Field::Close), Field::Close);
+        if !close.is_empty() {
+            return Ok((self.one(&close, Field::Close, "close", "column")?, false));
+        }
+        // A file may have adjusted closes alone.
+        let adjusted = of_symbol(self.candidates(Field::Adjusted), Field::Adjusted);
+        if !adjusted.is_empty() {
+            return Ok((self.one(&adjusted, Field::Adjusted, "close", "column")?, false));
+        }
+        // Or columns that are called by what they are prices of.
+        let nameless = |i: &usize| *i != date && self.kind(*i) == Kind::Number && self.headers[*i].readings.is_empty();
+        let numbers: Vec<usize> = (0..self.headers.len()).filter(nameless).collect();
+        let prices = (0..self.headers.len()).all(|i| {
+            i == date || matches!(self.kind(i), Kind::Number | Kind::Empty) && self.headers[i].readings.is_empty()
+        });
+        let names = listed(numbers.iter().map(|&i| self.headers[i].text.as_str()));
+        match numbers.iter().find(|&&i| words(&self.headers[i].text) == wanted) {
+            Some(&at) => Ok((at, false)),
+            None if prices && numbers.len() == 1 => {
+                doubts.push(format!(
+                    "column {} is taken for the close, as the only one of numbers",
+                    self.headers[numbers[0]].text
+                ));
+                Ok((numbers[0], false))
+            }
+            None if prices && numbers.len() > 1 => Err(Unclear {
+                absent: true,
+                ..Unclear::new(
+                    format!("no column is called a close: each of {names} could be a series of its own"),
+                    "symbol",
+                    "chooses one",
+                )
+            }),
+            None => self.one(&[], Field::Close, "close", "column").map(|at| (at, false)),
+        }
+    }
+
+    /// The column of a field that belongs to the close.
+    fn beside(&self, field: Field, close: usize, of: Field, doubts: &mut Vec<String>) -> Option<usize> {
+        let ticker = self.ticker(close, of);
+        let all: Vec<usize> = self.candidates(field).into_iter().filter(|&i| i != close).collect();
+        let its: Vec<usize> = all.iter().copied().filter(|&i| self.ticker(i, field) == ticker).collect();
+        let its = match &all[..] {
+            _ if !its.is_empty() => self.likeliest(&its, field),
+            // 시가(오픈) beside 종가: words of another kind.
+            [only] if ticker.is_empty() || self.ticker(*only, field).is_empty() => vec![*only],
+            several if field == Field::Volume && ticker.is_empty() => self.likeliest(several, field),
+            _ => vec![],
+        };
+        match its[..] {
+            [at] => Some(at),
+            [first, ..] if field == Field::Volume => {
+                let name = |i: &usize| self.headers[*i].text.as_str();
+                doubts.push(format!(
+                    "the volume is {}, of {} (volume_column names it)",
+                    name(&first),
+                    listed(its.iter().map(name))
+                ));
+                Some(first)
+            }
+            _ => None,
+        }
+    }
+
+    /// Finds the columns by their names, by the names that a person gives, and where those do not tell, by what is in them.
     ///
     /// # Errors
     /// One line: what is missing, or could be several columns.
-    pub(super) fn find(headers: &[&str], column: &str, date_column: &str) -> Result<Self, Unclear> {
-        let readings: Vec<Option<Reading>> = headers.iter().map(|h| read(h)).collect();
-        let shown = || quoted(&headers.join(", "));
-        let unclear = |message: String, field| Err(Unclear { message, advice: Some((field, "names it")) });
-        let outright = |name: &str, field| match headers.iter().position(|h| h.eq_ignore_ascii_case(name)) {
-            Some(at) => Ok(at),
-            None => unclear(format!("no column {name}; it has {}", shown()), field),
+    pub(super) fn columns(&self) -> Result<Columns, Unclear> {
+        let mut doubts = vec![];
+        let date = self.date()?;
+        let (close, named) = self.close(date, &mut doubts)?;
+        let is = |field: Field| self.headers[close].is(field);
+        let of = if is(Field::Adjusted) { Field::Adjusted } else { Field::Close };
+        let how = self.how;
+        let mut pick = |field: Field, name: &str, advice| match name {
+            "" => Ok(self.beside(field, close, of, &mut doubts)),
+            name => self.outright(name, advice).map(Some),
         };
-        let candidates = |field: Field| -> Vec<usize> {
-            (0..headers.len()).filter(|&i| readings[i].as_ref().is_some_and(|r| r.field == field)).collect()
-        };
-        let ticker = |i: usize| readings[i].as_ref().map(|r| r.ticker.as_slice()).unwrap_or_default();
-        let one = |found: &[usize], what: &str, field| match found {
-            [] => unclear(format!("no column {what}; it has {}", shown()), field),
-            [at] => Ok(*at),
-            // A name without a ticker beats those with one.
-            several => match several.iter().filter(|&&i| ticker(i).is_empty()).collect::<Vec<_>>()[..] {
-                [&at] => Ok(at),
-                _ => {
-                    let names: Vec<&str> = several.iter().map(|&i| headers[i]).collect();
-                    unclear(format!("several columns could be the {what}: {}", quoted(&names.join(", "))), field)
-                }
-            },
-        };
-        let date = match date_column {
-            "" => one(&candidates(Field::Date), "date", "date_column")?,
-            name => outright(name, "date_column")?,
-        };
-        let (close, named) = match column {
-            "" => {
-                let close = candidates(Field::Close);
-                // A file may have adjusted closes alone.
-                let close = if close.is_empty() { candidates(Field::Adjusted) } else { close };
-                (one(&close, "close", "column")?, false)
-            }
-            name => (outright(name, "column")?, true),
-        };
-        // The others belong to the close's ticker.
-        let beside = |field: Field| {
-            let found: Vec<usize> = candidates(field).into_iter().filter(|&i| ticker(i) == ticker(close)).collect();
-            if let [at] = found[..] { Some(at) } else { None }
-        };
-        let is = |field: Field| readings[close].as_ref().is_some_and(|r| r.field == field);
-        let [open, high, low, volume] = [Field::Open, Field::High, Field::Low, Field::Volume].map(beside);
-        if is(Field::Adjusted) {
+        let open = pick(Field::Open, &how.open_column, "open_column")?;
+        let high = pick(Field::High, &how.high_column, "high_column")?;
+        let low = pick(Field::Low, &how.low_column, "low_column")?;
+        let volume = pick(Field::Volume, &how.volume_column, "volume_column")?;
+        let adjusted = pick(Field::Adjusted, &how.adjusted_column, "adjusted_column")?;
+        let raw = if of == Field::Adjusted { pick(Field::Close, "", "column")? } else { None };
+        let time = self
+            .candidates(Field::Time)
+            .into_iter()
+            .find(|&i| i != date && matches!(self.kind(i), Kind::Time | Kind::Number));
+        let all = Columns { date, time, close, open, high, low, volume, adjusted, doubts };
+        Ok(match (of, raw) {
             // Adjusted closes do not go with raw opens: the raw close, if there is one, says how to adjust those.
-            return Ok(match beside(Field::Close) {
-                Some(raw) => Self { date, close: raw, open, high, low, volume, adjusted: Some(close) },
-                None => Self { date, close, open: None, high: None, low: None, volume, adjusted: Some(close) },
-            });
-        }
-        let adjusted = beside(Field::Adjusted).filter(|_| is(Field::Close) && !named);
-        Ok(Self { date, close, open, high, low, volume, adjusted })
+            (Field::Adjusted, Some(raw)) => Columns { close: raw, adjusted: Some(close), ..all },
+            (Field::Adjusted, None) => Columns { open: None, high: None, low: None, adjusted: Some(close), ..all },
+            _ if is(Field::Close) && !named || !how.adjusted_column.is_empty() => all,
+            _ => Columns { adjusted: None, ..all },
+        })
     }
 }
 
@@ -176,50 +321,109 @@ impl Columns {
 mod tests {
     use super::*;
 
+    fn find(headers: &str, how: &How) -> Result<Columns, Unclear> {
+        let all: Vec<&str> = headers.split('|').collect();
+        let headers: Vec<Header> = all.iter().map(|h| Header::of(h, &all)).collect();
+        Table { headers: &headers, kinds: &[], how }.columns()
+    }
+
+    fn by_names(headers: &str) -> Result<Columns, Unclear> {
+        find(headers, &How::default())
+    }
+
     #[test]
     fn vendors_names_are_understood() {
-        let find = |headers: &str| Columns::find(&headers.split('|').collect::<Vec<_>>(), "", "");
         let all = |c: Columns| [Some(c.date), c.open, c.high, c.low, Some(c.close), c.adjusted, c.volume];
-        let order = |numbers: [usize; 7]| Ok(numbers.map(Some));
-        // Yahoo, its R and Python clients, Nasdaq, Stooq, Alpha Vantage, Investing.com.
+        // Yahoo, its R and Python clients, Nasdaq, Alpha Vantage, Quandl, and names in other languages.
         for headers in [
             "Date|Open|High|Low|Close|Adj Close|Volume",
             "\u{feff}DATE|OPEN|HIGH|LOW|CLOSE|ADJ_CLOSE|VOLUME",
             "timestamp|open|high|low|close|adjusted_close|volume",
             "Date|AAPL.Open|AAPL.High|AAPL.Low|AAPL.Close|AAPL.Adjusted|AAPL.Volume",
             "Date|Open_AAPL|High_AAPL|Low_AAPL|Close_AAPL|AdjClose_AAPL|Volume_AAPL",
+            "date|1. open|2. high|3. low|4. close|5. adjusted close|6. volume|7. dividend amount|8. split coefficient",
+            "Date|BRK-B Open|BRK-B High|BRK-B Low|BRK-B Close|BRK-B Adj Close|BRK-B Volume",
+            "datadate|prcod|prchd|prcld|prccd|adj close|cshtrd",
         ] {
-            assert_eq!(find(headers).map(all), order([0, 1, 2, 3, 4, 5, 6]), "{headers}");
+            assert_eq!(by_names(headers).map(all), Ok([0, 1, 2, 3, 4, 5, 6].map(Some)), "{headers}");
         }
-        let close = |headers: &str| find(headers).map(|c| (c.date, c.close, c.adjusted));
+        let five = |c: Columns| [Some(c.date), c.open, c.high, c.low, Some(c.close), c.volume];
+        for headers in [
+            "Date|Open|High|Low|Last|Volume|Change %",
+            "Date|Open|High|Low|Close|Volume BTC",
+            "Datum|Erster|Hoch|Tief|Schlusskurs|Stuecke|Volumen",
+            "Datum|Eröffnung|Tageshoch|Tagestief|Schluss|Volumen",
+            "date|ouv|haut|bas|clot|vol|devise",
+            "Fecha|Apertura|Máximo|Mínimo|Último|Vol.|% var.",
+            "Data|Abertura|Máxima|Mínima|Último|Vol.|Var%",
+            "Data|Otwarcie|Najwyższy|Najniższy|Zamknięcie|Wolumen",
+            "Дата|Откр.|Макс.|Мин.|Цена|Объём|Изм. %",
+            "Tarih|Açılış|Yüksek|Düşük|Şimdi|Hac.|Fark %",
+            "日付け|始値|高値|安値|終値|出来高|変化率 %",
+            "날짜|시가(오픈)|고가|저가|종가|거래량|변동 %",
+            "日期|开盘|最高|最低|收盘|成交量|成交额",
+            "<DATE>|<OPEN>|<HIGH>|<LOW>|<CLOSE>|<VOL>|<SPREAD>",
+            "t|o|h|l|c|v|vw|n",
+            "open_time|open|high|low|close|volume|close_time|quote_volume|count|taker_buy_volume|taker_buy_quote_volume|ignore",
+            "Trade Date|Opening price|High price|Low price|Closing price|Total volume|Turnover|Open Interest",
+            "Date|PX_OPEN|PX_HIGH|PX_LOW|PX_LAST|PX_VOLUME",
+        ] {
+            assert_eq!(by_names(headers).map(five), Ok([0, 1, 2, 3, 4, 5].map(Some)), "{headers}");
+        }
+        let close = |headers: &str| by_names(headers).map(|c| (c.date, c.close, c.adjusted));
         assert_eq!(close("AAPL_x|AAPL_y"), Ok((0, 1, None)));
+        assert_eq!(close("ds|y"), Ok((0, 1, None)));
         assert_eq!(close("Date|Close/Last|Volume"), Ok((0, 1, None)));
         assert_eq!(close("Date|Price|Open|High|Low|Vol.|Change %"), Ok((0, 1, None)));
+        assert_eq!(close("Date|Open|High|Low|Last|Close|Total Trade Quantity|Turnover (Lacs)"), Ok((0, 5, None)));
         assert_eq!(close("Date|Adj Close"), Ok((0, 1, Some(1))));
         assert_eq!(close("|Date|Close|AAPL Close"), Ok((1, 2, None)));
         assert_eq!(close("Date|LOW.Close|LOW.Open"), Ok((0, 1, None)));
         assert_eq!(close("Date|Close_X"), Ok((0, 1, None)));
         assert_eq!(close("Date|Prev Close|Close|Price Change"), Ok((0, 2, None)));
+        assert_eq!(close("date|open|close|tic|day"), Ok((0, 2, None)));
+        assert_eq!(close("unix|date|symbol|open|close"), Ok((1, 4, None)));
+        assert_eq!(by_names("Date|Time|Open|Close").map(|c| (c.date, c.close)), Ok((0, 3)));
+        // Another program's quantities are none of these.
+        let tiingo =
+            by_names("date|close|high|low|open|volume|adjClose|adjHigh|adjLow|adjOpen|adjVolume|divCash|splitFactor");
+        assert_eq!(tiingo.map(|c| (c.open, c.high, c.volume, c.adjusted)), Ok((Some(4), Some(2), Some(5), Some(6))));
+        let volumes = by_names("date|open|high|low|close|Volume BTC|Volume USD").map(|c| (c.volume, c.doubts.len()));
+        assert_eq!(volumes, Ok((Some(5), 1)));
     }
 
     #[test]
     fn what_is_not_clear_is_asked_for_and_can_be_named() {
-        let refused = |headers: &[&str], column: &str| Columns::find(headers, column, "").unwrap_err().message;
-        let merged = refused(&["Date", "Close_x", "Close_y"], "");
-        assert!(merged.starts_with("several columns could be the close: Close_x, Close_y"), "{merged}");
-        assert!(refused(&["Date", "Volume_y"], "").starts_with("no column close"));
-        let headers = ["Date", "AAPL.Close", "AAPL.Open", "MSFT.Close", "MSFT.Open", "note"];
-        let message = "several columns could be the close: AAPL.Close, MSFT.Close".into();
-        let asked = Unclear { message, advice: Some(("column", "names it")) };
-        assert_eq!(Columns::find(&headers, "", ""), Err(asked));
-        let columns = Columns::find(&headers, "msft.close", "").map(|c| (c.close, c.open));
-        assert_eq!(columns, Ok((3, Some(4))));
-        assert_eq!(Columns::find(&headers, "note", "date").map(|c| (c.close, c.open)), Ok((5, None)));
-        assert!(refused(&headers, "Close").starts_with("no column Close; it has Date"));
-        assert!(refused(&["when", "Close"], "").starts_with("no column date; it has when, Close"));
+        let refused = |headers: &str, how: &How| find(headers, how).unwrap_err();
+        let plain = How::default();
+        let named = |column: &str| How { column: column.into(), ..How::default() };
+        let merged = refused("Date|Close_x|Close_y", &plain);
+        assert!(merged.message.starts_with("several columns could be the close: Close_x, Close_y"), "{merged:?}");
+        let twice = refused("Date|Close|Close.1", &plain);
+        assert_eq!(
+            (twice.message.as_str(), twice.absent),
+            ("several columns could be the close: Close, Close.1", false)
+        );
+        assert!(refused("Date|Volume_y", &plain).message.starts_with("no column close"));
+        let headers = "Date|AAPL.Close|AAPL.Open|MSFT.Close|MSFT.Open|note";
+        let asked = refused(headers, &plain);
+        assert_eq!(asked.message, "several columns could be the close: AAPL.Close, MSFT.Close");
+        assert_eq!(asked.advice, Some(("symbol", "chooses one by its ticker")));
+        let columns = |how: &How| find(headers, how).map(|c| (c.close, c.open));
+        assert_eq!(columns(&named("msft.close")), Ok((3, Some(4))));
+        assert_eq!(columns(&How { symbol: "MSFT".into(), ..How::default() }), Ok((3, Some(4))));
+        assert_eq!(columns(&named("note")), Ok((5, None)));
+        let open = How { column: "note".into(), open_column: "AAPL.Open".into(), ..How::default() };
+        assert_eq!(columns(&open), Ok((5, Some(2))));
+        assert!(refused(headers, &named("Close")).message.starts_with("no column Close; it has Date"));
+        assert!(refused("when|Close", &plain).message.starts_with("no column date; it has when, Close"));
+        let crypto = "date|1a. open (CNY)|1b. open (USD)|4a. close (CNY)|4b. close (USD)|5. volume";
+        assert!(refused(crypto, &plain).message.contains("4a. close (CNY), 4b. close (USD)"));
+        let dollars = find(crypto, &How { symbol: "USD".into(), ..How::default() });
+        assert_eq!(dollars.map(|c| (c.close, c.open, c.volume)), Ok((4, Some(2), Some(5))));
         // Named outright, the raw close is not adjusted.
-        let yahoo = ["Date", "Close", "Adj Close"];
-        assert_eq!(Columns::find(&yahoo, "Close", "").map(|c| (c.close, c.adjusted)), Ok((1, None)));
-        assert_eq!(Columns::find(&yahoo, "Adj Close", "").map(|c| (c.close, c.adjusted)), Ok((1, Some(2))));
+        let yahoo = "Date|Close|Adj Close";
+        assert_eq!(find(yahoo, &named("Close")).map(|c| (c.close, c.adjusted)), Ok((1, None)));
+        assert_eq!(find(yahoo, &named("Adj Close")).map(|c| (c.close, c.adjusted)), Ok((1, Some(2))));
     }
 }

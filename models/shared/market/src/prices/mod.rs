@@ -1,14 +1,25 @@
-//! Daily prices from comma-separated files as they are found.
+//! Daily prices from files as they are found.
 
+#[cfg(feature = "files")]
+mod binary;
+mod calendar;
 mod columns;
 mod dates;
+mod file;
+mod names;
+mod numbers;
+mod rows;
+mod series;
+mod table;
 
-use std::io::Read;
 use std::path::Path;
 
-use crate::{Bar, Error, Result};
-use columns::{Columns, Unclear, quoted};
 use jiff::civil::Date;
+
+use crate::{Bar, Error, Reading, Result};
+use columns::Unclear;
+use rows::{Format, Line};
+use table::Sheet;
 
 /// Trading days in time order.
 #[derive(Clone, Debug, Default)]
@@ -17,24 +28,23 @@ pub struct Days {
     pub dates: Vec<Date>,
     /// Their bars, adjusted for splits and dividends where the file says how.
     pub bars: Vec<Bar>,
-    /// Columns that were not there, of Open, High, Low, Volume and Adj Close; the close or zero stands for them.
+    /// Columns that were not there or empty, of Open, High, Low, Volume and Adj Close; the close or zero stands for them.
     pub missing: Vec<&'static str>,
-    /// What looks wrong with the prices, in words.
+    /// What looks wrong with the prices, was decided in doubt or passed over, in words.
     pub warnings: Vec<String>,
 }
 
-/// How a price file is read.
-#[derive(Clone, Debug, Default)]
-pub struct Reading {
-    /// The column of closes; found by its name if empty.
-    pub column: String,
-    /// The column of dates; found by its name if empty.
-    pub date_column: String,
-    /// Leaves out rows that cannot be read, and later rows of a date that is there twice.
-    pub skip_bad_rows: bool,
-    /// Whether the reader needs whole bars; one who needs closes alone does not care what is wrong with the opens.
-    pub bars: bool,
+/// What of a price file is needed: a reader of closes does not care what is wrong with the opens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// The closes alone.
+    Closes,
+    /// Whole bars.
+    Bars,
 }
+
+/// Days that may be there twice before a file is taken for one of several series, or of several bars a day.
+const FEW: usize = 3;
 
 impl Days {
     /// What one should know before judging a model by these days: what looks wrong with them; whether the weights may know the
@@ -54,230 +64,219 @@ impl Days {
         }
         caveats
     }
+
+    /// The `n` dates that follow, on the days of the week or as far apart as these; and a sentence that says so.
+    pub fn next_dates(&self, n: usize) -> (Vec<Date>, String) {
+        calendar::next(&self.dates, n)
+    }
 }
 
+/// A day's bar, and where it stands.
 struct Row {
-    day: Date,
+    at: dates::Moment,
     line: u64,
     bar: Bar,
+    /// Shares traded, if the row says so.
+    volume: Option<f64>,
 }
 
-/// The bytes of a price file: of a regular file, which does not wait or go on without end.
-fn file(path: &Path) -> Result<Vec<u8>> {
-    const MOST: u64 = 1 << 30;
-    let found = std::fs::metadata(path).map_err(Error::io(path))?;
-    if !found.is_file() || found.len() > MOST {
-        let message = format!("{}: expected a regular file of at most {MOST} bytes", path.display());
-        return Err(Error::Data { message, advice: None });
-    }
-    let (mut bytes, file) = (vec![], std::fs::File::open(path).map_err(Error::io(path))?);
-    // No more than it says: what the system makes up as it is read has no length.
-    file.take(found.len()).read_to_end(&mut bytes).map_err(Error::io(path))?;
-    Ok(bytes)
-}
-
-/// Reads a daily price file: a header, then rows in any order of time. Columns are found by the names that vendors give
-/// them, or named by `how`. Fields are separated by commas, semicolons or tabs; numbers may have thousands separators,
-/// a currency sign, or a suffix K, M or B. Prices are multiplied by adjusted close / close where both are there, so that
-/// splits leave no jump.
+/// Reads a daily price file: rows in any order of time, with or without a header, among titles and notes. Columns are found by the
+/// names that vendors give them, by what is in them, or named by `how`; so are the forms of dates and numbers. Prices are multiplied by
+/// adjusted close / close where both are there, so that splits leave no jump.
 ///
 /// # Errors
-/// Columns or dates that are not clear, and bad rows unless `how` skips them; the message names file and line.
-pub fn read_csv(path: &Path, how: &Reading) -> Result<Days> {
-    let bytes = file(path)?;
+/// What is no table; columns, dates, numbers or series that are not clear; bad rows unless `how` skips them. The message names file
+/// and line, and the field of `how` that helps.
+pub fn read(path: &Path, how: &Reading, need: Need) -> Result<Days> {
     let of_file = |message: String, advice| Error::Data { message: format!("{}: {message}", path.display()), advice };
-    let fail = |line: u64, message: String| of_file(format!("line {line}: {message}"), None);
+    let unclear = |Unclear { message, advice, .. }: Unclear| of_file(message, advice);
     let skippable =
         |line: u64, message: String, does| of_file(format!("line {line}: {message}"), Some(("skip_bad_rows", does)));
-    let text = std::str::from_utf8(&bytes).map_err(|e| {
-        let line = 1 + bytes[..e.valid_up_to()].iter().filter(|b| **b == b'\n').count() as u64;
-        fail(line, "not UTF-8 text".into())
-    })?;
-    let text = text.trim_start_matches('\u{feff}');
-    let first = text.lines().find(|l| !l.trim().is_empty()).unwrap_or_default();
-    let count = |separator: u8| first.bytes().filter(|b| *b == separator).count();
-    let delimiter = [b',', b';', b'\t'].into_iter().rev().max_by_key(|s| count(*s)).unwrap_or(b',');
-    let mut reader =
-        csv::ReaderBuilder::new().delimiter(delimiter).trim(csv::Trim::All).flexible(true).from_reader(text.as_bytes());
-    let malformed = |e: csv::Error| fail(e.position().map_or(1, csv::Position::line), "not separated values".into());
-    let header = reader.headers().map_err(malformed)?.clone();
-    // More of a name says no more.
-    let headers: Vec<&str> = header.iter().map(|h| h.char_indices().nth(60).map_or(h, |(end, _)| &h[..end])).collect();
-    if headers.is_empty() {
-        return Err(of_file("empty, expected a header and daily prices".into(), None));
+    let Sheet { headers, mut columns, rows: mut lines, delimiter, remarks } = file::sheet(path, how)?;
+    let mut days = Days { warnings: remarks, ..Days::default() };
+    series::choose(&headers, &columns, &mut lines, how).map_err(unclear)?;
+    let format = Format::find(&headers, &mut columns, &lines, delimiter, how).map_err(unclear)?;
+    days.warnings.extend(format.remarks.iter().cloned());
+    let moments: Vec<Option<dates::Moment>> = lines.iter().map(|line| format.moment(line, &columns)).collect();
+    let dated: Vec<Option<Date>> = moments.iter().map(|m| m.map(|m| m.day)).collect();
+    series::unnamed(&headers, &columns, &lines, &dated, &mut days.warnings).map_err(unclear)?;
+    let known: Vec<Date> = dated.iter().copied().flatten().collect();
+    if !dates::in_order(&known) && dates::turned(&known) {
+        days.warnings.push(
+            "the dates are in no order of time, but would be with month and day exchanged below the 13th, as Excel does to dates of \
+             another country: export the file again, with dates as 2008-10-14"
+                .into(),
+        );
+    } else if !dates::in_order(&known) {
+        days.warnings.push("the rows are neither in rising nor in falling order of time: they are sorted".into());
     }
-    let columns = Columns::find(&headers, &how.column, &how.date_column)
-        .map_err(|Unclear { message, advice }| of_file(message, advice))?;
-    let records: Vec<csv::StringRecord> = reader.records().collect::<csv::Result<_>>().map_err(malformed)?;
-    let blank = |r: &&csv::StringRecord| r.iter().any(|field| !field.is_empty());
-    let records: Vec<&csv::StringRecord> = records.iter().filter(blank).collect();
-    let texts: Vec<&str> = records.iter().filter_map(|r| r.get(columns.date)).collect();
-    let form = dates::form(&texts).map_err(|message| of_file(message, None))?;
-    one_series(&headers, &records).map_err(|message| of_file(message, None))?;
-    // A model of closes does not care what is wrong with the opens.
-    let bars = how.bars;
-    let mut days = Days::default();
     let (mut rows, mut bad) = (vec![], vec![]);
-    for record in records {
-        let line = record.position().map_or(0, |at| {
-            // Blank lines before a record count as its own.
-            let before = text.as_bytes()[at.byte() as usize..].iter().take_while(|b| matches!(b, b'\r' | b'\n'));
-            at.line() + before.filter(|b| **b == b'\n').count() as u64
-        });
-        // Only text that runs over lines can hold a line break: a quote that is never closed swallows the file.
-        if record.iter().any(|field| field.contains('\n')) {
-            return Err(fail(line, "a quotation mark is not closed".into()));
-        }
-        match row(record, &headers, &columns, form, delimiter == b',', bars) {
-            Ok((day, bar)) => rows.push(Row { day, line, bar }),
-            Err(message) if how.skip_bad_rows => bad.push(format!("line {line}: {message}")),
-            Err(message) => return Err(skippable(line, message, "leaves such rows out")),
+    for (line, moment) in lines.iter().zip(moments) {
+        let number = line.line;
+        match (Line { row: line, headers: &headers, columns: &columns, format: &format }).read(moment, need) {
+            Ok(row) => rows.push(row),
+            Err(message) if how.skip_bad_rows => bad.push(format!("line {number}: {message}")),
+            Err(message) => return Err(skippable(number, message, "leaves such rows out")),
         }
     }
     if let Some(first) = bad.first() {
         days.warnings.push(format!("{} left out, the first at {first}", counted(bad.len(), "bad row")));
     }
-    rows.sort_by_key(|row| (row.day, row.line));
-    let (mut twice, mut differing) = (0, None);
-    rows.dedup_by(|later, earlier| {
-        let same = later.day == earlier.day;
-        if same && later.bar != earlier.bar {
-            differing.get_or_insert((later.line, earlier.line, earlier.day));
-        }
-        twice += usize::from(same);
-        same
-    });
-    if let (Some((later, earlier, day)), false) = (differing, how.skip_bad_rows) {
-        let message = format!("{day} is there twice with different prices (line {earlier} too)");
-        return Err(skippable(later, message, "keeps the first"));
+    let descending = rows.first().zip(rows.last()).is_some_and(|(first, last)| first.at > last.at);
+    if descending {
+        rows.reverse();
     }
-    if twice > 0 {
-        days.warnings.push(format!("{} left out, as their dates were there before", counted(twice, "row")));
+    rows.sort_by_key(|row| row.at);
+    match how.resample.as_str() {
+        "" => {}
+        "daily" => rows = daily(rows, &mut days.warnings).map_err(|message| of_file(message, None))?,
+        other => return Err(of_file(format!("there is no step {other:?}"), Some(("resample", "knows daily")))),
     }
-    const OPTIONAL: [&str; 5] = ["Open", "High", "Low", "Volume", "Adj Close"];
-    let there = [columns.open, columns.high, columns.low, columns.volume, columns.adjusted];
-    days.missing = OPTIONAL.into_iter().zip(there).filter(|(_, at)| at.is_none()).map(|(name, _)| name).collect();
-    (days.dates, days.bars) = rows.into_iter().map(|row| (row.day, row.bar)).unzip();
+    once_a_day(&mut rows, how, &mut days).map_err(|(line, message, advice)| match line {
+        Some(line) => skippable(line, message, "keeps the first"),
+        None => of_file(message, advice),
+    })?;
+    days.fill(&columns, &mut rows);
+    (days.dates, days.bars) = rows.into_iter().map(|row| (row.at.day, row.bar)).unzip();
     days.suspect();
     Ok(days)
 }
 
-/// Refuses files with several series, one below the other.
-fn one_series(headers: &[&str], records: &[&csv::StringRecord]) -> std::result::Result<(), String> {
-    const NAMES: [&str; 4] = ["symbol", "ticker", "name", "stock"];
-    let Some(at) = headers.iter().position(|h| NAMES.iter().any(|n| h.eq_ignore_ascii_case(n))) else { return Ok(()) };
-    let mut values = records.iter().filter_map(|r| r.get(at));
-    let Some(first) = values.next() else { return Ok(()) };
-    match values.find(|v| *v != first) {
-        Some(other) => {
-            let values = quoted(&format!("{}, {}", quoted(first), quoted(other)));
-            Err(format!("column {} has several values ({values}): leave one of them in the file", headers[at]))
+/// Days of several bars: the first open, the highest and the lowest price, the last close, the volumes together.
+fn daily(rows: Vec<Row>, warnings: &mut Vec<String>) -> std::result::Result<Vec<Row>, String> {
+    let mut days: Vec<Row> = vec![];
+    let all = rows.len();
+    for row in rows {
+        match days.last_mut().filter(|day| day.at.day == row.at.day) {
+            None => days.push(row),
+            Some(day) if row.at.time.is_none() || row.at.time == day.at.time => {
+                return Err(format!(
+                    "line {}: {} is there several times without different times of day, so that no day can be made of its rows",
+                    row.line, row.at.day
+                ));
+            }
+            Some(day) => {
+                let volume = day.volume.zip(row.volume).map(|(a, b)| a + b).or(day.volume).or(row.volume);
+                day.bar = Bar {
+                    open: day.bar.open,
+                    high: day.bar.high.max(row.bar.high),
+                    low: day.bar.low.min(row.bar.low),
+                    close: row.bar.close,
+                    volume: volume.unwrap_or(0.),
+                };
+                (day.volume, day.at.time) = (volume, row.at.time);
+            }
         }
-        None => Ok(()),
     }
+    if days.len() < all {
+        warnings.push(format!("{} are made of {}", counted(days.len(), "day"), counted(all, "bar")));
+    }
+    Ok(days)
 }
 
-/// How far, relatively, open and close may lie outside low and high.
-const ROUNDING: f64 = 0.01;
+/// What is wrong with a file: the line if a row may be left out, the message, and the field that helps.
+type Wrong = (Option<u64>, String, Option<(&'static str, &'static str)>);
 
-/// The day and bar of a row.
-fn row(
-    record: &csv::StringRecord,
-    headers: &[&str],
-    columns: &Columns,
-    form: &str,
-    thousands: bool,
-    bars: bool,
-) -> std::result::Result<(Date, Bar), String> {
-    if record.iter().skip(headers.len()).any(|field| !field.is_empty()) {
-        let hint = "a number with commas outside of quotes?";
-        return Err(format!("{} fields, expected {} ({hint})", record.len(), headers.len()));
+/// Leaves one row of each day.
+fn once_a_day(rows: &mut Vec<Row>, how: &Reading, days: &mut Days) -> std::result::Result<(), Wrong> {
+    let (mut twice, mut differing): (usize, Vec<(u64, u64, Date)>) = (0, vec![]);
+    let mut times: Option<[dates::Moment; 2]> = None;
+    let mut all = 0;
+    rows.sort_by_key(|row| (row.at.day, row.at.time, row.line));
+    let mut of_day: Option<Date> = None;
+    for pair in rows.windows(2) {
+        all += usize::from(pair[0].at.day != pair[1].at.day);
+        if pair[0].at.day != pair[1].at.day {
+            continue;
+        }
+        if pair[0].at.time != pair[1].at.time {
+            times = times.or(Some([pair[0].at, pair[1].at]));
+        }
+        if pair[0].bar != pair[1].bar && of_day != Some(pair[0].at.day) {
+            of_day = Some(pair[0].at.day);
+            differing.push((pair[0].line.max(pair[1].line), pair[0].line.min(pair[1].line), pair[0].at.day));
+        }
     }
-    let shown = |text: &str| format!("{:?}", text.chars().take(40).collect::<String>());
-    let field = |column: usize| {
-        let missing = || format!("{} fields, expected {}", record.len(), headers.len());
-        record.get(column).ok_or_else(missing)
-    };
-    let number = |column: usize, least: f64| {
-        let text = field(column)?;
-        let value = parse_number(text, thousands).filter(|v| v.is_finite() && *v >= least);
-        let expected = match least > 0. {
-            _ if text.contains(',') => "a decimal point (decimal commas are not read)",
-            true => "a positive number",
-            false => "zero or more",
-        };
-        value.ok_or_else(|| format!("{} is {}, expected {expected}", headers[column], shown(text)))
-    };
-    let price = |column: usize| number(column, f64::MIN_POSITIVE);
-    let or_close = |column: Option<usize>| price(column.unwrap_or(columns.close));
-    let text = field(columns.date)?;
-    let day = dates::date(text, form)
-        .ok_or_else(|| format!("{} is {}, expected a date such as 2008-10-14", headers[columns.date], shown(text)))?;
-    let close = or_close(columns.adjusted)?;
-    if !bars {
-        return Ok((day, Bar::closing(close)));
+    all += usize::from(!rows.is_empty());
+    if differing.len() > FEW && 100 * differing.len() > all {
+        let (several, day) = (differing.len(), differing[0].2);
+        return Err(
+            match times.map(|t| t.map(|m| m.time.map_or("00:00".into(), |t| t.strftime("%H:%M").to_string()))) {
+                Some([first, second]) => (
+                    None,
+                    format!("several bars a day, such as {day} at {first} and {second}, where one is expected"),
+                    Some(("resample", "daily makes days of them")),
+                ),
+                None => (
+                    None,
+                    format!(
+                        "{several} of {} are there several times with different prices, such as {day} (lines {} and {}): several series, or \
+                     several bars a day, in one file",
+                        counted(all, "day"),
+                        differing[0].1,
+                        differing[0].0
+                    ),
+                    None,
+                ),
+            },
+        );
     }
-    let (last, open) = (price(columns.close)?, or_close(columns.open)?);
-    let (mut high, mut low) = (or_close(columns.high)?, or_close(columns.low)?);
-    // Vendors round: open and close may lie a little outside.
-    let (top, bottom) = (open.max(last), open.min(last));
-    if let (Some(at), true) = (columns.high, columns.low.is_some() && (high < low || high < top * (1. - ROUNDING))) {
-        return Err(format!("{} is {}, below another price of its day", headers[at], shown(field(at)?)));
+    if let (Some((later, earlier, day)), false) = (differing.first(), how.skip_bad_rows) {
+        return Err((Some(*later), format!("{day} is there twice with different prices (line {earlier} too)"), None));
     }
-    if let (Some(at), true) = (columns.low, columns.high.is_some() && low > bottom * (1. + ROUNDING)) {
-        return Err(format!("{} is {}, above another price of its day", headers[at], shown(field(at)?)));
+    rows.sort_by_key(|row| (row.at.day, row.line));
+    rows.dedup_by(|later, earlier| {
+        let same = later.at.day == earlier.at.day;
+        twice += usize::from(same);
+        same
+    });
+    if twice > 0 {
+        days.warnings.push(format!("{} left out, as their dates were there before", counted(twice, "row")));
     }
-    (high, low) = (high.max(top), low.min(bottom));
-    let factor = close / last;
-    let bar = Bar {
-        open: open * factor,
-        high: high * factor,
-        low: low * factor,
-        close,
-        volume: columns.volume.map_or(Ok(0.), |v| number(v, 0.))?,
-    };
-    Ok((day, bar))
-}
-
-/// `1,234.5`, `$12`, `70.7M`. Commas separate thousands, strictly; where they also could be decimal points (`thousands`
-/// is false) they are refused.
-fn parse_number(text: &str, thousands: bool) -> Option<f64> {
-    let text = text.trim_start_matches(['$', '€', '£', '¥']).trim();
-    let (digits, unit) = match text.char_indices().last()? {
-        (at, 'K' | 'k') => (&text[..at], 1e3),
-        (at, 'M' | 'm') => (&text[..at], 1e6),
-        (at, 'B' | 'b') => (&text[..at], 1e9),
-        _ => (text, 1.),
-    };
-    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
-    let mut groups = whole.split(',');
-    let leading = groups.next()?;
-    let rest: Vec<&str> = groups.collect();
-    if fraction.contains(',') {
-        return None;
-    }
-    if !rest.is_empty() && (!thousands || leading.is_empty() || leading.len() > 3 || rest.iter().any(|g| g.len() != 3))
-    {
-        return None;
-    }
-    Some(digits.replace(',', "").parse::<f64>().ok()? * unit)
+    Ok(())
 }
 
 impl Days {
+    /// Says which columns are missing, and gives every bar a volume.
+    fn fill(&mut self, columns: &columns::Columns, rows: &mut [Row]) {
+        const OPTIONAL: [&str; 5] = ["Open", "High", "Low", "Volume", "Adj Close"];
+        let there = [columns.open, columns.high, columns.low, columns.volume, columns.adjusted];
+        self.missing = OPTIONAL.into_iter().zip(there).filter(|(_, at)| at.is_none()).map(|(name, _)| name).collect();
+        if columns.volume.is_none() {
+            return;
+        }
+        let none = rows.iter().filter(|r| r.volume.is_none()).count();
+        if rows.iter().all(|r| r.volume.is_none_or(|v| v == 0.)) {
+            self.missing.retain(|name| *name != "Volume");
+            self.missing.insert(self.missing.iter().take_while(|name| **name != "Adj Close").count(), "Volume");
+            return;
+        }
+        if none > 0 {
+            let first = rows.iter().find_map(|r| r.volume).unwrap_or(0.);
+            rows.iter_mut().fold(first, |last, row| {
+                row.bar.volume = row.volume.unwrap_or(last);
+                row.bar.volume
+            });
+            self.warnings.push(format!("{} without volume: the one before stands for it", counted(none, "row")));
+        }
+    }
+
     /// Adds warnings about what daily prices seldom do.
     fn suspect(&mut self) {
         let apart = |w: &[Date]| w[1].since(w[0]).map(|s| s.get_days()).unwrap_or(0);
-        let gaps: Vec<_> = self.dates.windows(2).filter(|w| apart(w) > 7).collect();
+        let mut spaces: Vec<_> = self.dates.windows(2).map(apart).collect();
+        spaces.sort_unstable();
+        let median = spaces.get(spaces.len() / 2).copied().unwrap_or(1);
+        let gaps: Vec<_> = self.dates.windows(2).filter(|w| apart(w) > 7.max(2 * median)).collect();
         if let Some(longest) = gaps.iter().max_by_key(|w| apart(w)) {
             let (from, to, days) = (longest[0], longest[1], apart(longest));
             self.warnings.push(format!(
-                "{} of more than a week, the longest of {days} days, {from} to {to}",
-                counted(gaps.len(), "gap")
+                "{} of more than {}, the longest of {days} days, {from} to {to}",
+                counted(gaps.len(), "gap"),
+                if median > 3 { "two steps" } else { "a week" }
             ));
         }
-        let mut spaces: Vec<_> = self.dates.windows(2).map(apart).collect();
-        spaces.sort_unstable();
-        if let Some(&median) = spaces.get(spaces.len() / 2).filter(|m| **m > 3) {
+        if median > 3 {
             self.warnings.push(format!("rows are {median} days apart, this model is made for daily prices"));
         }
         let factor = |i: usize| self.bars[i + 1].close / self.bars[i].close;
@@ -303,31 +302,33 @@ fn counted(n: usize, what: &str) -> String {
 mod tests {
     use super::*;
 
-    fn read_with(text: &str, how: &Reading) -> Result<Days> {
-        let dir = tempfile::tempdir().map_err(Error::io(Path::new("temporary")))?;
+    fn read_with(text: &str, how: &Reading, need: Need) -> Result<Days> {
+        let io = |source| Error::Io { path: "temporary".into(), source };
+        let dir = tempfile::tempdir().map_err(io)?;
         let path = dir.path().join("p.csv");
-        std::fs::write(&path, text).map_err(Error::io(&path))?;
-        read_csv(&path, how)
+        std::fs::write(&path, text).map_err(io)?;
+        super::read(&path, how, need)
     }
 
     fn read(text: &str) -> Result<Days> {
-        read_with(text, &Reading::default())
+        read_with(text, &Reading::default(), Need::Closes)
+    }
+
+    fn bars(text: &str) -> Result<Days> {
+        read_with(text, &Reading::default(), Need::Bars)
     }
 
     #[test]
     fn days_are_sorted_and_adjusted() -> Result<()> {
-        let bars = Reading { bars: true, ..Reading::default() };
-        let days = read_with(
-            "Date,OPEN,High,Low,close,Volume,Adj Close\n2020-01-03,4,5,3,4,9,4\n2020-01-02,10,12,8,10,7,5\n",
-            &bars,
-        )?;
+        let days =
+            bars("Date,OPEN,High,Low,close,Volume,Adj Close\n2020-01-03,4,5,3,4,9,4\n2020-01-02,10,12,8,10,7,5\n")?;
         assert_eq!(days.dates.iter().map(|d| d.to_string()).collect::<Vec<_>>(), ["2020-01-02", "2020-01-03"]);
         assert_eq!(days.bars[0], Bar { open: 5., high: 6., low: 4., close: 5., volume: 7. });
         assert!(days.missing.is_empty() && days.warnings.is_empty());
         // A model of closes reads no more than it needs.
         let gap = read("Date,Open,Close,Volume\n2020-01-03,,4,\n")?;
         assert_eq!(gap.bars, [Bar::closing(4.)]);
-        let adjusted = read_with("Date,Open,Adj Close\n2020-01-03,8,4\n", &bars)?;
+        let adjusted = bars("Date,Open,Adj Close\n2020-01-03,8,4\n")?;
         assert!(adjusted.missing.contains(&"Open") && !adjusted.missing.contains(&"Adj Close"));
         let close = read("date,close\n2020-01-02,3\n")?;
         assert_eq!(close.bars, [Bar::closing(3.)]);
@@ -342,7 +343,7 @@ mod tests {
             "Date;Close;Volume\n02.01.2020;1234.5;7000\n13.01.2020;1235;7000\n",
             "Date\tClose\tVolume\n\"Jan 2, 2020\"\t1234.5\t0.007M\n\"Jan 3, 2020\"\t1235\t7000\n",
         ] {
-            let days = read_with(text, &Reading { bars: true, ..Reading::default() })?;
+            let days = bars(text)?;
             let bars: Vec<_> = days.bars.iter().map(|b| (b.close, b.volume)).collect();
             assert_eq!(bars, [(1234.5, 7000.), (1235., 7000.)], "{text}");
             assert_eq!(days.dates[0], Date::constant(2020, 1, 2), "{text}");
@@ -357,9 +358,10 @@ mod tests {
             ("Date,Close\n2020-01-02,abc\n", "line 2: Close is \"abc\""),
             ("Date,Close\n2020-01-02,-1\n", "line 2: Close is \"-1\""),
             ("Date,Close\n2020-01-02,NaN\n", "line 2: Close is \"NaN\""),
-            ("Date,Close\n2020-01-02,\"12,5\"\n", "line 2: Close is \"12,5\""),
-            ("Date;Close\n2020-01-02;1,234\n", "line 2: Close is \"1,234\""),
-            ("Date;Close\n2020-01-02;1.234,56\n", "line 2: Close is \"1.234,56\", expected a decimal point"),
+            (
+                "Date,Close\n2020-01-02,\"12,5\"\n2020-01-03,12.5\n",
+                "line 2: Close is \"12,5\", expected a positive number with a decimal point, as others have",
+            ),
             ("Date,Close,Volume\n2020-01-02,1,234.50,7\n", "line 2: 4 fields, expected 3 (a number with commas"),
             ("Date,Close\n2020-01-02,1\n\nsoon,1\n", "line 4: Date is \"soon\""),
             ("Date,Close\n2020-01-02,1\n2020-01-03\n", "line 3: 1 fields, expected 2"),
@@ -371,14 +373,34 @@ mod tests {
             let message = read(text).map(|_| ()).unwrap_err().to_string();
             assert!(message.contains("p.csv: ") && message.contains(expected), "{message}");
             assert!(message.contains("(skip_bad_rows "), "{message}");
-            let days = read_with(text, &skip)?;
+            let days = read_with(text, &skip, Need::Closes)?;
             assert!(days.bars.len() <= 1 && days.warnings.len() == 1, "{text}: {:?}", days.warnings);
         }
         for (text, expected) in [
             ("", "empty"),
             ("Date,Open\n", "no column close; it has Date, Open (column names it)"),
             ("Date,Close,Note\n2020-01-02,1,\"see\n2020-01-03,1,\n", "line 2: a quotation mark is not closed"),
-            ("Date,Close,Name\n2020-01-02,1,A\n2020-01-02,2,B\n", "column Name has several values (A, B)"),
+            (
+                "Date,Close,Name\n2020-01-02,1,A\n2020-01-02,2,B\n",
+                "told apart by column Name: A, B (symbol chooses one)",
+            ),
+            (
+                "Date,Close\n2020-01-02,\"99,900\"\n2020-01-03,\"100,420\"\n",
+                "prices such as 99,900 could have thousands or",
+            ),
+            ("Date;Close\n02.01.2020;11.056\n13.01.2020;11.080\n", "prices such as 11.056 could have thousands or"),
+            (
+                "Date,Close\n########,1\n########,2\n",
+                "Date is ########, as Excel shows dates in a column that is too narrow",
+            ),
+            ("<!DOCTYPE html><html><head><title>Too many</title>", "it is a web page (Too many), not a table"),
+            (
+                "{\n \"Note\": \"Thank you\"}",
+                "it is JSON, not CSV: save it as CSV (pandas.read_json(…).to_csv(…)), if it is no message: {",
+            ),
+            ("PK\u{3}\u{4} prices.csv", "it is a zip archive: unpack it"),
+            ("SQLite format 3\0", "it is a SQLite database"),
+            ("title\nunits\n", "no column date"),
             ("Date,Close\n03/04/2008,1\n05/06/2008,1\n", "could be month/day/year or day/month/year"),
         ] {
             let message = read(text).map(|_| ()).unwrap_err().to_string();

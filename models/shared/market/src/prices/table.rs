@@ -1,0 +1,432 @@
+//! From text to rows: what separates fields, where the header is, and what is no data.
+
+use super::columns::{Columns, Header, Kind, Table, Unclear, listed, quoted};
+use super::dates;
+use super::names::{self, Field, Reading, words};
+use super::numbers::{self, Decimal, Evidence};
+use crate::Reading as How;
+
+/// Rows within which a header is looked for.
+const HEADER_WITHIN: usize = 60;
+/// Rows that tell what a column is.
+const SAMPLE: usize = 200;
+
+/// A line of fields.
+#[derive(Debug)]
+pub(super) struct Row {
+    pub(super) line: u64,
+    pub(super) fields: csv::StringRecord,
+}
+
+impl Row {
+    pub(super) fn get(&self, column: usize) -> &str {
+        self.fields.get(column).unwrap_or_default()
+    }
+
+    fn filled(&self) -> usize {
+        self.fields.iter().filter(|f| !f.is_empty()).count()
+    }
+
+    /// Neither a date nor a price: a title, units, a note at the end.
+    fn says_nothing(&self, columns: &Columns) -> bool {
+        let number = |text: &str| [Decimal::Point, Decimal::Comma].iter().any(|d| numbers::parse(text, *d).is_some());
+        !dates::looks_like(self.get(columns.date)) && !number(self.get(columns.close))
+    }
+}
+
+/// The table of a file: its columns, its rows of data, and what was passed over.
+#[derive(Debug)]
+pub(super) struct Sheet {
+    pub(super) headers: Vec<Header>,
+    pub(super) columns: Columns,
+    pub(super) rows: Vec<Row>,
+    /// What separates fields, if the file is text.
+    pub(super) delimiter: Option<u8>,
+    pub(super) remarks: Vec<String>,
+}
+
+/// What is wrong with a file, and where.
+#[derive(Debug)]
+pub(super) struct Fault {
+    pub(super) line: Option<u64>,
+    pub(super) unclear: Unclear,
+}
+
+impl From<Unclear> for Fault {
+    fn from(unclear: Unclear) -> Self {
+        Self { line: None, unclear }
+    }
+}
+
+fn plain(message: String, line: Option<u64>) -> Fault {
+    Fault { line, unclear: Unclear { message, advice: None, absent: false } }
+}
+
+/// Rows of text, without those that are blank.
+///
+/// # Errors
+/// A quotation mark that is not closed.
+fn rows(text: &str, delimiter: u8) -> Result<Vec<Row>, Fault> {
+    let mut reader = csv::ReaderBuilder::new()
+        .delimiter(delimiter)
+        .trim(csv::Trim::All)
+        .flexible(true)
+        .has_headers(false)
+        .from_reader(text.as_bytes());
+    let mut rows = vec![];
+    for record in reader.records() {
+        let malformed = |e: csv::Error| plain("not separated values".into(), e.position().map(csv::Position::line));
+        let fields = record.map_err(malformed)?;
+        let line = fields.position().map_or(0, |at| {
+            // Blank lines before a record count as its own.
+            let before = text.as_bytes()[at.byte() as usize..].iter().take_while(|b| matches!(b, b'\r' | b'\n'));
+            at.line() + before.filter(|b| **b == b'\n').count() as u64
+        });
+        // Only text that runs over lines can hold a line break: a quote that is never closed swallows the file.
+        if fields.iter().any(|f| f.contains('\n')) {
+            return Err(plain("a quotation mark is not closed".into(), Some(line)));
+        }
+        if fields.iter().any(|f| !f.is_empty()) {
+            rows.push(Row { line, fields });
+        }
+    }
+    Ok(rows)
+}
+
+/// Which column is which, and where the data begin.
+#[derive(Debug)]
+struct Layout {
+    headers: Vec<Header>,
+    columns: Columns,
+    /// The row behind the header.
+    first: usize,
+    /// Rows of the header.
+    height: usize,
+    headerless: bool,
+}
+
+/// What the columns of these rows are; rows of one field are titles and notes.
+fn kinds(rows: &[Row]) -> Vec<Kind> {
+    let sample: Vec<&Row> = rows.iter().take(SAMPLE).filter(|r| r.filled() > 1).collect();
+    let width = sample.iter().map(|r| r.fields.len()).max().unwrap_or(0);
+    (0..width).map(|k| Kind::of(sample.iter().map(|r| r.get(k)))).collect()
+}
+
+/// yfinance's header of several lines: names of fields and tickers, one above the other, and perhaps the name of the dates.
+fn stacked(rows: &[Row]) -> Option<(Vec<Header>, usize)> {
+    let [a, b, ..] = rows else { return None };
+    let cells = |row: &Row| -> Vec<String> { row.fields.iter().skip(1).map(String::from).collect() };
+    let (mut above, mut below) = (cells(a), cells(b));
+    if above.len() < 2 || above.len() != below.len() {
+        return None;
+    }
+    // Spreadsheets name a group of columns once.
+    for k in 1..above.len() {
+        if above[k].is_empty() {
+            above[k] = above[k - 1].clone();
+        }
+    }
+    if above.iter().chain(&below).any(String::is_empty) {
+        return None;
+    }
+    let price = |cell: &String| {
+        let reading = names::read(cell).into_iter().next().filter(|r| r.ticker.is_empty());
+        reading.filter(|r| !matches!(r.field, Field::Date | Field::Time | Field::Symbol))
+    };
+    let count = |cells: &[String]| cells.iter().filter(|c| price(c).is_some()).count();
+    if count(&above) < count(&below) {
+        std::mem::swap(&mut above, &mut below);
+    }
+    let is_data = |cell: &String| dates::looks_like(cell) || cell.parse::<f64>().is_ok_and(|_| cell.contains('.'));
+    // The row of tickers holds neither names of fields nor prices.
+    if 2 * count(&above) < above.len() || count(&below) > 0 || below.iter().any(is_data) || dates::looks_like(b.get(0))
+    {
+        return None;
+    }
+    let ends = |row: &&Row| row.filled() <= 1 && !dates::looks_like(row.get(0));
+    let named = rows.get(2).filter(ends).map(|row| row.get(0)).filter(|t| !t.is_empty());
+    let date = Header { text: named.unwrap_or("Date").into(), readings: names::read("Date") };
+    let column = |(field, ticker): (&String, &String)| {
+        let readings = price(field).map(|r| Reading { ticker: words(ticker), ..r });
+        Header { text: format!("{ticker} {field}"), readings: readings.into_iter().collect() }
+    };
+    let headers = std::iter::once(date).chain(above.iter().zip(&below).map(column)).collect();
+    Some((headers, 2 + usize::from(rows.get(2).filter(ends).is_some())))
+}
+
+/// What only data have: a date.
+fn is_header(row: &Row) -> bool {
+    let words = row.fields.iter().any(|f| !f.is_empty() && f.parse::<f64>().is_err());
+    words && !row.fields.iter().any(dates::looks_like)
+}
+
+fn headers(row: &Row) -> Vec<Header> {
+    // More of a name says no more.
+    let cut = |h: &'_ str| h.char_indices().nth(60).map_or(h.len(), |(end, _)| end);
+    let all: Vec<&str> = row.fields.iter().map(|h| &h[..cut(h)]).collect();
+    all.iter().map(|h| Header::of(h, &all)).collect()
+}
+
+/// Finds the header, or does without.
+///
+/// # Errors
+/// Columns that are not there, or could be several.
+fn layout(rows: &[Row], how: &How) -> Result<Layout, Unclear> {
+    let named = |headers: Vec<Header>, first: usize, height: usize, kinds: &[Kind]| -> Result<Layout, Unclear> {
+        let columns = Table { headers: &headers, kinds, how }.columns()?;
+        Ok(Layout { headers, columns, first, height, headerless: false })
+    };
+    let known = |headers: &[Header]| {
+        let any = |field: Field| headers.iter().any(|h| h.readings.iter().any(|r| r.field == field));
+        let date = any(Field::Date) || !how.date_column.is_empty();
+        date && (any(Field::Close) || any(Field::Adjusted) || !how.column.is_empty())
+    };
+    // First by names and by what is below them, then by names alone.
+    let mut absent = None;
+    for strict in [true, false] {
+        for i in 0..rows.len().min(HEADER_WITHIN) {
+            let (headers, height) = match stacked(&rows[i..]) {
+                Some(stacked) => stacked,
+                None => (headers(&rows[i]), 1),
+            };
+            if !known(&headers) || height == 1 && !is_header(&rows[i]) {
+                continue;
+            }
+            let kinds = kinds(&rows[i + height..]);
+            match named(headers, i + height, height, &kinds) {
+                Ok(found) => {
+                    let is = |column: usize, kind: Kind| kinds.get(column) == Some(&kind);
+                    let fits = is(found.columns.date, Kind::Date)
+                        && (is(found.columns.close, Kind::Number) || is(found.columns.close, Kind::Date));
+                    if fits || !strict {
+                        return Ok(found);
+                    }
+                }
+                Err(unclear) if !unclear.absent && (!strict || kinds.contains(&Kind::Date)) => return Err(unclear),
+                Err(unclear) => absent = absent.or(Some(unclear)),
+            }
+        }
+    }
+    // Names that are not known, or none: what is in the columns decides.
+    let number = |f: &str| [Decimal::Point, Decimal::Comma].iter().any(|d| numbers::parse(f, *d).is_some());
+    let is_data = |row: &Row| {
+        row.fields.len() > 1
+            && row.fields.iter().enumerate().any(|(i, date)| {
+                dates::looks_like(date) && row.fields.iter().enumerate().any(|(j, f)| j != i && number(f))
+            })
+    };
+    if let Some(at) = rows.iter().take(HEADER_WITHIN).position(is_data) {
+        let kinds = kinds(&rows[at..]);
+        let above = at.checked_sub(1).filter(|&i| is_header(&rows[i]) && rows[i].fields.len() > 1);
+        return match above {
+            Some(i) => named(headers(&rows[i]), at, 1, &kinds),
+            None => headerless(rows, at, &kinds, how),
+        };
+    }
+    let widest = rows.iter().take(HEADER_WITHIN).rev().max_by_key(|row| row.filled());
+    match (absent, widest) {
+        (Some(absent), _) => Err(absent),
+        (None, Some(row)) => named(headers(row), 1, 1, &[]),
+        (None, None) => {
+            Err(Unclear { message: "empty, expected a header and daily prices".into(), advice: None, absent: true })
+        }
+    }
+}
+
+/// The columns of a table without a header, by what is in them: a date, perhaps a time, then one price, or open, high, low and close,
+/// and the volume.
+fn headerless(rows: &[Row], first: usize, kinds: &[Kind], how: &How) -> Result<Layout, Unclear> {
+    let headers: Vec<Header> = (1..=kinds.len()).map(|n| Header { text: n.to_string(), readings: vec![] }).collect();
+    let layout =
+        |columns: Columns| Ok(Layout { headers: headers.clone(), columns, first, height: 0, headerless: true });
+    let help = |what: &str| {
+        let message = format!("the file has no header, and {what}: columns are called 1 to {}", kinds.len());
+        Unclear::new(message, "column", "and --date-column name them by these numbers")
+    };
+    if !how.column.is_empty() {
+        let date = kinds.iter().position(|k| *k == Kind::Date).unwrap_or(0) + 1;
+        let date_column = if how.date_column.is_empty() { date.to_string() } else { how.date_column.clone() };
+        let how = How { date_column, ..how.clone() };
+        return layout(Table { headers: &headers, kinds, how: &how }.columns()?);
+    }
+    let Some(date) = kinds.iter().position(|k| *k == Kind::Date) else { return Err(help("no column of dates")) };
+    let time = (kinds.get(date + 1) == Some(&Kind::Time)).then_some(date + 1);
+    // Volumes and the like can look like dates by themselves.
+    let numbers: Vec<usize> = (date + 1..kinds.len()).filter(|&k| kinds[k] == Kind::Number).collect();
+    let columns = Columns { date, time, ..Columns::default() };
+    match numbers[..] {
+        [close] => layout(Columns { close, ..columns }),
+        [a, b, c, d, ..] => {
+            let sample = &rows[first..rows.len().min(first + 4 * SAMPLE)];
+            let [open, high, low, close] = candle(sample, date, [a, b, c, d])
+                .ok_or_else(|| help("its numbers are no open, high, low and close"))?;
+            let volume = numbers.get(4).copied();
+            layout(Columns { open: Some(open), high: Some(high), low: Some(low), close, volume, ..columns })
+        }
+        _ => Err(help("its numbers could be several things")),
+    }
+}
+
+/// Open, high, low and close among four columns: no price is above the high or below the low, and a day opens near the last close.
+fn candle(rows: &[Row], date: usize, columns: [usize; 4]) -> Option<[usize; 4]> {
+    let mut evidence = Evidence::default();
+    rows.iter().for_each(|r| columns.iter().for_each(|k| evidence.add(r.get(*k))));
+    let decimal = evidence.decimal().unwrap_or(Decimal::Point);
+    let read = |r: &Row| -> Option<[f64; 4]> {
+        let mut prices = [0.; 4];
+        for (price, column) in prices.iter_mut().zip(columns) {
+            *price = numbers::parse(r.get(column), decimal).filter(|p| *p > 0.)?;
+        }
+        Some(prices)
+    };
+    let mut prices: Vec<[f64; 4]> = rows.iter().filter_map(read).collect();
+    let order = dates::form(&rows.iter().map(|r| r.get(date)).collect::<Vec<_>>()).ok()?;
+    let days: Vec<_> = rows.iter().filter_map(|r| dates::moment(r.get(date), &order)).collect();
+    if days.first() > days.last() {
+        prices.reverse();
+    }
+    let most =
+        |is: &dyn Fn(&[f64; 4]) -> bool| 100 * prices.iter().filter(|p| is(p)).count() >= 98 * prices.len().max(1);
+    // As most files have them, before any other order.
+    let high = [1, 2, 0, 3].into_iter().find(|&k| most(&|p| p.iter().all(|v| *v <= p[k])))?;
+    let low = [2, 1, 0, 3].into_iter().find(|&k| k != high && most(&|p| p.iter().all(|v| *v >= p[k])))?;
+    let rest: Vec<usize> = (0..4).filter(|&k| k != high && k != low).collect();
+    let jump = |from: usize, to: usize| prices.windows(2).map(|w| (w[1][to] / w[0][from]).ln().abs()).sum::<f64>();
+    // Closes stand before opens in few files: in those, days begin much nearer to the last close.
+    let exchanged = 2. * jump(rest[0], rest[1]) < jump(rest[1], rest[0]);
+    let (open, close) = if exchanged { (rest[1], rest[0]) } else { (rest[0], rest[1]) };
+    Some([open, high, low, close].map(|k| columns[k]))
+}
+
+/// Delimiters, those first that separate most lines into the same number of fields.
+fn delimiters(text: &str) -> Vec<u8> {
+    let lines: Vec<&str> = text.lines().filter(|l| !l.trim().is_empty()).take(100).collect();
+    let score = |delimiter: u8| {
+        let counts: Vec<usize> = lines.iter().map(|l| l.bytes().filter(|b| *b == delimiter).count()).collect();
+        let same = |n: usize| counts.iter().filter(|c| **c == n).count();
+        counts.iter().filter(|n| **n > 0).map(|n| same(*n)).max().unwrap_or(0)
+    };
+    let mut all = vec![b'\t', b';', b'|', b','];
+    all.sort_by_key(|d| std::cmp::Reverse(score(*d)));
+    all.retain(|d| score(*d) > 0);
+    if all.is_empty() { vec![b','] } else { all }
+}
+
+/// Excel's first line, which says what separates fields, taken off.
+fn separator(text: &str) -> Option<(u8, &str)> {
+    let (line, rest) = text.split_once('\n')?;
+    let line = line.trim().trim_matches('"');
+    let mark = line.get(..4).filter(|t| t.eq_ignore_ascii_case("sep=")).map(|_| &line[4..])?;
+    match mark.as_bytes() {
+        [mark] => Some((*mark, rest)),
+        [] if line.len() == 4 => Some((b'\t', rest)),
+        _ => None,
+    }
+}
+
+/// The table of a text.
+///
+/// # Errors
+/// Columns that are not clear, with the line where there is one.
+pub(super) fn of_text(text: &str, how: &How) -> Result<Sheet, Fault> {
+    // A line of a comment is none of the table, whatever separates its words.
+    let sample =
+        text.char_indices().nth(100_000).map_or(text, |(end, _)| &text[..text[..end].rfind('\n').unwrap_or(end)]);
+    let (said, body) = separator(text).map_or((None, text), |(mark, rest)| (Some(mark), rest));
+    let skipped = text[..text.len() - body.len()].matches('\n').count() as u64;
+    let sample = &sample[(text.len() - body.len()).min(sample.len())..];
+    let candidates = said.map_or_else(|| delimiters(sample), |mark| vec![mark]);
+    let (mut chosen, mut fault) = (None, None);
+    for &delimiter in &candidates {
+        let tried = rows(sample, delimiter).and_then(|rows| Ok(layout(&rows, how)?));
+        match tried {
+            Ok(_) => {
+                chosen = Some(delimiter);
+                break;
+            }
+            // What is a header in one reading decides against another in which there is none.
+            Err(found) if fault.as_ref().is_none_or(|f: &(Fault, u8)| f.0.unclear.absent && !found.unclear.absent) => {
+                fault = Some((found, delimiter));
+            }
+            Err(_) => {}
+        }
+    }
+    let delimiter = match (chosen, fault) {
+        (Some(delimiter), _) => delimiter,
+        (None, Some((fault, _))) => return Err(fault),
+        (None, None) => b',',
+    };
+    let mut all = rows(body, delimiter)?;
+    all.iter_mut().for_each(|row| row.line += skipped);
+    Ok(Sheet { delimiter: Some(delimiter), ..of_rows(all, how)? })
+}
+
+/// The table of rows.
+///
+/// # Errors
+/// As [`of_text`].
+pub(super) fn of_rows(mut rows: Vec<Row>, how: &How) -> Result<Sheet, Fault> {
+    let Layout { headers, columns, first, height, headerless } = layout(&rows, how)?;
+    let mut remarks = vec![];
+    let mut data = rows.split_off(first);
+    let before = &rows[..first - height];
+    if let [only] = before {
+        remarks.push(format!("line {} is passed over, as it is above the header: {}", only.line, said(only)));
+    } else if let [first, .., last] = before {
+        remarks.push(format!(
+            "lines {} to {} are passed over, as they are above the {}: {}, …",
+            first.line,
+            last.line,
+            if headerless { "data" } else { "header" },
+            said(first)
+        ));
+    }
+    if headerless {
+        let name = |at: Option<usize>, what: &str| at.map(|k| format!("{} {what}", headers[k].text));
+        let Columns { date, time, open, high, low, close, volume, .. } = columns;
+        let all = [
+            (Some(date), "date"),
+            (time, "time"),
+            (open, "open"),
+            (high, "high"),
+            (low, "low"),
+            (Some(close), "close"),
+            (volume, "volume"),
+        ];
+        let named: Vec<String> = all.into_iter().filter_map(|(at, what)| name(at, what)).collect();
+        remarks.push(format!("the file has no header; by what is in them, its columns are {}", named.join(", ")));
+    }
+    let mut passed: Vec<Row> = vec![];
+    // Units and the like below the header.
+    let below = data.iter().take_while(|r| r.says_nothing(&columns)).count();
+    if below < data.len() {
+        passed.extend(data.drain(..below));
+    }
+    let again = |row: &Row| rows.last().is_some_and(|header| height > 0 && row.fields == header.fields);
+    let mut kept = vec![];
+    for row in data {
+        if again(&row) { passed.push(row) } else { kept.push(row) }
+    }
+    // Notes at the end.
+    let end = kept.iter().rposition(|r| !r.says_nothing(&columns));
+    if let Some(end) = end {
+        passed.extend(kept.split_off(end + 1));
+    }
+    passed.sort_by_key(|row| row.line);
+    if let Some(first) = passed.first() {
+        let lines: Vec<String> = passed.iter().map(|r| r.line.to_string()).collect();
+        let lines = listed(lines.iter().map(String::as_str));
+        remarks.push(match passed.len() {
+            1 => format!("line {lines} holds no data and is passed over: {}", said(first)),
+            _ => format!("lines {lines} hold no data and are passed over: {}, …", said(first)),
+        });
+    }
+    remarks.extend(columns.doubts.iter().cloned());
+    Ok(Sheet { headers, columns, rows: kept, delimiter: None, remarks })
+}
+
+/// A row as a message has it.
+fn said(row: &Row) -> String {
+    let text: Vec<&str> = row.fields.iter().filter(|f| !f.is_empty()).collect();
+    format!("{:?}", quoted(&text.join(", ")))
+}
