@@ -99,7 +99,6 @@ pub struct DataSettings {
     /// A text; generated dialogue if empty.
     pub path: String,
     /// The encoding of a text that is not UTF-8, such as `windows-1252`.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub encoding: String,
     /// The characters that the model knows, in the order of their numbers; those of the text (or of `train.init_from`)
     /// if empty.

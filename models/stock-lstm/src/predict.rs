@@ -134,8 +134,8 @@ impl<'a> Forecasts<'a> {
     }
 }
 
-const ONE_SIDED: &str = "Forecasts lie so far to one side of what came that intervals of their errors would not hold them: none are given. The \
-                         weights do not suit these prices.";
+const ONE_SIDED: &str = "The errors have the same sign, so that an interval would not hold its own forecast: no intervals are given. The weights \
+                         do not suit these prices.";
 
 /// The lowest and the highest score inside an interval.
 type Bounds = (f64, f64);

@@ -45,7 +45,7 @@ pub(crate) fn read(source: &DataSettings, seed: u64, known: &str) -> zoo_trainin
             let n = text.matches(end).count();
             if n > 0 {
                 text = text.replace(end, "\n");
-                remarks.push(format!("{n} line ends {of} are read as \\n: they are one character to the model"));
+                remarks.push(format!("line ends {of} are read as \\n, one character to the model: {n} of them"));
             }
         }
     }
@@ -53,7 +53,7 @@ pub(crate) fn read(source: &DataSettings, seed: u64, known: &str) -> zoo_trainin
     let marks = text.matches(MARK).count();
     if marks > 0 && !known.contains(MARK) {
         text = text.replace(MARK, "");
-        remarks.push(format!("{marks} byte-order marks within the text are left out"));
+        remarks.push(format!("byte-order marks within the text are left out: {marks} of them"));
     }
     Ok(Source { text, origin, remarks })
 }

@@ -42,7 +42,7 @@ pub fn decode(bytes: &[u8], encoding: &str) -> Result<Text, Undecoded> {
     let fail = |message: String, candidates| Err(Undecoded { message, candidates });
     let asked = match encoding {
         "" => None,
-        label => match Encoding::for_label(label.as_bytes()) {
+        label => match labelled(label) {
             None => {
                 return fail(format!("there is no encoding {label}, such as utf-16le, windows-1252 or gbk"), vec![]);
             }
@@ -56,13 +56,11 @@ pub fn decode(bytes: &[u8], encoding: &str) -> Result<Text, Undecoded> {
     };
     if let Some(text) = chosen.decode_without_bom_handling_and_without_replacement(rest) {
         // Text in ASCII of UTF-16 without its mark is valid UTF-8, with a zero beside every letter.
-        let zeros = text.as_bytes().iter().take(1000).filter(|b| **b == 0).count();
-        if chosen == UTF_8 && 4 * zeros > text.len().min(1000) {
-            let guess = if bytes[0] == 0 { UTF_16BE } else { UTF_16LE };
-            return fail(
-                "every second byte is zero, as in UTF-16 without its mark".into(),
-                candidates(bytes, &[guess]),
-            );
+        let start = &bytes[..bytes.len().min(1000)];
+        let zeros = |at: usize| start.iter().skip(at).step_by(2).filter(|b| **b == 0).count();
+        let guess = if zeros(0) > zeros(1) { UTF_16BE } else { UTF_16LE };
+        if asked.is_none() && chosen == UTF_8 && zeros(0) + zeros(1) > 0 {
+            return fail("it holds zero bytes, as UTF-16 without its mark does".into(), candidates(bytes, &[guess]));
         }
         return Ok(Text { text: text.into_owned(), encoding: chosen.name() });
     }
@@ -86,6 +84,14 @@ pub fn decode(bytes: &[u8], encoding: &str) -> Result<Text, Undecoded> {
         all.truncate(1);
     }
     fail(format!("line {line}: not UTF-8 text"), candidates(rest, &all))
+}
+
+/// The encoding of a label, or of a name that Windows and Python have for it.
+fn labelled(label: &str) -> Option<&'static Encoding> {
+    const OTHERS: [(&str, &str); 5] =
+        [("cp932", "shift_jis"), ("cp936", "gbk"), ("cp949", "euc-kr"), ("cp950", "big5"), ("latin-1", "latin1")];
+    let other = OTHERS.iter().find(|(name, _)| label.eq_ignore_ascii_case(name));
+    Encoding::for_label(other.map_or(label, |(_, known)| known).as_bytes())
 }
 
 /// Those encodings in which all bytes are text, and how the first of it that is not ASCII reads.
@@ -117,6 +123,7 @@ mod tests {
         assert_eq!(text(&utf16("Zürich", false), "utf-16le").as_deref(), Ok("Zürich"));
         assert_eq!(text(b"Z\xfcrich", "latin1").as_deref(), Ok("Zürich"));
         assert_eq!(text(b"\xc8\xd5\xc6\xda", "gbk").as_deref(), Ok("日期"));
+        assert_eq!(text(b"\x93\xfa", "cp932").as_deref(), Ok("日"));
         let refused = |bytes: &[u8], encoding: &str| text(bytes, encoding).unwrap_err();
         assert_eq!(refused(b"a\nin Z\xfcrich", ""), "line 2: not UTF-8 text; windows-1252 would read \"Zürich\"");
         assert!(refused(b"\xc8\xd5\xc6\xda,\xbf\xaa\xc5\xcc\n", "").contains("GBK would read \"日期,开盘\""));

@@ -8,38 +8,27 @@ pub struct Reading {
     pub column: String,
     /// The column of dates.
     pub date_column: String,
-    /// The column of first prices.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    /// The column of opens.
     pub open_column: String,
-    /// The column of highest prices.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    /// The column of highs.
     pub high_column: String,
-    /// The column of lowest prices.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    /// The column of lows.
     pub low_column: String,
     /// The column of shares traded.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub volume_column: String,
     /// The column of closes adjusted for splits and dividends.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub adjusted_column: String,
     /// The column that says which series a row belongs to.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub symbol_column: String,
     /// The series to read, of a file that has several: a value of that column, or a ticker in the names of columns.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub symbol: String,
     /// The form of dates, as of `strftime`, or `excel` for its days.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub date_format: String,
     /// What separates a price's fraction: `.` or `,`.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub decimal: String,
     /// The encoding of a text that is not UTF-8, such as `windows-1252` or `gbk`.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub encoding: String,
     /// `daily` makes days of the several bars that a file has of each.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub resample: String,
     /// Leaves out rows that cannot be read, and later rows of a date that is there a second time.
     pub skip_bad_rows: bool,
@@ -63,22 +52,22 @@ pub const READING_FLAGS: [ReadingFlag; 14] = [
         "data.column",
         "The column of closes, or its number in a file without a header; found by its name by default",
     ),
-    ("date-column", Some("NAME"), "data.date_column", "The column of dates; likewise"),
-    ("open-column", Some("NAME"), "data.open_column", "The column of first prices; likewise"),
-    ("high-column", Some("NAME"), "data.high_column", "The column of highest prices; likewise"),
-    ("low-column", Some("NAME"), "data.low_column", "The column of lowest prices; likewise"),
-    ("volume-column", Some("NAME"), "data.volume_column", "The column of shares traded; likewise"),
+    ("date-column", Some("NAME"), "data.date_column", "The column of dates; found by its name by default"),
+    ("open-column", Some("NAME"), "data.open_column", "The column of opens; found by its name by default"),
+    ("high-column", Some("NAME"), "data.high_column", "The column of highs; found by its name by default"),
+    ("low-column", Some("NAME"), "data.low_column", "The column of lows; found by its name by default"),
+    ("volume-column", Some("NAME"), "data.volume_column", "The column of shares traded; found by its name by default"),
     (
         "adjusted-column",
         Some("NAME"),
         "data.adjusted_column",
-        "The column of closes adjusted for splits and dividends; likewise",
+        "The column of closes adjusted for splits and dividends; found by its name by default",
     ),
     (
         "symbol-column",
         Some("NAME"),
         "data.symbol_column",
-        "The column that says which series a row belongs to; likewise",
+        "The column that says which series a row belongs to; found by its name by default",
     ),
     ("symbol", Some("NAME"), "data.symbol", "The series to read, of a file that has several"),
     (

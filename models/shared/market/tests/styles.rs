@@ -118,7 +118,7 @@ fn days(n: usize, seed: u64, scale: f64) -> Vec<(Date, Bar)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_file_in_any_style_is_read_back(style in styles(), n in 40..90usize, seed in 0..1000u64) {

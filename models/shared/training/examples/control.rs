@@ -109,6 +109,8 @@ impl System for CartPole {
             gamma: 0.98,
             lambda: 0.8,
             entropy_weight: 0.,
+            // The mean of a clip that falls from 0.2, as RL Baselines3 Zoo has it.
+            clip: 0.1,
             ..Default::default()
         }
     }
@@ -510,7 +512,9 @@ impl<S: System> Task for Control<S> {
         let net = |name: &str, out: usize, gain: f64| -> candle_core::Result<[Linear; 3]> {
             let layer = |i: usize, from, to, gain| {
                 let name = vb.pp(name).pp(i);
-                Linear::with_biases(from, to, Some(init::ZEROS), init::xavier_uniform(from, to, gain), name)
+                // As large as an orthogonal matrix of that gain, which other implementations begin with.
+                let weight = init::normal(0., gain / (from.max(to) as f64).sqrt());
+                Linear::with_biases(from, to, Some(init::ZEROS), weight, name)
             };
             Ok([layer(0, S::SEEN, w, 2f64.sqrt())?, layer(1, w, w, 2f64.sqrt())?, layer(2, w, out, gain)?])
         };

@@ -59,7 +59,7 @@ impl Step {
     fn in_words(self) -> String {
         match self {
             Self::Days(open) if open.iter().all(|o| *o) => {
-                "Days to come are every day of the week, as in the file".into()
+                "Future dates are every day of the week, as in the file".into()
             }
             Self::Days(open) => {
                 let names = [
@@ -72,14 +72,12 @@ impl Step {
                     Weekday::Sunday,
                 ];
                 let closed = names.into_iter().zip(open).filter(|(_, open)| !open).map(|(day, _)| format!("{day:?}s"));
-                format!(
-                    "Days to come leave out {}, as the file does, but no holidays",
-                    closed.collect::<Vec<_>>().join(" and ")
-                )
+                let closed = closed.collect::<Vec<_>>().join(" and ");
+                format!("Future dates skip {closed}, as the file does; holidays are not skipped")
             }
-            Self::Weeks(1) => "Dates to come are a week apart, as in the file".into(),
-            Self::Months(1) => "Dates to come are a month apart, as in the file".into(),
-            Self::Weeks(_) | Self::Months(_) | Self::Other(_) => "Dates to come are as far apart as in the file".into(),
+            Self::Weeks(1) => "Future dates are a week apart, as in the file".into(),
+            Self::Months(1) => "Future dates are a month apart, as in the file".into(),
+            Self::Weeks(_) | Self::Months(_) | Self::Other(_) => "Future dates are as far apart as in the file".into(),
         }
     }
 }
@@ -119,7 +117,7 @@ mod tests {
         // One session on a Saturday among many days.
         let mut once = days((2021, 1, 1), &new_york, 60);
         once.insert(1, Date::constant(2021, 1, 2));
-        assert!(next(&once, 1).1.contains("leave out Saturdays and Sundays"), "{}", next(&once, 1).1);
+        assert!(next(&once, 1).1.contains("skip Saturdays and Sundays"), "{}", next(&once, 1).1);
         assert_eq!(after(&[Date::constant(2021, 1, 1)], 1), ["2021-01-04"]);
         assert_eq!(after(&[], 1), Vec::<String>::new());
     }

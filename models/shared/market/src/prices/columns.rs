@@ -1,5 +1,7 @@
 //! Which column is which, in price files as they are found.
 
+use std::collections::HashSet;
+
 use super::dates;
 use super::names::{self, Field, Reading, words};
 use super::numbers;
@@ -11,25 +13,28 @@ pub(super) enum Kind {
     Date,
     Time,
     Number,
+    /// 1, 2, 3, …
+    Count,
     Text,
     /// Nothing is in it.
     Empty,
 }
 
 impl Kind {
-    /// What most of these fields are.
-    pub(super) fn of<'a>(fields: impl Iterator<Item = &'a str>) -> Self {
+    /// What most of these fields are; dates in the form that is asked for, if one is.
+    pub(super) fn of<'a>(fields: impl Iterator<Item = &'a str>, form: Option<&dates::Form>) -> Self {
         let fields: Vec<&str> = fields.filter(|f| !numbers::is_missing(f)).collect();
-        let most = |n: usize| 10 * n >= 9 * fields.len();
-        let count = |is: &dyn Fn(&str) -> bool| fields.iter().filter(|f| is(f)).count();
-        let number = |f: &str| {
-            [numbers::Decimal::Point, numbers::Decimal::Comma].iter().any(|d| numbers::parse(f, *d).is_some())
+        let most = |is: &dyn Fn(&str) -> bool| 10 * fields.iter().filter(|f| is(f)).count() >= 9 * fields.len();
+        let counts = || {
+            let numbers: Option<Vec<i64>> = fields.iter().map(|f| f.parse().ok()).collect();
+            numbers.is_some_and(|n| n.len() > 2 && n.windows(2).all(|w| w[1].checked_sub(w[0]) == Some(1)))
         };
         match () {
             () if fields.is_empty() => Self::Empty,
-            () if most(count(&|f| f.contains(':') && dates::time(f).is_some())) => Self::Time,
-            () if most(count(&dates::looks_like)) && dated(&fields) => Self::Date,
-            () if most(count(&number)) => Self::Number,
+            () if most(&|f| f.contains(':') && dates::time(f).is_some()) => Self::Time,
+            () if most(&|f| dates::looks_like(f, form)) && (form.is_some() || dated(&fields)) => Self::Date,
+            () if counts() => Self::Count,
+            () if most(&numbers::is_number) => Self::Number,
             () => Self::Text,
         }
     }
@@ -55,13 +60,16 @@ pub(super) struct Header {
 }
 
 impl Header {
-    pub(super) fn of(text: &str, all: &[&str]) -> Self {
+    pub(super) fn of(text: &str, all: &HashSet<&str>) -> Self {
+        // o, h, l and c are names together, y is one beside ds.
+        let there = |name: &str| all.iter().any(|h| h.eq_ignore_ascii_case(name));
+        let letters = text.len() == 1 && (there("ds") || ["o", "h", "l", "c"].into_iter().all(there));
         // pandas numbers a name that is there already: Close, Close.1
         let first = text
             .rsplit_once('.')
             .filter(|(name, n)| n.parse::<u8>().is_ok() && all.contains(name))
             .map(|(name, _)| name);
-        Self { text: text.into(), readings: names::read(first.unwrap_or(text)) }
+        Self { text: text.into(), readings: names::read(first.unwrap_or(text), letters) }
     }
 
     fn reading(&self, field: Field) -> Option<&Reading> {
@@ -148,14 +156,24 @@ impl Table<'_> {
     }
 
     fn candidates(&self, field: Field) -> Vec<usize> {
-        (0..self.headers.len()).filter(|&i| self.headers[i].is(field)).collect()
+        (0..self.headers.len()).filter(|&i| self.headers[i].is(field) && !self.is_adjusted(i, field)).collect()
+    }
+
+    /// Whether a column is one of opens, highs, … that are adjusted as the closes are.
+    fn is_adjusted(&self, i: usize, field: Field) -> bool {
+        self.ticker(i, field).iter().any(|w| matches!(w.as_str(), "adj" | "adjusted"))
+    }
+
+    fn adjusted_one(&self, field: Field) -> Option<usize> {
+        (0..self.headers.len()).find(|&i| self.headers[i].is(field) && self.is_adjusted(i, field))
     }
 
     /// The column that a person names.
     fn outright(&self, name: &str, advice: &'static str) -> Result<usize, Unclear> {
         let found = self.headers.iter().position(|h| h.text == name);
         let found = found.or_else(|| self.headers.iter().position(|h| h.text.eq_ignore_ascii_case(name)));
-        found.ok_or_else(|| Unclear {
+        let number = name.parse::<usize>().ok().filter(|n| (1..=self.headers.len()).contains(n)).map(|n| n - 1);
+        found.or(number).ok_or_else(|| Unclear {
             absent: true,
             ..Unclear::new(format!("no column {name}; it has {}", self.shown()), advice, "names it")
         })
@@ -219,7 +237,18 @@ impl Table<'_> {
         };
         let close = of_symbol(self.candidates(Field::Close), Field::Close);
         if !close.is_empty() {
-            return Ok((self.one(&close, Field::Close, "close", "column")?, false));
+            let at = self.one(&close, Field::Close, "close", "column")?;
+            // A name among words that no other column has, or one of several things, may be that of another quantity.
+            let (ticker, others) =
+                (self.ticker(at, Field::Close), [Field::Open, Field::High, Field::Low, Field::Volume]);
+            let shared = |field: &Field| self.candidates(*field).iter().any(|&i| self.ticker(i, *field) == ticker);
+            let unknown = |i: usize| i != date && self.kind(i) == Kind::Number && self.headers[i].readings.is_empty();
+            let vague = self.tier(at, Field::Close) > 0 && (0..self.headers.len()).any(unknown);
+            let plain = self.ticker(at, Field::Close).is_empty() && !vague || !wanted.is_empty() && wanted == ticker;
+            if !plain && !others.iter().take(3).any(shared) {
+                doubts.push(format!("column {} is taken for the close", self.headers[at].text));
+            }
+            return Ok((at, false));
         }
         // A file may have adjusted closes alone.
         let adjusted = of_symbol(self.candidates(Field::Adjusted), Field::Adjusted);
@@ -230,10 +259,12 @@ impl Table<'_> {
         let nameless = |i: &usize| *i != date && self.kind(*i) == Kind::Number && self.headers[*i].readings.is_empty();
         let numbers: Vec<usize> = (0..self.headers.len()).filter(nameless).collect();
         let prices = (0..self.headers.len()).all(|i| {
-            i == date || matches!(self.kind(i), Kind::Number | Kind::Empty) && self.headers[i].readings.is_empty()
+            let kind = self.kind(i);
+            i == date || matches!(kind, Kind::Number | Kind::Count | Kind::Empty) && self.headers[i].readings.is_empty()
         });
         let names = listed(numbers.iter().map(|&i| self.headers[i].text.as_str()));
-        match numbers.iter().find(|&&i| words(&self.headers[i].text) == wanted) {
+        let its = |i: &&usize| !wanted.is_empty() && words(&self.headers[**i].text) == wanted;
+        match numbers.iter().find(its) {
             Some(&at) => Ok((at, false)),
             None if prices && numbers.len() == 1 => {
                 doubts.push(format!(
@@ -259,25 +290,27 @@ impl Table<'_> {
         let ticker = self.ticker(close, of);
         let all: Vec<usize> = self.candidates(field).into_iter().filter(|&i| i != close).collect();
         let its: Vec<usize> = all.iter().copied().filter(|&i| self.ticker(i, field) == ticker).collect();
+        let name = |i: &usize| self.headers[*i].text.as_str();
+        let what = format!("{field:?}").to_lowercase();
         let its = match &all[..] {
             _ if !its.is_empty() => self.likeliest(&its, field),
             // 시가(오픈) beside 종가: words of another kind.
-            [only] if ticker.is_empty() || self.ticker(*only, field).is_empty() => vec![*only],
+            [only] if ticker.is_empty() || self.ticker(*only, field).is_empty() => {
+                doubts.push(format!("column {} is taken for the {what} beside {}", name(only), name(&close)));
+                vec![*only]
+            }
             several if field == Field::Volume && ticker.is_empty() => self.likeliest(several, field),
             _ => vec![],
         };
         match its[..] {
+            [] => None,
             [at] => Some(at),
-            [first, ..] if field == Field::Volume => {
-                let name = |i: &usize| self.headers[*i].text.as_str();
-                doubts.push(format!(
-                    "the volume is {}, of {} (volume_column names it)",
-                    name(&first),
-                    listed(its.iter().map(name))
-                ));
+            [first, ..] => {
+                let names = listed(its.iter().map(name));
+                let key = if field == Field::Close { "column".into() } else { format!("{what}_column") };
+                doubts.push(format!("the {what} is {}, of {names} ({key} names it)", name(&first)));
                 Some(first)
             }
-            _ => None,
         }
     }
 
@@ -310,7 +343,19 @@ impl Table<'_> {
         Ok(match (of, raw) {
             // Adjusted closes do not go with raw opens: the raw close, if there is one, says how to adjust those.
             (Field::Adjusted, Some(raw)) => Columns { close: raw, adjusted: Some(close), ..all },
-            (Field::Adjusted, None) => Columns { open: None, high: None, low: None, adjusted: Some(close), ..all },
+            (Field::Adjusted, None) => {
+                let named = |at: Option<usize>, name: &str, field: Field| match name {
+                    "" => self.adjusted_one(field),
+                    _ => at,
+                };
+                Columns {
+                    open: named(open, &how.open_column, Field::Open),
+                    high: named(high, &how.high_column, Field::High),
+                    low: named(low, &how.low_column, Field::Low),
+                    adjusted: Some(close),
+                    ..all
+                }
+            }
             _ if is(Field::Close) && !named || !how.adjusted_column.is_empty() => all,
             _ => Columns { adjusted: None, ..all },
         })
@@ -322,8 +367,8 @@ mod tests {
     use super::*;
 
     fn find(headers: &str, how: &How) -> Result<Columns, Unclear> {
-        let all: Vec<&str> = headers.split('|').collect();
-        let headers: Vec<Header> = all.iter().map(|h| Header::of(h, &all)).collect();
+        let all: HashSet<&str> = headers.split('|').collect();
+        let headers: Vec<Header> = headers.split('|').map(|h| Header::of(h, &all)).collect();
         Table { headers: &headers, kinds: &[], how }.columns()
     }
 
@@ -390,6 +435,18 @@ mod tests {
         assert_eq!(tiingo.map(|c| (c.open, c.high, c.volume, c.adjusted)), Ok((Some(4), Some(2), Some(5), Some(6))));
         let volumes = by_names("date|open|high|low|close|Volume BTC|Volume USD").map(|c| (c.volume, c.doubts.len()));
         assert_eq!(volumes, Ok((Some(5), 1)));
+        for (headers, said) in [
+            ("Date|Last Size|Mid", "no column close"),
+            ("Date|OPEN_PRC|HIGH_1|LOW_1|TRDPRC_1", "column OPEN_PRC is taken for the open beside TRDPRC_1"),
+            ("Date|Value|Growth", ""),
+            ("Date|Close|Split Adjusted Close", "column Split Adjusted Close is taken for the adjusted beside Close"),
+            ("Date|C|AAPL|MSFT", "no column close"),
+        ] {
+            let found = by_names(headers).map_or_else(|unclear| unclear.message, |c| c.doubts.join(""));
+            assert!(found.starts_with(said), "{headers}: {found}");
+        }
+        let odd = by_names("Date|Close|SPY Open").map(|c| c.doubts.join(""));
+        assert_eq!(odd.as_deref(), Ok("column SPY Open is taken for the open beside Close"));
     }
 
     #[test]

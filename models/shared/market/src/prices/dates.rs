@@ -52,20 +52,20 @@ enum Parts<'a> {
     Numbers([&'a str; 3]),
 }
 
-/// The first three letters or so of months, in the languages that price files come in, without accents.
-const MONTHS: [&[&str]; 12] = [
-    &["jan", "janv", "januar", "janvier", "enero", "ene", "gen", "gennaio", "janeiro", "stycznia", "sty", "янв"],
-    &["feb", "febr", "februar", "fev", "fevr", "fevrier", "febrero", "febbraio", "fevereiro", "lutego", "lut", "фев"],
-    &["mar", "mars", "marz", "maerz", "mrz", "maart", "mrt", "marzo", "marco", "marca", "мар"],
-    &["apr", "avr", "avril", "abr", "abril", "aprile", "kwietnia", "kwi", "апр"],
-    &["may", "mai", "mei", "maj", "mayo", "maggio", "mag", "maio", "maja", "мая", "май"],
-    &["jun", "juni", "juin", "junio", "giu", "giugno", "junho", "czerwca", "cze", "июн"],
-    &["jul", "juli", "juil", "juillet", "julio", "lug", "luglio", "julho", "lipca", "lip", "июл"],
-    &["aug", "august", "aout", "augustus", "ago", "agosto", "sierpnia", "sie", "авг"],
-    &["sep", "sept", "septembre", "septiembre", "set", "settembre", "setembro", "wrzesnia", "wrz", "сен"],
-    &["oct", "okt", "octobre", "oktober", "octubre", "ott", "ottobre", "out", "outubro", "pazdziernika", "paz", "окт"],
-    &["nov", "novembre", "noviembre", "novembro", "listopada", "lis", "ноя"],
-    &["dec", "dez", "dezember", "decembre", "dic", "diciembre", "dicembre", "dezembro", "grudnia", "gru", "дек"],
+/// Names of months and their beginnings, separated by |, in the languages that price files come in, without accents.
+const MONTHS: [&str; 12] = [
+    "jan|ocak|oca|januari|janv|januar|janvier|enero|ene|gen|gennaio|janeiro|stycznia|sty|янв",
+    "feb|subat|sub|februari|pebruari|febr|februar|fev|fevr|fevrier|febrero|febbraio|fevereiro|lutego|lut|фев",
+    "mar|mart|maret|mars|marz|maerz|mrz|maart|mrt|marzo|marco|marca|мар",
+    "apr|nisan|nis|avr|avril|abr|abril|aprile|kwietnia|kwi|апр",
+    "may|mayis|mai|mei|maj|mayo|maggio|mag|maio|maja|мая|май",
+    "jun|haziran|haz|juni|juin|junio|giu|giugno|junho|czerwca|cze|июн",
+    "jul|temmuz|tem|juli|juil|juillet|julio|lug|luglio|julho|lipca|lip|июл",
+    "aug|augusti|agustos|agu|agt|agustus|august|aout|augustus|ago|agosto|sierpnia|sie|авг",
+    "sep|eylul|eyl|sept|septembre|septiembre|set|settembre|setembro|wrzesnia|wrz|сен",
+    "oct|ekim|eki|okt|octobre|oktober|octubre|ott|ottobre|out|outubro|pazdziernika|paz|окт",
+    "nov|kasim|kas|novembre|noviembre|novembro|listopada|lis|ноя",
+    "dec|aralik|ara|des|desember|dez|dezember|decembre|dic|diciembre|dicembre|dezembro|grudnia|gru|дек",
 ];
 const ENGLISH: [&str; 12] = [
     "january",
@@ -81,47 +81,9 @@ const ENGLISH: [&str; 12] = [
     "november",
     "december",
 ];
-/// Words of a date that say nothing new.
-const IDLE: [&str; 38] = [
-    "mon",
-    "tue",
-    "tues",
-    "wed",
-    "thu",
-    "thur",
-    "thurs",
-    "fri",
-    "sat",
-    "sun",
-    "monday",
-    "tuesday",
-    "wednesday",
-    "thursday",
-    "friday",
-    "saturday",
-    "sunday",
-    "mo",
-    "di",
-    "mi",
-    "do",
-    "fr",
-    "sa",
-    "so",
-    "st",
-    "nd",
-    "rd",
-    "th",
-    "de",
-    "of",
-    "t",
-    "z",
-    "utc",
-    "gmt",
-    "est",
-    "edt",
-    "am",
-    "pm",
-];
+/// Words of a date that say nothing new, separated by |.
+const IDLE: &str = "mon|tue|tues|wed|thu|thur|thurs|fri|sat|sun|monday|tuesday|wednesday|thursday|friday|saturday|sunday|mo|di|mi|do|fr|sa\
+                    |so|st|nd|rd|th|de|of|t|z|utc|gmt|est|edt|am|pm|lun|mer|mie|jeu|jue|gio|ven|vie|sam|sab|dim|dom";
 
 /// Letters without accents, in lower case.
 pub(super) fn folded(text: &str) -> String {
@@ -147,9 +109,9 @@ pub(super) fn folded(text: &str) -> String {
 /// The number of a month by its name.
 fn month(word: &str) -> Option<i8> {
     let full = ENGLISH.iter().position(|m| *m == word);
-    let found = full.or_else(|| MONTHS.iter().position(|names| names.contains(&word)));
+    let found = full.or_else(|| MONTHS.iter().position(|names| names.split('|').any(|n| n == word)));
     // Words of many endings, such as those of Russian, begin alike.
-    let begins = || MONTHS.iter().position(|names| names.iter().any(|n| !n.is_ascii() && word.starts_with(n)));
+    let begins = || MONTHS.iter().position(|names| names.split('|').any(|n| !n.is_ascii() && word.starts_with(n)));
     found.or_else(begins).map(|m| m as i8 + 1)
 }
 
@@ -198,7 +160,7 @@ fn of_clock(text: &str, behind: &str) -> Option<Time> {
     let mut numbers = text.split(':').map(|n| n.split('.').next().unwrap_or_default().parse::<i8>());
     let (mut h, m) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
     let s = numbers.next().transpose().ok()?.unwrap_or(0);
-    let word = folded(behind.trim_start().get(..2).unwrap_or_default());
+    let word: String = folded(behind).chars().filter(|c| c.is_alphanumeric()).take(2).collect();
     match word.as_str() {
         "pm" if h < 12 => h += 12,
         "am" if h == 12 => h = 0,
@@ -216,7 +178,10 @@ fn since_1970(text: &str) -> Option<DateTime> {
     let number: i64 = whole.parse().ok().filter(|n: &i64| n.unsigned_abs() > 100_000_000)?;
     let fits = |unit: &i64| number.unsigned_abs() / (*unit as u64) < 7_260_000_000;
     let unit = [1, 1_000, 1_000_000, 1_000_000_000].into_iter().find(fits)?;
-    Some(Timestamp::from_second(number.div_euclid(unit)).ok()?.to_zoned(TimeZone::UTC).datetime())
+    let moment = Timestamp::from_second(number.div_euclid(unit)).ok()?;
+    // Prices of years to come are none: these digits are something else.
+    const YEARS: i64 = 5 * 366 * 86_400;
+    (moment.as_second() < Timestamp::now().as_second() + YEARS).then(|| moment.to_zoned(TimeZone::UTC).datetime())
 }
 
 /// What a text says: its date, or the numbers of one, and the time.
@@ -226,12 +191,14 @@ fn parts(text: &str) -> Option<(Parts<'_>, Option<Time>)> {
     let digits = text.bytes().all(|b| b.is_ascii_digit());
     let eight = |t: &str| civil(t[..4].parse().ok()?, t[4..6].parse().ok()?, t[6..8].parse().ok()?);
     if digits {
+        let stamp =
+            |clock: Option<Time>| Some((eight(text).filter(|d| (1990..=2100).contains(&d.year()))?, Some(clock?)));
         let compact = match text.len() {
             8 => Some((eight(text)?, None)),
-            12 | 14 => eight(text)
-                .filter(|d| (1900..=2100).contains(&d.year()))
-                .zip(clock(&text[8..]))
-                .map(|(d, t)| (d, Some(t))),
+            // Hours, minutes, seconds, milliseconds behind eight digits.
+            10 if since_1970(text).is_none() => stamp(clock(&format!("{}00", &text[8..]))),
+            12 | 14 => stamp(clock(&text[8..])),
+            17 => stamp(clock(&text[8..14])),
             _ => None,
         };
         if let Some((date, time)) = compact {
@@ -262,6 +229,7 @@ fn parts(text: &str) -> Option<(Parts<'_>, Option<Time>)> {
 /// The numbers of a text, and its month if that has a name; `None` if there is a word that dates do not have.
 fn tokens(text: &str) -> Option<(Vec<&str>, Option<i8>)> {
     let (mut numbers, mut named, mut rest) = (vec![], None, text);
+    let (mut weekday, mut first) = (false, false);
     while let Some(c) = rest.chars().next() {
         let kind = |c: char| (c.is_ascii_digit(), c.is_alphabetic());
         let (token, after) = rest.split_at(rest.find(|d| kind(d) != kind(c)).unwrap_or(rest.len()));
@@ -270,22 +238,30 @@ fn tokens(text: &str) -> Option<(Vec<&str>, Option<i8>)> {
             (true, _) => numbers.push(token),
             (_, true) => {
                 let word = folded(token);
-                let idle = IDLE.contains(&word.as_str()) || token.chars().all(|c| "年月日号년월일".contains(c));
+                let idle = IDLE.split('|').any(|w| w == word) || token.chars().all(|c| "年月日号년월일".contains(c));
                 match month(&word) {
-                    Some(month) if named.is_none() => named = Some(month),
+                    Some(month) if named.is_none() => {
+                        named = Some(month);
+                        first = numbers.is_empty();
+                    }
+                    // What began the date was a Tuesday in French or Spanish: mar. 2 janv.
+                    Some(month) if first => (named, first) = (Some(month), false),
                     _ if idle => {}
+                    // A day of the week, in whatever language.
+                    _ if numbers.is_empty() && token.chars().count() > 3 => weekday = true,
                     _ => return None,
                 }
             }
             _ => {}
         }
     }
-    Some((numbers, named))
+    let whole = numbers.len() + usize::from(named.is_some()) == 3;
+    (whole || !weekday).then_some((numbers, named))
 }
 
 /// The date of numbers, of which a month may have a name.
 fn finish<'a>(numbers: &[&'a str], named: Option<i8>, time: Option<Time>) -> Option<(Parts<'a>, Option<Time>)> {
-    let date = |year: &str, month: i8, day: &str| civil(of_year(year, month, day)?, month, day.parse().ok()?);
+    let date = ordered_named;
     let long = |t: &str| t.len() == 4;
     let parts = match (named, numbers) {
         (Some(month), [year, day]) if long(year) => Parts::Date(date(year, month, day)?),
@@ -293,8 +269,8 @@ fn finish<'a>(numbers: &[&'a str], named: Option<i8>, time: Option<Time>) -> Opt
         (Some(month), [year]) if long(year) => Parts::Date(date(year, month, "1")?),
         (None, &[a, b, c]) => Parts::Numbers([a, b, c]),
         // A month alone is that of a monthly file.
-        (None, [year, month]) if long(year) => Parts::Date(date(year, month.parse().ok()?, "1")?),
-        (None, [month, year]) if long(year) => Parts::Date(date(year, month.parse().ok()?, "1")?),
+        (None, [year, month]) if long(year) && month.len() == 2 => Parts::Date(date(year, month.parse().ok()?, "1")?),
+        (None, [month, year]) if long(year) && month.len() == 2 => Parts::Date(date(year, month.parse().ok()?, "1")?),
         _ => return None,
     };
     Some((parts, time))
@@ -314,6 +290,10 @@ fn of_year(text: &str, month: i8, day: &str) -> Option<i16> {
         }
         _ => None,
     }
+}
+
+fn ordered_named(year: &str, month: i8, day: &str) -> Option<Date> {
+    civil(of_year(year, month, day)?, month, day.parse().ok()?)
 }
 
 fn ordered([a, b, c]: [&str; 3], order: Order) -> Option<Date> {
@@ -341,11 +321,14 @@ pub(super) fn moment(text: &str, form: &Form) -> Option<Moment> {
             Some(Moment { day, time: (seconds > 0).then_some(time) })
         }
         Form::Strftime(form) => {
-            // A time behind the form is passed over, as it is elsewhere.
-            let whole = strtime::parse(form, text).ok();
-            let parsed = whole.or_else(|| Some(strtime::BrokenDownTime::parse_prefix(form, text).ok()?.0))?;
+            let parsed = strtime::parse(form, text).ok().or_else(|| {
+                // A time of day behind a form without one is passed over, as it is elsewhere.
+                let (parsed, n) = strtime::BrokenDownTime::parse_prefix(form, text).ok()?;
+                let rest = text.get(n..)?;
+                (parsed.hour().is_none() && rest.starts_with([' ', 'T'])).then_some(parsed)
+            })?;
             let day = parsed.to_date().ok().filter(plausible)?;
-            Some(Moment { day, time: parsed.to_time().ok() })
+            Some(Moment { day, time: parsed.hour().and_then(|_| parsed.to_time().ok()) })
         }
         Form::Parts(order) => {
             let (parts, time) = parts(text)?;
@@ -358,9 +341,18 @@ pub(super) fn moment(text: &str, form: &Form) -> Option<Moment> {
     }
 }
 
-/// Whether a field could be a date by itself.
-pub(super) fn looks_like(text: &str) -> bool {
-    Order::ALL.into_iter().any(|order| moment(text, &Form::Parts(order)).is_some())
+/// The day of a text in each order.
+fn days(text: &str) -> [Option<Date>; 3] {
+    match parts(text) {
+        None => [None; 3],
+        Some((Parts::Date(date), _)) => [Some(date); 3],
+        Some((Parts::Numbers(numbers), _)) => Order::ALL.map(|order| ordered(numbers, order)),
+    }
+}
+
+/// Whether a field could be a date: in the form that is asked for, or by itself.
+pub(super) fn looks_like(text: &str, form: Option<&Form>) -> bool {
+    form.map_or_else(|| days(text).iter().any(Option::is_some), |form| moment(text, form).is_some())
 }
 
 /// Days that Excel shows as numbers: those of 1954 to 2064.
@@ -368,9 +360,16 @@ pub(super) fn is_serial(text: &str) -> bool {
     text.parse::<f64>().is_ok_and(|n| (20_000. ..60_000.).contains(&n)) && !text.contains('-')
 }
 
-/// How much of these days is in rising or falling order.
+/// Whether days rise or fall throughout.
 pub(super) fn in_order(days: &[Date]) -> bool {
     days.windows(2).all(|w| w[0] <= w[1]) || days.windows(2).all(|w| w[0] >= w[1])
+}
+
+/// Days between rows, the middle one.
+fn apart(days: &[Date]) -> i32 {
+    let mut apart: Vec<i32> = days.windows(2).filter_map(|w| Some(w[1].since(w[0]).ok()?.get_days().abs())).collect();
+    apart.sort_unstable();
+    apart.get(apart.len() / 2).copied().unwrap_or(0)
 }
 
 /// The one form that the dates of a file have.
@@ -378,8 +377,7 @@ pub(super) fn in_order(days: &[Date]) -> bool {
 /// # Errors
 /// Two forms fit and disagree, as in a file of which every date is like 03/04/2008.
 pub(super) fn form(dates: &[&str]) -> Result<Form, String> {
-    let read: Vec<[Option<Date>; 3]> =
-        dates.iter().map(|d| Order::ALL.map(|order| moment(d, &Form::Parts(order)).map(|m| m.day))).collect();
+    let read: Vec<[Option<Date>; 3]> = dates.iter().map(|d| days(d)).collect();
     // A bad row must not decide: the order that reads most dates is the file's.
     let counts = [0, 1, 2].map(|k| read.iter().filter(|r| r[k].is_some()).count());
     let most = counts.into_iter().max().unwrap_or(0);
@@ -392,20 +390,29 @@ pub(super) fn form(dates: &[&str]) -> Result<Form, String> {
             best = way;
         }
         // Rows that are years apart are days of which the first number is none of a year.
-        let apart = |k: usize| {
-            let mut apart: Vec<i32> =
-                (read.windows(2)).filter_map(|w| Some(w[1][k]?.since(w[0][k]?).ok()?.get_days().abs())).collect();
-            apart.sort_unstable();
-            apart.get(apart.len() / 2).copied().unwrap_or(0)
-        };
-        if best.len() > 1 && best[0] == 0 && apart(0) > 200 && best[1..].iter().all(|k| apart(*k) < 100) {
+        let days = |k: usize| read.iter().filter_map(|r| r[k]).collect::<Vec<_>>();
+        if best.len() > 1 && best[0] == 0 && apart(&days(0)) > 200 && best[1..].iter().all(|k| apart(&days(*k)) < 100) {
             best.remove(0);
         }
+    }
+    // 19-Jan-02 is taken for the nineteenth, unless that puts the rows out of order and the other way does not.
+    let exchanged = |text: &&str| {
+        let (numbers, month) = tokens(text)?;
+        match (&numbers[..], month) {
+            (&[year, day], Some(month)) => ordered_named(year, month, day),
+            _ => None,
+        }
+    };
+    let turned: Option<Vec<Date>> = if dates.len() > 2 { dates.iter().map(exchanged).collect() } else { None };
+    let taken: Vec<Date> = read.iter().filter_map(|r| r[best[0]]).collect();
+    let better = |days: &Vec<Date>| in_order(days) && (!in_order(&taken) || apart(&taken) > 200 && apart(days) < 100);
+    if turned.as_ref().is_some_and(better) {
+        return Err(format!("dates such as {} begin with the year: say so by their form (%y-%b-%d)", dates[0]));
     }
     let disagree = |r: &&[Option<Date>; 3]| best.iter().any(|k| r[*k] != r[best[0]]);
     match read.iter().position(|r| disagree(&r)) {
         Some(at) if most > 0 => {
-            let names = best.iter().map(|k| Order::ALL[*k].name()).filter(|_| true);
+            let names = best.iter().map(|k| Order::ALL[*k].name());
             let (words, forms): (Vec<_>, Vec<_>) = names.unzip();
             Err(format!(
                 "dates such as {} could be {}: say which by their form ({})",
@@ -491,6 +498,12 @@ mod tests {
             "20081014 09:30:00",
             "20081014093000",
             "20081014T093000",
+            "20081014093000123",
+            "Dienstag, 14. Oktober 2008",
+            "Mittwoch 14/10/2008",
+            "14 Ekim 2008",
+            "mar. 14 oct. 2008",
+            "mer 14 ott 2008",
             "=\"2008-10-14\"",
             "1223942400",
             "1223942400.0",
@@ -522,6 +535,8 @@ mod tests {
             "43467",
             "########",
             "a:b",
+            "2100000000",
+            "Week 2",
         ] {
             assert_eq!(day(text), None, "{text}");
         }
@@ -537,6 +552,9 @@ mod tests {
         // Rows that only one order puts into the order of time.
         assert_eq!(order(&["03/04/2008", "04/04/2008", "07/04/2008", "02/05/2008"]), Ok(Form::Parts(Order::Dmy)));
         assert_eq!(order(&["30/01/19", "31/01/19", "01/02/19"]), Ok(Form::Parts(Order::Dmy)));
+        let message = order(&["19-Jan-30", "19-Jan-31", "19-Feb-01", "19-Feb-02"]).unwrap_err();
+        assert!(message.contains("begin with the year"), "{message}");
+        assert!(order(&["02-Jan-19", "03-Jan-19", "04-Feb-19"]).is_ok());
         // The same day either way is no question.
         assert!(order(&["03/03/2008"]).is_ok());
         assert_eq!(order(&["soon", "2008-10-14"]).map(|f| moment("2008-10-14", &f).is_some()), Ok(true));
@@ -549,7 +567,13 @@ mod tests {
         assert_eq!(read("%d%m%Y", "03042008")?, Some(Date::constant(2008, 4, 3)));
         assert_eq!(read("%d/%m/%Y", "03/04/2008 16:00")?, Some(Date::constant(2008, 4, 3)));
         assert_eq!(read("excel", "43467")?, Some(Date::constant(2019, 1, 2)));
-        assert_eq!(read("%d/%m/%Y", "soon")?, None);
+        for (form, text) in [("%d/%m/%Y", "soon"), ("%d/%m/%y", "03/04/2008"), ("%d/%m/%Y %H:%M", "03/04/2008 16:00 x")]
+        {
+            assert_eq!(read(form, text)?, None, "{form}");
+        }
+        let time = |form: &str, text: &str| Ok::<_, String>(moment(text, &named(form)?).and_then(|m| m.time));
+        assert_eq!(time("%d/%m/%Y", "03/04/2008")?, None);
+        assert_eq!(time("%d/%m/%Y %H:%M", "03/04/2008 16:00")?, Some(Time::constant(16, 0, 0, 0)));
         for form in ["%Q", "dd/mm/yyyy", "%H:%M", ""] {
             assert!(named(form).unwrap_err().contains("is no form of dates"), "{form}");
         }
@@ -562,6 +586,7 @@ mod tests {
         for (text, expected) in [
             ("16:00", at(16, 0, 0)),
             ("4:00:00 PM", at(16, 0, 0)),
+            ("4:00 p. m.", at(16, 0, 0)),
             ("093000", at(9, 30, 0)),
             ("0", at(0, 0, 0)),
             ("x", None),

@@ -14,7 +14,7 @@ mod table;
 
 use std::path::Path;
 
-use jiff::civil::Date;
+use jiff::civil::{Date, Weekday};
 
 use crate::{Bar, Error, Reading, Result};
 use columns::Unclear;
@@ -43,7 +43,7 @@ pub enum Need {
     Bars,
 }
 
-/// Days that may be there twice before a file is taken for one of several series, or of several bars a day.
+/// Number of days that may be there twice before a file is taken for one of several series, or of several bars a day.
 const FEW: usize = 3;
 
 impl Days {
@@ -92,16 +92,30 @@ pub fn read(path: &Path, how: &Reading, need: Need) -> Result<Days> {
     let unclear = |Unclear { message, advice, .. }: Unclear| of_file(message, advice);
     let skippable =
         |line: u64, message: String, does| of_file(format!("line {line}: {message}"), Some(("skip_bad_rows", does)));
-    let Sheet { headers, mut columns, rows: mut lines, delimiter, remarks } = file::sheet(path, how)?;
+    let Sheet { headers, mut columns, rows: mut lines, delimiter, remarks, chosen } = file::sheet(path, how)?;
     let mut days = Days { warnings: remarks, ..Days::default() };
+    let of_sheet = Reading { symbol: String::new(), ..how.clone() };
+    let how = if chosen { &of_sheet } else { how };
     series::choose(&headers, &columns, &mut lines, how).map_err(unclear)?;
     let format = Format::find(&headers, &mut columns, &lines, delimiter, how).map_err(unclear)?;
     days.warnings.extend(format.remarks.iter().cloned());
     let moments: Vec<Option<dates::Moment>> = lines.iter().map(|line| format.moment(line, &columns)).collect();
     let dated: Vec<Option<Date>> = moments.iter().map(|m| m.map(|m| m.day)).collect();
-    series::unnamed(&headers, &columns, &lines, &dated, &mut days.warnings).map_err(unclear)?;
+    if how.resample.is_empty() && how.symbol.is_empty() {
+        series::unnamed(&headers, &columns, &lines, &dated, &mut days.warnings).map_err(unclear)?;
+    }
     let known: Vec<Date> = dated.iter().copied().flatten().collect();
-    if !dates::in_order(&known) && dates::turned(&known) {
+    if 2 * known.len() < lines.len() && lines.len() > 1 {
+        let first = lines.iter().zip(&dated).find(|(_, day)| day.is_none()).map_or(&lines[0], |(line, _)| line);
+        let message = format!(
+            "line {}: {} is {:?}, and most rows are like it, in no form of dates that is known",
+            first.line,
+            headers[columns.date].text,
+            columns::quoted(first.get(columns.date))
+        );
+        return Err(of_file(message, Some(("date_format", "says how to read them"))));
+    }
+    if dates::turned(&known) {
         days.warnings.push(
             "the dates are in no order of time, but would be with month and day exchanged below the 13th, as Excel does to dates of \
              another country: export the file again, with dates as 2008-10-14"
@@ -136,10 +150,23 @@ pub fn read(path: &Path, how: &Reading, need: Need) -> Result<Days> {
         Some(line) => skippable(line, message, "keeps the first"),
         None => of_file(message, advice),
     })?;
-    days.fill(&columns, &mut rows);
+    if evenings(&rows) {
+        days.warnings.push(format!(
+            "rows are of {}, with Sundays but no Fridays: their dates may be those of the evenings before",
+            rows[0].at.time.unwrap_or_default().strftime("%H:%M")
+        ));
+    }
+    days.fill(&columns, need, &mut rows);
     (days.dates, days.bars) = rows.into_iter().map(|row| (row.at.day, row.bar)).unzip();
     days.suspect();
     Ok(days)
+}
+
+/// Whether rows look like those of the evenings before their days: late, on Sundays but not on Fridays.
+fn evenings(rows: &[Row]) -> bool {
+    let late = |row: &Row| row.at.time.is_some_and(|t| t.hour() >= 14);
+    let on = |day: Weekday| 10 * rows.iter().filter(|r| r.at.day.weekday() == day).count() > rows.len();
+    rows.len() > 10 && rows.iter().all(late) && on(Weekday::Sunday) && !on(Weekday::Friday)
 }
 
 /// Days of several bars: the first open, the highest and the lowest price, the last close, the volumes together.
@@ -169,12 +196,12 @@ fn daily(rows: Vec<Row>, warnings: &mut Vec<String>) -> std::result::Result<Vec<
         }
     }
     if days.len() < all {
-        warnings.push(format!("{} are made of {}", counted(days.len(), "day"), counted(all, "bar")));
+        warnings.push(format!("{} made of {}", counted(days.len(), "day"), counted(all, "bar")));
     }
     Ok(days)
 }
 
-/// What is wrong with a file: the line if a row may be left out, the message, and the field that helps.
+/// The line of a row that may be left out, what is wrong, and the field that helps where no line is given.
 type Wrong = (Option<u64>, String, Option<(&'static str, &'static str)>);
 
 /// Leaves one row of each day.
@@ -238,27 +265,25 @@ fn once_a_day(rows: &mut Vec<Row>, how: &Reading, days: &mut Days) -> std::resul
 
 impl Days {
     /// Says which columns are missing, and gives every bar a volume.
-    fn fill(&mut self, columns: &columns::Columns, rows: &mut [Row]) {
+    fn fill(&mut self, columns: &columns::Columns, need: Need, rows: &mut [Row]) {
         const OPTIONAL: [&str; 5] = ["Open", "High", "Low", "Volume", "Adj Close"];
-        let there = [columns.open, columns.high, columns.low, columns.volume, columns.adjusted];
+        let silent = need == Need::Bars && rows.iter().all(|r| r.volume.is_none_or(|v| v == 0.));
+        let volume = columns.volume.filter(|_| !silent);
+        let there = [columns.open, columns.high, columns.low, volume, columns.adjusted];
         self.missing = OPTIONAL.into_iter().zip(there).filter(|(_, at)| at.is_none()).map(|(name, _)| name).collect();
-        if columns.volume.is_none() {
-            return;
-        }
         let none = rows.iter().filter(|r| r.volume.is_none()).count();
-        if rows.iter().all(|r| r.volume.is_none_or(|v| v == 0.)) {
-            self.missing.retain(|name| *name != "Volume");
-            self.missing.insert(self.missing.iter().take_while(|name| **name != "Adj Close").count(), "Volume");
+        if need == Need::Closes || volume.is_none() || none == 0 {
             return;
         }
-        if none > 0 {
-            let first = rows.iter().find_map(|r| r.volume).unwrap_or(0.);
-            rows.iter_mut().fold(first, |last, row| {
-                row.bar.volume = row.volume.unwrap_or(last);
-                row.bar.volume
-            });
-            self.warnings.push(format!("{} without volume: the one before stands for it", counted(none, "row")));
+        let mut last = rows.iter().find_map(|r| r.volume).unwrap_or(0.);
+        for row in rows {
+            last = row.volume.unwrap_or(last);
+            row.bar.volume = last;
         }
+        self.warnings.push(format!(
+            "{} without volume: that of the row before stands for it, or the first one that is there",
+            counted(none, "row")
+        ));
     }
 
     /// Adds warnings about what daily prices seldom do.
@@ -277,7 +302,7 @@ impl Days {
             ));
         }
         if median > 3 {
-            self.warnings.push(format!("rows are {median} days apart, this model is made for daily prices"));
+            self.warnings.push(format!("rows are {median} days apart, where daily prices are expected"));
         }
         let factor = |i: usize| self.bars[i + 1].close / self.bars[i].close;
         let jumps: Vec<usize> =
@@ -364,7 +389,7 @@ mod tests {
             ),
             ("Date,Close,Volume\n2020-01-02,1,234.50,7\n", "line 2: 4 fields, expected 3 (a number with commas"),
             ("Date,Close\n2020-01-02,1\n\nsoon,1\n", "line 4: Date is \"soon\""),
-            ("Date,Close\n2020-01-02,1\n2020-01-03\n", "line 3: 1 fields, expected 2"),
+            ("Date,Close\n2020-01-02,1\n2020-01-03\n", "line 3: 1 field, expected 2"),
             (
                 "Date,Close\n2020-01-02,1\n2020-01-02,2\n",
                 "line 3: 2020-01-02 is there twice with different prices (line 2 too)",
@@ -382,7 +407,7 @@ mod tests {
             ("Date,Close,Note\n2020-01-02,1,\"see\n2020-01-03,1,\n", "line 2: a quotation mark is not closed"),
             (
                 "Date,Close,Name\n2020-01-02,1,A\n2020-01-02,2,B\n",
-                "told apart by column Name: A, B (symbol chooses one)",
+                "told apart by column Name: A, B (symbol chooses one, * takes all for one)",
             ),
             (
                 "Date,Close\n2020-01-02,\"99,900\"\n2020-01-03,\"100,420\"\n",
@@ -419,6 +444,166 @@ mod tests {
         assert!(said.contains("1 gap of more than a week, the longest of 59 days, 2020-01-03 to 2020-03-02"), "{said}");
         assert!(said.contains("on 2 days, first by a factor of 0.500 on 2020-03-03"), "{said}");
         assert_eq!(warnings("Date,Close\n2020-01-02,10\n2020-01-03,11\n")?, "");
+        Ok(())
+    }
+
+    /// Weekdays of 2019 with the fields that a row has of each, `i` being its number.
+    fn table(header: &str, n: usize, row: impl Fn(usize, &str) -> String) -> String {
+        let weekdays = std::iter::successors(Some(Date::constant(2019, 1, 2)), |d| d.tomorrow().ok())
+            .filter(|d| !matches!(d.weekday(), Weekday::Saturday | Weekday::Sunday));
+        let rows = weekdays.take(n).enumerate().map(|(i, day)| row(i, &day.to_string()) + "\n");
+        std::iter::once(header.to_string()).chain(rows).collect()
+    }
+
+    fn price(i: usize) -> f64 {
+        100. + (i % 7) as f64 / 4.
+    }
+
+    #[test]
+    fn what_could_be_something_else_is_not_read_in_silence() {
+        let of = |header: &str, row: fn(usize, &str) -> String| table(header, 30, row);
+        for (text, need, expected) in [
+            (
+                of("Date,AAPL,C,MSFT\n", |i, d| format!("{d},{0},7,{0}", price(i))),
+                Need::Closes,
+                "each of AAPL, C, MSFT could",
+            ),
+            (of("Date;Close\n", |i, d| format!("{d};{} b", price(i))), Need::Closes, "Close is \"100 b\""),
+            (of("", |i, d| format!("{d},100'{}5", 10 + i % 20)), Need::Closes, "could have thousands or be in 32nds"),
+            (
+                of("Date,Open,Close,Volume\n", |i, d| if i == 9 { format!("{d},1,7") } else { format!("{d},1,2,3") }),
+                Need::Closes,
+                "line 11: 3 fields, expected 4",
+            ),
+            (
+                of("Date,Close,,\n", |i, d| format!("{d},2,{},", 100 + i)),
+                Need::Closes,
+                "column 3 has no name, but holds 100",
+            ),
+            (
+                of(
+                    "Date;Close\n",
+                    |i, d| if i % 9 == 4 { format!("{d};100,641") } else { format!("{d};100.6{}", i % 10) },
+                ),
+                Need::Closes,
+                "line 6: Close is \"100,641\"",
+            ),
+            (of("Date,Close\n", |_, d| format!("{}M{},5", &d[..4], &d[5..7])), Need::Closes, "most rows are like it"),
+            (
+                of("Date,Close\n", |i, d| format!("{d},\"{}\n2019-01-02,1\"", i)),
+                Need::Closes,
+                "a quotation mark is not closed",
+            ),
+            (
+                of("Date,Close,Adj Close\n", |_, d| format!("{d},1e300,1e-300")),
+                Need::Bars,
+                "a price near that of its day",
+            ),
+        ] {
+            let message = read_with(&text, &Reading::default(), need).map(|d| d.bars.len()).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}\n{}", &text[..60]);
+        }
+    }
+
+    #[test]
+    fn odd_files_are_read_with_a_word_about_them() -> Result<()> {
+        let bars = |text: &str| read_with(text, &Reading::default(), Need::Bars);
+        let all = |text: &str, n: usize, said: &str| -> Result<Days> {
+            let days = bars(text)?;
+            let warnings = days.warnings.join("; ");
+            assert!(days.bars.len() == n && warnings.contains(said), "{} {warnings}", days.bars.len());
+            assert!(days.bars.iter().enumerate().all(|(i, b)| b.close == price(i)), "{:?}", days.bars[1]);
+            Ok(days)
+        };
+        let p = price;
+        // R's row names, a small table above, names over two lines, a repeated header, a note, units, sep=.
+        all(
+            &table("\"\",\"DATE\",\"SP500\"\n", 30, |i, d| format!("\"{}\",\"{d}\",{}", i + 1, p(i))),
+            30,
+            "SP500 is taken",
+        )?;
+        all(
+            &table("Date,Last,Volume\n2019-03-01,7,7\nDate,Open,Close\n", 30, |i, d| format!("{d},{0},{0}", p(i))),
+            30,
+            "lines 1 to 2",
+        )?;
+        all(&table("\"Date\n(day)\",\"Close\n(USD)\"\n", 30, |i, d| format!("{d},{}", p(i))), 30, "")?;
+        let again =
+            table("Date,Close\n", 30, |i, d| format!("{d},{}{}", p(i), if i == 9 { "\nDate,Close" } else { "" }));
+        all(&again, 30, "line 12 holds no data and is passed over: \"Date, Close\"")?;
+        all(&table("sep=;\r\nDate;Close\n-;USD\n", 30, |i, d| format!("{d};{}", p(i))), 30, "line 3 holds no data")?;
+        all(
+            &table("Date,Close,Adjusted\n", 30, |i, d| format!("{d},{},1", p(i))),
+            30,
+            "column Adjusted is always 1: it is no",
+        )?;
+        all(
+            &table("Date,close_x1\n", 30, |i, d| format!("{d},{}", p(i))),
+            30,
+            "column close_x1 is taken for the close",
+        )?;
+        // Without a header: numbers that are times, and another price in front of the volume.
+        let clock =
+            all(&table("", 30, |i, d| format!("{d},1600,{0},{1},{0},{0},7", p(i), p(i) + 1.)), 30, "2 time, 3 open")?;
+        assert_eq!((clock.bars[3].high, clock.bars[3].volume), (p(3) + 1., 7.));
+        let adjusted = table("", 30, |i, d| format!("{d},{0},{1},{0},{0},{2},7000", p(i), p(i) + 1., p(i) / 2.));
+        assert_eq!(all(&adjusted, 30, "column 6 looks like another price and is left out")?.bars[3].volume, 7000.);
+        // Gaps of the volume.
+        let gaps = table("Date,Open,High,Low,Close,Volume\n", 30, |i, d| {
+            format!("{d},{0},{0},{0},{0},{1}", p(i), if i < 2 || i == 9 { "-".into() } else { i.to_string() })
+        });
+        let gaps = all(&gaps, 30, "3 rows without volume")?;
+        assert_eq!([0, 1, 2, 8, 9, 10].map(|i| gaps.bars[i].volume), [2., 2., 2., 8., 8., 10.]);
+        // Blocks of text that may be series.
+        let blocks = table("Date,Close,Source\n", 60, |i, d| format!("{d},{},{}", p(i), ["A", "B"][i / 30]));
+        all(&blocks, 60, "column Source is A, B in blocks: if these are several series, symbol chooses one")?;
+        // Evenings before the days, in UTC.
+        let evenings = table("Date,Close\n", 30, |i, d| {
+            let day = d.parse::<Date>().and_then(|d| d.yesterday()).map(|d| d.to_string()).unwrap_or_default();
+            format!("{day}T22:00:00Z,{}", p(i))
+        });
+        all(&evenings, 30, "may be those of the evenings before")?;
+        Ok(())
+    }
+
+    #[test]
+    fn a_person_chooses_series_columns_and_steps() -> Result<()> {
+        let closes =
+            |text: &str, how: Reading| read_with(text, &how, Need::Bars).map(|d| (d.bars.len(), d.bars[1].close));
+        let two = table("Date,Sym,Kind,Close,Mid\n", 30, |i, d| {
+            format!("{d},A,x,{0},{1}\n{d},A,y,{2},{2}\n{d},B,x,{2},{2}", price(i), price(i) + 1., 3. * price(i))
+        });
+        let how = |symbol: &str, column: &str| Reading {
+            symbol: symbol.into(),
+            symbol_column: column.into(),
+            ..Reading::default()
+        };
+        assert!(closes(&two, how("", "")).is_err() && closes(&two, how("A", "Sym")).is_err());
+        assert_eq!(closes(&two.replace(",A,y,", ",C,y,"), how("A", "Sym"))?, (30, price(1)));
+        assert_eq!(
+            closes(&two.replace(",A,y,", ",C,y,"), Reading { column: "Mid".into(), ..how("A", "") })?,
+            (30, price(1) + 1.)
+        );
+        let roll = table("Date,Contract,Close\n", 40, |i, d| format!("{d},F{},{}", i / 20, price(i)));
+        assert!(closes(&roll, how("", "")).unwrap_err().to_string().contains("* takes all for one"));
+        assert_eq!(closes(&roll, how("*", ""))?, (40, price(1)));
+        assert!(closes(&roll, how("", "Sym")).unwrap_err().to_string().contains("no column Sym"));
+        let hours = table("Date,Time,Open,High,Low,Close,Volume\n", 30, |i, d| {
+            let day = format!("{}/{}/{}", &d[8..], &d[5..7], &d[..4]);
+            format!(
+                "{day},15:00,{0},{1},{0},{0},2\n{day},9:00,{2},{2},{2},{0},1",
+                price(i),
+                price(i) + 2.,
+                price(i) - 1.
+            )
+        });
+        let daily = Reading { date_format: "%d/%m/%Y".into(), resample: "daily".into(), ..Reading::default() };
+        let days = read_with(&hours, &daily, Need::Bars)?;
+        let p = price(3);
+        assert_eq!(days.bars[3], Bar { open: p - 1., high: p + 2., low: p - 1., close: p, volume: 3. });
+        let untimed = hours.replace("15:00,", ",").replace("9:00,", ",");
+        assert!(closes(&untimed, daily.clone()).unwrap_err().to_string().contains("without different times of day"));
+        assert!(closes(&hours, Reading { resample: "weekly".into(), ..daily }).is_err());
         Ok(())
     }
 }

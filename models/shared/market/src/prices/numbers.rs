@@ -24,7 +24,7 @@ impl Decimal {
 }
 
 /// What stands for a number that is not there.
-const NONE: [&str; 12] = ["-", "--", "---", "–", "—", "n/a", "na", "nan", "null", "none", ".", "#n/a"];
+const NONE: [&str; 14] = ["-", "--", "---", "–", "—", "n/a", "n.a.", "n.d.", "na", "nan", "null", "none", ".", "#n/a"];
 
 /// Whether a field says that there is no number.
 pub(super) fn is_missing(text: &str) -> bool {
@@ -99,6 +99,25 @@ fn bare(text: &str) -> (&str, f64) {
     }
 }
 
+/// Whether a field is a number, whatever separates its fraction.
+pub(super) fn is_number(text: &str) -> bool {
+    [Decimal::Point, Decimal::Comma].into_iter().any(|decimal| parse(text, decimal).is_some())
+}
+
+/// Whether a price could be one of a bond future, in points and 32nds of them with an eighth of a 32nd: `100'185`.
+pub(super) fn is_in_32nds(text: &str) -> bool {
+    let Some((whole, parts)) = text.split_once('\'') else { return false };
+    let plain = |t: &str| !t.is_empty() && t.bytes().all(|b| b.is_ascii_digit());
+    let eighth = parts.ends_with(['0', '2', '5', '7']);
+    plain(whole) && plain(parts) && parts.len() == 3 && eighth && parts[..2].parse::<u8>().is_ok_and(|n| n < 32)
+}
+
+/// The price in a field: a number without a factor, as letters behind prices mean other things.
+pub(super) fn price(text: &str, decimal: Decimal) -> Option<f64> {
+    let (_, factor) = bare(text);
+    parse(text, decimal).filter(|v| factor == 1. && v.is_finite() && *v > 0.)
+}
+
 /// Separators of thousands that never are anything else.
 fn is_group(c: char) -> bool {
     matches!(c, '\'' | '’' | '‘' | '´' | '_' | '٬') || is_blank(c)
@@ -115,8 +134,11 @@ pub(super) struct Evidence {
 }
 
 impl Evidence {
-    /// Adds what another column of the same kind says.
+    /// Adds what a number says.
     pub(super) fn add(&mut self, text: &str) {
+        if !is_number(text) {
+            return;
+        }
         let (digits, _) = bare(text);
         if !digits.contains([',', '.']) || digits.contains(['e', 'E']) && digits.parse::<f64>().is_err() {
             return;
@@ -257,6 +279,8 @@ mod tests {
         ] {
             assert_eq!(parse(text, Decimal::Point), None, "{text}");
         }
+        assert!(is_in_32nds("100'185") && !is_in_32nds("9'045.90") && !is_in_32nds("9'945"));
+        assert_eq!((price("12.5 EUR", Decimal::Point), price("12.30 b", Decimal::Point)), (Some(12.5), None));
     }
 
     #[test]
@@ -274,5 +298,6 @@ mod tests {
         assert_eq!(of(&["11.056", "11.080"]), (None, Some('.')));
         assert_eq!(of(&["1,779,240"]), (Some(Decimal::Point), None));
         assert_eq!(of(&["12", "abc", ""]), (None, None));
+        assert_eq!(of(&["11.056", "n.a.", "v1.2"]), (None, Some('.')));
     }
 }

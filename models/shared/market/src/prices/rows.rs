@@ -17,11 +17,15 @@ pub(super) struct Format {
     form: Form,
     price: Decimal,
     volume: Decimal,
+    /// The middle one of the closes.
+    usual: f64,
+    /// Whether most rows have a field for every column.
+    full: bool,
     pub(super) remarks: Vec<String>,
 }
 
 impl Format {
-    /// Takes columns in which there is nothing for missing, and finds the forms of the others.
+    /// Treats columns without any value as missing, and finds the forms of the others.
     ///
     /// # Errors
     /// Dates or prices that could be two things.
@@ -52,7 +56,16 @@ impl Format {
             (".", ..) => Decimal::Point,
             (",", ..) => Decimal::Comma,
             ("", Some(decimal), _) => decimal,
-            ("", None, None) => Decimal::Point,
+            ("", None, None) => {
+                let closes = || rows.iter().map(|r| r.get(columns.close)).filter(|f| !numbers::is_missing(f));
+                if closes().next().is_some() && closes().all(numbers::is_in_32nds) {
+                    let example = quoted(closes().next().unwrap_or_default());
+                    let message =
+                        format!("prices such as {example} could have thousands or be in 32nds, which are not read");
+                    return Err(Unclear::new(message, "decimal", ". takes them for thousands"));
+                }
+                Decimal::Point
+            }
             ("", None, Some(mark)) => {
                 let example = rows.iter().map(|r| r.get(columns.close)).find(|f| f.contains(mark)).unwrap_or_default();
                 match settled(rows, columns.close, mark, delimiter, &texts) {
@@ -64,8 +77,8 @@ impl Format {
                 }
             }
             (other, ..) => {
-                let message = format!("{other:?} separates no fraction");
-                return Err(Unclear::new(message, "decimal", "is . or ,"));
+                let message = format!("the mark {other:?} does not separate fractions");
+                return Err(Unclear::new(message, "decimal", "must be . or ,"));
             }
         };
         let own = evidence(&[columns.volume]);
@@ -78,22 +91,47 @@ impl Format {
         if price == Decimal::Comma && how.decimal.is_empty() {
             remarks.push("commas separate fractions in this file's prices".into());
         }
-        Ok(Self { form, price, volume, remarks })
+        if let Some(k) = columns.adjusted.filter(|k| *k != columns.close) {
+            let same = |k: usize| rows.iter().all(|r| r.get(k) == rows[0].get(k));
+            if rows.len() > 2 && same(k) && !same(columns.close) {
+                remarks.push(format!(
+                    "column {} is always {}: it is no adjusted close",
+                    headers[k].text,
+                    rows[0].get(k)
+                ));
+                columns.adjusted = None;
+            }
+        }
+        let mut closes: Vec<f64> = rows.iter().filter_map(|r| numbers::price(r.get(columns.close), price)).collect();
+        closes.sort_by(f64::total_cmp);
+        let usual = closes.get(closes.len() / 2).copied().unwrap_or(1.);
+        let full = 10 * rows.iter().filter(|r| r.fields.len() >= headers.len()).count() >= 9 * rows.len();
+        Ok(Self { form, price, volume, usual, full, remarks })
+    }
+
+    /// Whether a number has another separator than the others, as its size tells.
+    fn is_mixed(&self, text: &str, value: f64) -> bool {
+        let mark = if self.price == Decimal::Point { ',' } else { '.' };
+        text.contains(mark) && value > UNHEARD_OF * self.usual && value < 1000. * UNHEARD_OF * self.usual
     }
 
     /// The day of a row, with its time if it has one in that column or another.
     pub(super) fn moment(&self, row: &table::Row, columns: &Columns) -> Option<Moment> {
         let moment = dates::moment(row.get(columns.date), &self.form)?;
         let beside = || columns.time.and_then(|k| dates::time(row.get(k)));
-        Some(Moment { time: moment.time.or_else(beside), ..moment })
+        // Midnight is no time of day where another column has one.
+        let time = moment.time.filter(|t| columns.time.is_none() || *t != jiff::civil::Time::midnight());
+        Some(Moment { time: time.or_else(beside).or(moment.time), ..moment })
     }
 }
 
 /// The form of these dates.
-fn form(texts: &[&str], header: &str, how: &How) -> Result<Form, Unclear> {
-    let wrong = |message| Unclear::new(message, "date_format", "says which");
-    if !how.date_format.is_empty() {
-        return dates::named(&how.date_format).map_err(|message| Unclear { message, advice: None, absent: false });
+///
+/// # Errors
+/// Dates that could be of two forms, or that Excel damaged.
+pub(super) fn form(texts: &[&str], header: &str, how: &How) -> Result<Form, Unclear> {
+    if let Some(form) = table::asked(how)? {
+        return Ok(form);
     }
     let most =
         |is: &dyn Fn(&str) -> bool| !texts.is_empty() && 10 * texts.iter().filter(|t| is(t)).count() >= 9 * texts.len();
@@ -109,13 +147,13 @@ fn form(texts: &[&str], header: &str, how: &How) -> Result<Form, Unclear> {
         );
         return Err(Unclear { message, advice: None, absent: false });
     }
-    dates::form(texts).map_err(wrong)
+    dates::form(texts).map_err(|message| Unclear::new(message, "date_format", "says which"))
 }
 
 /// What three digits behind the only separator are, by what separates fields and by how far prices go in a day.
 fn settled(rows: &[table::Row], close: usize, mark: char, delimiter: Option<u8>, dates: &[&str]) -> Option<Decimal> {
     let jump = |decimal: Decimal| {
-        let prices: Vec<f64> = rows.iter().filter_map(|r| numbers::parse(r.get(close), decimal)).collect();
+        let prices: Vec<f64> = rows.iter().filter_map(|r| numbers::price(r.get(close), decimal)).collect();
         prices.windows(2).map(|w| (w[1] / w[0]).max(w[0] / w[1])).fold(1., f64::max)
     };
     let (point, comma) = (jump(Decimal::Point), jump(Decimal::Comma));
@@ -142,7 +180,7 @@ pub(super) struct Line<'a> {
 impl Line<'_> {
     fn field(&self, column: usize) -> Result<&str, String> {
         let fields = &self.row.fields;
-        let missing = || format!("{} fields, expected {}", fields.len(), self.headers.len());
+        let missing = || format!("{}, expected {}", super::counted(fields.len(), "field"), self.headers.len());
         fields.get(column).ok_or_else(missing)
     }
 
@@ -152,10 +190,9 @@ impl Line<'_> {
 
     fn price(&self, column: usize) -> Result<f64, String> {
         let text = self.field(column)?;
-        let value = numbers::parse(text, self.format.price).filter(|v| v.is_finite() && *v > 0.);
+        let value = numbers::price(text, self.format.price).filter(|v| !self.format.is_mixed(text, *v));
         value.ok_or_else(|| {
-            let other =
-                [Decimal::Point, Decimal::Comma].iter().any(|d| numbers::parse(text, *d).is_some_and(|v| v > 0.));
+            let other = [Decimal::Point, Decimal::Comma].iter().any(|d| numbers::price(text, *d).is_some());
             let expected = match (other, self.format.price) {
                 (false, _) => "a positive number",
                 (true, Decimal::Point) => "a positive number with a decimal point, as others have",
@@ -178,6 +215,14 @@ impl Line<'_> {
     /// The bar of a row, adjusted; its highest price is none below another, its lowest none above.
     pub(super) fn read(&self, moment: Option<Moment>, need: Need) -> Result<Row, String> {
         let &Self { row, headers, columns, .. } = self;
+        if self.format.full && row.fields.len() < headers.len() {
+            return Err(format!("{}, expected {}", super::counted(row.fields.len(), "field"), headers.len()));
+        }
+        let nameless = |k: &usize| headers[*k].text.is_empty() && numbers::is_number(row.get(*k));
+        if let Some(k) = (1..headers.len()).find(nameless) {
+            let hint = "a number with commas outside of quotes?";
+            return Err(format!("column {} has no name, but holds {} ({hint})", k + 1, quoted(row.get(k))));
+        }
         if row.fields.iter().skip(headers.len()).any(|field| !field.is_empty()) {
             let hint = "a number with commas outside of quotes?";
             return Err(format!("{} fields, expected {} ({hint})", row.fields.len(), headers.len()));
@@ -203,6 +248,9 @@ impl Line<'_> {
         (high, low) = (high.max(top), low.min(bottom));
         let factor = close / last;
         let volume = self.volume()?;
+        if [open, high, low].iter().any(|p| !(p * factor).is_normal()) {
+            return Err(self.wrong(columns.adjusted.unwrap_or(columns.close), "a price near that of its day"));
+        }
         let bar =
             Bar { open: open * factor, high: high * factor, low: low * factor, close, volume: volume.unwrap_or(0.) };
         Ok(Row { at, line: row.line, bar, volume })

@@ -1,37 +1,32 @@
 //! Files that hold several series, one below the other.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use jiff::civil::Date;
 
+use super::FEW;
 use super::columns::{Columns, Header, Kind, Unclear, listed};
-use super::names::Field;
+use super::names::{Field, words};
 use super::table::Row;
 use crate::Reading as How;
 
-/// Values of a column that are kept to tell series apart.
+/// Values of a column that are looked at for a message, or for names of series.
 const MOST_VALUES: usize = 10_000;
+/// The symbol that takes all rows for one series.
+const ALL: &str = "*";
 /// Rows of a block that may be a series of its own.
 const BLOCK: usize = 20;
 
-/// The different values of a column, in the order in which they come; none if there are too many for names of series.
+/// The different values of a column, in the order in which they come, as far as there are so many.
 fn values(rows: &[Row], column: usize) -> Vec<&str> {
-    let mut seen: HashMap<&str, ()> = HashMap::new();
-    let mut all = vec![];
-    for value in rows.iter().map(|r| r.get(column)).filter(|v| !v.is_empty()) {
-        if seen.insert(value, ()).is_none() {
-            all.push(value);
-        }
-        if all.len() > MOST_VALUES {
-            return vec![];
-        }
-    }
-    all
+    let mut seen = HashSet::new();
+    let all = rows.iter().map(|r| r.get(column)).filter(|v| !v.is_empty());
+    all.filter(|v| seen.insert(*v)).take(MOST_VALUES).collect()
 }
 
 fn several(header: &str, values: &[&str]) -> Unclear {
     let message = format!("several series, told apart by column {header}: {}", listed(values.iter().copied()));
-    Unclear::new(message, "symbol", "chooses one")
+    Unclear::new(message, "symbol", "chooses one, * takes all for one")
 }
 
 /// Leaves the rows of the series that is asked for.
@@ -39,6 +34,9 @@ fn several(header: &str, values: &[&str]) -> Unclear {
 /// # Errors
 /// Several series of which none is asked for, or one that is not there.
 pub(super) fn choose(headers: &[Header], columns: &Columns, rows: &mut Vec<Row>, how: &How) -> Result<(), Unclear> {
+    if how.symbol == ALL {
+        return Ok(());
+    }
     let named: Vec<usize> = match how.symbol_column.as_str() {
         "" => (0..headers.len()).filter(|&k| headers[k].readings.iter().any(|r| r.field == Field::Symbol)).collect(),
         name => match headers.iter().position(|h| h.text.eq_ignore_ascii_case(name)) {
@@ -49,35 +47,39 @@ pub(super) fn choose(headers: &[Header], columns: &Columns, rows: &mut Vec<Row>,
             }
         },
     };
-    let text: Vec<usize> =
-        (0..headers.len()).filter(|k| !used(columns).contains(k) && (named.contains(k) || is_text(rows, *k))).collect();
-    if !how.symbol.is_empty() {
-        let is = |value: &str| value.eq_ignore_ascii_case(&how.symbol);
-        // A column that has the name, those that are called symbols first.
-        let mut order: Vec<usize> = named.iter().copied().chain(text.iter().copied()).collect();
-        order.dedup();
-        if let Some(&at) = order.iter().find(|&&k| rows.iter().any(|r| is(r.get(k)))) {
-            rows.retain(|r| is(r.get(at)));
-        } else {
-            let wanted = super::names::words(&how.symbol);
-            let close = &headers[columns.adjusted.unwrap_or(columns.close)];
-            let in_header =
-                close.readings.iter().any(|r| r.ticker == wanted) || super::names::words(&close.text) == wanted;
-            if !in_header {
-                let there: Vec<&str> = order.iter().flat_map(|&k| values(rows, k)).collect();
-                let message = match there.is_empty() {
-                    true => format!("no series {}: the file does not say whose prices it has", how.symbol),
-                    false => format!("no series {}; it has {}", how.symbol, listed(there.into_iter())),
-                };
-                return Err(Unclear { message, advice: None, absent: false });
-            }
+    let mut order = named.clone();
+    if how.symbol_column.is_empty() {
+        let text = |k: &usize| !named.contains(k) && !used(columns).contains(k) && is_text(rows, *k);
+        order.extend((0..headers.len()).filter(text));
+    }
+    let is = |value: &str| value.eq_ignore_ascii_case(&how.symbol);
+    let its = order.iter().copied().find(|&k| rows.iter().any(|r| is(r.get(k)))).filter(|_| !how.symbol.is_empty());
+    if let Some(at) = its {
+        rows.retain(|r| is(r.get(at)));
+    } else if !how.symbol.is_empty() {
+        let wanted = words(&how.symbol);
+        let close = &headers[columns.adjusted.unwrap_or(columns.close)];
+        if close.readings.iter().all(|r| r.ticker != wanted) && words(&close.text) != wanted {
+            let there: Vec<&str> = order.iter().flat_map(|&k| values(rows, k)).collect();
+            let message = match there.is_empty() {
+                true => format!("no series {}: the file does not say whose prices it has", how.symbol),
+                false => format!("no series {}; it has {}", how.symbol, listed(there.into_iter())),
+            };
+            return Err(Unclear { message, advice: None, absent: false });
         }
     }
-    for k in named {
+    for k in named.into_iter().filter(|k| Some(*k) != its) {
         match &values(rows, k)[..] {
             [] | [_] => {}
-            // The series that was asked for may have several names of another kind.
-            _ if !how.symbol.is_empty() => {}
+            // A column that was named decides alone.
+            _ if its.is_some() && !how.symbol_column.is_empty() => {}
+            // Names of series recur: numbers of rows do not.
+            all if how.symbol_column.is_empty() && rows.len() < 2 * all.len() && all.len() > 2 => {}
+            all if its.is_some() => {
+                let (header, all) = (&headers[k].text, listed(all.iter().copied()));
+                let message = format!("several series called {}, told apart by column {header}: {all}", how.symbol);
+                return Err(Unclear::new(message, "symbol_column", "names the column that decides"));
+            }
             all => return Err(several(&headers[k].text, all)),
         }
     }
@@ -91,7 +93,7 @@ fn used(columns: &Columns) -> Vec<usize> {
 }
 
 fn is_text(rows: &[Row], column: usize) -> bool {
-    Kind::of(rows.iter().take(BLOCK * BLOCK).map(|r| r.get(column))) == Kind::Text
+    Kind::of(rows.iter().take(BLOCK * BLOCK).map(|r| r.get(column)), None) == Kind::Text
 }
 
 /// Looks for columns of text, whatever they are called, that tell apart the rows of a day, or blocks of days.
@@ -110,7 +112,8 @@ pub(super) fn unnamed(
             continue;
         }
         let all = values(rows, k);
-        if all.len() < 2 {
+        // Names of series recur.
+        if all.len() < 2 || rows.len() < 3 * all.len() {
             continue;
         }
         // Rows of the same day, and those among them that say something else.
@@ -125,13 +128,13 @@ pub(super) fn unnamed(
                 }
             }
         }
-        if again > 3 && 10 * others >= 9 * again {
+        if again > FEW && 10 * others >= 9 * again {
             return Err(several(&headers[k].text, &all));
         }
         let changes = rows.windows(2).filter(|w| w[0].get(k) != w[1].get(k)).count();
-        if again == 0 && changes + 1 == all.len() && rows.len() >= BLOCK * all.len() {
+        if again <= FEW && changes + 1 == all.len() && rows.len() >= BLOCK * all.len() {
             remarks.push(format!(
-                "column {} is {} in blocks: if these are several series, choose one (symbol)",
+                "column {} is {} in blocks: if these are several series, symbol chooses one",
                 headers[k].text,
                 listed(all.into_iter())
             ));

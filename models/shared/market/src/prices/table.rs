@@ -1,21 +1,30 @@
 //! From text to rows: what separates fields, where the header is, and what is no data.
 
+use std::collections::HashSet;
+
 use super::columns::{Columns, Header, Kind, Table, Unclear, listed, quoted};
-use super::dates;
+use super::dates::{self, Form};
 use super::names::{self, Field, Reading, words};
 use super::numbers::{self, Decimal, Evidence};
 use crate::Reading as How;
 
 /// Rows within which a header is looked for.
 const HEADER_WITHIN: usize = 60;
+/// Rows of a table that is none of prices.
+const SMALL: usize = 5;
 /// Rows that tell what a column is.
 const SAMPLE: usize = 200;
+/// Rows of a file, and fields of a row.
+pub(super) const MOST_ROWS: usize = 10_000_000;
+const MOST_FIELDS: usize = 20_000;
 
 /// A line of fields.
 #[derive(Debug)]
 pub(super) struct Row {
     pub(super) line: u64,
     pub(super) fields: csv::StringRecord,
+    /// Whether a quotation mark that is not closed has swallowed rows.
+    pub(super) broken: bool,
 }
 
 impl Row {
@@ -28,9 +37,8 @@ impl Row {
     }
 
     /// Neither a date nor a price: a title, units, a note at the end.
-    fn says_nothing(&self, columns: &Columns) -> bool {
-        let number = |text: &str| [Decimal::Point, Decimal::Comma].iter().any(|d| numbers::parse(text, *d).is_some());
-        !dates::looks_like(self.get(columns.date)) && !number(self.get(columns.close))
+    fn says_nothing(&self, columns: &Columns, form: Option<&Form>) -> bool {
+        !dates::looks_like(self.get(columns.date), form) && !numbers::is_number(self.get(columns.close))
     }
 }
 
@@ -43,6 +51,8 @@ pub(super) struct Sheet {
     /// What separates fields, if the file is text.
     pub(super) delimiter: Option<u8>,
     pub(super) remarks: Vec<String>,
+    /// Whether it is the one of several that was asked for as a symbol.
+    pub(super) chosen: bool,
 }
 
 /// What is wrong with a file, and where.
@@ -65,7 +75,7 @@ fn plain(message: String, line: Option<u64>) -> Fault {
 /// Rows of text, without those that are blank.
 ///
 /// # Errors
-/// A quotation mark that is not closed.
+/// More of them, or of their fields, than prices have.
 fn rows(text: &str, delimiter: u8) -> Result<Vec<Row>, Fault> {
     let mut reader = csv::ReaderBuilder::new()
         .delimiter(delimiter)
@@ -82,12 +92,18 @@ fn rows(text: &str, delimiter: u8) -> Result<Vec<Row>, Fault> {
             let before = text.as_bytes()[at.byte() as usize..].iter().take_while(|b| matches!(b, b'\r' | b'\n'));
             at.line() + before.filter(|b| **b == b'\n').count() as u64
         });
-        // Only text that runs over lines can hold a line break: a quote that is never closed swallows the file.
-        if fields.iter().any(|f| f.contains('\n')) {
-            return Err(plain("a quotation mark is not closed".into(), Some(line)));
+        if fields.len() > MOST_FIELDS || rows.len() == MOST_ROWS {
+            let message = format!("more than {MOST_FIELDS} fields in a row, or {MOST_ROWS} rows: no table of prices");
+            return Err(plain(message, Some(line)));
         }
+        // Notes and names of columns may run over lines; a mark that is not closed swallows lines that look like rows.
+        let row = |l: &str| {
+            let mut parts = l.split(char::from(delimiter));
+            dates::looks_like(parts.next().unwrap_or_default().trim_matches('"'), None) && parts.next().is_some()
+        };
+        let broken = fields.iter().any(|f| f.contains('\n') && f.lines().skip(1).any(row));
         if fields.iter().any(|f| !f.is_empty()) {
-            rows.push(Row { line, fields });
+            rows.push(Row { line, fields, broken });
         }
     }
     Ok(rows)
@@ -106,10 +122,10 @@ struct Layout {
 }
 
 /// What the columns of these rows are; rows of one field are titles and notes.
-fn kinds(rows: &[Row]) -> Vec<Kind> {
+fn kinds(rows: &[Row], form: Option<&Form>) -> Vec<Kind> {
     let sample: Vec<&Row> = rows.iter().take(SAMPLE).filter(|r| r.filled() > 1).collect();
     let width = sample.iter().map(|r| r.fields.len()).max().unwrap_or(0);
-    (0..width).map(|k| Kind::of(sample.iter().map(|r| r.get(k)))).collect()
+    (0..width).map(|k| Kind::of(sample.iter().map(|r| r.get(k)), form)).collect()
 }
 
 /// yfinance's header of several lines: names of fields and tickers, one above the other, and perhaps the name of the dates.
@@ -130,22 +146,24 @@ fn stacked(rows: &[Row]) -> Option<(Vec<Header>, usize)> {
         return None;
     }
     let price = |cell: &String| {
-        let reading = names::read(cell).into_iter().next().filter(|r| r.ticker.is_empty());
+        let reading = names::read(cell, false).into_iter().next().filter(|r| r.ticker.is_empty());
         reading.filter(|r| !matches!(r.field, Field::Date | Field::Time | Field::Symbol))
     };
     let count = |cells: &[String]| cells.iter().filter(|c| price(c).is_some()).count();
     if count(&above) < count(&below) {
         std::mem::swap(&mut above, &mut below);
     }
-    let is_data = |cell: &String| dates::looks_like(cell) || cell.parse::<f64>().is_ok_and(|_| cell.contains('.'));
-    // The row of tickers holds neither names of fields nor prices.
-    if 2 * count(&above) < above.len() || count(&below) > 0 || below.iter().any(is_data) || dates::looks_like(b.get(0))
-    {
+    // The row of tickers holds neither names of fields nor prices, and each of them as often: units differ by field.
+    let times = |ticker: &String| below.iter().filter(|t| *t == ticker).count();
+    let even = below.iter().all(|ticker| times(ticker) == times(&below[0]));
+    let data =
+        below.iter().all(|cell| numbers::is_number(cell)) || below.iter().any(|cell| dates::looks_like(cell, None));
+    if 2 * count(&above) < above.len() || count(&below) > 0 || !even || data || dates::looks_like(b.get(0), None) {
         return None;
     }
-    let ends = |row: &&Row| row.filled() <= 1 && !dates::looks_like(row.get(0));
+    let ends = |row: &&Row| row.filled() <= 1 && !dates::looks_like(row.get(0), None);
     let named = rows.get(2).filter(ends).map(|row| row.get(0)).filter(|t| !t.is_empty());
-    let date = Header { text: named.unwrap_or("Date").into(), readings: names::read("Date") };
+    let date = Header { text: named.unwrap_or("Date").into(), readings: names::read("Date", false) };
     let column = |(field, ticker): (&String, &String)| {
         let readings = price(field).map(|r| Reading { ticker: words(ticker), ..r });
         Header { text: format!("{ticker} {field}"), readings: readings.into_iter().collect() }
@@ -154,24 +172,22 @@ fn stacked(rows: &[Row]) -> Option<(Vec<Header>, usize)> {
     Some((headers, 2 + usize::from(rows.get(2).filter(ends).is_some())))
 }
 
-/// What only data have: a date.
-fn is_header(row: &Row) -> bool {
-    let words = row.fields.iter().any(|f| !f.is_empty() && f.parse::<f64>().is_err());
-    words && !row.fields.iter().any(dates::looks_like)
+/// Whether a row can be a header: it has words and no date.
+fn is_header(row: &Row, form: Option<&Form>) -> bool {
+    let words = row.fields.iter().any(|f| !f.is_empty() && !numbers::is_number(f));
+    words && !row.fields.iter().any(|f| dates::looks_like(f, form))
 }
 
 fn headers(row: &Row) -> Vec<Header> {
-    // More of a name says no more.
-    let cut = |h: &'_ str| h.char_indices().nth(60).map_or(h.len(), |(end, _)| end);
-    let all: Vec<&str> = row.fields.iter().map(|h| &h[..cut(h)]).collect();
-    all.iter().map(|h| Header::of(h, &all)).collect()
+    let all: HashSet<&str> = row.fields.iter().collect();
+    row.fields.iter().map(|h| Header::of(h, &all)).collect()
 }
 
 /// Finds the header, or does without.
 ///
 /// # Errors
 /// Columns that are not there, or could be several.
-fn layout(rows: &[Row], how: &How) -> Result<Layout, Unclear> {
+fn layout(rows: &[Row], how: &How, form: Option<&Form>) -> Result<Layout, Unclear> {
     let named = |headers: Vec<Header>, first: usize, height: usize, kinds: &[Kind]| -> Result<Layout, Unclear> {
         let columns = Table { headers: &headers, kinds, how }.columns()?;
         Ok(Layout { headers, columns, first, height, headerless: false })
@@ -189,16 +205,24 @@ fn layout(rows: &[Row], how: &How) -> Result<Layout, Unclear> {
                 Some(stacked) => stacked,
                 None => (headers(&rows[i]), 1),
             };
-            if !known(&headers) || height == 1 && !is_header(&rows[i]) {
+            if !known(&headers) || height == 1 && !is_header(&rows[i], form) {
                 continue;
             }
-            let kinds = kinds(&rows[i + height..]);
+            let kinds = kinds(&rows[i + height..], form);
             match named(headers, i + height, height, &kinds) {
                 Ok(found) => {
                     let is = |column: usize, kind: Kind| kinds.get(column) == Some(&kind);
                     let fits = is(found.columns.date, Kind::Date)
                         && (is(found.columns.close, Kind::Number) || is(found.columns.close, Kind::Date));
-                    if fits || !strict {
+                    // A small table may stand above the one of prices.
+                    let below = || {
+                        let rows = &rows[..rows.len().min(found.first + SMALL)];
+                        rows.iter()
+                            .skip(found.first)
+                            .any(|r| is_header(r, form) && r.filled() > 2 && known(&self::headers(r)))
+                            && !rows.iter().skip(found.first).any(|r| height == 1 && r.fields == rows[i].fields)
+                    };
+                    if (fits && !below()) || !strict {
                         return Ok(found);
                     }
                 }
@@ -208,67 +232,111 @@ fn layout(rows: &[Row], how: &How) -> Result<Layout, Unclear> {
         }
     }
     // Names that are not known, or none: what is in the columns decides.
-    let number = |f: &str| [Decimal::Point, Decimal::Comma].iter().any(|d| numbers::parse(f, *d).is_some());
     let is_data = |row: &Row| {
         row.fields.len() > 1
             && row.fields.iter().enumerate().any(|(i, date)| {
-                dates::looks_like(date) && row.fields.iter().enumerate().any(|(j, f)| j != i && number(f))
+                dates::looks_like(date, form)
+                    && row.fields.iter().enumerate().any(|(j, f)| j != i && numbers::is_number(f))
             })
     };
     if let Some(at) = rows.iter().take(HEADER_WITHIN).position(is_data) {
-        let kinds = kinds(&rows[at..]);
-        let above = at.checked_sub(1).filter(|&i| is_header(&rows[i]) && rows[i].fields.len() > 1);
+        let kinds = kinds(&rows[at..], form);
+        let above = at.checked_sub(1).filter(|&i| is_header(&rows[i], form) && rows[i].fields.len() > 1);
         return match above {
             Some(i) => named(headers(&rows[i]), at, 1, &kinds),
-            None => headerless(rows, at, &kinds, how),
+            None => headerless(&rows[at..], at, &kinds, how),
         };
     }
     let widest = rows.iter().take(HEADER_WITHIN).rev().max_by_key(|row| row.filled());
-    match (absent, widest) {
-        (Some(absent), _) => Err(absent),
-        (None, Some(row)) => named(headers(row), 1, 1, &[]),
-        (None, None) => {
-            Err(Unclear { message: "empty, expected a header and daily prices".into(), advice: None, absent: true })
-        }
-    }
+    let empty = Unclear { message: "empty, expected a header and daily prices".into(), advice: None, absent: true };
+    let of_widest = || match widest {
+        Some(row) => named(headers(row), 1, 1, &[]).map_or_else(
+            |unclear| unclear,
+            |_| Unclear { message: "no row has a date and a price".into(), advice: None, absent: true },
+        ),
+        None => empty,
+    };
+    Err(absent.unwrap_or_else(of_widest))
 }
 
 /// The columns of a table without a header, by what is in them: a date, perhaps a time, then one price, or open, high, low and close,
-/// and the volume.
+/// and the volume. Columns that a person names by their numbers are those.
 fn headerless(rows: &[Row], first: usize, kinds: &[Kind], how: &How) -> Result<Layout, Unclear> {
     let headers: Vec<Header> = (1..=kinds.len()).map(|n| Header { text: n.to_string(), readings: vec![] }).collect();
-    let layout =
-        |columns: Columns| Ok(Layout { headers: headers.clone(), columns, first, height: 0, headerless: true });
     let help = |what: &str| {
-        let message = format!("the file has no header, and {what}: columns are called 1 to {}", kinds.len());
-        Unclear::new(message, "column", "and --date-column name them by these numbers")
+        let message = format!("the file has no header, and {what}; its columns are called 1 to {}", kinds.len());
+        Unclear::new(message, "column", "names the close")
     };
-    if !how.column.is_empty() {
-        let date = kinds.iter().position(|k| *k == Kind::Date).unwrap_or(0) + 1;
-        let date_column = if how.date_column.is_empty() { date.to_string() } else { how.date_column.clone() };
-        let how = How { date_column, ..how.clone() };
-        return layout(Table { headers: &headers, kinds, how: &how }.columns()?);
-    }
-    let Some(date) = kinds.iter().position(|k| *k == Kind::Date) else { return Err(help("no column of dates")) };
-    let time = (kinds.get(date + 1) == Some(&Kind::Time)).then_some(date + 1);
-    // Volumes and the like can look like dates by themselves.
-    let numbers: Vec<usize> = (date + 1..kinds.len()).filter(|&k| kinds[k] == Kind::Number).collect();
-    let columns = Columns { date, time, ..Columns::default() };
-    match numbers[..] {
-        [close] => layout(Columns { close, ..columns }),
+    let named = |name: &str, guess: Option<usize>| match name {
+        "" => Ok(guess),
+        name => match headers.iter().position(|h| h.text == name) {
+            None => Err(help(&format!("no column {name}"))),
+            found => Ok(found),
+        },
+    };
+    let Some(date) = named(&how.date_column, kinds.iter().position(|k| *k == Kind::Date))? else {
+        return Err(help("no column of dates"));
+    };
+    let time = (kinds.get(date + 1) == Some(&Kind::Time) || is_clock(rows, date)).then_some(date + 1);
+    let is_number = |k: &usize| kinds[*k] == Kind::Number && Some(*k) != time;
+    let numbers: Vec<usize> = (date + 1..kinds.len()).filter(is_number).collect();
+    let mut columns = Columns { date, time, ..Columns::default() };
+    let close = match numbers[..] {
+        _ if !how.column.is_empty() => named(&how.column, None)?,
+        [close] => Some(close),
         [a, b, c, d, ..] => {
-            let sample = &rows[first..rows.len().min(first + 4 * SAMPLE)];
-            let [open, high, low, close] = candle(sample, date, [a, b, c, d])
-                .ok_or_else(|| help("its numbers are no open, high, low and close"))?;
-            let volume = numbers.get(4).copied();
-            layout(Columns { open: Some(open), high: Some(high), low: Some(low), close, volume, ..columns })
+            let sample = &rows[..rows.len().min(4 * SAMPLE)];
+            let candle = candle(sample, date, [a, b, c, d], how)?;
+            let [open, high, low, close] =
+                candle.ok_or_else(|| help("its columns do not look like open, high, low and close"))?;
+            // Another price may follow, such as an adjusted one: the volume is none.
+            let price = |k: &&usize| is_price(sample, **k, low, high);
+            let rest = &numbers[4..];
+            if let Some(other) = rest.iter().find(price) {
+                columns
+                    .doubts
+                    .push(format!("column {} looks like another price and is left out", headers[*other].text));
+            }
+            let volume = rest.iter().find(|k| !price(k)).copied();
+            columns = Columns { open: Some(open), high: Some(high), low: Some(low), volume, ..columns };
+            Some(close)
         }
-        _ => Err(help("its numbers could be several things")),
-    }
+        _ => None,
+    };
+    let close = close.ok_or_else(|| help("its numbers could be several things"))?;
+    let (open, high, low) = (
+        named(&how.open_column, columns.open)?,
+        named(&how.high_column, columns.high)?,
+        named(&how.low_column, columns.low)?,
+    );
+    let volume = named(&how.volume_column, columns.volume)?;
+    let adjusted = named(&how.adjusted_column, None)?;
+    let columns = Columns { close, open, high, low, volume, adjusted, ..columns };
+    Ok(Layout { headers, columns, first, height: 0, headerless: true })
 }
 
-/// Open, high, low and close among four columns: no price is above the high or below the low, and a day opens near the last close.
-fn candle(rows: &[Row], date: usize, columns: [usize; 4]) -> Option<[usize; 4]> {
+/// Whether the numbers beside dates are times, such as 1600 or 93000: always the same, or several a day.
+fn is_clock(rows: &[Row], date: usize) -> bool {
+    let sample = &rows[..rows.len().min(SAMPLE)];
+    let different = |k: usize| sample.iter().map(|r| r.get(k)).collect::<HashSet<_>>().len();
+    let clock = |r: &Row| matches!(r.get(date + 1).len(), 1 | 3..=6) && dates::time(r.get(date + 1)).is_some();
+    let plain = |r: &Row| r.get(date + 1).bytes().all(|b| b.is_ascii_digit());
+    let times = different(date + 1) <= 2 || 2 * different(date) < sample.len();
+    sample.len() > 2 && times && sample.iter().all(|r| plain(r) && clock(r))
+}
+
+/// Whether a column's numbers are near the day's prices.
+fn is_price(rows: &[Row], column: usize, low: usize, high: usize) -> bool {
+    let number = |r: &Row, k: usize| numbers::price(r.get(k), Decimal::Point);
+    let near = |r: &&Row| match (number(r, column), number(r, low), number(r, high)) {
+        (Some(price), Some(low), Some(high)) => (0.3 * low..=1.05 * high).contains(&price),
+        _ => false,
+    };
+    !rows.is_empty() && 10 * rows.iter().filter(near).count() >= 9 * rows.len()
+}
+
+/// Open, high, low and close among four columns, if they are there: no price is above the high or below the low, and a day opens near the last close.
+fn candle(rows: &[Row], date: usize, columns: [usize; 4], how: &How) -> Result<Option<[usize; 4]>, Unclear> {
     let mut evidence = Evidence::default();
     rows.iter().for_each(|r| columns.iter().for_each(|k| evidence.add(r.get(*k))));
     let decimal = evidence.decimal().unwrap_or(Decimal::Point);
@@ -280,22 +348,28 @@ fn candle(rows: &[Row], date: usize, columns: [usize; 4]) -> Option<[usize; 4]> 
         Some(prices)
     };
     let mut prices: Vec<[f64; 4]> = rows.iter().filter_map(read).collect();
-    let order = dates::form(&rows.iter().map(|r| r.get(date)).collect::<Vec<_>>()).ok()?;
-    let days: Vec<_> = rows.iter().filter_map(|r| dates::moment(r.get(date), &order)).collect();
+    let texts: Vec<&str> = rows.iter().map(|r| r.get(date)).collect();
+    let form = super::rows::form(&texts, &(date + 1).to_string(), how)?;
+    let days: Vec<_> = rows.iter().filter_map(|r| dates::moment(r.get(date), &form)).collect();
     if days.first() > days.last() {
         prices.reverse();
     }
     let most =
         |is: &dyn Fn(&[f64; 4]) -> bool| 100 * prices.iter().filter(|p| is(p)).count() >= 98 * prices.len().max(1);
     // As most files have them, before any other order.
-    let high = [1, 2, 0, 3].into_iter().find(|&k| most(&|p| p.iter().all(|v| *v <= p[k])))?;
-    let low = [2, 1, 0, 3].into_iter().find(|&k| k != high && most(&|p| p.iter().all(|v| *v >= p[k])))?;
+    let high = [1, 2, 0, 3].into_iter().find(|&k| most(&|p| p.iter().all(|v| *v <= p[k])));
+    let low = [2, 1, 0, 3].into_iter().find(|&k| Some(k) != high && most(&|p| p.iter().all(|v| *v >= p[k])));
+    let (Some(high), Some(low)) = (high, low) else { return Ok(None) };
+    // No price doubles within most days.
+    if !most(&|p| p[high] < 2. * p[low]) {
+        return Ok(None);
+    }
     let rest: Vec<usize> = (0..4).filter(|&k| k != high && k != low).collect();
     let jump = |from: usize, to: usize| prices.windows(2).map(|w| (w[1][to] / w[0][from]).ln().abs()).sum::<f64>();
     // Closes stand before opens in few files: in those, days begin much nearer to the last close.
     let exchanged = 2. * jump(rest[0], rest[1]) < jump(rest[1], rest[0]);
     let (open, close) = if exchanged { (rest[1], rest[0]) } else { (rest[0], rest[1]) };
-    Some([open, high, low, close].map(|k| columns[k]))
+    Ok(Some([open, high, low, close].map(|k| columns[k])))
 }
 
 /// Delimiters, those first that separate most lines into the same number of fields.
@@ -324,21 +398,28 @@ fn separator(text: &str) -> Option<(u8, &str)> {
     }
 }
 
+/// The form of dates that is asked for, if one is.
+pub(super) fn asked(how: &How) -> Result<Option<Form>, Unclear> {
+    let form = (!how.date_format.is_empty()).then(|| dates::named(&how.date_format)).transpose();
+    form.map_err(|message| Unclear { message, advice: None, absent: false })
+}
+
 /// The table of a text.
 ///
 /// # Errors
 /// Columns that are not clear, with the line where there is one.
 pub(super) fn of_text(text: &str, how: &How) -> Result<Sheet, Fault> {
-    // A line of a comment is none of the table, whatever separates its words.
-    let sample =
-        text.char_indices().nth(100_000).map_or(text, |(end, _)| &text[..text[..end].rfind('\n').unwrap_or(end)]);
+    let lines = text.match_indices('\n').nth(20).map_or(text.len(), |(at, _)| at);
+    let most = text.char_indices().nth(100_000).map_or(text.len(), |(end, _)| text[..end].rfind('\n').unwrap_or(0));
+    let sample = &text[..lines.max(most)];
     let (said, body) = separator(text).map_or((None, text), |(mark, rest)| (Some(mark), rest));
     let skipped = text[..text.len() - body.len()].matches('\n').count() as u64;
     let sample = &sample[(text.len() - body.len()).min(sample.len())..];
     let candidates = said.map_or_else(|| delimiters(sample), |mark| vec![mark]);
+    let form = asked(how)?;
     let (mut chosen, mut fault) = (None, None);
     for &delimiter in &candidates {
-        let tried = rows(sample, delimiter).and_then(|rows| Ok(layout(&rows, how)?));
+        let tried = rows(sample, delimiter).and_then(|rows| Ok(layout(&rows, how, form.as_ref())?));
         match tried {
             Ok(_) => {
                 chosen = Some(delimiter);
@@ -366,7 +447,9 @@ pub(super) fn of_text(text: &str, how: &How) -> Result<Sheet, Fault> {
 /// # Errors
 /// As [`of_text`].
 pub(super) fn of_rows(mut rows: Vec<Row>, how: &How) -> Result<Sheet, Fault> {
-    let Layout { headers, columns, first, height, headerless } = layout(&rows, how)?;
+    let form = asked(how)?;
+    let form = form.as_ref();
+    let Layout { headers, columns, first, height, headerless } = layout(&rows, how, form)?;
     let mut remarks = vec![];
     let mut data = rows.split_off(first);
     let before = &rows[..first - height];
@@ -398,7 +481,7 @@ pub(super) fn of_rows(mut rows: Vec<Row>, how: &How) -> Result<Sheet, Fault> {
     }
     let mut passed: Vec<Row> = vec![];
     // Units and the like below the header.
-    let below = data.iter().take_while(|r| r.says_nothing(&columns)).count();
+    let below = data.iter().take_while(|r| r.says_nothing(&columns, form)).count();
     if below < data.len() {
         passed.extend(data.drain(..below));
     }
@@ -407,8 +490,11 @@ pub(super) fn of_rows(mut rows: Vec<Row>, how: &How) -> Result<Sheet, Fault> {
     for row in data {
         if again(&row) { passed.push(row) } else { kept.push(row) }
     }
+    if let Some(row) = kept.iter().find(|r| r.broken) {
+        return Err(plain("a quotation mark is not closed".into(), Some(row.line)));
+    }
     // Notes at the end.
-    let end = kept.iter().rposition(|r| !r.says_nothing(&columns));
+    let end = kept.iter().rposition(|r| !r.says_nothing(&columns, form));
     if let Some(end) = end {
         passed.extend(kept.split_off(end + 1));
     }
@@ -422,7 +508,7 @@ pub(super) fn of_rows(mut rows: Vec<Row>, how: &How) -> Result<Sheet, Fault> {
         });
     }
     remarks.extend(columns.doubts.iter().cloned());
-    Ok(Sheet { headers, columns, rows: kept, delimiter: None, remarks })
+    Ok(Sheet { headers, columns, rows: kept, delimiter: None, remarks, chosen: false })
 }
 
 /// A row as a message has it.
