@@ -510,7 +510,7 @@ impl<S: System> Task for Control<S> {
 
     fn build(&Architecture { width: w }: &Architecture, vb: VarBuilder) -> candle_core::Result<Model> {
         let net = |name: &str, out: usize, gain: f64| -> candle_core::Result<[Linear; 3]> {
-            let layer = |i: usize, from, to, gain| {
+            let layer = |i: usize, from: usize, to: usize, gain: f64| {
                 let name = vb.pp(name).pp(i);
                 // As large as an orthogonal matrix of that gain, which other implementations begin with.
                 let weight = init::normal(0., gain / (from.max(to) as f64).sqrt());
