@@ -108,6 +108,11 @@ pub(crate) fn differences<T: Task>(before: &Value, now: &Value, config: &ConfigO
 pub(crate) fn origin<T: Task>(task: &T, config: &ConfigOf<T>, settings: Value) -> Result<String> {
     let mut data = value_of::<T>(config)?["data"].take();
     data["path"] = Value::Null;
+    // A text that is empty says nothing; keys that came after 0.1 begin so, and change no origin.
+    const OF_0_1: [&str; 2] = ["column", "date_column"];
+    if let Value::Object(data) = &mut data {
+        data.retain(|key, value| value != "" || OF_0_1.contains(&key.as_str()));
+    }
     let all = json!({ "data": data, "ppo": settings, "samples": task.fingerprint() });
     Ok(zoo_checkpoint::sha256_of(all.to_string().as_bytes()))
 }
