@@ -183,80 +183,79 @@ fn headers(row: &Row) -> Vec<Header> {
     row.fields.iter().map(|h| Header::of(h, &all)).collect()
 }
 
+/// Whether names of a date and a close are among these, or a person names the columns.
+fn known(headers: &[Header], how: &How) -> bool {
+    let any = |field: Field| headers.iter().any(|h| h.readings.iter().any(|r| r.field == field));
+    let date = any(Field::Date) || !how.date_column.is_empty();
+    date && (any(Field::Close) || any(Field::Adjusted) || !how.column.is_empty())
+}
+
+/// The layout of a table with this header; its data begin at row `first`.
+fn layout_of(headers: Vec<Header>, first: usize, height: usize, kinds: &[Kind], how: &How) -> Result<Layout, Unclear> {
+    let columns = Table { headers: &headers, kinds, how }.columns()?;
+    Ok(Layout { headers, columns, first, height, headerless: false })
+}
+
+/// The layout by the header at row `i`, if it is one by its names and, where `strict`, by what is below it.
+fn header_at(rows: &[Row], i: usize, how: &How, form: Option<&Form>, strict: bool) -> Option<Result<Layout, Unclear>> {
+    let (headers, height) = stacked(&rows[i..]).unwrap_or_else(|| (headers(&rows[i]), 1));
+    if !known(&headers, how) || height == 1 && !is_header(&rows[i], form) {
+        return None;
+    }
+    let kinds = kinds(&rows[i + height..], form);
+    let found = match layout_of(headers, i + height, height, &kinds, how) {
+        Err(unclear) if unclear.absent || (!strict || kinds.contains(&Kind::Date)) => return Some(Err(unclear)),
+        Err(_) => return None,
+        Ok(found) => found,
+    };
+    let is = |column: usize, wanted: &[Kind]| kinds.get(column).is_some_and(|kind| wanted.contains(kind));
+    let fits =
+        is(found.columns.date, &[Kind::Date]) && is(found.columns.close, &[Kind::Number, Kind::Count, Kind::Date]);
+    // A small table may stand above the one of prices; a header that is there again begins no other.
+    let near = &rows[found.first..rows.len().min(found.first + SMALL)];
+    let other = |r: &Row| is_header(r, form) && r.filled() > 2 && known(&self::headers(r), how);
+    let above = near.iter().any(other) && near.iter().all(|r| r.fields != rows[i].fields);
+    (!strict || fits && !above).then_some(Ok(found))
+}
+
 /// Finds the header, or does without.
 ///
 /// # Errors
 /// Columns that are not there, or could be several.
 fn layout(rows: &[Row], how: &How, form: Option<&Form>) -> Result<Layout, Unclear> {
-    let named = |headers: Vec<Header>, first: usize, height: usize, kinds: &[Kind]| -> Result<Layout, Unclear> {
-        let columns = Table { headers: &headers, kinds, how }.columns()?;
-        Ok(Layout { headers, columns, first, height, headerless: false })
-    };
-    let known = |headers: &[Header]| {
-        let any = |field: Field| headers.iter().any(|h| h.readings.iter().any(|r| r.field == field));
-        let date = any(Field::Date) || !how.date_column.is_empty();
-        date && (any(Field::Close) || any(Field::Adjusted) || !how.column.is_empty())
-    };
     // First by names and by what is below them, then by names alone.
     let mut absent = None;
     for strict in [true, false] {
         for i in 0..rows.len().min(HEADER_WITHIN) {
-            let (headers, height) = match stacked(&rows[i..]) {
-                Some(stacked) => stacked,
-                None => (headers(&rows[i]), 1),
-            };
-            if !known(&headers) || height == 1 && !is_header(&rows[i], form) {
-                continue;
-            }
-            let kinds = kinds(&rows[i + height..], form);
-            match named(headers, i + height, height, &kinds) {
-                Ok(found) => {
-                    let is = |column: usize, kind: Kind| kinds.get(column) == Some(&kind);
-                    let fits = is(found.columns.date, Kind::Date)
-                        && (is(found.columns.close, Kind::Number) || is(found.columns.close, Kind::Date));
-                    // A small table may stand above the one of prices.
-                    let below = || {
-                        let rows = &rows[..rows.len().min(found.first + SMALL)];
-                        rows.iter()
-                            .skip(found.first)
-                            .any(|r| is_header(r, form) && r.filled() > 2 && known(&self::headers(r)))
-                            && !rows.iter().skip(found.first).any(|r| height == 1 && r.fields == rows[i].fields)
-                    };
-                    if (fits && !below()) || !strict {
-                        return Ok(found);
-                    }
-                }
-                Err(unclear) if !unclear.absent && (!strict || kinds.contains(&Kind::Date)) => return Err(unclear),
-                Err(unclear) => absent = absent.or(Some(unclear)),
+            match header_at(rows, i, how, form, strict) {
+                None => {}
+                Some(Err(unclear)) if unclear.absent => absent = absent.or(Some(unclear)),
+                Some(found) => return found,
             }
         }
     }
     // Names that are not known, or none: what is in the columns decides.
     let is_data = |row: &Row| {
-        row.fields.len() > 1
-            && row.fields.iter().enumerate().any(|(i, date)| {
-                dates::looks_like(date, form)
-                    && row.fields.iter().enumerate().any(|(j, f)| j != i && numbers::is_number(f))
-            })
+        let dates = row.fields.iter().filter(|f| dates::looks_like(f, form)).count();
+        let numbers = row.fields.iter().filter(|f| numbers::is_number(f) && !dates::looks_like(f, form)).count();
+        dates > 1 || dates == 1 && numbers > 0
     };
-    if let Some(at) = rows.iter().take(HEADER_WITHIN).position(is_data) {
-        let kinds = kinds(&rows[at..], form);
-        let above = at.checked_sub(1).filter(|&i| is_header(&rows[i], form) && rows[i].fields.len() > 1);
-        return match above {
-            Some(i) => named(headers(&rows[i]), at, 1, &kinds),
-            None => headerless(&rows[at..], at, &kinds, how),
-        };
+    let Some(at) = rows.iter().take(HEADER_WITHIN).position(is_data) else {
+        let nothing = |message: &str| Unclear { message: message.into(), advice: None, absent: true };
+        return Err(match (absent, rows.iter().take(HEADER_WITHIN).rev().max_by_key(|row| row.filled())) {
+            (Some(absent), _) => absent,
+            (None, None) => nothing("empty, expected a header and daily prices"),
+            (None, Some(row)) => match layout_of(headers(row), 1, 1, &[], how) {
+                Err(unclear) => unclear,
+                Ok(_) => nothing("no row has a date and a price"),
+            },
+        });
+    };
+    let kinds = kinds(&rows[at..], form);
+    match at.checked_sub(1).filter(|&i| is_header(&rows[i], form) && rows[i].fields.len() > 1) {
+        Some(i) => layout_of(headers(&rows[i]), at, 1, &kinds, how),
+        None => headerless(&rows[at..], at, &kinds, how),
     }
-    let widest = rows.iter().take(HEADER_WITHIN).rev().max_by_key(|row| row.filled());
-    let empty = Unclear { message: "empty, expected a header and daily prices".into(), advice: None, absent: true };
-    let of_widest = || match widest {
-        Some(row) => named(headers(row), 1, 1, &[]).map_or_else(
-            |unclear| unclear,
-            |_| Unclear { message: "no row has a date and a price".into(), advice: None, absent: true },
-        ),
-        None => empty,
-    };
-    Err(absent.unwrap_or_else(of_widest))
 }
 
 /// The columns of a table without a header, by what is in them: a date, perhaps a time, then one price, or open, high, low and close,
@@ -277,7 +276,9 @@ fn headerless(rows: &[Row], first: usize, kinds: &[Kind], how: &How) -> Result<L
     let Some(date) = named(&how.date_column, kinds.iter().position(|k| *k == Kind::Date))? else {
         return Err(help("no column of dates"));
     };
-    let time = (kinds.get(date + 1) == Some(&Kind::Time) || is_clock(rows, date)).then_some(date + 1);
+    let prices = kinds.iter().skip(date + 2).filter(|k| **k == Kind::Number).count();
+    let time = kinds.get(date + 1) == Some(&Kind::Time) || prices > 3 && is_clock(rows, date);
+    let time = time.then_some(date + 1);
     let is_number = |k: &usize| kinds[*k] == Kind::Number && Some(*k) != time;
     let numbers: Vec<usize> = (date + 1..kinds.len()).filter(is_number).collect();
     let mut columns = Columns { date, time, ..Columns::default() };
