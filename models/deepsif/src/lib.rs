@@ -41,6 +41,8 @@ mod network;
 #[cfg(feature = "train")]
 mod predict;
 #[cfg(feature = "train")]
+mod recording;
+#[cfg(feature = "train")]
 pub mod simulation;
 #[cfg(feature = "train")]
 mod stored;

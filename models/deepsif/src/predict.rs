@@ -13,8 +13,9 @@ use crate::head::Head;
 use crate::image::centre;
 use crate::inverse::{Inverse, Method, Settings};
 use crate::measure::{Reading, Rule, Truth};
+use crate::recording::{Recording, recording};
 use crate::simulation::{Patch, Sample};
-use crate::{DeepSif, prepare, view};
+use crate::{DeepSif, Montage, prepare, view};
 
 /// λ of classical methods: noise has a ninth of the power (a signal-to-noise ratio of 3 in amplitude, the usual choice).
 const LAMBDA: f64 = 1. / 9.;
@@ -33,6 +34,8 @@ pub struct ImageOptions {
     pub truth: String,
     /// EEG of rest, whose covariance classical methods take for that of the noise; white noise if empty.
     pub baseline: String,
+    /// Takes columns in the order that the weights were trained with, whatever they are called.
+    pub as_trained: bool,
 }
 
 /// The flags for it.
@@ -49,79 +52,12 @@ pub(crate) const FLAGS: &[Flag] = &[
         "predict.baseline",
         "EEG of rest in the same channels: its covariance is the noise of the classical methods beside the network (with --truth)",
     ),
+    Flag::switch(
+        "as-trained",
+        "predict.as_trained",
+        "Take channels in the order that the weights were trained with, whatever they are called",
+    ),
 ];
-
-/// Numbers in rows.
-struct Rows {
-    name: String,
-    rows: usize,
-    columns: usize,
-    values: Vec<f32>,
-}
-
-/// A two-dimensional array of a file: `.mat`, `.npy`, `.npz` or a table in text. Of several, the one that is called eeg or data.
-fn read(path: &Path) -> Result<Rows> {
-    let refuse = |what: String| Error::Data(format!("{}: {what}", path.display()));
-    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
-    let mut found: Vec<Rows> = match extension.as_str() {
-        "mat" => {
-            let two = |(name, variable): (String, Variable)| match variable {
-                Variable::Numbers { shape, values } if shape.len() == 2 => {
-                    let values = values.into_iter().map(|v| v as f32).collect();
-                    Some(Rows { name, rows: shape[0], columns: shape[1], values })
-                }
-                _ => None,
-            };
-            matlab::read(path)?.into_iter().filter_map(two).collect()
-        }
-        "npy" | "npz" => {
-            let mut all = vec![];
-            for (name, tensor) in zoo_checkpoint::read(path, &Device::Cpu)?.tensors {
-                if let &[rows, columns] = tensor.dims() {
-                    let values = tensor.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1()?;
-                    all.push(Rows { name, rows, columns, values });
-                }
-            }
-            all
-        }
-        "csv" | "tsv" | "txt" => vec![table(path, if extension == "tsv" { b'\t' } else { b',' })?],
-        _ => return Err(refuse("EEG is read from .mat, .npy, .npz and .csv".into())),
-    };
-    let named = found.iter().position(|r| matches!(r.name.as_str(), "eeg" | "EEG" | "data"));
-    match (found.len(), named) {
-        (0, _) => Err(refuse("it has no array of two dimensions".into())),
-        (1, _) => Ok(found.remove(0)),
-        (_, Some(at)) => Ok(found.remove(at)),
-        _ => {
-            let names: Vec<&str> = found.iter().map(|r| r.name.as_str()).collect();
-            Err(refuse(format!("it has the arrays {}: call the EEG eeg or data", names.join(", "))))
-        }
-    }
-}
-
-fn table(path: &Path, delimiter: u8) -> Result<Rows> {
-    let refuse = |what: String| Error::Data(format!("{}: {what}", path.display()));
-    const LONGEST: u64 = 1 << 32;
-    let text = zoo_checkpoint::bytes_of(path, "a table of numbers", LONGEST)?;
-    let mut reader = csv::ReaderBuilder::new();
-    let mut reader = reader.has_headers(false).delimiter(delimiter).trim(csv::Trim::All).from_reader(text.as_slice());
-    let (mut values, mut rows, mut columns) = (vec![], 0, 0);
-    for record in reader.records() {
-        let record = record.map_err(|e| refuse(e.to_string()))?;
-        let numbers: Vec<_> = record.iter().map(str::parse::<f32>).collect();
-        // Names of channels.
-        if rows == 0 && numbers.iter().all(|n| n.is_err()) {
-            continue;
-        }
-        let line = record.position().map_or(0, csv::Position::line);
-        let numbers: std::result::Result<Vec<f32>, _> = numbers.into_iter().collect();
-        let numbers = numbers.map_err(|_| refuse(format!("line {line}: expected numbers")))?;
-        columns = numbers.len();
-        values.extend(numbers);
-        rows += 1;
-    }
-    Ok(Rows { name: "table".into(), rows, columns, values })
-}
 
 /// Regions, from 0, that a file names by its variable `resection_region` or its only list.
 fn regions(path: &Path, count: usize) -> Result<Vec<usize>> {
@@ -142,18 +78,12 @@ fn regions(path: &Path, count: usize) -> Result<Vec<usize>> {
 }
 
 /// The covariance of EEG of rest.
-fn baseline(path: &Path, n: usize) -> Result<Vec<f64>> {
-    let Rows { name, rows, columns, mut values } = read(path)?;
-    if columns != n && rows == n {
-        values = (0..columns).flat_map(|t| (0..n).map(move |e| (t, e))).map(|(t, e)| values[e * columns + t]).collect();
-    } else if columns != n {
-        let path = path.display();
-        return Err(Error::Data(format!("{path}: {name} is {rows} x {columns}, expected time steps x {n} channels")));
-    }
+fn baseline(path: &Path, montage: &Montage, as_trained: bool) -> Result<Vec<f64>> {
+    let (n, Recording { mut values, .. }) = (montage.electrodes.len(), recording(path, montage, as_trained)?);
     let steps = values.len() / n;
-    if steps < n || values.iter().any(|v| !v.is_finite()) {
+    if steps < n {
         let path = path.display();
-        return Err(Error::Data(format!("{path}: {steps} time steps, expected at least {n}, of finite numbers")));
+        return Err(Error::Data(format!("{path}: {steps} time steps, expected at least {n}")));
     }
     centre(&mut values, n);
     let mut sum = vec![0.; n * n];
@@ -176,22 +106,6 @@ fn overlap(name: &str, truth: &Truth, sources: &[f32], strengths: &[f64]) -> (Va
         "localization_error_mm": found.localization, "peak_error_mm": found.peak,
     });
     (value, text)
-}
-
-/// The rows of a recording, turned if channels are in rows: its name, its values by rows of channels, and a remark.
-fn oriented(imager: &DeepSif, input: &Path) -> Result<(Vec<f32>, Option<String>)> {
-    let Rows { name, mut rows, mut columns, mut values } = read(input)?;
-    let (n, steps) = (imager.montage().electrodes.len(), imager.montage().steps);
-    let mut remark = None;
-    if (rows, columns) == (n, steps) && n != steps {
-        values = (0..steps).flat_map(|t| (0..n).map(move |e| (t, e))).map(|(t, e)| values[e * steps + t]).collect();
-        (rows, columns) = (steps, n);
-        remark = Some(format!("{name} has channels in rows: it was transposed."));
-    }
-    match imager.misfit(rows, columns) {
-        Some(wrong) => Err(Error::Data(format!("{}: {name} is {wrong}", input.display()))),
-        None => Ok((values, remark)),
-    }
 }
 
 /// What is compared with known regions: an image by the network, and the recording for classical methods.
@@ -230,10 +144,13 @@ fn compared(imager: &DeepSif, head: Option<&Head>, path: &Path, with: &Compared)
 pub(crate) fn predict(imager: &DeepSif, head: Option<&Head>, request: &Request<ImageOptions>) -> Result<Prediction> {
     let input = request.input;
     let refuse = |what: String| Error::Data(format!("{}: {what}", input.display()));
-    let (mut values, turned) = oriented(imager, input)?;
     let montage = imager.montage();
+    let as_trained = request.options.as_trained;
+    let Recording { name, mut values, mut remarks } = recording(input, montage, as_trained)?;
     let (n, steps, m) = (montage.electrodes.len(), montage.steps, montage.regions.len());
-    let mut remarks = Vec::from_iter(turned);
+    if let Some(wrong) = imager.misfit(values.len() / n, n) {
+        return Err(refuse(format!("{name} is {wrong}")));
+    }
     let eeg: Vec<Vec<f32>> = values.chunks_exact(n).map(<[f32]>::to_vec).collect();
     let image = imager.image(&eeg).map_err(|e| refuse(e.to_string().lines().next().unwrap_or_default().into()))?;
     prepare(&mut values, n);
@@ -269,7 +186,7 @@ pub(crate) fn predict(imager: &DeepSif, head: Option<&Head>, request: &Request<I
     if let Some(path) = truth {
         let baseline = match request.options.baseline.as_str() {
             "" => vec![],
-            path => baseline(Path::new(path), n)?,
+            path => baseline(Path::new(path), montage, as_trained)?,
         };
         let with = Compared { activity: &image.activity, strengths: &strengths, eeg: &values, noise: &baseline };
         let (overlap, found) = compared(imager, head, path, &with)?;

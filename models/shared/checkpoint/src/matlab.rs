@@ -38,7 +38,9 @@ pub enum Variable {
     Text(String),
     /// An array of records: for each, its fields by name.
     Records(Vec<BTreeMap<String, Variable>>),
-    /// Anything else: cells, sparse arrays, complex numbers, objects.
+    /// Cells, the first dimension running fastest.
+    Cells(Vec<Variable>),
+    /// Anything else: sparse arrays, complex numbers, objects.
     Other,
 }
 
@@ -54,8 +56,15 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, Variable>> {
         return Err(malformed("it is shorter than a header".into()));
     };
     let refused = |reason: &str| Err(Error::Refused { path: path.into(), reason: reason.into() });
-    if header.starts_with(b"MATLAB 7.3") {
-        return refused("a MATLAB file of version 7.3 (HDF5): save it with -v7, which this reads");
+    if header.starts_with(b"MATLAB 7.3") || header.starts_with(b"\x89HDF") {
+        return refused(
+            "a MATLAB file of version 7.3 (HDF5): save it with -v7, or by scipy.io.savemat, which this reads",
+        );
+    }
+    // Version 4 begins with a matrix: its type below 52 (for a little-endian machine), its rows, columns, and the length of its name.
+    let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    if word(0) < 52 && word(4) > 0 && word(8) > 0 && (2..=64).contains(&word(16)) {
+        return refused("a MATLAB file of version 4: save it with -v7, or by scipy.io.savemat, which this reads");
     }
     // Version 1.0 in the writer's byte order.
     match header[124..] {
@@ -191,10 +200,11 @@ impl Parser {
         let misfit = || format!("variable {name:.60} has not the {count} elements of its dimensions {shape:?}");
         let variable = match class {
             CELLS => {
+                let mut cells = vec![];
                 for _ in 0..count {
-                    self.matrix(parts.of(MATRIX, "cells that it announces")?, depth + 1)?;
+                    cells.push(self.matrix(parts.of(MATRIX, "cells that it announces")?, depth + 1)?.1);
                 }
-                Variable::Other
+                Variable::Cells(cells)
             }
             RECORDS => Variable::Records(self.records(&mut parts, count, depth)?),
             _ if marks & COMPLEX != 0 => Variable::Other,
