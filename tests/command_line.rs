@@ -965,7 +965,7 @@ fn deepsif_images_what_fits_and_refuses_the_rest_in_one_line() -> Outcome {
     for (file, said) in [
         ("long.csv", "51 time steps x 8 channels"),
         ("wide.csv", "50 time steps x 9 channels"),
-        ("words.csv", "line 2: expected numbers"),
+        ("words.csv", "line 2: column b is \"d\", expected a number"),
         ("cut.mat", "ends"),
         ("sources.npz", "call the EEG eeg or data"),
         ("missing.mat", "missing.mat"),
