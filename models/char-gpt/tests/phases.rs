@@ -137,7 +137,7 @@ fn phase_2_windows_hold_the_text_and_what_follows_and_parts_do_not_overlap() -> 
     assert!(unknown.contains("text.txt: the character 'd' (line 1, column 4)"), "{unknown}");
     assert!(message(&[&at, "model.context=200"])?.contains("more text"));
     std::fs::write(&path, [b'a', 0xff, b'b'])?;
-    assert!(message(&[&at])?.contains("not UTF-8 at byte 1"));
+    assert!(message(&[&at])?.contains("line 1: not UTF-8 text"));
     std::fs::write(&path, "")?;
     assert!(message(&[&at])?.contains("text.txt: the file is empty"), "{}", message(&[&at])?);
     assert!(message(&["data.path=nowhere.txt"])?.contains("nowhere.txt"));
