@@ -312,10 +312,7 @@ pub(crate) fn recording(path: &Path, montage: &Montage, as_trained: bool) -> Res
     let n = montage.electrodes.len();
     let mut remarks = vec![];
     if let Some(rate) = found.rate.filter(|r| (r / RATE as f64 - 1.).abs() > 0.01) {
-        return Err(refuse(
-            path,
-            format!("it has {rate} steps a second, but these weights take {RATE}: resample it"),
-        ));
+        return Err(refuse(path, format!("it has {rate} steps a second, but these weights take {RATE}: resample it")));
     }
     if !found.labels.is_empty() && ![found.rows, found.columns].contains(&found.labels.len()) {
         let (names, shape) = (found.labels.len(), (found.rows, found.columns));

@@ -63,7 +63,7 @@ fn a_rollout_is_trained_on_for_its_passes_or_until_the_policy_has_moved() -> Res
     // 64 samples in batches of 16, three times.
     let whole = count(&[])?;
     assert_eq!((whole.steps, whole.rollouts), (70, 6));
-    let strict = count(&["ppo.target_kl=1e-6"])?;
+    let strict = count(&["ppo.target_kl=1e-8"])?;
     assert_eq!(strict.steps, 70);
     assert!(strict.rollouts > 20, "{} rollouts", strict.rollouts);
     assert!(strict.most < whole.most);
