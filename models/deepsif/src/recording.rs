@@ -7,7 +7,7 @@ use candle_core::Device;
 use zoo_checkpoint::matlab::{self, Variable};
 use zoo_training::{Error, Result};
 
-use crate::algebra::inverted;
+use crate::algebra::{dot, inverted, times};
 use crate::image::{Electrode, Montage, Point, RATE};
 
 /// Bytes of a table in text.
@@ -429,12 +429,12 @@ fn interpolate(values: &mut [f32], places: &[Point], bad: &[usize]) {
         .iter()
         .map(|p| {
             let from: Point = [0, 1, 2].map(|k| p[k] - centre[k]);
-            let length = from.iter().map(|v| v * v).sum::<f64>().sqrt().max(1e-9);
+            let length = dot(&from, &from).sqrt().max(1e-9);
             from.map(|v| v / length)
         })
         .collect();
     let spline = |a: &Point, b: &Point| {
-        let x = a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>().clamp(-1., 1.);
+        let x = dot(a, b).clamp(-1., 1.);
         let (mut before, mut legendre, mut sum) = (1., x, 0.);
         for k in 1..=TERMS {
             let k = k as f64;
@@ -453,7 +453,7 @@ fn interpolate(values: &mut [f32], places: &[Point], bad: &[usize]) {
     let all: f64 = ones.iter().sum();
     let weights = |to: &usize| -> Vec<f64> {
         let from = between(to);
-        let of_spline: Vec<f64> = inverse.iter().map(|line| line.iter().zip(&from).map(|(a, b)| a * b).sum()).collect();
+        let of_spline = times(&inverse, &from);
         let rest = 1. - of_spline.iter().sum::<f64>();
         of_spline.iter().zip(&ones).map(|(w, one)| w + rest * one / all).collect()
     };
@@ -461,7 +461,7 @@ fn interpolate(values: &mut [f32], places: &[Point], bad: &[usize]) {
     for row in values.chunks_exact_mut(n) {
         let known: Vec<f64> = good.iter().map(|e| f64::from(row[*e])).collect();
         for (e, weights) in bad.iter().zip(&weights) {
-            row[*e] = known.iter().zip(weights).map(|(v, w)| v * w).sum::<f64>() as f32;
+            row[*e] = dot(&known, weights) as f32;
         }
     }
 }
@@ -472,14 +472,14 @@ fn sphere(points: &[Point]) -> Point {
     let mut right = [0.; 4];
     for p in points {
         let row = [2. * p[0], 2. * p[1], 2. * p[2], 1.];
-        let square: f64 = p.iter().map(|v| v * v).sum();
+        let square = dot(p, p);
         for i in 0..4 {
             right[i] += row[i] * square;
             (0..4).for_each(|j| normal[i][j] += row[i] * row[j]);
         }
     }
     let inverse = inverted(normal);
-    [0, 1, 2].map(|i| (0..4).map(|j| inverse[i][j] * right[j]).sum())
+    [0, 1, 2].map(|i| dot(&inverse[i], &right))
 }
 
 #[cfg(test)]

@@ -64,6 +64,9 @@ struct Forecasts<'a> {
     known: Vec<f64>,
     /// The forecasts of the days to come.
     future: Vec<f64>,
+    /// Their dates, and a sentence on how they follow.
+    dates: Vec<Date>,
+    steps: String,
 }
 
 impl<'a> Forecasts<'a> {
@@ -101,7 +104,8 @@ impl<'a> Forecasts<'a> {
                 )));
             }
         }
-        let mut all = Self { forecaster, days, closes, needed, known: vec![], future: vec![] };
+        let (dates, steps) = days.next_dates(horizon);
+        let mut all = Self { forecaster, days, closes, needed, known: vec![], future: vec![], dates, steps };
         all.known = (needed..n).map(|d| Ok(all.ahead(d, 1)?[0])).collect::<Result<_>>()?;
         all.future = all.ahead(n, horizon)?;
         match all.known.iter().chain(&all.future).find(|p| !(p.is_finite() && **p > 0.)) {
@@ -328,8 +332,7 @@ fn rows(forecasts: &Forecasts, intervals: &Intervals) -> (Vec<Vec<String>>, Vec<
         rows.push(vec![days.dates[d].to_string(), "1".into(), text(*forecast), lower, upper, text(closes[d])]);
     }
     let mut to_come = vec![];
-    let (dates, _) = days.next_dates(future.len());
-    for ((h, forecast), date) in future.iter().enumerate().zip(dates) {
+    for ((h, forecast), date) in future.iter().enumerate().zip(&forecasts.dates) {
         let bound = intervals.future[h];
         let [lower, upper] = both(bound);
         to_come.push(json!({
@@ -350,7 +353,7 @@ fn remarks(forecasts: &Forecasts, intervals: &Intervals, validation: &Value, per
         ));
     }
     remarks.extend(intervals.remarks(percent));
-    let (_, steps) = days.next_dates(future.len());
+    let steps = &forecasts.steps;
     remarks.push(match future.len() {
         1 => format!("{steps}."),
         _ => format!("{steps}. Beyond the first each forecast is made from forecasts."),

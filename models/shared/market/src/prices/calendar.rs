@@ -3,6 +3,8 @@
 use jiff::civil::{Date, Weekday};
 use jiff::{Span, ToSpan};
 
+use super::dates::apart;
+
 /// Days that tell when a market is open.
 const RECENT: usize = 260;
 
@@ -19,22 +21,20 @@ pub(super) enum Step {
 impl Step {
     pub(super) fn of(dates: &[Date]) -> Self {
         let recent = &dates[dates.len().saturating_sub(RECENT)..];
-        let mut apart: Vec<i32> = recent.windows(2).map(|w| w[1].since(w[0]).map_or(0, |s| s.get_days())).collect();
-        apart.sort_unstable();
         let on = |day: &Date| usize::from(day.weekday().to_monday_zero_offset().unsigned_abs());
-        match apart.get(apart.len() / 2) {
-            Some(1..=4) => {
+        match apart(recent) {
+            1..=4 => {
                 let mut counts = [0; 7];
                 recent.iter().for_each(|d| counts[on(d)] += 1);
                 // A session on a Saturday, once in a while, makes no market that is open on Saturdays.
                 let most = counts.iter().max().copied().unwrap_or(0);
                 Self::Days(counts.map(|n| 10 * n > most))
             }
-            Some(days @ (7 | 14)) => Self::Weeks(days / 7),
-            Some(28..=31) => Self::Months(1),
-            Some(89..=92) => Self::Months(3),
-            Some(365 | 366) => Self::Months(12),
-            Some(&days) if days > 0 => Self::Other(days),
+            days @ (7 | 14) => Self::Weeks(days / 7),
+            28..=31 => Self::Months(1),
+            89..=92 => Self::Months(3),
+            365 | 366 => Self::Months(12),
+            days if days > 0 => Self::Other(days),
             _ => Self::Days([true, true, true, true, true, false, false]),
         }
     }

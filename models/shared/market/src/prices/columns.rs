@@ -239,13 +239,12 @@ impl Table<'_> {
         if !close.is_empty() {
             let at = self.one(&close, Field::Close, "close", "column")?;
             // A name among words that no other column has, or one of several things, may be that of another quantity.
-            let (ticker, others) =
-                (self.ticker(at, Field::Close), [Field::Open, Field::High, Field::Low, Field::Volume]);
+            let (ticker, others) = (self.ticker(at, Field::Close), [Field::Open, Field::High, Field::Low]);
             let shared = |field: &Field| self.candidates(*field).iter().any(|&i| self.ticker(i, *field) == ticker);
             let unknown = |i: usize| i != date && self.kind(i) == Kind::Number && self.headers[i].readings.is_empty();
             let vague = self.tier(at, Field::Close) > 0 && (0..self.headers.len()).any(unknown);
             let plain = self.ticker(at, Field::Close).is_empty() && !vague || !wanted.is_empty() && wanted == ticker;
-            if !plain && !others.iter().take(3).any(shared) {
+            if !plain && !others.iter().any(shared) {
                 doubts.push(format!("column {} is taken for the close", self.headers[at].text));
             }
             return Ok((at, false));

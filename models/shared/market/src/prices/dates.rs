@@ -54,32 +54,18 @@ enum Parts<'a> {
 
 /// Names of months and their beginnings, separated by |, in the languages that price files come in, without accents.
 const MONTHS: [&str; 12] = [
-    "jan|ocak|oca|januari|janv|januar|janvier|enero|ene|gen|gennaio|janeiro|stycznia|sty|янв",
-    "feb|subat|sub|februari|pebruari|febr|februar|fev|fevr|fevrier|febrero|febbraio|fevereiro|lutego|lut|фев",
-    "mar|mart|maret|mars|marz|maerz|mrz|maart|mrt|marzo|marco|marca|мар",
-    "apr|nisan|nis|avr|avril|abr|abril|aprile|kwietnia|kwi|апр",
+    "jan|january|ocak|oca|januari|janv|januar|janvier|enero|ene|gen|gennaio|janeiro|stycznia|sty|янв",
+    "feb|february|subat|sub|februari|pebruari|febr|februar|fev|fevr|fevrier|febrero|febbraio|fevereiro|lutego|lut|фев",
+    "mar|march|mart|maret|mars|marz|maerz|mrz|maart|mrt|marzo|marco|marca|мар",
+    "apr|april|nisan|nis|avr|avril|abr|abril|aprile|kwietnia|kwi|апр",
     "may|mayis|mai|mei|maj|mayo|maggio|mag|maio|maja|мая|май",
-    "jun|haziran|haz|juni|juin|junio|giu|giugno|junho|czerwca|cze|июн",
-    "jul|temmuz|tem|juli|juil|juillet|julio|lug|luglio|julho|lipca|lip|июл",
-    "aug|augusti|agustos|agu|agt|agustus|august|aout|augustus|ago|agosto|sierpnia|sie|авг",
-    "sep|eylul|eyl|sept|septembre|septiembre|set|settembre|setembro|wrzesnia|wrz|сен",
-    "oct|ekim|eki|okt|octobre|oktober|octubre|ott|ottobre|out|outubro|pazdziernika|paz|окт",
-    "nov|kasim|kas|novembre|noviembre|novembro|listopada|lis|ноя",
-    "dec|aralik|ara|des|desember|dez|dezember|decembre|dic|diciembre|dicembre|dezembro|grudnia|gru|дек",
-];
-const ENGLISH: [&str; 12] = [
-    "january",
-    "february",
-    "march",
-    "april",
-    "may",
-    "june",
-    "july",
-    "august",
-    "september",
-    "october",
-    "november",
-    "december",
+    "jun|june|haziran|haz|juni|juin|junio|giu|giugno|junho|czerwca|cze|июн",
+    "jul|july|temmuz|tem|juli|juil|juillet|julio|lug|luglio|julho|lipca|lip|июл",
+    "aug|august|augusti|agustos|agu|agt|agustus|august|aout|augustus|ago|agosto|sierpnia|sie|авг",
+    "sep|september|eylul|eyl|sept|septembre|septiembre|set|settembre|setembro|wrzesnia|wrz|сен",
+    "oct|october|ekim|eki|okt|octobre|oktober|octubre|ott|ottobre|out|outubro|pazdziernika|paz|окт",
+    "nov|november|kasim|kas|novembre|noviembre|novembro|listopada|lis|ноя",
+    "dec|december|aralik|ara|des|desember|dez|dezember|decembre|dic|diciembre|dicembre|dezembro|grudnia|gru|дек",
 ];
 /// Words of a date that say nothing new, separated by |.
 const IDLE: &str = "mon|tue|tues|wed|thu|thur|thurs|fri|sat|sun|monday|tuesday|wednesday|thursday|friday|saturday|sunday|mo|di|mi|do|fr|sa\
@@ -108,8 +94,7 @@ pub(super) fn folded(text: &str) -> String {
 
 /// The number of a month by its name.
 fn month(word: &str) -> Option<i8> {
-    let full = ENGLISH.iter().position(|m| *m == word);
-    let found = full.or_else(|| MONTHS.iter().position(|names| names.split('|').any(|n| n == word)));
+    let found = MONTHS.iter().position(|names| names.split('|').any(|n| n == word));
     // Words of many endings, such as those of Russian, begin alike.
     let begins = || MONTHS.iter().position(|names| names.split('|').any(|n| !n.is_ascii() && word.starts_with(n)));
     found.or_else(begins).map(|m| m as i8 + 1)
@@ -172,8 +157,7 @@ fn of_clock(text: &str, behind: &str) -> Option<Time> {
 
 /// Seconds, milliseconds, microseconds or nanoseconds since 1970, told apart by their size.
 fn since_1970(text: &str) -> Option<DateTime> {
-    let whole = text.strip_suffix(".0").unwrap_or(text);
-    let whole = if text.len() > 9 { whole.split('.').next()? } else { whole };
+    let whole = text.split_once('.').map_or(text, |(whole, _)| whole);
     // Eight digits are a date.
     let number: i64 = whole.parse().ok().filter(|n: &i64| n.unsigned_abs() > 100_000_000)?;
     let fits = |unit: &i64| number.unsigned_abs() / (*unit as u64) < 7_260_000_000;
@@ -365,8 +349,8 @@ pub(super) fn in_order(days: &[Date]) -> bool {
     days.windows(2).all(|w| w[0] <= w[1]) || days.windows(2).all(|w| w[0] >= w[1])
 }
 
-/// Days between rows, the middle one.
-fn apart(days: &[Date]) -> i32 {
+/// How many days neighbours lie apart, the middle one; 0 where there are none.
+pub(super) fn apart(days: &[Date]) -> i32 {
     let mut apart: Vec<i32> = days.windows(2).filter_map(|w| Some(w[1].since(w[0]).ok()?.get_days().abs())).collect();
     apart.sort_unstable();
     apart.get(apart.len() / 2).copied().unwrap_or(0)

@@ -289,9 +289,7 @@ impl Days {
     /// Adds warnings about what daily prices seldom do.
     fn suspect(&mut self) {
         let apart = |w: &[Date]| w[1].since(w[0]).map(|s| s.get_days()).unwrap_or(0);
-        let mut spaces: Vec<_> = self.dates.windows(2).map(apart).collect();
-        spaces.sort_unstable();
-        let median = spaces.get(spaces.len() / 2).copied().unwrap_or(1);
+        let median = dates::apart(&self.dates);
         let gaps: Vec<_> = self.dates.windows(2).filter(|w| apart(w) > 7.max(2 * median)).collect();
         if let Some(longest) = gaps.iter().max_by_key(|w| apart(w)) {
             let (from, to, days) = (longest[0], longest[1], apart(longest));
