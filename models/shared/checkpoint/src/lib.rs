@@ -14,6 +14,8 @@ mod folder;
 mod format;
 mod formats;
 mod gguf;
+#[cfg(feature = "hdf5")]
+mod hdf5;
 #[cfg(feature = "hub")]
 pub mod hub;
 mod input;

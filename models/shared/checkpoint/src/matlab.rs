@@ -1,4 +1,4 @@
-//! MATLAB's files, version 5 (written by `save -v6` and `-v7`):
+//! MATLAB's files, version 5 (written by `save -v6` and `-v7`), and with the feature `hdf5` version 7.3:
 //! <https://www.mathworks.com/help/pdf_doc/matlab/matfile_format.pdf>.
 
 use std::collections::BTreeMap;
@@ -20,9 +20,9 @@ const MATRIX: u32 = 14;
 const COMPRESSED: u32 = 15;
 /// Bytes of a file, and of what it unpacks to: 64 for each of its own, and a gigabyte at least.
 const LARGEST: u64 = 1 << 34;
-const SPARE: u64 = 1 << 30;
+pub(crate) const SPARE: u64 = 1 << 30;
 /// Variables within each other.
-const DEEPEST: usize = 16;
+pub(crate) const DEEPEST: usize = 16;
 
 /// A variable of a file.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,15 +52,21 @@ pub enum Variable {
 pub fn read(path: &Path) -> Result<BTreeMap<String, Variable>> {
     let malformed = |reason: String| Error::Malformed { path: path.into(), format: FORMAT, reason };
     let bytes = limited(regular(path, "a MATLAB file")?, path, LARGEST)?;
+    if bytes.starts_with(b"MATLAB 7.3") || bytes.starts_with(b"\x89HDF") {
+        #[cfg(feature = "hdf5")]
+        return crate::hdf5::read(path, bytes);
+        #[cfg(not(feature = "hdf5"))]
+        return Err(Error::Refused {
+            path: path.into(),
+            reason: "a MATLAB file of version 7.3 (HDF5), which this program was built without (the feature files of zoo): save it with -v7, \
+                     or by scipy.io.savemat"
+                .into(),
+        });
+    }
     let Some((header, body)) = bytes.split_at_checked(HEADER) else {
         return Err(malformed("it is shorter than a header".into()));
     };
     let refused = |reason: &str| Err(Error::Refused { path: path.into(), reason: reason.into() });
-    if header.starts_with(b"MATLAB 7.3") || header.starts_with(b"\x89HDF") {
-        return refused(
-            "a MATLAB file of version 7.3 (HDF5): save it with -v7, or by scipy.io.savemat, which this reads",
-        );
-    }
     // Version 4 begins with a matrix: its type below 52 (for a little-endian machine), its rows, columns, and the length of its name.
     let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
     if word(0) < 52 && word(4) > 0 && word(8) > 0 && (2..=64).contains(&word(16)) {
@@ -299,13 +305,13 @@ fn characters(kind: u32, data: &[u8]) -> Option<Vec<char>> {
 }
 
 /// The lines of an array of characters, whose first dimension runs fastest.
-fn lines(characters: &[char], rows: usize) -> String {
+pub(crate) fn lines(characters: &[char], rows: usize) -> String {
     let line = |row: usize| characters.iter().skip(row).step_by(rows.max(1)).collect::<String>();
     (0..rows).map(line).collect::<Vec<_>>().join("\n")
 }
 
 /// Elements whose first dimension runs fastest, in the order in which the last does.
-fn turned(values: &[f64], shape: &[usize]) -> Vec<f64> {
+pub(crate) fn turned(values: &[f64], shape: &[usize]) -> Vec<f64> {
     let strides = crate::numpy::fortran(shape);
     let mut index = vec![0; shape.len()];
     let mut out = Vec::with_capacity(values.len());

@@ -219,6 +219,13 @@ fn add(
                 Ok(())
             }
             _ => {
+                let size = descr.size();
+                if shape.len() == 1 && size > 0 && segment.len <= LONGEST_TEXT {
+                    budget.spend(2 * segment.len as usize + 32 * shape[0])?;
+                    let bytes = segment.bytes(at..segment.len)?;
+                    let texts = bytes.chunks_exact(size).map(|b| text(&descr, b)).collect::<Option<Vec<_>>>();
+                    source.texts.extend(texts.map(|texts| (name.to_string(), texts)));
+                }
                 source.left_out.push(format!("{name}: an array of texts"));
                 Ok(())
             }

@@ -76,6 +76,8 @@ pub struct Source {
     pub(crate) calls: Vec<String>,
     /// What is in the file but neither in `tensors` nor in `metadata`.
     pub left_out: Vec<String>,
+    /// Lists of texts, such as names of channels beside numbers, by name: of an `.npz` alone, among what is left out.
+    pub texts: BTreeMap<String, Vec<String>>,
     /// Bytes of all its files.
     pub file_bytes: u64,
     pub(crate) segments: Vec<Segment>,
@@ -107,6 +109,7 @@ impl Source {
             foreign: vec![],
             calls: vec![],
             left_out: vec![],
+            texts: BTreeMap::new(),
             file_bytes,
             segments: vec![],
             rest: vec![],
