@@ -10,10 +10,10 @@ use zoo_training::{Error, Flag, Picture, Prediction, Request, Result};
 
 use crate::data::add_covariance;
 use crate::head::Head;
-use crate::image::centre;
+use crate::image::{Image, centre};
 use crate::inverse::{Inverse, Method, Settings};
 use crate::measure::{Reading, Rule, Truth};
-use crate::recording::{Recording, recording};
+use crate::recording::{Recording, Window};
 use crate::simulation::{Patch, Sample};
 use crate::{DeepSif, Montage, prepare, view};
 
@@ -36,6 +36,18 @@ pub struct ImageOptions {
     pub baseline: String,
     /// Takes columns in the order that the weights were trained with, whatever they are called.
     pub as_trained: bool,
+    /// Time steps a second of the input; what its file states if zero.
+    pub rate: f64,
+    /// The middle of the window to image, in seconds from the recording's beginning; all windows if empty.
+    pub at: String,
+    /// A file of events, around which windows are averaged; those in the recording's own file if empty.
+    pub events: String,
+    /// The name of the events to average.
+    pub event: String,
+    /// Two frequencies in Hz that a filter keeps what lies between, as in `1-40`; none if empty.
+    pub band: String,
+    /// A frequency in Hz that a filter takes out; none if zero.
+    pub notch: f64,
 }
 
 /// The flags for it.
@@ -57,6 +69,22 @@ pub(crate) const FLAGS: &[Flag] = &[
         "predict.as_trained",
         "Take channels in the order that the weights were trained with, whatever they are called",
     ),
+    Flag::value("rate", "HZ", "predict.rate", "Time steps a second, where the file does not state them"),
+    Flag::value("at", "SECONDS", "predict.at", "Image the window around this moment alone"),
+    Flag::value(
+        "events",
+        "PATH",
+        "predict.events",
+        "Image the average of the windows around these events (seconds in a .csv, BIDS' .tsv, or .vmrk)",
+    ),
+    Flag::value(
+        "event",
+        "NAME",
+        "predict.event",
+        "Average around the events of this name (without --events, those in the recording's own file)",
+    ),
+    Flag::value("band", "LOW-HIGH", "predict.band", "Filter: keep what lies between two frequencies in Hz"),
+    Flag::value("notch", "HZ", "predict.notch", "Filter: take out a frequency in Hz, such as that of the mains"),
 ];
 
 /// Regions, from 0, that a file names by its variable `resection_region` or its only list.
@@ -78,8 +106,9 @@ fn regions(path: &Path, count: usize) -> Result<Vec<usize>> {
 }
 
 /// The covariance of EEG of rest.
-fn baseline(path: &Path, montage: &Montage, as_trained: bool) -> Result<Vec<f64>> {
-    let (n, Recording { mut values, .. }) = (montage.electrodes.len(), recording(path, montage, as_trained)?);
+fn baseline(path: &Path, montage: &Montage, options: &ImageOptions) -> Result<Vec<f64>> {
+    let n = montage.electrodes.len();
+    let mut values = Recording::read(path, montage, options)?.whole(path, montage)?;
     let steps = values.len() / n;
     if steps < n {
         let path = path.display();
@@ -141,26 +170,11 @@ fn compared(imager: &DeepSif, head: Option<&Head>, path: &Path, with: &Compared)
     Ok((all.into_iter().map(|(value, _)| value).collect(), remarks))
 }
 
-pub(crate) fn predict(imager: &DeepSif, head: Option<&Head>, request: &Request<ImageOptions>) -> Result<Prediction> {
-    let input = request.input;
-    let refuse = |what: String| Error::Data(format!("{}: {what}", input.display()));
-    let montage = imager.montage();
-    let as_trained = request.options.as_trained;
-    let Recording { name, mut values, mut remarks } = recording(input, montage, as_trained)?;
-    let (n, steps, m) = (montage.electrodes.len(), montage.steps, montage.regions.len());
-    if let Some(wrong) = imager.misfit(values.len() / n, n) {
-        return Err(refuse(format!("{name} is {wrong}")));
-    }
-    let eeg: Vec<Vec<f32>> = values.chunks_exact(n).map(<[f32]>::to_vec).collect();
-    let image = imager.image(&eeg).map_err(|e| refuse(e.to_string().lines().next().unwrap_or_default().into()))?;
-    prepare(&mut values, n);
-
-    let strengths = image.strengths();
-    let found = Rule::Otsu.regions(&strengths);
-    let order = image.strongest();
-    let course = |region: usize| image.activity.iter().skip(region).step_by(m).map(|v| f64::from(*v));
+/// The rows of a window's strongest regions, those that are found and the first ten at least; and how many are found.
+fn strongest(image: &Image, montage: &Montage, strengths: &[f64]) -> (Vec<Vec<String>>, usize) {
+    let found = Rule::Otsu.regions(strengths);
     let row = |(rank, &(region, strength)): (usize, &(usize, f64))| {
-        let peak = course(region).enumerate().max_by(|a, b| a.1.abs().total_cmp(&b.1.abs())).unwrap_or((0, 0.));
+        let peak = course(image, region).enumerate().max_by(|a, b| a.1.abs().total_cmp(&b.1.abs())).unwrap_or((0, 0.));
         let position = montage.regions[region].map(|v| format!("{v:.1}"));
         let mut row = vec![(rank + 1).to_string(), region.to_string()];
         row.extend(position);
@@ -168,50 +182,155 @@ pub(crate) fn predict(imager: &DeepSif, head: Option<&Head>, request: &Request<I
         row.push(u8::from(found.contains(&region)).to_string());
         row
     };
-    let table = order.iter().take(found.len().max(FEWEST)).enumerate().map(row).collect();
-    remarks.push(format!(
-        "{} of {m} regions lie above Otsu's threshold; strengths are roots of mean squares over the time.",
-        found.len()
-    ));
+    let order = image.strongest();
+    (order.iter().take(found.len().max(FEWEST)).enumerate().map(row).collect(), found.len())
+}
+
+fn course(image: &Image, region: usize) -> impl Iterator<Item = f64> {
+    image.activity.iter().skip(region).step_by(image.regions).map(|v| f64::from(*v))
+}
+
+fn array(values: Vec<f32>, shape: (usize, usize)) -> Result<Tensor> {
+    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+}
+
+pub(crate) fn predict(imager: &DeepSif, head: Option<&Head>, request: &Request<ImageOptions>) -> Result<Prediction> {
+    let (input, options, montage) = (request.input, &request.options, imager.montage());
+    let mut recording = Recording::read(input, montage, options)?;
+    let mut windows = recording.windows(input, montage, options)?;
+    let mut remarks = std::mem::take(&mut recording.remarks);
+    drop(recording);
     remarks.push(
         "The network was trained on simulated spikes: what it says of seizures, sleep, artefacts or of any other head is outside \
          what it was judged on."
             .into(),
     );
+    match &mut windows[..] {
+        [window] => one(imager, head, request, window, remarks),
+        _ if !options.truth.is_empty() => Err(Error::Usage(format!(
+            "predict.truth: {} has {} windows: choose one by predict.at or predict.event",
+            input.display(),
+            windows.len()
+        ))),
+        _ => many(imager, head, request, windows, remarks),
+    }
+}
+
+/// The image of the window, with its EEG made ready.
+fn image(imager: &DeepSif, input: &Path, values: &mut [f32]) -> Result<Image> {
+    let n = imager.montage().electrodes.len();
+    let eeg: Vec<Vec<f32>> = values.chunks_exact(n).map(<[f32]>::to_vec).collect();
+    let refuse = |e: candle_core::Error| {
+        Error::Data(format!("{}: {}", input.display(), e.to_string().lines().next().unwrap_or_default()))
+    };
+    let image = imager.image(&eeg).map_err(refuse)?;
+    prepare(values, n);
+    Ok(image)
+}
+
+const HEADER: [&str; 9] = ["rank", "region", "x_mm", "y_mm", "z_mm", "strength", "peak", "peak_ms", "found"];
+
+fn one(
+    imager: &DeepSif,
+    head: Option<&Head>,
+    request: &Request<ImageOptions>,
+    window: &mut Window,
+    mut remarks: Vec<String>,
+) -> Result<Prediction> {
+    let (montage, options) = (imager.montage(), &request.options);
+    let (steps, m) = (montage.steps, montage.regions.len());
+    let image = image(imager, request.input, &mut window.values)?;
+    let (strengths, order) = (image.strengths(), image.strongest());
+    let (rows, found) = strongest(&image, montage, &strengths);
+    remarks.push(format!(
+        "{found} of {m} regions lie above Otsu's threshold; strengths are roots of mean squares over the time."
+    ));
     let mut summary = Map::from_iter([
-        ("regions_found".to_string(), found.len().into()),
+        ("regions_found".to_string(), found.into()),
         ("strongest_region".to_string(), order[0].0.into()),
     ]);
-    let truth = Some(Path::new(&request.options.truth)).filter(|path| !path.as_os_str().is_empty());
+    summary.extend(window.seconds.filter(|_| !options.at.is_empty()).map(|s| ("from_s".to_string(), s.into())));
+    let truth = Some(Path::new(&options.truth)).filter(|path| !path.as_os_str().is_empty());
     if let Some(path) = truth {
-        let baseline = match request.options.baseline.as_str() {
+        let baseline = match options.baseline.as_str() {
             "" => vec![],
-            path => baseline(Path::new(path), montage, as_trained)?,
+            path => baseline(Path::new(path), montage, options)?,
         };
-        let with = Compared { activity: &image.activity, strengths: &strengths, eeg: &values, noise: &baseline };
+        let with = Compared { activity: &image.activity, strengths: &strengths, eeg: &window.values, noise: &baseline };
         let (overlap, found) = compared(imager, head, path, &with)?;
         remarks.extend(found);
         summary.insert("overlap".into(), overlap);
     }
-    let lines = SHOWN
-        .into_iter()
-        .zip(&order)
-        .map(|(name, (region, _))| (name.into(), course(*region).enumerate().map(|(t, v)| (t as f64, v)).collect()));
+    let lines = SHOWN.into_iter().zip(&order).map(|(name, (region, _))| {
+        (name.into(), course(&image, *region).enumerate().map(|(t, v)| (t as f64, v)).collect())
+    });
     let picture = Picture {
-        maps: view::maps(head, montage, &strengths, &values),
         title: "activity over milliseconds".into(),
         labels: (0..steps).map(|t| format!("{:.0}", STEP * t as f64)).collect(),
         lines: lines.collect(),
+        maps: view::maps(head, montage, &strengths, &window.values),
         ..Picture::default()
     };
-    let array = |values: Vec<f32>, shape: (usize, usize)| Tensor::from_vec(values, shape, &Device::Cpu);
     let positions: Vec<f32> = montage.regions.iter().flatten().map(|v| *v as f32).collect();
     let arrays = vec![
-        ("activity".to_string(), array(image.activity.clone(), (steps, m))?),
         ("strength".to_string(), array(strengths.iter().map(|s| *s as f32).collect(), (m, 1))?),
+        ("activity".to_string(), array(image.activity, (steps, m))?),
         ("regions_mm".to_string(), array(positions, (m, 3))?),
     ];
-    let header = ["rank", "region", "x_mm", "y_mm", "z_mm", "strength", "peak", "peak_ms", "found"];
-    let header = header.map(String::from).to_vec();
-    Ok(Prediction { header, rows: table, summary, remarks, arrays, picture })
+    let header = HEADER.map(String::from).to_vec();
+    Ok(Prediction { header, rows, summary, remarks, arrays, picture })
+}
+
+/// Windows one after the other: the strongest regions of each, and no activity over time, which would take gigabytes.
+fn many(
+    imager: &DeepSif,
+    head: Option<&Head>,
+    request: &Request<ImageOptions>,
+    windows: Vec<Window>,
+    mut remarks: Vec<String>,
+) -> Result<Prediction> {
+    let montage = imager.montage();
+    let m = montage.regions.len();
+    let (mut rows, mut listed, mut all, mut mean) = (vec![], vec![], vec![], vec![0.; m]);
+    let (mut starts, mut strongest_eeg): (Vec<f32>, (f32, Vec<f32>)) = (vec![], (0., vec![]));
+    let count = windows.len();
+    for mut window in windows {
+        let loudest = window.values.iter().fold(0f32, |most, v| most.max(v.abs()));
+        let image = image(imager, request.input, &mut window.values)?;
+        let strengths = image.strengths();
+        let (of_window, found) = strongest(&image, montage, &strengths);
+        let from = window.seconds.unwrap_or_default();
+        rows.extend(of_window.into_iter().map(|row| [vec![format!("{from:.3}")], row].concat()));
+        listed.push(json!({ "from_s": from, "regions_found": found, "strongest_region": image.strongest()[0].0 }));
+        mean.iter_mut().zip(&strengths).for_each(|(sum, s)| *sum += s / count as f64);
+        all.extend(strengths.iter().map(|s| *s as f32));
+        starts.push(from as f32);
+        if loudest > strongest_eeg.0 {
+            strongest_eeg = (loudest, window.values);
+        }
+    }
+    remarks.push(
+        "Strengths are roots of mean squares over a window; a region is found above its window's Otsu threshold."
+            .into(),
+    );
+    let mut order: Vec<usize> = (0..m).collect();
+    order.sort_by(|a, b| mean[*b].total_cmp(&mean[*a]));
+    let course = |region: usize| all.iter().skip(region).step_by(m).enumerate().map(|(w, v)| (w as f64, f64::from(*v)));
+    let picture = Picture {
+        title: "strength by window, over seconds; maps of the mean".into(),
+        labels: starts.iter().map(|s| format!("{s:.0}")).collect(),
+        lines: SHOWN.into_iter().zip(&order).map(|(name, region)| (name.into(), course(*region).collect())).collect(),
+        maps: view::maps(head, montage, &mean, &strongest_eeg.1),
+        ..Picture::default()
+    };
+    let positions: Vec<f32> = montage.regions.iter().flatten().map(|v| *v as f32).collect();
+    let arrays = vec![
+        ("strength".to_string(), array(all, (count, m))?),
+        ("from_s".to_string(), array(starts, (count, 1))?),
+        ("regions_mm".to_string(), array(positions, (m, 3))?),
+    ];
+    let summary =
+        Map::from_iter([("strongest_region".to_string(), order[0].into()), ("windows".to_string(), listed.into())]);
+    let header = std::iter::once("from_s").chain(HEADER).map(String::from).collect();
+    Ok(Prediction { header, rows, summary, remarks, arrays, picture })
 }

@@ -1,22 +1,31 @@
-//! Recordings as laboratories have them: read, and brought into the electrodes and the length that weights take.
+//! Recordings as laboratories have them: read, and brought into the electrodes, the rate and the length that weights take.
 
-use std::collections::BTreeMap;
-use std::path::Path;
+mod brainvision;
+mod channels;
+mod edf;
+mod events;
+mod fif;
+mod matlab;
+mod signal;
+mod table;
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
 
 use candle_core::Device;
-use zoo_checkpoint::matlab::{self, Variable};
 use zoo_training::{Error, Result};
 
-use crate::algebra::{dot, inverted, times};
-use crate::image::{Electrode, Montage, Point, RATE};
+use crate::image::{Montage, RATE, still};
+use crate::predict::ImageOptions;
+use signal::Filter;
 
-/// Bytes of a table in text.
+/// Bytes of a file.
 const LONGEST: u64 = 1 << 32;
-/// A channel is flat below this share of the middle channel's deviation, and beyond belief above this multiple.
-const FLAT: f64 = 1e-3;
-const WILD: f64 = 30.;
-/// Share of a montage's electrodes that may be interpolated from the others.
-const INTERPOLATED: usize = 5;
+/// Seconds for which a channel stays where it is if it is clipped, or dead, and the time steps of that at least.
+const CLIPPED: (f64, usize) = (0.01, 5);
+const DEAD: (f64, usize) = (0.1, 10);
+/// Standard deviations of EEG in microvolts that nobody would doubt.
+const BELIEVED: std::ops::Range<f64> = 0.1..1000.;
 
 /// Numbers in rows, as a file has them.
 #[derive(Debug, Default)]
@@ -27,19 +36,45 @@ struct Found {
     values: Vec<f32>,
     /// Names of channels.
     labels: Vec<String>,
+    /// Those that the file calls bad.
+    bad: Vec<String>,
+    /// Rows are channels, as the format says.
+    in_rows: bool,
     /// Steps a second.
     rate: Option<f64>,
+    /// The values are microvolts, as the file says.
+    has_unit: bool,
+    events: Vec<Event>,
+    remarks: Vec<String>,
 }
 
-/// EEG in the order of a montage's electrodes.
+/// A moment that a file names.
+#[derive(Clone, Debug, PartialEq)]
+struct Event {
+    /// From the beginning of the recording.
+    seconds: f64,
+    name: String,
+}
+
+/// EEG in the order of a montage's electrodes, at the rate of the weights.
 #[derive(Debug, Default)]
 pub(crate) struct Recording {
-    /// What it is called in its file.
-    pub(crate) name: String,
-    /// Time steps × electrodes.
-    pub(crate) values: Vec<f32>,
+    /// Time steps × electrodes; NaN where one has no value.
+    values: Vec<f32>,
+    /// Electrodes that it lacks, or that its file calls bad.
+    missing: Vec<usize>,
+    events: Vec<Event>,
     /// What was done to it, and what is doubtful, in words.
     pub(crate) remarks: Vec<String>,
+}
+
+/// A stretch of a recording without bad electrodes.
+#[derive(Debug)]
+pub(crate) struct Window {
+    /// Where it begins in the recording; none of an average.
+    pub(crate) seconds: Option<f64>,
+    /// Time steps × electrodes.
+    pub(crate) values: Vec<f32>,
 }
 
 /// Names that variables with labels and rates have.
@@ -47,45 +82,133 @@ const LABELS: [&str; 9] =
     ["label", "labels", "ch_names", "channels", "chanlabels", "channel_names", "channelnames", "electrodes", "names"];
 const RATES: [&str; 7] = ["fs", "srate", "fsample", "sfreq", "sampling_rate", "samplingrate", "rate"];
 
-/// Formats that are not read, by their endings, and the way out.
-const OTHERS: [(&str, &str); 9] = [
-    ("edf", "EDF"),
-    ("bdf", "BDF"),
-    ("vhdr", "BrainVision"),
-    ("eeg", "BrainVision"),
-    ("fif", "FIF"),
+/// Formats that are not read, by their endings, with what they are.
+const OTHERS: [(&str, &str); 8] = [
     ("gdf", "GDF"),
     ("cnt", "Neuroscan CNT"),
-    ("fdt", "EEGLAB's data without its .set"),
+    ("avg", "Neuroscan's average"),
     ("mff", "EGI MFF"),
+    ("xdf", "XDF"),
+    ("nwb", "NWB"),
+    ("e", "Nicolet"),
+    ("lay", "Persyst"),
 ];
 
 fn refuse(path: &Path, what: impl std::fmt::Display) -> Error {
-    Error::Data(format!("{}: {what}", path.display()))
+    // What is wrong with another file names that.
+    let (name, what) = (path.display().to_string(), what.to_string());
+    Error::Data(if what.starts_with(&name) { what } else { format!("{name}: {what}") })
 }
 
-/// The EEG of a file: `.mat` (also of FieldTrip), EEGLAB's `.set`, `.npy`, `.npz` or a table in text. Of several arrays, the one that is
-/// called eeg or data.
-fn read(path: &Path) -> Result<Found> {
-    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
-    if let Some((_, name)) = OTHERS.iter().find(|(ending, _)| *ending == extension) {
-        let way = "mne.io.read_raw(…).to_data_frame(index=\"time\").to_csv(…)";
-        return Err(refuse(path, format!("{name} is not read: save it as CSV with the channels' names ({way})")));
+/// Microvolts of a unit.
+fn microvolts(unit: &str) -> Option<f64> {
+    // Prefixes differ by their case, and micro has two signs beside the letter; volts are V or volt.
+    let unit = unit.trim();
+    let prefix = unit
+        .strip_suffix(['V', 'v'])
+        .or_else(|| unit.to_ascii_lowercase().ends_with("volts").then(|| &unit[..unit.len() - 5]))?;
+    match prefix {
+        "" => Some(1e6),
+        "m" | "milli" => Some(1e3),
+        "u" | "µ" | "μ" | "micro" => Some(1.),
+        "n" | "nano" => Some(1e-3),
+        _ => None,
     }
-    let mut found = match extension.as_str() {
-        "mat" | "set" => of_matlab(path, matlab::read(path)?)?,
-        "npy" | "npz" => {
-            let mut all = vec![];
-            for (name, tensor) in zoo_checkpoint::read(path, &Device::Cpu)?.tensors {
-                let Some((rows, columns)) = matrix(tensor.dims()) else { continue };
-                let values = tensor.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1()?;
-                all.push(Found { name, rows, columns, values, ..Found::default() });
-            }
-            all
+}
+
+/// A file beside another that names it: nothing but the last part of the name counts.
+fn beside(path: &Path, name: &str) -> std::result::Result<PathBuf, String> {
+    let name = name.rsplit(['/', '\\']).next().unwrap_or_default().trim();
+    let found = path.with_file_name(name);
+    match found.is_file() && found != path {
+        true => Ok(found),
+        false => Err(format!(
+            "its data lie in {name:.80}, which is not beside it (where files were renamed, those that name each other need the new names)"
+        )),
+    }
+}
+
+/// A few names.
+fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let mut names: Vec<&str> = names.take(13).collect();
+    if names.len() > 12 {
+        names[12] = "…";
+    }
+    names.join(", ")
+}
+
+/// The EEG of a file, whose format its first bytes say, or its ending.
+fn read(path: &Path) -> Result<Found> {
+    let mut start = vec![];
+    let file = zoo_checkpoint::regular(path, "EEG")?;
+    file.take(100).read_to_end(&mut start).map_err(Error::io(path))?;
+    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
+    let bytes = || zoo_checkpoint::bytes_of(path, "EEG", LONGEST);
+    let failed = |what: String| refuse(path, what);
+    if edf::is(&start) {
+        return edf::parse(&bytes()?).map_err(failed);
+    }
+    if fif::is(&start) {
+        return fif::parse(&bytes()?).map_err(failed);
+    }
+    if brainvision::is(&start) && extension != "vmrk" {
+        return brainvision::parse(path, &bytes()?).map_err(failed);
+    }
+    let way = "mne.io.read_raw(…).save(\"x_raw.fif\")";
+    if let Some((_, name)) = OTHERS.iter().find(|(ending, _)| *ending == extension) {
+        return Err(refuse(path, format!("{name} is not read: MNE-Python writes FIF of it, which is ({way})")));
+    }
+    let found = match extension.as_str() {
+        "mat" | "set" => matlab::parse(path, zoo_checkpoint::matlab::read(path)?).map_err(failed)?,
+        "npy" | "npz" => arrays(path)?,
+        "csv" | "tsv" | "txt" | "asc" => {
+            let text = zoo_checkpoint::text::decode(&bytes()?, "").map_err(|e| refuse(path, e))?.text;
+            vec![table::parse(&text).map_err(failed)?]
         }
-        "csv" | "tsv" | "txt" | "asc" => vec![table(path)?],
-        _ => return Err(refuse(path, "EEG is read from .mat, .set, .npy, .npz and .csv")),
+        "edf" | "rec" | "bdf" => return Err(refuse(path, "it does not begin as EDF or BDF does")),
+        "fif" => return Err(refuse(path, "it does not begin as FIF does")),
+        "vhdr" => return Err(refuse(path, "it does not begin as BrainVision's headers do")),
+        "vmrk" | "eeg" | "dat" => {
+            return Err(refuse(
+                path,
+                "of BrainVision's three files name the header (.vhdr); other formats of this ending are not read",
+            ));
+        }
+        "fdt" => return Err(refuse(path, "of EEGLAB's two files name the .set")),
+        "gz" => return Err(refuse(path, "it is packed: unpack it first")),
+        _ => {
+            return Err(refuse(
+                path,
+                format!(
+                    "EEG is read from EDF, BDF, BrainVision (.vhdr), FIF, EEGLAB (.set), .mat, .npy, .npz and .csv; MNE-Python writes FIF of others ({way})"
+                ),
+            ));
+        }
     };
+    the_eeg(path, found)
+}
+
+/// The arrays of NumPy's files, with names of channels and a rate beside them.
+fn arrays(path: &Path) -> Result<Vec<Found>> {
+    let source = zoo_checkpoint::open(path)?;
+    let is = |name: &str, names: &[&str]| names.iter().any(|n| name.eq_ignore_ascii_case(n));
+    let labels = source.texts.iter().find(|(name, _)| is(name, &LABELS)).map(|(_, texts)| texts.clone());
+    let (mut rate, mut all) = (None, vec![]);
+    for (name, tensor) in source.read(&Device::Cpu)?.tensors {
+        let values: Vec<f32> = tensor.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1()?;
+        if is(&name, &RATES) && values.len() == 1 && values[0] > 0. {
+            rate = Some(f64::from(values[0]));
+            continue;
+        }
+        let Some((rows, columns)) = matrix(tensor.dims()) else { continue };
+        all.push(Found { name, rows, columns, values, labels: labels.clone().unwrap_or_default(), ..Found::default() });
+    }
+    all.iter_mut().for_each(|f| f.rate = rate);
+    Ok(all)
+}
+
+/// Of several arrays, the one that is called eeg or data.
+fn the_eeg(path: &Path, mut found: Vec<Found>) -> Result<Found> {
     // A vector of times or a rate beside the EEG.
     if found.len() > 1 {
         found.retain(|f| f.rows > 1 && f.columns > 1);
@@ -113,207 +236,264 @@ fn matrix(shape: &[usize]) -> Option<(usize, usize)> {
     }
 }
 
-fn texts(variable: &Variable) -> Vec<String> {
-    let clean = |text: &str| text.trim_end_matches('\0').trim().to_string();
-    match variable {
-        Variable::Text(text) => text.lines().map(clean).collect(),
-        Variable::Cells(cells) => cells.iter().flat_map(texts).collect(),
-        // EEGLAB's chanlocs.
-        Variable::Records(records) => records.iter().filter_map(|r| r.get("labels")).flat_map(texts).collect(),
-        _ => vec![],
-    }
-}
-
-fn of_matlab(path: &Path, variables: BTreeMap<String, Variable>) -> Result<Vec<Found>> {
-    let find = |among: &BTreeMap<String, Variable>, names: &[&str]| {
-        let is = |name: &String| names.iter().any(|n| name.eq_ignore_ascii_case(n));
-        among.iter().find(|(name, _)| is(name)).map(|(_, v)| texts(v)).unwrap_or_default()
-    };
-    let rate = |among: &BTreeMap<String, Variable>| {
-        let is = |name: &String| RATES.iter().any(|n| name.eq_ignore_ascii_case(n));
-        among.iter().filter(|(name, _)| is(name)).find_map(|(_, v)| match v {
-            Variable::Numbers { values, .. } if values.len() == 1 && values[0] > 0. => Some(values[0]),
-            _ => None,
-        })
-    };
-    let numbers = |name: &str, variable: &Variable| match variable {
-        Variable::Numbers { shape, values } => matrix(shape).map(|(rows, columns)| Found {
-            name: name.into(),
-            rows,
-            columns,
-            values: values.iter().map(|v| *v as f32).collect(),
-            ..Found::default()
-        }),
-        _ => None,
-    };
-    let mut all = vec![];
-    for (name, variable) in &variables {
-        all.extend(numbers(name, variable).map(|f| Found {
-            labels: find(&variables, &[&LABELS[..], &["chanlocs"]].concat()),
-            rate: rate(&variables),
-            ..f
-        }));
-        // A structure of FieldTrip's (label, trial or avg, fsample) or EEGLAB's (data, chanlocs, srate).
-        let Variable::Records(records) = variable else { continue };
-        let [fields] = &records[..] else { continue };
-        for key in ["trial", "avg", "data"] {
-            let value = match fields.get(key) {
-                Some(Variable::Cells(trials)) if trials.len() > 1 => {
-                    let n = trials.len();
-                    return Err(refuse(path, format!("{name}.{key} has {n} trials: leave one in the file")));
-                }
-                Some(Variable::Cells(trials)) => trials.first(),
-                Some(Variable::Text(file)) => {
-                    let message = format!("its data lie in {file:.60}, which is not read: save it in one file");
-                    return Err(refuse(path, message));
-                }
-                value => value,
-            };
-            let found = value.and_then(|v| numbers(&format!("{name}.{key}"), v));
-            all.extend(found.map(|f| Found {
-                labels: find(fields, &[&LABELS[..], &["chanlocs"]].concat()),
-                rate: rate(fields),
-                ..f
-            }));
-        }
-    }
-    Ok(all)
-}
-
-/// A table in text: fields by tabs, semicolons, commas or blanks; the first line may have the channels' names, the first column the
-/// times.
-fn table(path: &Path) -> Result<Found> {
-    let bytes = zoo_checkpoint::bytes_of(path, "a table of numbers", LONGEST)?;
-    let text = zoo_checkpoint::text::decode(&bytes, "").map_err(|e| refuse(path, e))?.text;
-    drop(bytes);
-    let some = text.lines().find(|l| l.bytes().any(|b| b.is_ascii_digit())).unwrap_or_default();
-    let delimiter = [b'\t', b';', b','].into_iter().find(|d| some.as_bytes().contains(d));
-    let text = match delimiter {
-        Some(_) => text,
-        None => text.lines().map(|l| l.split_whitespace().collect::<Vec<_>>().join("\t") + "\n").collect(),
-    };
-    let mut reader = csv::ReaderBuilder::new();
-    let reader =
-        reader.has_headers(false).delimiter(delimiter.unwrap_or(b'\t')).trim(csv::Trim::All).comment(Some(b'#'));
-    let mut reader = reader.from_reader(text.as_bytes());
-    let mut found = Found { name: "table".into(), ..Found::default() };
-    for record in reader.records() {
-        let record = record.map_err(|e| refuse(path, e))?;
-        let numbers: Vec<_> = record.iter().map(str::parse::<f32>).collect();
-        if found.rows == 0 && found.labels.is_empty() && numbers.iter().all(|n| n.is_err()) {
-            found.labels = record.iter().map(String::from).collect();
-            continue;
-        }
-        let line = record.position().map_or(0, csv::Position::line);
-        if let Some(at) = numbers.iter().position(|n| n.is_err()) {
-            let column = found.labels.get(at).cloned().unwrap_or_else(|| (at + 1).to_string());
-            let text = record.get(at).unwrap_or_default();
-            return Err(refuse(path, format!("line {line}: column {column} is {text:.40?}, expected a number")));
-        }
-        found.columns = numbers.len();
-        found.values.extend(numbers.into_iter().flatten());
-        found.rows += 1;
-    }
-    let is_time =
-        |name: &str| matches!(name.to_ascii_lowercase().as_str(), "time" | "t" | "seconds" | "ms" | "sample" | "");
-    if found.columns > 1 && found.labels.first().is_some_and(|name| is_time(name)) {
-        let (columns, name) = (found.columns, found.labels.remove(0).to_ascii_lowercase());
-        let times: Vec<f64> = found.values.iter().step_by(columns).map(|v| f64::from(*v)).collect();
-        let step = (times[times.len() - 1] - times[0]) / (times.len() - 1).max(1) as f64;
-        // Steps of half a unit and more are of milliseconds.
-        let unit = if name == "ms" || step >= 0.5 { 1000. } else { 1. };
-        found.rate = Some(unit / step)
-            .filter(|r| matches!(name.as_str(), "time" | "t" | "seconds" | "ms") && r.is_finite() && *r > 0.);
-        found.values = found.values.chunks_exact(columns).flat_map(|row| &row[1..]).copied().collect();
-        found.columns -= 1;
-    }
-    Ok(found)
-}
-
-/// An electrode's name as all write it: without `EEG`, a reference and case, by the names of today.
-fn canonical(label: &str) -> String {
-    let mut name = label.trim().trim_matches('.').to_ascii_lowercase();
-    for prefix in ["eeg ", "eeg-", "eeg_"] {
-        name = name.strip_prefix(prefix).map_or(name.clone(), String::from);
-    }
-    for mark in ['-', ' ', '_'] {
-        if let Some((electrode, reference)) = name.split_once(mark)
-            && matches!(
-                reference.trim(),
-                "ref" | "avg" | "average" | "le" | "ar" | "car" | "a1" | "a2" | "a1a2" | "m1" | "m2" | "org"
-            )
-        {
-            name = electrode.into();
-        }
-    }
-    let today = [("t3", "t7"), ("t4", "t8"), ("t5", "p7"), ("t6", "p8")];
-    today.iter().find(|(old, _)| *old == name).map_or(name, |(_, new)| (*new).into())
-}
-
-/// A few names.
-fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {
-    let mut names: Vec<&str> = names.take(13).collect();
-    if names.len() > 12 {
-        names[12] = "…";
-    }
-    names.join(", ")
-}
-
-/// The columns of these names in the order of the electrodes; `None` where an electrode has no column.
-fn places(
-    path: &Path,
-    labels: &[String],
-    electrodes: &[Electrode],
-    remarks: &mut Vec<String>,
-) -> Result<Vec<Option<usize>>> {
-    let names: Vec<String> = labels.iter().map(|l| canonical(l)).collect();
-    if let Some((at, _)) = names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
-        return Err(refuse(path, format!("two channels are called {}", labels[at])));
-    }
-    let find = |e: &Electrode| names.iter().position(|name| *name == canonical(&e.label));
-    let places: Vec<Option<usize>> = electrodes.iter().map(find).collect();
-    let missing: Vec<&str> =
-        electrodes.iter().zip(&places).filter(|(_, p)| p.is_none()).map(|(e, _)| e.label.as_str()).collect();
-    if missing.len() * INTERPOLATED > electrodes.len() {
-        return Err(refuse(
-            path,
+/// What `--band` and `--notch` ask for, at this rate.
+fn filters(options: &ImageOptions, rate: f64) -> std::result::Result<Vec<Filter>, String> {
+    let fits = |frequency: &f64| *frequency > 0. && *frequency < rate / 2.;
+    let mut filters = vec![];
+    if !options.band.is_empty() {
+        let wrong = || {
+            let (band, most) = (&options.band, rate / 2.);
             format!(
-                "its channels ({}) lack {} of the {} electrodes that these weights take: {} (zoo params deepsif --checkpoint FILE \
-                 --channels lists them; predict.as_trained takes columns in their order whatever they are called)",
-                listed(labels.iter().map(String::as_str)),
-                missing.len(),
-                electrodes.len(),
-                listed(missing.into_iter())
-            ),
-        ));
+                "predict.band is {band:?}, expected two frequencies in Hz below {most}, such as 1-40 (1- and -40 take one)"
+            )
+        };
+        let (low, high) = options.band.split_once('-').ok_or_else(wrong)?;
+        let number = |text: &str| match text.trim() {
+            "" => Ok(None),
+            text => text.parse().ok().filter(fits).map(Some).ok_or_else(wrong),
+        };
+        let (low, high) = (number(low)?, number(high)?);
+        if low.is_none() && high.is_none() || low.zip(high).is_some_and(|(low, high)| low >= high) {
+            return Err(wrong());
+        }
+        filters.extend(low.map(Filter::Above).into_iter().chain(high.map(Filter::Below)));
     }
-    if !missing.is_empty() {
-        remarks.push(format!("Electrodes that the recording lacks: {}.", listed(missing.into_iter())));
+    if options.notch != 0. {
+        if !fits(&options.notch) {
+            return Err(format!("predict.notch is {}, expected a frequency in Hz below {}", options.notch, rate / 2.));
+        }
+        filters.push(Filter::Without(options.notch));
     }
-    let left: Vec<&str> =
-        (0..labels.len()).filter(|i| !places.contains(&Some(*i))).map(|i| labels[i].as_str()).collect();
-    if !left.is_empty() {
-        remarks.push(format!("Channels that are left out: {}.", listed(left.into_iter())));
-    }
-    let known: Vec<usize> = places.iter().copied().flatten().collect();
-    if known.windows(2).any(|w| w[0] > w[1]) {
-        remarks.push("Channels were put into the electrodes' order by their names.".into());
-    }
-    Ok(places)
+    Ok(filters)
 }
 
-/// The recording in a file, in the order of a montage's electrodes; `as_trained` takes its columns in that order, whatever they are
-/// called. Electrodes that are missing, flat or beyond belief are interpolated from the others where there are few of them.
-///
-/// # Errors
-/// What is no recording; names, a rate, or channels that do not fit.
-pub(crate) fn recording(path: &Path, montage: &Montage, as_trained: bool) -> Result<Recording> {
-    let mut found = read(path)?;
-    let n = montage.electrodes.len();
-    let mut remarks = vec![];
-    if let Some(rate) = found.rate.filter(|r| (r / RATE as f64 - 1.).abs() > 0.01) {
-        return Err(refuse(path, format!("it has {rate} steps a second, but these weights take {RATE}: resample it")));
+impl Recording {
+    /// The recording in a file, in the order of a montage's electrodes and at the rate of its weights.
+    ///
+    /// # Errors
+    /// What is no recording; names or numbers of channels that do not fit; a rate that nobody states.
+    pub(crate) fn read(path: &Path, montage: &Montage, options: &ImageOptions) -> Result<Self> {
+        let failed = |what: String| refuse(path, what);
+        let mut found = read(path)?;
+        let n = montage.electrodes.len();
+        let mut remarks = std::mem::take(&mut found.remarks);
+        transpose(&mut found, n, &mut remarks);
+        let rate = rate(&found, montage, options, &mut remarks).map_err(failed)?;
+        let shape = format!("{} time steps x {} channels at {rate} Hz", found.rows, found.columns);
+        remarks.insert(0, format!("{}: {shape}, {:.3} seconds.", found.name, found.rows as f64 / rate));
+
+        let by_name = !found.labels.is_empty() && !options.as_trained;
+        let places = if by_name {
+            channels::places(&found.labels, &montage.electrodes, &mut remarks).map_err(failed)?
+        } else {
+            if found.columns != n {
+                let (name, rows, columns) = (&found.name, found.rows, found.columns);
+                return Err(refuse(
+                    path,
+                    format!(
+                        "{name} is EEG of {rows} time steps x {columns} channels, but these weights take {n} channels, in the order that they \
+                         were trained with, or by their names"
+                    ),
+                ));
+            }
+            if !options.as_trained {
+                remarks.push(
+                    "The file has no names of channels: they are taken in the order that the weights were trained with."
+                        .into(),
+                );
+            }
+            (0..n).map(Some).collect()
+        };
+        let mut values = vec![f32::NAN; found.rows * n];
+        for (row, to) in found.values.chunks_exact(found.columns).zip(values.chunks_exact_mut(n)) {
+            to.iter_mut().zip(&places).for_each(|(v, place)| *v = place.map_or(f32::NAN, |k| row[k]));
+        }
+        let bad = |e: usize| places[e].is_some_and(|k| found.labels.get(k).is_some_and(|l| found.bad.contains(l)));
+        let called_bad: Vec<usize> = (0..n).filter(|e| bad(*e)).collect();
+        if !called_bad.is_empty() {
+            let names = listed(called_bad.iter().map(|e| montage.electrodes[*e].label.as_str()));
+            remarks.push(format!("Channels that the file calls bad: {names}."));
+        }
+        let missing: Vec<usize> = (0..n).filter(|e| places[*e].is_none() || bad(*e)).collect();
+        for row in values.chunks_exact_mut(n) {
+            missing.iter().for_each(|e| row[*e] = f32::NAN);
+        }
+        doubt_unit(&values, n, found.has_unit, &mut remarks);
+        let stretch = |(seconds, steps): (f64, usize)| ((seconds * rate) as usize).max(steps);
+        channels::unmoved(&mut values, montage, [stretch(CLIPPED), stretch(DEAD)], &mut remarks);
+
+        let seconds = found.rows as f64 / rate;
+        for filter in filters(options, rate).map_err(failed)? {
+            signal::filter(&mut values, n, filter, rate);
+            let what = match filter {
+                Filter::Above(f) => format!("above {f} Hz by a Butterworth filter of order 4"),
+                Filter::Below(f) => format!("below {f} Hz by a Butterworth filter of order 4"),
+                Filter::Without(f) => format!("without {f} Hz by a notch of {:.2} Hz", f / signal::NOTCH),
+            };
+            remarks.push(format!("Filtered: {what}, forwards and backwards (half of the amplitude at its edges)."));
+            if let Filter::Above(f) = filter
+                && seconds * f < 3.
+            {
+                remarks.push(format!(
+                    "{seconds:.3} seconds are less than three periods of {f} Hz: doubt the result of that filter."
+                ));
+            }
+        }
+        let wanted = RATE as f64;
+        // Less than half a step over the whole length is rounding.
+        if (rate / wanted - 1.).abs() * found.rows as f64 > 0.5 {
+            values = signal::resampled(&values, n, rate, wanted);
+            let [pass, stop] = signal::transition(rate, wanted);
+            remarks.push(format!(
+                "Resampled from {rate} to {RATE} Hz by a sinc under a Kaiser window: whole up to {pass:.0} Hz, nothing beyond {stop:.0} Hz."
+            ));
+        }
+        remarks.push("Referenced to the average of the electrodes.".into());
+        Ok(Self { values, missing, events: found.events, remarks })
     }
+
+    /// All of it as one window.
+    ///
+    /// # Errors
+    /// Too many bad electrodes.
+    pub(crate) fn whole(mut self, path: &Path, montage: &Montage) -> Result<Vec<f32>> {
+        channels::mend(&mut self.values, montage, &self.missing).map_err(|what| refuse(path, what))?;
+        Ok(self.values)
+    }
+
+    /// The windows that are asked for: the one around a moment, the average around events, or all one after the other. What was done to
+    /// them joins the remarks.
+    ///
+    /// # Errors
+    /// A recording that is too short, moments outside of it, and bad electrodes in every window.
+    pub(crate) fn windows(&mut self, path: &Path, montage: &Montage, options: &ImageOptions) -> Result<Vec<Window>> {
+        let failed = |what: String| refuse(path, what);
+        let (n, steps) = (montage.electrodes.len(), montage.steps);
+        let (rows, rate) = (self.values.len() / n, RATE as f64);
+        if rows < steps {
+            let message =
+                format!("{rows} time steps at {RATE} Hz, but these weights image {steps} ({} s)", steps as f64 / rate);
+            return Err(failed(message));
+        }
+        let half = steps / 2;
+        let around = |seconds: f64| {
+            let middle = (seconds * rate).round();
+            let from = middle - half as f64;
+            (from >= 0. && from + steps as f64 <= rows as f64).then_some(from as usize)
+        };
+        let range = format!("{} to {} s", half as f64 / rate, (rows - (steps - half)) as f64 / rate);
+        let cut = |from: usize| self.values[from * n..(from + steps) * n].to_vec();
+        let named = !options.events.is_empty() || !options.event.is_empty();
+        let mut windows = if !options.at.is_empty() {
+            if named {
+                return Err(Error::Usage("predict.at, and predict.events or predict.event: one of them".into()));
+            }
+            let seconds = options.at.trim().parse().ok().filter(|s: &f64| s.is_finite());
+            let at = seconds.and_then(around).ok_or_else(|| {
+                let (at, length) = (&options.at, steps as f64 / rate);
+                failed(format!(
+                    "predict.at is {at:?}, expected the middle of a window of {length} s in seconds: {range}"
+                ))
+            })?;
+            vec![Window { seconds: Some(at as f64 / rate), values: cut(at) }]
+        } else if named {
+            let moments = self.moments(options)?;
+            let places: Vec<usize> = moments.iter().filter_map(|e| around(e.seconds)).collect();
+            if places.is_empty() {
+                return Err(failed(format!("none of {} events lies within {range}", moments.len())));
+            }
+            let mut sum = vec![0f32; steps * n];
+            for at in &places {
+                let mut window = cut(*at);
+                still(&mut window, n);
+                sum.iter_mut().zip(window).for_each(|(s, v)| *s += v / places.len() as f32);
+            }
+            let left = moments.len() - places.len();
+            let left = if left > 0 { format!("; {left} too near to an end are left out") } else { String::new() };
+            self.remarks.push(format!("Averaged over {} events{}{left}.", places.len(), kinds(&moments)));
+            vec![Window { seconds: None, values: sum }]
+        } else {
+            let all = (0..rows / steps).map(|i| i * steps);
+            all.map(|at| Window { seconds: Some(at as f64 / rate), values: cut(at) }).collect()
+        };
+        if windows.len() > 1 {
+            let length = steps as f64 / rate;
+            self.remarks.push(format!(
+                "Imaged in {} windows of {length} s, each scaled by its own largest value.",
+                windows.len()
+            ));
+        }
+        if options.at.is_empty() && !named && rows % steps != 0 {
+            self.remarks.push(format!("The last {} time steps fill no window: they are left out.", rows % steps));
+        }
+
+        // The same remark of several windows is said once.
+        let (all, mut said, mut first) = (windows.len(), Vec::<(String, usize)>::new(), None);
+        windows.retain_mut(|window| {
+            let (remarks, fits) = match channels::mend(&mut window.values, montage, &self.missing) {
+                Ok(remarks) => (remarks, true),
+                Err(what) => {
+                    first = first.take().or(Some(what.clone()));
+                    (vec![format!("Left out: {what}.")], false)
+                }
+            };
+            for remark in remarks {
+                match said.iter_mut().find(|(text, _)| *text == remark) {
+                    Some((_, count)) => *count += 1,
+                    None => said.push((remark, 1)),
+                }
+            }
+            fits
+        });
+        if let (true, Some(what)) = (windows.is_empty(), first) {
+            return Err(failed(what));
+        }
+        let where_said = |(text, count): (String, usize)| match count == all {
+            true => text,
+            false => format!("{} (in {count} of {all} windows).", text.trim_end_matches('.')),
+        };
+        self.remarks.extend(said.into_iter().map(where_said));
+        Ok(windows)
+    }
+
+    /// The events that are asked for.
+    fn moments(&self, options: &ImageOptions) -> Result<Vec<Event>> {
+        let mut events = match options.events.as_str() {
+            "" => self.events.clone(),
+            file => events::read(Path::new(file), RATE as f64).map_err(Error::Data)?,
+        };
+        let squeezed = |name: &str| name.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase();
+        let (wanted, known) = (squeezed(&options.event), kinds(&events));
+        if !wanted.is_empty() {
+            // BrainVision's have their type in front.
+            events.retain(|e| {
+                let name = squeezed(&e.name);
+                name == wanted || name.split_once('/').is_some_and(|(_, description)| description.trim() == wanted)
+            });
+        }
+        if events.is_empty() {
+            let known = if known.is_empty() { "there are none".into() } else { format!("there are{known}") };
+            return Err(Error::Usage(format!("predict.event: no event is called {:?}: {known}", options.event)));
+        }
+        Ok(events)
+    }
+}
+
+/// How many events of each name there are; nothing if they have none.
+fn kinds(events: &[Event]) -> String {
+    let mut counts: Vec<(&str, usize)> = vec![];
+    for event in events.iter().filter(|e| !e.name.is_empty()) {
+        match counts.iter_mut().find(|(name, _)| *name == event.name) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((&event.name, 1)),
+        }
+    }
+    let texts: Vec<String> = counts.iter().map(|(name, count)| format!("{name} ({count})")).collect();
+    if texts.is_empty() { String::new() } else { format!(" {}", listed(texts.iter().map(String::as_str))) }
+}
+
+/// Brings channels into columns.
+fn transpose(found: &mut Found, n: usize, remarks: &mut Vec<String>) {
     if !found.labels.is_empty() && ![found.rows, found.columns].contains(&found.labels.len()) {
         let (names, shape) = (found.labels.len(), (found.rows, found.columns));
         remarks.push(format!(
@@ -324,7 +504,7 @@ pub(crate) fn recording(path: &Path, montage: &Montage, as_trained: bool) -> Res
     }
     let named = !found.labels.is_empty() && found.labels.len() == found.rows && found.rows != found.columns;
     let counted = found.labels.is_empty() && found.rows == n && found.columns != n;
-    if named || counted {
+    if found.in_rows || named || counted {
         let (rows, columns) = (found.rows, found.columns);
         found.values = (0..columns)
             .flat_map(|t| (0..rows).map(move |e| (e, t)))
@@ -333,311 +513,66 @@ pub(crate) fn recording(path: &Path, montage: &Montage, as_trained: bool) -> Res
         (found.rows, found.columns) = (columns, rows);
         remarks.push(format!("{} has channels in rows: it was transposed.", found.name));
     }
-    let by_name = !found.labels.is_empty() && !as_trained;
-    let places = if by_name {
-        places(path, &found.labels, &montage.electrodes, &mut remarks)?
-    } else {
-        if found.columns != n {
-            let (name, rows, columns) = (&found.name, found.rows, found.columns);
-            let message = format!(
-                "{name} is EEG of {rows} time steps x {columns} channels, but these weights take {n} channels, in the order that they were \
-                 trained with, or by their names"
-            );
-            return Err(refuse(path, message));
-        }
-        if !as_trained {
-            remarks.push(
-                "The file has no names of channels: they are taken in the order that the weights were trained with."
-                    .into(),
-            );
-        }
-        (0..n).map(Some).collect()
-    };
-    let mut values = vec![0f32; found.rows * n];
-    for (row, to) in found.values.chunks_exact(found.columns).zip(values.chunks_exact_mut(n)) {
-        to.iter_mut().zip(&places).for_each(|(v, place)| *v = place.map_or(0., |k| row[k]));
-    }
-    let missing = |e: usize| places[e].is_none();
-    mend(path, &mut values, montage, missing, &mut remarks)?;
-    Ok(Recording { name: found.name, values, remarks })
 }
 
-/// Interpolates the electrodes that are missing, flat or beyond belief.
-fn mend(
-    path: &Path,
-    values: &mut [f32],
+/// The sampling rate that the file states, or the user.
+fn rate(
+    found: &Found,
     montage: &Montage,
-    missing: impl Fn(usize) -> bool,
+    options: &ImageOptions,
     remarks: &mut Vec<String>,
-) -> Result<()> {
-    let electrodes = &montage.electrodes;
-    let (n, label) = (electrodes.len(), |e: &usize| electrodes[*e].label.as_str());
-    if let Some(at) = values.iter().position(|v| !v.is_finite()) {
-        let message = format!(
-            "the EEG has a value that is not finite, at time step {} of electrode {}",
-            at / n,
-            label(&(at % n))
-        );
-        return Err(refuse(path, message));
-    }
-    let steps = (values.len() / n).max(1) as f64;
-    let deviation = |e: usize| {
-        let column = || values.iter().skip(e).step_by(n).map(|v| f64::from(*v));
-        let mean = column().sum::<f64>() / steps;
-        (column().map(|v| (v - mean).powi(2)).sum::<f64>() / steps).sqrt()
-    };
-    let deviations: Vec<f64> = (0..n).map(deviation).collect();
-    let mut sorted: Vec<f64> = (0..n).filter(|e| !missing(*e) && deviations[*e] > 0.).map(|e| deviations[e]).collect();
-    sorted.sort_by(f64::total_cmp);
-    let Some(&middle) = sorted.get(sorted.len() / 2) else {
-        return Err(refuse(path, "the EEG never changes"));
-    };
-    let flat: Vec<usize> = (0..n).filter(|e| !missing(*e) && deviations[*e] < FLAT * middle).collect();
-    let wild: Vec<usize> = (0..n).filter(|e| deviations[*e] > WILD * middle).collect();
-    for (bad, what) in [(&flat, "flat"), (&wild, "more than 30 times as strong as the middle one")] {
-        if !bad.is_empty() {
-            remarks.push(format!("Channels that are {what}: {}.", listed(bad.iter().map(label))));
+) -> std::result::Result<f64, String> {
+    const SENSIBLE: std::ops::RangeInclusive<f64> = 50.0..=1e6;
+    if options.rate != 0. {
+        if !SENSIBLE.contains(&options.rate) {
+            return Err(format!("predict.rate is {}, expected time steps a second, from 50 to 1000000", options.rate));
         }
-    }
-    let bad: Vec<usize> = (0..n).filter(|e| missing(*e) || flat.contains(e) || wild.contains(e)).collect();
-    if bad.is_empty() {
-        return Ok(());
-    }
-    let names = listed(bad.iter().map(label));
-    let places: Option<Vec<Point>> = electrodes.iter().map(|e| e.position).collect();
-    let Some(places) = places.filter(|_| bad.len() * INTERPOLATED <= n) else {
-        return Err(refuse(
-            path,
-            format!(
-                "{} of {n} electrodes are missing, flat or beyond belief ({names}): too many to interpolate, or nobody knows where they are",
-                bad.len()
-            ),
-        ));
-    };
-    interpolate(values, &places, &bad);
-    remarks.push(format!("Interpolated from the other electrodes by spherical splines: {names}."));
-    Ok(())
-}
-
-/// Spherical splines of order 4 (Perrin et al. 1989), with the terms and the regularisation that MNE takes.
-fn interpolate(values: &mut [f32], places: &[Point], bad: &[usize]) {
-    const TERMS: usize = 50;
-    const REGULARISATION: f64 = 1e-5;
-    let n = places.len();
-    let centre = sphere(places);
-    let unit: Vec<Point> = places
-        .iter()
-        .map(|p| {
-            let from: Point = [0, 1, 2].map(|k| p[k] - centre[k]);
-            let length = dot(&from, &from).sqrt().max(1e-9);
-            from.map(|v| v / length)
-        })
-        .collect();
-    let spline = |a: &Point, b: &Point| {
-        let x = dot(a, b).clamp(-1., 1.);
-        let (mut before, mut legendre, mut sum) = (1., x, 0.);
-        for k in 1..=TERMS {
-            let k = k as f64;
-            sum += (2. * k + 1.) / (k * (k + 1.)).powi(4) * legendre;
-            (before, legendre) = (legendre, ((2. * k + 1.) * x * legendre - k * before) / (k + 1.));
+        if let Some(stated) = found.rate.filter(|r| (r / options.rate - 1.).abs() > 1e-3) {
+            remarks.push(format!("The file states {stated} Hz: it is taken for {} Hz as asked.", options.rate));
         }
-        sum / (4. * std::f64::consts::PI)
-    };
-    let good: Vec<usize> = (0..n).filter(|e| !bad.contains(e)).collect();
-    let between = |a: &usize| good.iter().map(|b| spline(&unit[*a], &unit[*b])).collect::<Vec<f64>>();
-    let mut system: Vec<Vec<f64>> = good.iter().map(between).collect();
-    (0..good.len()).for_each(|i| system[i][i] += REGULARISATION);
-    let inverse = inverted(system);
-    // A constant is added to the splines, whose coefficients sum to zero.
-    let ones: Vec<f64> = inverse.iter().map(|line| line.iter().sum()).collect();
-    let all: f64 = ones.iter().sum();
-    let weights = |to: &usize| -> Vec<f64> {
-        let from = between(to);
-        let of_spline = times(&inverse, &from);
-        let rest = 1. - of_spline.iter().sum::<f64>();
-        of_spline.iter().zip(&ones).map(|(w, one)| w + rest * one / all).collect()
-    };
-    let weights: Vec<Vec<f64>> = bad.iter().map(weights).collect();
-    for row in values.chunks_exact_mut(n) {
-        let known: Vec<f64> = good.iter().map(|e| f64::from(row[*e])).collect();
-        for (e, weights) in bad.iter().zip(&weights) {
-            row[*e] = dot(&known, weights) as f32;
+        return Ok(options.rate);
+    }
+    match found.rate {
+        Some(rate) if SENSIBLE.contains(&rate) => Ok(rate),
+        Some(rate) => Err(format!(
+            "it has {rate:.3e} time steps a second, expected 50 to 1000000: state the right rate by predict.rate"
+        )),
+        None if found.rows == montage.steps => {
+            remarks.push(format!("The file states no rate: its time steps are taken for those of {RATE} Hz."));
+            Ok(RATE as f64)
         }
+        None => Err(format!(
+            "it states no sampling rate, and has {} time steps x {} channels where these weights image {} time steps (at {RATE} Hz) x {} \
+             channels: with its rate (predict.rate) it is resampled and imaged window by window",
+            found.rows,
+            found.columns,
+            montage.steps,
+            montage.electrodes.len()
+        )),
     }
 }
 
-/// The centre of the sphere that fits points best: least squares of |p|² = 2 c·p + d.
-fn sphere(points: &[Point]) -> Point {
-    let mut normal = vec![vec![0.; 4]; 4];
-    let mut right = [0.; 4];
-    for p in points {
-        let row = [2. * p[0], 2. * p[1], 2. * p[2], 1.];
-        let square = dot(p, p);
-        for i in 0..4 {
-            right[i] += row[i] * square;
-            (0..4).for_each(|j| normal[i][j] += row[i] * row[j]);
+/// Says of which unit values without one look, and where those with one are hard to believe.
+fn doubt_unit(values: &[f32], n: usize, has_unit: bool, remarks: &mut Vec<String>) {
+    let Some(middle) = channels::middle_deviation(&channels::deviations(values, n)) else { return };
+    if has_unit {
+        if !BELIEVED.contains(&middle) {
+            remarks.push(format!(
+                "The middle channel has a standard deviation of {middle:.3e} microvolts by the file's unit, which EEG has not: doubt its unit."
+            ));
         }
+        return;
     }
-    let inverse = inverted(normal);
-    [0, 1, 2].map(|i| dot(&inverse[i], &right))
+    let unit = match middle {
+        1e-7..1e-3 => "volts",
+        1e-3..1. => "millivolts, or scaled",
+        1.0..1e3 => "microvolts",
+        _ => "of no unit of EEG",
+    };
+    remarks.push(format!(
+        "The file states no unit: by their size its values are {unit}; the image does not depend on it."
+    ));
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Electrodes over the upper part of a head of 90 mm.
-    fn montage(n: usize) -> Montage {
-        let place = |i: usize| {
-            let z = 1. - 1.2 * (i as f64 + 0.5) / n as f64;
-            let (turn, r) = (2.4 * i as f64, (1. - z * z).sqrt());
-            [90. * r * turn.cos() + 3., 90. * r * turn.sin(), 90. * z + 40.]
-        };
-        let names = ["Fp1", "Fp2", "T7", "T8", "P7", "P8", "Cz", "Pz", "Oz", "O1"];
-        let electrode = |i: usize| Electrode { label: names[i].into(), position: Some(place(i)) };
-        Montage { electrodes: (0..n).map(electrode).collect(), regions: vec![], steps: 4 }
-    }
-
-    /// A smooth potential at an electrode.
-    fn potential(montage: &Montage, e: usize, t: usize) -> f32 {
-        let [x, y, z] = montage.electrodes[e].position.unwrap_or_default();
-        ((x + 0.5 * y - 0.3 * z) / 90. * (t as f64 - 1.5) + 0.2 * t as f64) as f32
-    }
-
-    fn read(name: &str, text: &str, montage: &Montage, as_trained: bool) -> Result<Recording> {
-        let dir = tempfile::tempdir().map_err(Error::io(Path::new("temporary")))?;
-        let path = dir.path().join(name);
-        std::fs::write(&path, text).map_err(Error::io(&path))?;
-        recording(&path, montage, as_trained)
-    }
-
-    /// Columns of these electrodes under these names; channels without an electrode hold the time.
-    fn table(montage: &Montage, columns: &[(&str, Option<usize>)], separator: &str) -> String {
-        let names: Vec<&str> = columns.iter().map(|c| c.0).collect();
-        let row = |t: usize| {
-            let value = |(_, e): &(&str, Option<usize>)| e.map_or(t as f32, |e| potential(montage, e, t)).to_string();
-            columns.iter().map(value).collect::<Vec<_>>().join(separator)
-        };
-        std::iter::once(names.join(separator)).chain((0..4).map(row)).map(|l| l + "\n").collect()
-    }
-
-    #[test]
-    fn channels_are_ordered_by_their_names_and_bad_ones_are_interpolated() -> Result<()> {
-        let m = montage(10);
-        let expected: Vec<f32> =
-            (0..4).flat_map(|t| (0..10).map(move |e| (t, e))).map(|(t, e)| potential(&m, e, t)).collect();
-        let names = ["O1", "EEG FP2-REF", "t3", "T4", "fp1", "T6-Ref", "cz", "PZ", "OZ.", "T5"];
-        let order = [9, 1, 2, 3, 0, 5, 6, 7, 8, 4];
-        let columns: Vec<(&str, Option<usize>)> = names.into_iter().zip(order.map(Some)).collect();
-        for (file, separator) in [("a.csv", ","), ("a.tsv", "\t"), ("a.csv", ";")] {
-            let found = read(file, &table(&m, &columns, separator), &m, false)?;
-            assert_eq!((found.values.as_slice(), found.remarks.len()), (expected.as_slice(), 1), "{:?}", found.remarks);
-        }
-        // More of them, and a column of times.
-        let more = [&[("time", None), ("EKG", None)], &columns[..]].concat();
-        let text = table(&m, &more, ",");
-        let ms: Vec<String> = text
-            .lines()
-            .enumerate()
-            .map(|(i, l)| match (i, l.split_once(',')) {
-                (1.., Some((_, rest))) => format!("{},{rest}", 0.002 * (i - 1) as f64),
-                _ => l.into(),
-            })
-            .collect();
-        let found = read("a.csv", &ms.join("\n"), &m, false)?;
-        assert!(found.values == expected && found.remarks.join("").contains("left out: EKG."), "{:?}", found.remarks);
-        assert!(read("a.csv", &text, &m, false).unwrap_err().to_string().contains("steps a second"), "milliseconds");
-        // One electrode is missing, one flat, one beyond belief.
-        for bad in [vec![9], vec![9, 4]] {
-            let kept: Vec<_> = columns.iter().copied().filter(|c| c.1 != Some(bad[0])).collect();
-            let text = table(&m, &kept, ",");
-            let text = if bad.len() == 1 {
-                text
-            } else {
-                text.lines()
-                    .enumerate()
-                    .map(|(i, l)| {
-                        let fields: Vec<&str> = l.split(',').collect();
-                        let (last, rest) = (fields[fields.len() - 1], fields[..fields.len() - 1].join(","));
-                        format!("{rest},{}\n", if i == 0 { last } else { "7" })
-                    })
-                    .collect()
-            };
-            let found = read("a.csv", &text, &m, false)?;
-            assert!(found.remarks.join("").contains("Interpolated from the other electrodes"), "{:?}", found.remarks);
-            let off = found.values.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0., f32::max);
-            assert!(off > 0. && off < 0.35, "{off}");
-        }
-        let wild = table(&m, &columns, ",")
-            .lines()
-            .enumerate()
-            .map(|(i, l)| match l.split_once(',') {
-                Some((first, rest)) if i > 0 => format!("{}e3,{rest}\n", first),
-                _ => format!("{l}\n"),
-            })
-            .collect::<String>();
-        assert!(
-            read("a.csv", &wild, &m, false)?.remarks.join("").contains("30 times as strong as the middle one: O1.")
-        );
-        Ok(())
-    }
-
-    #[test]
-    fn what_does_not_fit_is_refused_with_the_way_out() -> Result<()> {
-        let m = montage(10);
-        let columns: Vec<(String, Option<usize>)> = (0..10).map(|e| (format!("E{e}"), Some(e))).collect();
-        let cap: Vec<(&str, Option<usize>)> = columns.iter().map(|(n, e)| (n.as_str(), *e)).collect();
-        let refused =
-            |name: &str, text: &str| read(name, text, &m, false).map(|r| r.values.len()).unwrap_err().to_string();
-        let text = table(&m, &cap, ",");
-        assert!(refused("a.csv", &text).contains("lack 10 of the 10 electrodes"));
-        assert_eq!(read("a.csv", &text, &m, true)?.values.len(), 40);
-        let bare = text.split_once('\n').map_or("", |(_, rest)| rest);
-        let doubt = read("a.csv", bare, &m, false)?.remarks.join("");
-        assert!(doubt.contains("no names of channels"), "{doubt}");
-        assert_eq!(read("a.txt", &bare.replace(',', "  "), &m, false)?.values.len(), 40);
-        for (name, text, expected) in [
-            ("a.edf", "0", "EDF is not read"),
-            ("a.csv", "1,2\n3,4\n", "take 10 channels"),
-            ("a.csv", &bare.replacen("0", "x", 1), "expected a number"),
-            ("a.csv", &text.replace("E1,", "E0,"), "two channels are called E0"),
-            ("a.csv", "1,1,1,1,1,1,1,1,1,1\n", "the EEG never changes"),
-        ] {
-            let message = refused(name, text);
-            assert!(message.contains(expected), "{message}");
-        }
-        let flat: String =
-            bare.lines().map(|l| format!("{},0,0,0\n", l.split(',').take(7).collect::<Vec<_>>().join(","))).collect();
-        assert!(refused("a.csv", &flat).contains("too many to interpolate"));
-        Ok(())
-    }
-
-    #[test]
-    fn matlabs_users_are_understood() -> Result<()> {
-        let m = montage(10);
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recordings");
-        let expected: Vec<f32> = (0..40).map(|i| (f64::from(i * i) / 7.) as f32).collect();
-        for (file, said) in [
-            ("fieldtrip.mat", "order by their names"),
-            ("eeglab.set", "data has channels in rows: it was transposed"),
-            ("names.mat", "order by their names"),
-            ("lines.mat", "order by their names"),
-            ("samples.mat", "no names of channels"),
-        ] {
-            let found = recording(&folder.join(file), &m, false)?;
-            let near = found.values.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-4);
-            let remarks = found.remarks.join(" ");
-            assert!(found.values.len() == 40 && near && remarks.contains(said), "{file}: {remarks} {:?}", found.values);
-        }
-        for (file, expected) in [
-            ("fast.mat", "it has 1024 steps a second, but these weights take 500: resample it"),
-            ("several.mat", "or several samples in one: take one out"),
-            ("old.mat", "a MATLAB file of version 4: save it with -v7"),
-            ("new.mat", "a MATLAB file of version 7.3 (HDF5): save it with -v7"),
-        ] {
-            let message = recording(&folder.join(file), &m, false).map(|r| r.values.len()).unwrap_err().to_string();
-            assert!(message.contains(expected), "{message}");
-        }
-        Ok(())
-    }
-}
+mod tests;
