@@ -2,7 +2,7 @@
 # Fills corpus/ with the fixtures and a line or two of each text: `sh seeds.sh` in this folder.
 set -eu
 fixtures=../models/shared/checkpoint/tests/fixtures
-for target in safetensors pytorch numpy gguf index matlab prices numbers settings journal manifest eeg text; do
+for target in safetensors pytorch numpy gguf index matlab prices numbers settings journal manifest eeg text edf brainvision fif eeglab events; do
     mkdir -p corpus/$target
 done
 cp $fixtures/*.safetensors corpus/safetensors/
@@ -34,3 +34,14 @@ printf '\002{"model":"mini","config":{},"data":""}' > corpus/manifest/record
 printf 'a,b\n1,2\n3,4\n' > corpus/eeg/two
 printf 'First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak.\n' > corpus/text/dialogue
 printf '\357\273\277\303\244\r\n\360\237\231\202 and so on, and so on, and so on' > corpus/text/mark
+recordings=../models/deepsif/tests/recordings
+cp $recordings/raw.edf $recordings/raw.bdf corpus/edf/
+cp $recordings/*.fif corpus/fif/
+{ cat $recordings/raw.vhdr; printf '\000'; cat $recordings/raw.vmrk; printf '\000'; cat $recordings/raw.eeg; } > corpus/brainvision/raw
+# The length of the variables in two bytes, the lower one first, and then the samples.
+for file in $recordings/*.set; do
+    length=$(($(wc -c < "$file") - 128))
+    { printf "\\$(printf %03o $((length % 256)))\\$(printf %03o $((length / 256)))"; tail -c +129 "$file"; cat $recordings/beside.fdt; } > "corpus/eeglab/$(basename "$file")"
+done
+printf '\001onset\tduration\ttrial_type\n0.05\t0\tspike\n' > corpus/events/bids
+{ printf '\000'; cat $recordings/raw.vmrk; } > corpus/events/markers
