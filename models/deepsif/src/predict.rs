@@ -101,14 +101,22 @@ fn regions(path: &Path, count: usize) -> Result<Vec<usize>> {
         let fits = *v >= 0. && *v < count as f64 && v.fract() == 0.;
         fits.then_some(*v as usize).ok_or_else(|| refuse(format!("region {v}, expected 0 to {}", count - 1)))
     };
+    // A mark for each region.
+    if values.len() == count && values.iter().all(|v| *v == 0. || *v == 1.) && count > 2 {
+        let marked: Vec<usize> = (0..count).filter(|i| values[*i] == 1.).collect();
+        return if marked.is_empty() { Err(refuse("it names no region".into())) } else { Ok(marked) };
+    }
     let found = values.iter().map(region).collect::<Result<Vec<_>>>()?;
+    if found.iter().enumerate().any(|(i, region)| found[..i].contains(region)) {
+        return Err(refuse("it names a region twice".into()));
+    }
     if found.is_empty() { Err(refuse("it names no region".into())) } else { Ok(found) }
 }
 
-/// The covariance of EEG of rest.
-fn baseline(path: &Path, montage: &Montage, options: &ImageOptions) -> Result<Vec<f64>> {
+/// The covariance of EEG of rest, and what was done to it.
+fn baseline(path: &Path, montage: &Montage, options: &ImageOptions) -> Result<(Vec<f64>, String)> {
     let n = montage.electrodes.len();
-    let mut values = Recording::read(path, montage, options)?.whole(path, montage)?;
+    let (mut values, remarks) = Recording::read(path, montage, options)?.whole(path, montage)?;
     let steps = values.len() / n;
     if steps < n {
         let path = path.display();
@@ -117,7 +125,7 @@ fn baseline(path: &Path, montage: &Montage, options: &ImageOptions) -> Result<Ve
     centre(&mut values, n);
     let mut sum = vec![0.; n * n];
     add_covariance(&mut sum, &values, n);
-    Ok(sum)
+    Ok((sum, format!("Baseline, {}", remarks.join(" "))))
 }
 
 /// How the regions that a method finds overlap with known ones.
@@ -196,6 +204,11 @@ fn array(values: Vec<f32>, shape: (usize, usize)) -> Result<Tensor> {
 
 pub(crate) fn predict(imager: &DeepSif, head: Option<&Head>, request: &Request<ImageOptions>) -> Result<Prediction> {
     let (input, options, montage) = (request.input, &request.options, imager.montage());
+    if options.truth.is_empty() && !options.baseline.is_empty() {
+        return Err(Error::Usage(
+            "predict.baseline: it is the noise of the methods that predict.truth compares with".into(),
+        ));
+    }
     let mut recording = Recording::read(input, montage, options)?;
     let mut windows = recording.windows(input, montage, options)?;
     let mut remarks = std::mem::take(&mut recording.remarks);
@@ -254,7 +267,11 @@ fn one(
     if let Some(path) = truth {
         let baseline = match options.baseline.as_str() {
             "" => vec![],
-            path => baseline(Path::new(path), montage, options)?,
+            path => {
+                let (covariance, said) = baseline(Path::new(path), montage, options)?;
+                remarks.push(said);
+                covariance
+            }
         };
         let with = Compared { activity: &image.activity, strengths: &strengths, eeg: &window.values, noise: &baseline };
         let (overlap, found) = compared(imager, head, path, &with)?;
@@ -295,7 +312,9 @@ fn many(
     let (mut starts, mut strongest_eeg): (Vec<f32>, (f32, Vec<f32>)) = (vec![], (0., vec![]));
     let count = windows.len();
     for mut window in windows {
-        let loudest = window.values.iter().fold(0f32, |most, v| most.max(v.abs()));
+        let mut centred = window.values.clone();
+        centre(&mut centred, montage.electrodes.len());
+        let loudest = centred.iter().fold(0f32, |most, v| most.max(v.abs()));
         let image = image(imager, request.input, &mut window.values)?;
         let strengths = image.strengths();
         let (of_window, found) = strongest(&image, montage, &strengths);

@@ -5,6 +5,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use candle_core::Device;
@@ -20,6 +21,27 @@ struct Lie {
     format: &'static str,
     what: String,
     files: Vec<(&'static str, Vec<u8>)>,
+}
+
+/// The names of the head's electrodes.
+fn names() -> &'static [String] {
+    static NAMES: OnceLock<Vec<String>> = OnceLock::new();
+    NAMES.get_or_init(|| {
+        let fitted = fitted();
+        let name = |e: &serde_json::Value| e["label"].as_str().expect("a name").to_string();
+        fitted["electrodes"].as_array().expect("electrodes").iter().map(name).collect()
+    })
+}
+
+fn settings() -> (Config, DataSettings) {
+    let mut data = DataSettings::default();
+    data.simulation.steps = 50;
+    (Config { sensors: CHANNELS, ..Config::tiny() }, data)
+}
+
+fn fitted() -> serde_json::Value {
+    let (config, data) = settings();
+    DeepSifTask::open(&config, &data, 1, None, &Device::Cpu).expect("simulated data").fitted()
 }
 
 fn sample(channel: usize, t: usize) -> i16 {
@@ -47,7 +69,7 @@ impl Edf {
             records: text("1"),
             duration: text("0.12"),
             signals: (CHANNELS + 1).to_string(),
-            labels: (0..CHANNELS).map(|c| format!("E{c}")).chain([text("EDF Annotations")]).collect(),
+            labels: names().iter().cloned().chain([text("EDF Annotations")]).collect(),
             physical: ["-3200", "3200"].map(text),
             digital: ["-32000", "32000"].map(text),
             samples: vec![STEPS.to_string(); CHANNELS].into_iter().chain([text("20")]).collect(),
@@ -125,7 +147,12 @@ fn edf(lies: &mut Vec<Lie>) {
         f.data = Some([one, late].concat());
         f.records = "2".into();
     });
-    add("two channels of one name", &|f| f.labels[1] = "E0".into());
+    add("two channels of one name", &|f| f.labels[1] = names()[0].clone());
+    add("4,000 signals of annotations without a byte", &|f| {
+        f.labels.extend((0..4000).map(|_| "EDF Annotations".into()));
+        f.samples.extend((0..4000).map(|_| "0".into()));
+        f.signals = f.labels.len().to_string();
+    });
     let whole = Edf::new().bytes();
     for cut in [9, 200, 256, 300, 256 * (CHANNELS + 2), whole.len() - 1] {
         let files = vec![("a.edf", whole[..cut].to_vec())];
@@ -140,7 +167,7 @@ const VHDR: &str = "Brain Vision Data Exchange Header File Version 1.0\n[Common 
                     DataFormat=BINARY\nNumberOfChannels=10\nSamplingInterval=2000\n[Binary Infos]\nBinaryFormat=INT_16\n[Channel Infos]\n";
 
 fn brainvision(lies: &mut Vec<Lie>) {
-    let channels: String = (1..=CHANNELS).map(|c| format!("Ch{c}=E{c},,0.1,uV\n")).collect();
+    let channels: String = (1..=CHANNELS).map(|c| format!("Ch{c}={},,0.1,uV\n", names()[c - 1])).collect();
     let header = VHDR.to_string() + &channels;
     let samples: Vec<u8> =
         (0..STEPS).flat_map(|t| (0..CHANNELS).flat_map(move |c| sample(c, t).to_le_bytes())).collect();
@@ -167,12 +194,17 @@ fn brainvision(lies: &mut Vec<Lie>) {
         ("BinaryFormat=INT_16", "BinaryFormat=INT_64"),
         ("BinaryFormat=INT_16", "BinaryFormat=IEEE_FLOAT_32"),
         ("DataFormat=BINARY", "DataFormat=ASCII"),
-        ("E1,,0.1,uV", "E1,,nan,uV"),
-        ("E1,,0.1,uV", "E1,,1e308,V"),
-        ("E1,,0.1,uV", "E1,,x,uV"),
+        ("0.1,uV\nCh3", "nan,uV\nCh3"),
+        ("0.1,uV\nCh3", "1e308,V\nCh3"),
+        ("0.1,uV\nCh3", "x,uV\nCh3"),
         ("[Binary Infos]", "[Binary Infos]\nUseBigEndianOrder=YES"),
     ] {
-        add(value.lines().last().unwrap_or_default(), &header.replace(key, value), markers, &samples);
+        add(
+            value.lines().rfind(|line| *line != "Ch3").unwrap_or_default(),
+            &header.replace(key, value),
+            markers,
+            &samples,
+        );
     }
     add("a marker without a position", &header, &markers.replace("31", "x"), &samples);
     add("a marker at 1e308", &header, &markers.replace("31", "1e308"), &samples);
@@ -203,7 +235,7 @@ fn channel(c: usize, kind: i32, calibration: f32) -> Vec<u8> {
     data.extend([1f32, calibration].iter().flat_map(|v| v.to_be_bytes()));
     data.extend([0; 52]);
     data.extend([107i32, 0].iter().flat_map(|v| v.to_be_bytes()));
-    data.extend(format!("{:\0<16}", format!("E{c}")).into_bytes());
+    data.extend(format!("{:\0<16}", names()[c]).into_bytes());
     tag(203, 30, &data)
 }
 
@@ -217,7 +249,8 @@ fn fif(lies: &mut Vec<Lie>) {
     let samples: Vec<u8> =
         (0..STEPS).flat_map(|t| (0..CHANNELS).flat_map(move |c| sample(c, t).to_be_bytes())).collect();
     let raw = block(102, &[tag(300, 2, &samples)]);
-    let whole = [head.clone(), raw.clone()].concat();
+    let last: Vec<u8> = [108, 0, 0, u32::MAX].iter().flat_map(|v| v.to_be_bytes()).collect();
+    let whole = [head.clone(), raw.clone(), last].concat();
     let mut add = |what: &str, parts: &[&[u8]]| {
         lies.push(Lie { format: "FIF", what: what.into(), files: vec![("a.fif", parts.concat())] });
     };
@@ -243,6 +276,14 @@ fn fif(lies: &mut Vec<Lie>) {
     add("blocks 100 deep", &[&id, &number(104, 102).repeat(100)]);
     add("a block without a kind", &[&id, &tag(104, 3, &[])]);
     add("ends of blocks that never began", &[&head, &number(105, 102).repeat(100), &raw]);
+    let mut nested = [head.clone(), number(104, 102)].concat();
+    let end = (nested.len() + 16 * 20_000) as u32;
+    for i in 0..20_000 {
+        let at = nested.len() as u32;
+        let next = if i == 19_999 { u32::MAX } else { at + 16 };
+        nested.extend([300, 2, end - at - 16, next].iter().flat_map(|v| v.to_be_bytes()));
+    }
+    add("20,000 tags within each other", &[&nested]);
     for (what, at, word) in [
         ("a tag of 4 GB", 8, u32::MAX),
         ("a tag whose next one is itself", 12, 36),
@@ -257,20 +298,27 @@ fn fif(lies: &mut Vec<Lie>) {
     }
 }
 
-/// A variable of MATLAB's: of numbers, of characters, or a structure of others.
+/// A variable of MATLAB's: one number, or characters.
 fn variable(name: &str, class: u8, inner: &[u8]) -> Vec<u8> {
+    let columns = if class == 4 { inner.len() as u32 } else { 1 };
+    array(name, class, [1, columns], inner)
+}
+
+fn matrix(name: &str, size: [u32; 2], values: &[u8]) -> Vec<u8> {
+    array(name, 6, size, values)
+}
+
+fn array(name: &str, class: u8, size: [u32; 2], inner: &[u8]) -> Vec<u8> {
     let element = |kind: u32, data: &[u8]| {
         let mut bytes = [kind.to_le_bytes(), (data.len() as u32).to_le_bytes()].concat();
         bytes.extend_from_slice(data);
         bytes.resize(bytes.len().next_multiple_of(8), 0);
         bytes
     };
-    let columns = if class == 4 { inner.len() as u32 } else { 1 };
-    let sizes = [1u32.to_le_bytes(), columns.to_le_bytes()].concat();
+    let sizes = size.map(u32::to_le_bytes).concat();
     let mut parts =
         [element(6, &[class, 0, 0, 0, 0, 0, 0, 0]), element(5, &sizes), element(1, name.as_bytes())].concat();
     match class {
-        2 => parts.extend_from_slice(inner),
         4 => parts.extend(element(16, inner)),
         _ => parts.extend(element(9, inner)),
     }
@@ -312,6 +360,23 @@ fn eeglab(lies: &mut Vec<Lie>) {
     add("samples that end early", "a.fdt", right, &samples[..samples.len() - 3]);
 }
 
+/// EEGLAB's structure with its data in the file: more rows than names, and no columns.
+fn structures(lies: &mut Vec<Lie>) {
+    let mut add = |what: &str, rows: usize, columns: usize| {
+        let mut set = vec![b' '; 124];
+        set.extend([0, 1, b'I', b'M']);
+        let values: Vec<u8> = (0..rows * columns).flat_map(|i| f64::from(sample(i, i)).to_le_bytes()).collect();
+        set.extend(matrix("data", [rows as u32, columns as u32], &values));
+        set.extend(variable("srate", 6, &500f64.to_le_bytes()));
+        set.extend(variable("chanlocs", 4, names().join(",").as_bytes()));
+        lies.push(Lie { format: "EEGLAB", what: what.into(), files: vec![("a.set", set)] });
+    };
+    add("as many names as time steps", 60, CHANNELS);
+    add("10 x 60 numbers", CHANNELS, 60);
+    add("0 x 10 numbers", 0, CHANNELS);
+    add("10 x 0 numbers", CHANNELS, 0);
+}
+
 fn table(lies: &mut Vec<Lie>) {
     let row = |t: usize| (0..CHANNELS).map(|c| sample(c, t).to_string()).collect::<Vec<_>>().join(",") + "\n";
     let rows: String = (0..STEPS).map(row).collect();
@@ -320,7 +385,7 @@ fn table(lies: &mut Vec<Lie>) {
     };
     add("nothing that lies", rows.clone());
     add("no line", String::new());
-    add("names alone", "a,b,c,d,e,f,g,h,i,j\n".into());
+    add("names alone", names().join(","));
     add("rows of different lengths", rows.clone() + "1,2\n");
     add("a value of 1e999", rows.replacen("-60", "1e999", 1));
     add(
@@ -331,7 +396,7 @@ fn table(lies: &mut Vec<Lie>) {
     add("a quote without an end", format!("\"{rows}"));
     let timed = |time: &dyn Fn(usize) -> String| -> String {
         let lines = rows.lines().enumerate().map(|(t, line)| format!("{},{line}\n", time(t)));
-        std::iter::once("time,a,b,c,d,e,f,g,h,i,j\n".to_string()).chain(lines).collect()
+        std::iter::once(format!("time,{}\n", names().join(","))).chain(lines).collect()
     };
     add("times that fall", timed(&|t| format!("{}", -(t as f64) / 500.)));
     add("times that stand", timed(&|_| "1".into()));
@@ -345,6 +410,7 @@ fn all() -> Vec<Lie> {
     brainvision(&mut lies);
     fif(&mut lies);
     eeglab(&mut lies);
+    structures(&mut lies);
     table(&mut lies);
     lies
 }
@@ -352,10 +418,7 @@ fn all() -> Vec<Lie> {
 /// What comes of each lie, as a table.
 fn outcomes() -> String {
     let folder = tempfile::tempdir().expect("a folder");
-    let mut data = DataSettings::default();
-    data.simulation.steps = 50;
-    let config = Config { sensors: CHANNELS, ..Config::tiny() };
-    let fitted = DeepSifTask::open(&config, &data, 1, None, &Device::Cpu).expect("simulated data").fitted();
+    let ((config, data), fitted) = (settings(), fitted());
     let mut rows = String::new();
     for Lie { format, what, files } in all() {
         for (name, bytes) in &files {
@@ -364,7 +427,9 @@ fn outcomes() -> String {
         let path = folder.path().join(files[0].0);
         let model = DeepSifTask::build(&config, Params::init(1, &Device::Cpu).builder()).expect("a model");
         let rate = if format == "table" && !what.contains("time") { 500. } else { 0. };
-        let options = ImageOptions { as_trained: true, rate, ..ImageOptions::default() };
+        // By their names where the format has them, else in the order of the weights.
+        let options =
+            ImageOptions { as_trained: format == "table" && !what.contains("time"), rate, ..ImageOptions::default() };
         let request = Request { input: Path::new(&path), options };
         let begun = Instant::now();
         let outcome = match DeepSifTask::predict(model, &config, &data, &fitted, &request, &Device::Cpu) {

@@ -1,9 +1,10 @@
 //! BrainVision's three files: header, markers, and samples
 //! (<https://www.brainproducts.com/support-resources/brainvision-core-data-format-1-0/>).
 
+use std::collections::HashMap;
 use std::path::Path;
 
-use super::{Event, Found, LONGEST, beside, microvolts};
+use super::{At, Event, Found, LONGEST, beside, decoded, microvolts};
 
 pub(super) fn is(bytes: &[u8]) -> bool {
     let start = String::from_utf8_lossy(&bytes[..bytes.len().min(100)]).to_ascii_lowercase();
@@ -21,17 +22,9 @@ fn section<'a>(text: &'a str, name: &str) -> Vec<(&'a str, &'a str)> {
     rows.filter_map(|line| line.split_once('=')).map(|(k, v)| (k.trim(), v.trim())).collect()
 }
 
-fn decoded(bytes: &[u8]) -> Result<String, String> {
-    // Without a code page that says so, Windows' own.
-    let text = zoo_checkpoint::text::decode(bytes, "")
-        .or_else(|_| zoo_checkpoint::text::decode(bytes, "windows-1252"))
-        .map_err(|e| e.to_string())?;
-    Ok(text.text)
-}
-
 /// The recording of a header and of the files beside it.
 pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Found, String> {
-    let text = decoded(bytes)?;
+    let (text, remark) = decoded(bytes)?;
     let common = section(&text, "Common Infos");
     let value = |key: &str| {
         let found = common.iter().find(|(k, _)| k.eq_ignore_ascii_case(key)).map(|(_, v)| *v);
@@ -69,12 +62,15 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Found, String> {
 
     let mut found =
         Found { name: "BrainVision".into(), rate: Some(1e6 / microseconds), columns: count, ..Found::default() };
-    found.has_unit = true;
+    found.remarks.extend(remark);
     let mut scales = vec![];
     let channels = section(&text, "Channel Infos");
+    let channels: HashMap<String, &str> = channels.into_iter().map(|(k, v)| (k.to_ascii_lowercase(), v)).collect();
+    if channels.contains_key(&format!("ch{}", count + 1)) {
+        return Err(format!("its header describes more channels than its NumberOfChannels={count}"));
+    }
     for i in 1..=count {
-        let line = channels.iter().find(|(k, _)| k.eq_ignore_ascii_case(&format!("Ch{i}"))).map(|(_, v)| *v);
-        let line = line.ok_or_else(|| format!("its header lacks channel {i} of {count}"))?;
+        let line = channels.get(&format!("ch{i}")).ok_or_else(|| format!("its header lacks channel {i} of {count}"))?;
         let mut fields = line.split(',').map(|f| f.trim().replace("\\1", ","));
         let (name, _reference) = (fields.next().unwrap_or_default(), fields.next());
         let resolution = fields.next().filter(|r| !r.is_empty()).unwrap_or_else(|| "1".into());
@@ -85,7 +81,7 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Found, String> {
             Some(unit) => microvolts(&unit),
             None => Some(1.),
         };
-        found.has_unit &= scale.is_some();
+        found.units.push(scale.is_some());
         scales.push(resolution * scale.unwrap_or(1.));
         found.labels.push(name);
     }
@@ -98,7 +94,11 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Found, String> {
     if !samples.len().is_multiple_of(width * count) {
         found.remarks.push("Its samples end within a time step, which is left out.".into());
     }
-    let by_channel = value("DataOrientation").is_some_and(|o| o.eq_ignore_ascii_case("VECTORIZED"));
+    let by_channel = match value("DataOrientation").unwrap_or("MULTIPLEXED").to_ascii_uppercase().as_str() {
+        "MULTIPLEXED" => false,
+        "VECTORIZED" => true,
+        other => return Err(format!("its DataOrientation is {other:.20}: expected MULTIPLEXED or VECTORIZED")),
+    };
     let number = |at: usize| match (kind.as_str(), &samples[width * at..width * (at + 1)]) {
         ("INT_16", &[a, b]) => f64::from(i16::from_le_bytes([a, b])),
         ("UINT_16", &[a, b]) => f64::from(u16::from_le_bytes([a, b])),
@@ -111,31 +111,38 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Found, String> {
         .map(|(t, i)| (scales[i] * number(if by_channel { i * found.rows + t } else { t * count + i })) as f32)
         .collect();
 
-    if let Some(name) = value("MarkerFile") {
-        match beside(path, &own(name)) {
-            Ok(path) => found.events = markers(&path, 1e6 / microseconds)?,
-            Err(what) => found.remarks.push(format!("No markers: {what}.")),
+    // Renamed files keep their endings.
+    let sibling = path.with_extension("vmrk");
+    let marked = value("MarkerFile").map(|name| beside(path, &own(name)));
+    match marked {
+        Some(Err(_)) if sibling.is_file() => {
+            found.remarks.push(
+                "The marker file that the header names is not there: the one of the header's name is read.".into(),
+            );
+            found.events = markers(&sibling)?;
         }
-    }
-    let segments = found.events.iter().filter(|e| e.name.starts_with("New Segment/")).count();
-    if segments > 1 {
-        found
-            .remarks
-            .push(format!("It has {segments} segments, which are read as if there were no time between them."));
+        Some(Err(_)) => found.remarks.push("The marker file that the header names is not there: no markers.".into()),
+        Some(Ok(path)) => found.events = markers(&path)?,
+        None => {}
     }
     Ok(found)
 }
 
-/// The markers of a `.vmrk` file, called by type and description as in `Stimulus/S  1`.
-pub(super) fn markers(path: &Path, rate: f64) -> Result<Vec<Event>, String> {
+/// The markers of a `.vmrk` file, called by type and description as in `Stimulus/S  1`. A new segment behind the first step is a boundary.
+pub(super) fn markers(path: &Path) -> Result<Vec<Event>, String> {
+    let named = |what: String| format!("{}: {what}", path.display());
     let bytes = zoo_checkpoint::bytes_of(path, "BrainVision's markers", LONGEST).map_err(|e| e.to_string())?;
-    let text = decoded(&bytes)?;
+    let (text, _) = decoded(&bytes).map_err(named)?;
     let event = |(key, line): &(&str, &str)| {
         let mut fields = line.split(',').map(|f| f.trim().replace("\\1", ","));
         let (kind, description) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default());
         let position: Option<f64> = fields.next().and_then(|p| p.parse().ok()).filter(|p: &f64| p.is_finite());
-        let position = position.ok_or_else(|| format!("{}: marker {key:.20} has no position", path.display()))?;
-        Ok(Event { seconds: (position - 1.) / rate, name: format!("{kind}/{description}") })
+        let position = position.ok_or_else(|| named(format!("marker {key:.20} has no position")))?;
+        let name = match kind.as_str() {
+            "New Segment" if position > 1. => "boundary".into(),
+            _ => format!("{kind}/{description}"),
+        };
+        Ok(Event::named(At::Step(position - 1.), name))
     };
     section(&text, "Marker Infos").iter().map(event).collect()
 }

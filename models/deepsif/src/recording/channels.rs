@@ -1,36 +1,67 @@
 //! A montage's electrodes in a recording: found by their names, and interpolated from each other where they are bad.
 
+use std::collections::{BTreeSet, HashMap};
+
 use crate::algebra::{dot, inverted, times};
 use crate::image::{Electrode, Montage, Point};
 
 use super::listed;
 
 /// A channel is flat below this share of the middle channel's deviation, and beyond belief above this multiple.
-const FLAT: f64 = 1e-3;
+const FLAT: f64 = 0.01;
 const WILD: f64 = 30.;
+/// A channel so many times weaker or stronger than the middle one is used, but spoken of.
+const ODD: f64 = 10.;
 /// A clipped channel comes to its largest value by so many of its smallest steps.
 const COARSE: f32 = 3.;
 /// One electrode of so many may be interpolated from the others.
 pub(super) const INTERPOLATED: usize = 5;
 
-/// An electrode's name as all write it: without `EEG`, a reference and case, by the names of today.
-pub(super) fn canonical(label: &str) -> String {
+/// What stands before a name, and what behind it is a reference or says that this is EEG.
+const BEFORE: [&str; 5] = ["eeg ", "eeg-", "eeg_", "eeg:", "pol "];
+const BEHIND: [&str; 20] = [
+    "ref",
+    "reference",
+    "avg",
+    "av",
+    "average",
+    "le",
+    "ler",
+    "ar",
+    "car",
+    "a1",
+    "a2",
+    "a1a2",
+    "m1",
+    "m2",
+    "m1m2",
+    "org",
+    "0",
+    "eeg",
+    "aa",
+    "g19",
+];
+
+/// An electrode's name as all write it, without case and what stands before it, by the names of today; and the reference or the other electrode
+/// behind it.
+fn split(label: &str) -> (String, Option<String>) {
     let mut name = label.trim().trim_matches(['.', '\'', '"']).to_ascii_lowercase();
-    for prefix in ["eeg ", "eeg-", "eeg_"] {
-        name = name.strip_prefix(prefix).map_or(name.clone(), String::from);
+    for prefix in BEFORE {
+        name = name.strip_prefix(prefix).map_or(name.clone(), |rest| rest.trim().into());
     }
-    for mark in ['-', ' ', '_'] {
-        if let Some((electrode, reference)) = name.split_once(mark)
-            && matches!(
-                reference.trim(),
-                "ref" | "avg" | "average" | "le" | "ar" | "car" | "a1" | "a2" | "a1a2" | "m1" | "m2" | "org"
-            )
-        {
-            name = electrode.into();
-        }
+    let mut reference = None;
+    if let Some((electrode, behind)) = name.split_once(['-', ' ', '_', ':']) {
+        let behind = behind.trim_matches(['-', ' ', '_', ':']).to_string();
+        (name, reference) = (electrode.trim().to_string(), Some(behind).filter(|b| !b.is_empty()));
     }
-    let today = [("t3", "t7"), ("t4", "t8"), ("t5", "p7"), ("t6", "p8")];
-    today.iter().find(|(old, _)| *old == name).map_or(name, |(_, new)| (*new).into())
+    let today = |name: String| match name.as_str() {
+        "t3" => "t7".into(),
+        "t4" => "t8".into(),
+        "t5" => "p7".into(),
+        "t6" => "p8".into(),
+        _ => name,
+    };
+    (today(name), reference.map(today))
 }
 
 /// The columns of these names in the order of the electrodes; `None` where an electrode has no column.
@@ -39,14 +70,34 @@ pub(super) fn places(
     electrodes: &[Electrode],
     remarks: &mut Vec<String>,
 ) -> Result<Vec<Option<usize>>, String> {
-    let names: Vec<String> = labels.iter().map(|l| canonical(l)).collect();
-    let electrode = |name: &String| electrodes.iter().any(|e| canonical(&e.label) == *name);
-    let twice = |(i, name): &(usize, &String)| names[..*i].contains(name) && electrode(name);
-    if let Some((at, _)) = names.iter().enumerate().find(twice) {
-        return Err(format!("two channels are called {}", labels[at]));
+    let known: HashMap<String, usize> = electrodes.iter().enumerate().map(|(e, at)| (split(&at.label).0, e)).collect();
+    let mut places: Vec<Option<usize>> = vec![None; electrodes.len()];
+    let (mut references, mut bipolar) = (BTreeSet::new(), 0);
+    for (column, label) in labels.iter().enumerate() {
+        // An electrode may be called as a reference is, or have such a mark in its name.
+        let whole = known.get(&label.trim().to_ascii_lowercase());
+        let (name, reference) = split(label);
+        let electrode = whole.or_else(|| known.get(&name)).copied();
+        let Some(e) = electrode else { continue };
+        if let Some(reference) = reference.filter(|_| whole.is_none()) {
+            bipolar += usize::from(known.contains_key(&reference));
+            // EDF cuts names at 16 characters.
+            let is_cut = reference.len() >= 3 && "reference".starts_with(&reference);
+            if !known.contains_key(&reference) && !BEHIND.contains(&reference.as_str()) && !is_cut {
+                continue;
+            }
+            references.insert(if is_cut { "ref".into() } else { reference });
+        }
+        if places[e].replace(column).is_some() {
+            return Err(format!("two channels are called {label}"));
+        }
     }
-    let find = |e: &Electrode| names.iter().position(|name| *name == canonical(&e.label));
-    let places: Vec<Option<usize>> = electrodes.iter().map(find).collect();
+    if bipolar > 0 && references.len() > 1 {
+        return Err(format!(
+            "its channels ({}) are differences of electrodes, which cannot be imaged: export it with a common reference",
+            listed(labels.iter().map(String::as_str))
+        ));
+    }
     let missing: Vec<&str> =
         electrodes.iter().zip(&places).filter(|(_, p)| p.is_none()).map(|(e, _)| e.label.as_str()).collect();
     if missing.len() * INTERPOLATED > electrodes.len() {
@@ -62,10 +113,17 @@ pub(super) fn places(
     if !missing.is_empty() {
         remarks.push(format!("Electrodes that the recording lacks: {}.", listed(missing.into_iter())));
     }
-    let left: Vec<&str> =
-        (0..labels.len()).filter(|i| !places.contains(&Some(*i))).map(|i| labels[i].as_str()).collect();
+    let used: BTreeSet<usize> = places.iter().flatten().copied().collect();
+    let left = labels.iter().enumerate().filter(|(i, _)| !used.contains(i)).map(|(_, label)| label.as_str());
+    let left = listed(left);
     if !left.is_empty() {
-        remarks.push(format!("Channels that are left out: {}.", listed(left.into_iter())));
+        remarks.push(format!("Channels that are left out: {left}."));
+    }
+    if references.len() > 1 {
+        remarks.push(format!(
+            "Channels have different references ({}), which no average reference undoes: doubt the image, or export with a common one.",
+            listed(references.iter().map(String::as_str))
+        ));
     }
     let known: Vec<usize> = places.iter().copied().flatten().collect();
     if known.windows(2).any(|w| w[0] > w[1]) {
@@ -146,57 +204,113 @@ pub(super) fn deviations(values: &[f32], n: usize) -> Vec<f64> {
     squares.iter().map(|s| (s / steps).sqrt()).collect()
 }
 
-/// Interpolates the electrodes that have values that are not finite (as those have that are missing), are flat or beyond belief; says
-/// which. `missing` are named elsewhere.
-pub(super) fn mend(values: &mut [f32], montage: &Montage, missing: &[usize]) -> Result<Vec<String>, String> {
-    let electrodes = &montage.electrodes;
-    let (n, label) = (electrodes.len(), |e: &usize| electrodes[*e].label.as_str());
-    let deviations = deviations(values, n);
-    let Some(middle) = middle_deviation(&deviations) else {
-        return Err("the EEG never changes, or no electrode has finite values alone".into());
-    };
-    let among = |is: &dyn Fn(usize) -> bool| (0..n).filter(|e| !missing.contains(e) && is(*e)).collect::<Vec<usize>>();
-    let broken = among(&|e| !deviations[e].is_finite());
-    let flat = among(&|e| deviations[e] < FLAT * middle);
-    let wild = among(&|e| deviations[e].is_finite() && deviations[e] > WILD * middle);
-    let mut remarks = vec![];
-    for (bad, what) in [
-        (&broken, "not finite, clipped or dead for a while"),
-        (&flat, "flat"),
-        (&wild, "more than 30 times as strong as the middle one"),
-    ] {
-        if !bad.is_empty() {
-            remarks.push(format!("Channels that are {what}: {}.", listed(bad.iter().map(label))));
-        }
-    }
-    let mut bad: Vec<usize> = [missing, &broken, &flat, &wild].concat();
-    bad.sort_unstable();
-    if bad.is_empty() {
-        return Ok(remarks);
-    }
-    let names = listed(bad.iter().map(label));
-    let places: Option<Vec<Point>> = electrodes.iter().map(|e| e.position).collect();
-    let Some(places) = places.filter(|_| bad.len() * INTERPOLATED <= n) else {
-        return Err(format!(
-            "{} of {n} electrodes are missing, not finite, clipped, flat or beyond belief ({names}): too many to interpolate, or nobody \
-             knows where they are",
-            bad.len()
-        ));
-    };
-    interpolate(values, &places, &bad);
-    remarks.push(format!("Interpolated from the other electrodes by spherical splines: {names}."));
-    Ok(remarks)
+/// What may be wrong with a channel of a window.
+const FAULTS: [&str; 3] =
+    ["are not finite, clipped or dead for a while", "are flat", "are more than 30 times as strong as the middle one"];
+
+/// The good electrodes, and their weights for each bad one.
+type Splines = (Vec<usize>, Vec<Vec<f64>>);
+
+/// Interpolates the bad electrodes of windows, and counts them.
+pub(super) struct Mender<'a> {
+    montage: &'a Montage,
+    missing: &'a [usize],
+    /// In how many windows each electrode had each of the faults, and how many were interpolated, or odd but used.
+    faults: [Vec<usize>; 3],
+    interpolated: Vec<usize>,
+    odd: Vec<usize>,
+    /// By the bad electrodes.
+    weights: HashMap<Vec<usize>, Splines>,
 }
 
-fn interpolate(values: &mut [f32], places: &[Point], bad: &[usize]) {
-    let n = places.len();
-    let good: Vec<usize> = (0..n).filter(|e| !bad.contains(e)).collect();
-    let weights = spline_weights(places, &good, bad);
-    for row in values.chunks_exact_mut(n) {
-        let known: Vec<f64> = good.iter().map(|e| f64::from(row[*e])).collect();
-        for (e, weights) in bad.iter().zip(&weights) {
-            row[*e] = dot(&known, weights) as f32;
+impl<'a> Mender<'a> {
+    /// `missing` are named elsewhere.
+    pub(super) fn new(montage: &'a Montage, missing: &'a [usize]) -> Self {
+        let zeros = || vec![0; montage.electrodes.len()];
+        let faults = [zeros(), zeros(), zeros()];
+        Self { montage, missing, faults, interpolated: zeros(), odd: zeros(), weights: HashMap::new() }
+    }
+
+    /// Interpolates the electrodes that are missing, not finite, flat or beyond belief.
+    pub(super) fn mend(&mut self, values: &mut [f32]) -> Result<(), String> {
+        let (n, electrodes) = (self.montage.electrodes.len(), &self.montage.electrodes);
+        let deviations = deviations(values, n);
+        let Some(middle) = middle_deviation(&deviations) else {
+            return Err(match values.chunks_exact(n).position(|row| row.iter().all(|v| !v.is_finite())) {
+                Some(t) if self.missing.len() < n => {
+                    format!("no electrode has a finite value at time step {t} (of a window)")
+                }
+                _ => "the EEG never changes, or no electrode has finite values alone".into(),
+            });
+        };
+        let fault = |deviation: f64| match deviation / middle {
+            share if !share.is_finite() => Some(0),
+            share if share < FLAT => Some(1),
+            share if share > WILD => Some(2),
+            _ => None,
+        };
+        let found: Vec<(usize, usize)> =
+            (0..n).filter(|e| !self.missing.contains(e)).filter_map(|e| Some((e, fault(deviations[e])?))).collect();
+        let mut bad: Vec<usize> = found.iter().map(|(e, _)| *e).chain(self.missing.iter().copied()).collect();
+        bad.sort_unstable();
+        let places: Option<Vec<Point>> = electrodes.iter().map(|e| e.position).collect();
+        if bad.len() * INTERPOLATED > n || !bad.is_empty() && places.is_none() {
+            return Err(format!(
+                "{} of {n} electrodes are missing, not finite, clipped, flat or beyond belief ({}): too many to interpolate, or nobody knows \
+                 where they are",
+                bad.len(),
+                listed(bad.iter().map(|e| electrodes[*e].label.as_str()))
+            ));
         }
+        if let (Some(places), false) = (places, bad.is_empty()) {
+            let (good, weights) = self.weights.entry(bad.clone()).or_insert_with(|| {
+                let good: Vec<usize> = (0..n).filter(|e| bad.binary_search(e).is_err()).collect();
+                let weights = spline_weights(&places, &good, &bad);
+                (good, weights)
+            });
+            for row in values.chunks_exact_mut(n) {
+                let known: Vec<f64> = good.iter().map(|e| f64::from(row[*e])).collect();
+                for (e, weights) in bad.iter().zip(weights.iter()) {
+                    row[*e] = dot(&known, weights) as f32;
+                }
+            }
+        }
+        // What all electrodes have in common is gone after the average reference.
+        if values.chunks_exact(n).all(|row| row.iter().all(|v| *v == row[0])) {
+            return Err("all electrodes have the same potential".into());
+        }
+        for (e, fault) in found {
+            self.faults[fault][e] += 1;
+        }
+        for e in 0..n {
+            let is_bad = bad.binary_search(&e).is_ok();
+            self.interpolated[e] += usize::from(is_bad);
+            let share = deviations[e] / middle;
+            self.odd[e] += usize::from(!is_bad && !(1. / ODD..=ODD).contains(&share));
+        }
+        Ok(())
+    }
+
+    /// What was done to `all` windows.
+    pub(super) fn remarks(&self, all: usize) -> Vec<String> {
+        let names = |counts: &[usize]| {
+            let of = |(e, count): (usize, &usize)| {
+                let name = &self.montage.electrodes[e].label;
+                if *count == all { name.clone() } else { format!("{name} (in {count} of {all} windows)") }
+            };
+            let texts: Vec<String> = counts.iter().enumerate().filter(|(_, count)| **count > 0).map(of).collect();
+            listed(texts.iter().map(String::as_str))
+        };
+        let faults = self.faults.iter().zip(FAULTS).map(|(counts, what)| (counts, format!("Channels that {what}: ")));
+        let rest = [
+            (&self.interpolated, "Interpolated from the other electrodes by spherical splines: ".to_string()),
+            (
+                &self.odd,
+                "Channels that are used, but more than 10 times weaker or stronger than the middle one: ".to_string(),
+            ),
+        ];
+        let said = faults.chain(rest).map(|(counts, what)| (names(counts), what));
+        said.filter(|(names, _)| !names.is_empty()).map(|(names, what)| format!("{what}{names}.")).collect()
     }
 }
 

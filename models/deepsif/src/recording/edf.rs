@@ -1,6 +1,6 @@
 //! EDF and EDF+ (<https://www.edfplus.info/specs/>) and BDF (<https://www.biosemi.com/faq/file_format.htm>).
 
-use super::{Event, Found, listed, microvolts};
+use super::{At, Event, Found, listed, microvolts};
 
 /// Bytes of the fixed header, and of the header of each signal.
 const HEADER: usize = 256;
@@ -74,7 +74,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Found, String> {
         let at = width_of_record;
         width_of_record += width * samples;
         if label.to_ascii_lowercase().ends_with(" annotations") {
-            notes.push((at, width * samples));
+            notes.extend(Some((at, width * samples)).filter(|(_, len)| *len > 0));
             continue;
         }
         let range = |low: &[u8], high: &[u8], what: &str| -> Result<(f64, f64), String> {
@@ -95,20 +95,22 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Found, String> {
     let most = rates.iter().copied().max_by_key(|r| (often(r), *r)).filter(|n| *n > 0);
     let most = most.ok_or("it has no signal but annotations")?;
     if duration <= 0. {
-        return Err(format!("a record lasts {duration} seconds"));
+        return Err(format!("a record lasts {duration} seconds: write it anew with a duration"));
     }
     let whole_records = body.len() / width_of_record;
     if records >= 0. && records != whole_records as f64 {
         found
             .remarks
-            .push(format!("The header counts {records} records, the file has {whole_records}: they are read."));
+            .push(format!("The header counts {records} records, but {whole_records} are there, which are read."));
     } else if body.len() % width_of_record != 0 {
         found.remarks.push("The last record is not whole: it is left out.".into());
     }
     let others: Vec<&str> = signals.iter().filter(|s| s.samples != most).map(|s| s.label.as_str()).collect();
     if !others.is_empty() {
         let rate = most as f64 / duration;
-        found.remarks.push(format!("Left out, as not at {rate} Hz as most: {}.", listed(others.into_iter())));
+        found
+            .remarks
+            .push(format!("Channels of other rates than {rate} Hz are left out: {}.", listed(others.into_iter())));
     }
     signals.retain(|s| s.samples == most);
     let blind = signals.iter().filter(|s| s.gain.is_nan()).map(|s| s.label.as_str());
@@ -117,23 +119,14 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Found, String> {
         found.remarks.push(format!("Channels whose physical or digital range is empty in the header: {blind}."));
     }
 
+    let rate = most as f64 / duration;
     let records = || body.chunks_exact(width_of_record).take(whole_records);
-    let starts = annotations(records(), &notes, &mut found.events)?;
-    let begin = starts.first().copied().flatten().unwrap_or(0.);
-    found.events.iter_mut().for_each(|e| e.seconds -= begin);
-    let expected = |record: usize| begin + record as f64 * duration;
-    let gap =
-        |(i, start): (usize, &Option<f64>)| start.filter(|s| (s - expected(i)).abs() > 0.5 * duration / most as f64);
-    if let Some((i, start)) = starts.iter().enumerate().find_map(|s| gap(s).map(|start| (s.0, start))) {
-        return Err(format!(
-            "it has a gap ({reserved}): record {} begins at {start} s, expected {} s; save a stretch without gaps",
-            i + 1,
-            expected(i)
-        ));
-    }
-
-    found.rate = Some(most as f64 / duration);
-    found.has_unit = signals.iter().all(|s| s.has_unit);
+    annotations(records(), &notes, duration, rate, &mut found).map_err(|what| match reserved.is_empty() {
+        true => what,
+        false => format!("{what} ({reserved})"),
+    })?;
+    found.rate = Some(rate);
+    found.units = signals.iter().map(|s| s.has_unit).collect();
     found.rows = whole_records * most;
     found.columns = signals.len();
     found.labels = signals.iter().map(|s| s.label.clone()).collect();
@@ -154,34 +147,58 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Found, String> {
     Ok(found)
 }
 
-/// The lists of annotations in these bytes of every record: pushes those with text, and gives the time at which each record begins.
+/// Takes the lists of annotations in these bytes of every record: those with text, and those that say when a record begins.
 fn annotations<'a>(
     records: impl Iterator<Item = &'a [u8]>,
     places: &[(usize, usize)],
-    events: &mut Vec<Event>,
-) -> Result<Vec<Option<f64>>, String> {
-    let mut starts = vec![];
+    duration: f64,
+    rate: f64,
+    found: &mut Found,
+) -> Result<(), String> {
+    let (mut first, mut last, mut malformed) = (None, None, 0usize);
+    let mut events = vec![];
     for (number, record) in records.enumerate() {
-        let mut start = None;
         for (i, &(at, len)) in places.iter().enumerate() {
-            for list in record[at..at + len].split(|b| *b == 0).filter(|list| !list.is_empty()) {
+            for (j, list) in record[at..at + len].split(|b| *b == 0).filter(|list| !list.is_empty()).enumerate() {
                 let mut parts = list.split(|b| *b == 0x14);
-                let when = parts.next().unwrap_or_default().split(|b| *b == 0x15).next().unwrap_or_default();
-                let seconds: f64 = std::str::from_utf8(when)
-                    .ok()
-                    .and_then(|s| s.trim().parse().ok())
-                    .filter(|s: &f64| s.is_finite())
-                    .ok_or_else(|| format!("record {} has an annotation without a time", number + 1))?;
-                // The first one of a record says when the record begins.
-                if i == 0 && start.is_none() {
-                    start = Some(seconds);
+                let mut when = parts.next().unwrap_or_default().split(|b| *b == 0x15);
+                let mut seconds = || {
+                    let text = std::str::from_utf8(when.next()?).ok()?;
+                    text.trim().parse().ok().filter(|s: &f64| s.is_finite())
+                };
+                let (Some(start), lasts) = (seconds(), seconds().unwrap_or(0.)) else {
+                    malformed += 1;
+                    continue;
+                };
+                let texts: Vec<&[u8]> = parts.filter(|p| !p.is_empty()).collect();
+                // The first one of a record, without a text, says when the record begins.
+                if i == 0 && j == 0 && texts.is_empty() {
+                    if let Some((before, at)) = last {
+                        let expected: f64 = at + (number - before) as f64 * duration;
+                        if (start - expected).abs() > 0.5 / rate {
+                            return Err(format!(
+                                "it has a gap: record {} begins at {start} s, expected {expected} s; save a stretch without gaps",
+                                number + 1
+                            ));
+                        }
+                    }
+                    first = first.or(Some(start));
+                    last = Some((number, start));
                 }
-                for name in parts.filter(|p| !p.is_empty()) {
-                    events.push(Event { seconds, name: String::from_utf8_lossy(name).trim().into() });
+                for name in texts {
+                    events.push((start, lasts, String::from_utf8_lossy(name).trim().to_string()));
                 }
             }
         }
-        starts.push(start);
     }
-    Ok(starts)
+    if malformed > 0 {
+        found.remarks.push(format!("Annotations without a time are passed over: {malformed}."));
+    }
+    let begin = first.unwrap_or(0.);
+    let event = |(start, lasts, name): (f64, f64, String)| Event {
+        lasts,
+        ..Event::named(At::Step((start - begin) * rate), name)
+    };
+    found.events = events.into_iter().map(event).collect();
+    Ok(())
 }

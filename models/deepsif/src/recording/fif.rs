@@ -1,17 +1,17 @@
 //! FIF, as MNE and Neuromag write it: continuous recordings and one average. Tags and blocks follow MNE-Python's
 //! `mne/_fiff/constants.py`.
 
-use super::{Event, Found, listed};
+use super::{At, Event, Found, listed};
 
 /// Kinds of tags.
 const FILE_ID: u32 = 100;
 const BLOCK_START: u32 = 104;
 const BLOCK_END: u32 = 105;
+const ROLE: u32 = 115;
 const REFERENCE: u32 = 118;
 const CHANNELS: u32 = 200;
 const RATE: u32 = 201;
 const CHANNEL: u32 = 203;
-const DATE: u32 = 204;
 const COMMENT: u32 = 206;
 const FIRST_SAMPLE: u32 = 208;
 const LONG_NAME: u32 = 258;
@@ -20,10 +20,12 @@ const SKIPPED: [u32; 2] = [301, 303];
 const AVERAGE: u32 = 302;
 const NAMES: u32 = 3507;
 const ONSETS: u32 = 3568;
+const ENDS: u32 = 3569;
 /// Kinds of blocks.
 const INFO: u32 = 101;
 const RAW: [u32; 3] = [102, 112, 119];
 const EVOKED: u32 = 104;
+const ASPECT: u32 = 105;
 const NEXT_FILE: u32 = 118;
 const LONG_NAMES: u32 = 113;
 const BAD_CHANNELS: u32 = 359;
@@ -39,7 +41,9 @@ const MATRIX: u32 = 0x4000_0000;
 /// The kind of an EEG channel, and its unit: volts.
 const EEG: i32 = 2;
 const VOLTS: i32 = 107;
-/// Tags of a file.
+/// The role of a file that goes on where this one ends.
+const NEXT: f64 = 2.;
+/// Tags of a file at most.
 const MOST: usize = 1 << 24;
 
 pub(super) fn is(bytes: &[u8]) -> bool {
@@ -50,7 +54,7 @@ pub(super) fn is(bytes: &[u8]) -> bool {
 struct Channel {
     name: String,
     is_eeg: bool,
-    in_volts: bool,
+    unit: i32,
     range: f64,
     calibration: f64,
 }
@@ -79,6 +83,11 @@ fn text(data: &[u8]) -> String {
     data.iter().take_while(|b| **b != 0).map(|b| char::from(*b)).collect::<String>().trim().into()
 }
 
+/// Names in one text, as MNE joins them.
+fn names(data: &[u8]) -> Vec<String> {
+    text(data).split(':').map(|name| name.replace("{COLON}", ":")).collect()
+}
+
 /// What was met on the way through a file.
 #[derive(Default)]
 struct Contents {
@@ -91,10 +100,13 @@ struct Contents {
     /// Time steps × channels of a continuous recording; steps of an average, channel by channel, for each average.
     raw: Vec<f32>,
     averages: Vec<(String, Vec<f32>)>,
+    /// Blocks of the last average that hold some aspect of it.
+    aspects: usize,
     onsets: Vec<f64>,
+    ends: Vec<f64>,
     descriptions: Vec<String>,
-    /// Onsets count from the date of the measurement, not from the first sample.
-    from_date: bool,
+    /// What part the file that is named next plays, and the one that goes on where this one ends.
+    role: f64,
     next: Option<String>,
 }
 
@@ -103,10 +115,12 @@ impl Contents {
         let within = |block: &u32| blocks.contains(block);
         let one = || numbers(kind, data).ok().and_then(|v| v.first().copied());
         let evoked = within(&EVOKED);
+        // Blocks within it have numbers of channels of their own.
+        let info = blocks.last() == Some(&INFO);
         match tag {
-            CHANNELS if within(&INFO) => self.count = one().filter(|n| (1. ..=65536.).contains(n)).map(|n| n as usize),
-            RATE if within(&INFO) => self.rate = one().filter(|r| r.is_finite() && *r > 0.),
-            CHANNEL if within(&INFO) => {
+            CHANNELS if info => self.count = one().filter(|n| (1. ..=65536.).contains(n)).map(|n| n as usize),
+            RATE if info => self.rate = one().filter(|r| r.is_finite() && *r > 0.),
+            CHANNEL if info => {
                 let (Some(96), Some(unit)) = (Some(data.len()), word(data, 72)) else {
                     return Err(format!("a channel is described by {} bytes, expected 96", data.len()));
                 };
@@ -114,21 +128,23 @@ impl Contents {
                 self.channels.push(Channel {
                     name: text(&data[80..96]),
                     is_eeg: number(8) as i32 == EEG,
-                    in_volts: unit as i32 == VOLTS,
+                    unit: unit as i32,
                     range: f32::from_bits(number(12)).into(),
                     calibration: f32::from_bits(number(16)).into(),
                 });
             }
             LONG_NAME if within(&LONG_NAMES) => self.long_names.push(text(data)),
-            NAMES if within(&BAD_CHANNELS) => self.bad = text(data).split(':').map(String::from).collect(),
-            FIRST_SAMPLE if RAW.iter().any(within) => self.first_sample = one().unwrap_or(0.),
+            NAMES if within(&BAD_CHANNELS) => self.bad = names(data),
+            FIRST_SAMPLE if evoked || RAW.iter().any(within) => self.first_sample = one().unwrap_or(0.),
             SAMPLES if RAW.iter().any(within) => self.raw.extend(numbers(kind, data)?.iter().map(|v| *v as f32)),
-            _ if SKIPPED.contains(&tag) && RAW.iter().any(within) => {
+            // A recording may begin with one.
+            _ if SKIPPED.contains(&tag) && RAW.iter().any(within) && !self.raw.is_empty() => {
                 return Err("it has a gap: save a stretch without gaps".into());
             }
-            COMMENT if within(&ANNOTATIONS) => self.descriptions = text(data).split(':').map(String::from).collect(),
+            COMMENT if within(&ANNOTATIONS) => self.descriptions = names(data),
             ONSETS if within(&ANNOTATIONS) => self.onsets = numbers(kind, data)?,
-            DATE if within(&ANNOTATIONS) => self.from_date = true,
+            ENDS if within(&ANNOTATIONS) => self.ends = numbers(kind, data)?,
+            ROLE if within(&NEXT_FILE) => self.role = one().unwrap_or(0.),
             COMMENT if evoked => {
                 if let Some((name, _)) = self.averages.last_mut().filter(|a| a.0.is_empty()) {
                     *name = text(data);
@@ -138,16 +154,23 @@ impl Contents {
                 let (kind, data) = match kind & MATRIX {
                     0 => (kind, data),
                     // Columns, rows, and the number of dimensions follow.
-                    _ => (kind & 0xffff, data.get(..data.len().saturating_sub(12)).unwrap_or_default()),
+                    _ => {
+                        let values = data.get(..data.len().saturating_sub(12)).unwrap_or_default();
+                        let rows = word(data, values.len() + 4).map(|rows| rows as usize);
+                        if rows != self.count {
+                            return Err("its average is no matrix of channels x time steps".into());
+                        }
+                        (kind & 0xffff, values)
+                    }
                 };
                 let values = numbers(kind, data)?;
-                self.averages
-                    .last_mut()
-                    .ok_or("an average lies outside of its block")?
-                    .1
-                    .extend(values.iter().map(|v| *v as f32));
+                let average = self.averages.last_mut().ok_or("an average lies outside of its block")?;
+                // The standard error follows in an aspect of its own.
+                if self.aspects == 1 {
+                    average.1.extend(values.iter().map(|v| *v as f32));
+                }
             }
-            REFERENCE if within(&NEXT_FILE) => self.next = Some(text(data)),
+            REFERENCE if within(&NEXT_FILE) && self.role == NEXT => self.next = Some(text(data)),
             _ => {}
         }
         Ok(())
@@ -157,9 +180,12 @@ impl Contents {
 /// The EEG channels in microvolts, and the annotations.
 pub(super) fn parse(bytes: &[u8]) -> Result<Found, String> {
     let mut contents = Contents::default();
-    let (mut at, mut blocks) = (0, vec![]);
-    for _ in 0..MOST {
-        let Some(tag) = word(bytes, at) else { break };
+    let (mut at, mut blocks, mut has_end, mut tags) = (0, vec![], false, 0);
+    while let Some(tag) = word(bytes, at) {
+        tags += 1;
+        if tags > MOST {
+            return Err(format!("it has more than {MOST} tags"));
+        }
         let (Some(kind), Some(len), Some(next)) = (word(bytes, at + 4), word(bytes, at + 8), word(bytes, at + 12))
         else {
             return Err("it ends within a tag".into());
@@ -174,8 +200,13 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Found, String> {
             }
             (BLOCK_START, Some(block)) if blocks.len() < 64 => {
                 blocks.push(block);
-                if block == EVOKED {
-                    contents.averages.push(Default::default());
+                match block {
+                    EVOKED => {
+                        contents.averages.push(Default::default());
+                        contents.aspects = 0;
+                    }
+                    ASPECT => contents.aspects += 1,
+                    _ => {}
                 }
             }
             (BLOCK_START, _) => return Err("its blocks lie too deep within each other, or have no kind".into()),
@@ -184,17 +215,24 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Found, String> {
         }
         at = match next as i32 {
             0 => end,
-            -1 => break,
+            -1 => {
+                has_end = true;
+                break;
+            }
             // Forward alone, so that it comes to an end.
-            next if next > 0 && next as usize > at => next as usize,
-            _ => return Err("a tag points backwards".into()),
+            next if next > 0 && (end..=bytes.len()).contains(&(next as usize)) => next as usize,
+            _ => return Err("a tag points backwards, or beyond the file".into()),
         };
     }
-    finish(contents)
+    let mut found = finish(contents)?;
+    if !has_end {
+        found.remarks.push("The file ends without its last tag: something may be missing.".into());
+    }
+    Ok(found)
 }
 
 fn finish(contents: Contents) -> Result<Found, String> {
-    let Contents { mut channels, long_names, bad, raw, mut averages, next, .. } = contents;
+    let Contents { mut channels, long_names, mut bad, raw, mut averages, next, .. } = contents;
     let (Some(count), Some(rate)) = (contents.count, contents.rate) else {
         return Err("it does not say how many channels it has, or how many samples a second".into());
     };
@@ -202,17 +240,25 @@ fn finish(contents: Contents) -> Result<Found, String> {
         return Err(format!("it describes {} channels of {count}", channels.len()));
     }
     if long_names.len() == count {
-        channels.iter_mut().zip(long_names).for_each(|(channel, name)| channel.name = name);
+        for (channel, name) in channels.iter_mut().zip(long_names) {
+            // Bad ones are listed by their short names.
+            bad.iter_mut().filter(|bad| **bad == channel.name).for_each(|bad| bad.clone_from(&name));
+            channel.name = name;
+        }
     }
-    let mut found = Found { name: "FIF".into(), rate: Some(rate), has_unit: true, ..Found::default() };
+    let mut found = Found { name: "FIF".into(), rate: Some(rate), ..Found::default() };
     let is_raw = !raw.is_empty();
     let values = match averages.len() {
         _ if is_raw => raw,
-        1 => averages.remove(0).1,
+        1 => {
+            found.begin = contents.first_sample / rate;
+            averages.remove(0).1
+        }
         0 => return Err("it has neither a continuous recording nor an average".into()),
         n => {
-            let names = listed(averages.iter().map(|a| a.0.as_str()));
-            return Err(format!("it has {n} averages ({names}): save one of them"));
+            let names = listed(averages.iter().map(|a| a.0.as_str()).filter(|name| !name.is_empty()));
+            let names = if names.is_empty() { names } else { format!(" ({names})") };
+            return Err(format!("it has {n} averages{names}: save one of them"));
         }
     };
     let rows = values.len() / count;
@@ -230,10 +276,18 @@ fn finish(contents: Contents) -> Result<Found, String> {
     if let Some(next) = next {
         found.remarks.push(format!("The recording goes on in {next:.80}, which was not read."));
     }
-    found.has_unit = eeg.iter().all(|i| channels[*i].in_volts);
+    // -1 is no unit.
+    if let Some(i) = eeg.iter().find(|i| ![VOLTS, -1].contains(&channels[**i].unit)) {
+        let Channel { name, unit, .. } = &channels[*i];
+        return Err(format!(
+            "its channel {name} has the unit {unit}, which is not volts: current source density is not imaged"
+        ));
+    }
+    let in_volts = |i: &usize| channels[*i].unit == VOLTS;
+    found.units = eeg.iter().map(in_volts).collect();
     let scale = |i: &usize| {
-        let Channel { range, calibration, in_volts, .. } = channels[*i];
-        calibration * if is_raw { range } else { 1. } * if in_volts { 1e6 } else { 1. }
+        let Channel { range, calibration, .. } = channels[*i];
+        calibration * if is_raw { range } else { 1. } * if in_volts(i) { 1e6 } else { 1. }
     };
     let scales: Vec<f64> = eeg.iter().map(scale).collect();
     let place = |t: usize, i: usize| if is_raw { t * count + i } else { i * rows + t };
@@ -241,9 +295,12 @@ fn finish(contents: Contents) -> Result<Found, String> {
     found.values = each.map(|(t, i, scale)| (f64::from(values[place(t, i)]) * scale) as f32).collect();
     (found.rows, found.columns) = (rows, eeg.len());
     found.bad = bad.into_iter().filter(|name| eeg.iter().any(|i| channels[*i].name == *name)).collect();
-    let begin = if contents.from_date { contents.first_sample / rate } else { 0. };
-    let events = contents.onsets.iter().zip(contents.descriptions);
-    found.events = events.map(|(onset, name)| Event { seconds: onset - begin, name }).collect();
+    // Onsets are stored with the samples before the first one, as MNE stores and reads them.
+    let events = contents.onsets.iter().zip(contents.descriptions).enumerate().map(|(i, (onset, name))| {
+        let lasts = contents.ends.get(i).map_or(0., |end| (end - onset).max(0.));
+        Event { lasts, ..Event::named(At::Step(onset * rate - contents.first_sample), name) }
+    });
+    found.events = events.collect();
     found.labels = eeg.iter().map(|i| channels[*i].name.clone()).collect();
     Ok(found)
 }

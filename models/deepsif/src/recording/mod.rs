@@ -9,23 +9,26 @@ mod matlab;
 mod signal;
 mod table;
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
+use zoo_checkpoint::{Dtype, TensorView};
 use zoo_training::{Error, Result};
 
 use crate::image::{Montage, RATE, still};
 use crate::predict::ImageOptions;
 use signal::Filter;
 
-/// Bytes of a file.
+/// Bytes of a file at most.
 const LONGEST: u64 = 1 << 32;
-/// Seconds for which a channel stays where it is if it is clipped, or dead, and the time steps of that at least.
+/// A channel that stays at its largest or smallest value for so many seconds, and time steps, is clipped; one that stays anywhere is dead.
 const CLIPPED: (f64, usize) = (0.01, 5);
 const DEAD: (f64, usize) = (0.1, 10);
-/// Standard deviations of EEG in microvolts that nobody would doubt.
+/// The standard deviations in microvolts that EEG may have.
 const BELIEVED: std::ops::Range<f64> = 0.1..1000.;
+/// Sampling rates of EEG in Hz.
+const SENSIBLE: std::ops::RangeInclusive<f64> = 50.0..=1e6;
 
 /// Numbers in rows, as a file has them.
 #[derive(Debug, Default)]
@@ -40,20 +43,58 @@ struct Found {
     bad: Vec<String>,
     /// Rows are channels, as the format says.
     in_rows: bool,
-    /// Steps a second.
+    /// Steps a second; or why what the file says of it cannot be used.
     rate: Option<f64>,
-    /// The values are microvolts, as the file says.
-    has_unit: bool,
+    doubt: Option<String>,
+    /// The time of the first step in the file's own count, in seconds.
+    begin: f64,
+    /// Whether each channel's values are microvolts, as the file says; none if it says nothing.
+    units: Vec<bool>,
     events: Vec<Event>,
     remarks: Vec<String>,
 }
 
-/// A moment that a file names.
+/// A stretch of time that a file names.
 #[derive(Clone, Debug, PartialEq)]
 struct Event {
-    /// From the beginning of the recording.
-    seconds: f64,
-    name: String,
+    at: At,
+    /// Seconds that it lasts.
+    lasts: f64,
+    /// What it is called, by the most telling of its columns first.
+    names: Vec<String>,
+}
+
+/// A moment.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum At {
+    /// A time step of the file, from 0.
+    Step(f64),
+    /// Seconds in the file's own count.
+    Seconds(f64),
+}
+
+impl Event {
+    fn named(at: At, name: impl Into<String>) -> Self {
+        Self { at, lasts: 0., names: vec![name.into()] }
+    }
+
+    fn name(&self) -> &str {
+        self.names.first().map_or("", String::as_str)
+    }
+
+    /// Whether it marks a gap or a bad stretch, as MNE and EEGLAB call them.
+    fn is_break(&self) -> bool {
+        let name = self.name().to_ascii_lowercase();
+        let name = name.rsplit('/').next().unwrap_or_default().trim();
+        ["bad", "edge"].iter().any(|mark| name.starts_with(mark)) || name == "boundary"
+    }
+}
+
+/// What stands beside an array in its file.
+#[derive(Clone, Debug)]
+enum Beside {
+    Numbers(Vec<f64>),
+    Texts(Vec<String>),
 }
 
 /// EEG in the order of a montage's electrodes, at the rate of the weights.
@@ -64,6 +105,9 @@ pub(crate) struct Recording {
     /// Electrodes that it lacks, or that its file calls bad.
     missing: Vec<usize>,
     events: Vec<Event>,
+    /// Time steps a second in its file, and the time of the first one.
+    rate: f64,
+    begin: f64,
     /// What was done to it, and what is doubtful, in words.
     pub(crate) remarks: Vec<String>,
 }
@@ -71,16 +115,54 @@ pub(crate) struct Recording {
 /// A stretch of a recording without bad electrodes.
 #[derive(Debug)]
 pub(crate) struct Window {
-    /// Where it begins in the recording; none of an average.
+    /// Where it begins in the recording, in the file's own count; none of an average.
     pub(crate) seconds: Option<f64>,
     /// Time steps × electrodes.
     pub(crate) values: Vec<f32>,
 }
 
-/// Names that variables with labels and rates have.
-const LABELS: [&str; 9] =
-    ["label", "labels", "ch_names", "channels", "chanlabels", "channel_names", "channelnames", "electrodes", "names"];
-const RATES: [&str; 7] = ["fs", "srate", "fsample", "sfreq", "sampling_rate", "samplingrate", "rate"];
+/// Names that variables with names of channels, rates, and times have, in small letters.
+const LABELS: [&str; 21] = [
+    "label",
+    "labels",
+    "ch_names",
+    "channels",
+    "chanlabels",
+    "channel_names",
+    "channelnames",
+    "electrodes",
+    "names",
+    "chanlocs",
+    "chan_names",
+    "chnames",
+    "clab",
+    "sensors",
+    "ch",
+    "chs",
+    "columns",
+    "ch_labels",
+    "channel",
+    "channel_labels",
+    "electrode_names",
+];
+const RATES: [&str; 15] = [
+    "fs",
+    "srate",
+    "fsample",
+    "sfreq",
+    "sampling_rate",
+    "samplingrate",
+    "rate",
+    "samplerate",
+    "sample_rate",
+    "sr",
+    "hz",
+    "freq",
+    "sampfreq",
+    "f_s",
+    "sampling_frequency",
+];
+const TIMES: [&str; 8] = ["time", "times", "t", "tvec", "timestamp", "timestamps", "time_s", "tt"];
 
 /// Formats that are not read, by their endings, with what they are.
 const OTHERS: [(&str, &str); 8] = [
@@ -102,17 +184,19 @@ fn refuse(path: &Path, what: impl std::fmt::Display) -> Error {
 
 /// Microvolts of a unit.
 fn microvolts(unit: &str) -> Option<f64> {
-    // Prefixes differ by their case, and micro has two signs beside the letter; volts are V or volt.
-    let unit = unit.trim();
-    let prefix = unit
-        .strip_suffix(['V', 'v'])
-        .or_else(|| unit.to_ascii_lowercase().ends_with("volts").then(|| &unit[..unit.len() - 5]))?;
-    match prefix {
-        "" => Some(1e6),
-        "m" | "milli" => Some(1e3),
-        "u" | "µ" | "μ" | "micro" => Some(1.),
-        "n" | "nano" => Some(1e-3),
-        _ => None,
+    // Prefixes differ by their case, and micro has two signs beside the letter.
+    match unit.trim() {
+        "V" | "v" => Some(1e6),
+        "mV" | "mv" => Some(1e3),
+        "uV" | "UV" | "uv" | "µV" | "µv" | "μV" | "μv" => Some(1.),
+        "nV" | "nv" => Some(1e-3),
+        unit => match unit.to_ascii_lowercase().trim_end_matches('s') {
+            "volt" => Some(1e6),
+            "millivolt" => Some(1e3),
+            "microvolt" => Some(1.),
+            "nanovolt" => Some(1e-3),
+            _ => None,
+        },
     }
 }
 
@@ -139,12 +223,32 @@ fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {
 
 /// The EEG of a file, whose format its first bytes say, or its ending.
 fn read(path: &Path) -> Result<Found> {
+    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
+    let way = "mne.io.read_raw(…).save(\"x_raw.fif\")";
+    if let Some((_, name)) = OTHERS.iter().find(|(ending, _)| *ending == extension) {
+        return Err(refuse(path, format!("{name} is not read: MNE-Python writes FIF of it, which is ({way})")));
+    }
     let mut start = vec![];
     let file = zoo_checkpoint::regular(path, "EEG")?;
     file.take(100).read_to_end(&mut start).map_err(Error::io(path))?;
-    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
     let bytes = || zoo_checkpoint::bytes_of(path, "EEG", LONGEST);
     let failed = |what: String| refuse(path, what);
+    match extension.as_str() {
+        "csv" | "tsv" | "txt" | "asc" => {
+            let bytes = bytes()?;
+            let (text, remark) = decoded(&bytes).map_err(failed)?;
+            drop(bytes);
+            let mut found = table::parse(&text).map_err(failed)?;
+            found.remarks.extend(remark);
+            return Ok(found);
+        }
+        "mat" | "set" => {
+            let (found, beside) = matlab::parse(path, zoo_checkpoint::matlab::read(path)?).map_err(failed)?;
+            return the_eeg(path, found, &beside);
+        }
+        "npy" | "npz" => return arrays(path),
+        _ => {}
+    }
     if edf::is(&start) {
         return edf::parse(&bytes()?).map_err(failed);
     }
@@ -154,75 +258,123 @@ fn read(path: &Path) -> Result<Found> {
     if brainvision::is(&start) && extension != "vmrk" {
         return brainvision::parse(path, &bytes()?).map_err(failed);
     }
-    let way = "mne.io.read_raw(…).save(\"x_raw.fif\")";
-    if let Some((_, name)) = OTHERS.iter().find(|(ending, _)| *ending == extension) {
-        return Err(refuse(path, format!("{name} is not read: MNE-Python writes FIF of it, which is ({way})")));
-    }
-    let found = match extension.as_str() {
-        "mat" | "set" => matlab::parse(path, zoo_checkpoint::matlab::read(path)?).map_err(failed)?,
-        "npy" | "npz" => arrays(path)?,
-        "csv" | "tsv" | "txt" | "asc" => {
-            let text = zoo_checkpoint::text::decode(&bytes()?, "").map_err(|e| refuse(path, e))?.text;
-            vec![table::parse(&text).map_err(failed)?]
-        }
-        "edf" | "rec" | "bdf" => return Err(refuse(path, "it does not begin as EDF or BDF does")),
-        "fif" => return Err(refuse(path, "it does not begin as FIF does")),
-        "vhdr" => return Err(refuse(path, "it does not begin as BrainVision's headers do")),
+    Err(failed(match extension.as_str() {
+        "edf" | "rec" | "bdf" => "it does not begin as EDF or BDF does".into(),
+        "fif" => "it does not begin as FIF does".into(),
+        "vhdr" => "it does not begin as BrainVision's headers do".into(),
         "vmrk" | "eeg" | "dat" => {
+            "of BrainVision's three files name the header (.vhdr); other formats of this ending are not read".into()
+        }
+        "fdt" => "of EEGLAB's two files name the .set".into(),
+        "gz" | "zip" => "it is packed: unpack it first".into(),
+        _ => format!(
+            "EEG is read from EDF, BDF, BrainVision (.vhdr), FIF, EEGLAB (.set), .mat, .npy, .npz and .csv; MNE-Python writes FIF of others ({way})"
+        ),
+    }))
+}
+
+/// A text in UTF-8 or UTF-16, or else as Windows writes it in the west, which is said.
+fn decoded(bytes: &[u8]) -> std::result::Result<(String, Option<String>), String> {
+    match zoo_checkpoint::text::decode(bytes, "") {
+        Ok(text) => Ok((text.text, None)),
+        Err(e) => match zoo_checkpoint::text::decode(bytes, "windows-1252") {
+            Ok(text) if !bytes.contains(&0) => {
+                Ok((text.text, Some("The text is not UTF-8: it is taken for Windows-1252.".into())))
+            }
+            _ => Err(e.to_string()),
+        },
+    }
+}
+
+/// The EEG of NumPy's files.
+fn arrays(path: &Path) -> Result<Found> {
+    let source = zoo_checkpoint::open(path)?;
+    let texts = source.texts.iter().map(|(name, texts)| (name.clone(), Beside::Texts(texts.clone())));
+    let single = source.metadata.iter().filter_map(|(k, v)| Some((k.clone(), Beside::Texts(vec![v.as_str()?.into()]))));
+    let mut beside: Vec<(String, Beside)> = texts.chain(single).collect();
+    let mut all = vec![];
+    for t in &source.tensors {
+        let mut values: Vec<f32> = vec![];
+        source.stream(&TensorView::whole(t), Dtype::F64, &mut |piece| {
+            values.extend(piece.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b) as f32));
+            Ok(())
+        })?;
+        match matrix(&t.shape) {
+            Some((rows, columns)) => {
+                all.push(Found { name: t.name.clone(), rows, columns, values, ..Found::default() })
+            }
+            None => {
+                let values = values.into_iter().map(f64::from).collect();
+                beside.push((t.name.clone(), Beside::Numbers(values)));
+            }
+        }
+    }
+    the_eeg(path, all, &beside)
+}
+
+/// Of several arrays the one that is called eeg or data, with what stands beside it.
+fn the_eeg(path: &Path, mut found: Vec<Found>, beside: &[(String, Beside)]) -> Result<Found> {
+    let named = found.iter().position(|r| matches!(r.name.as_str(), "eeg" | "EEG" | "data"));
+    let mut eeg = match (found.len(), named) {
+        (0, _) => {
             return Err(refuse(
                 path,
-                "of BrainVision's three files name the header (.vhdr); other formats of this ending are not read",
+                "it has no array of time steps and channels, or several samples in one: take one out",
             ));
         }
-        "fdt" => return Err(refuse(path, "of EEGLAB's two files name the .set")),
-        "gz" => return Err(refuse(path, "it is packed: unpack it first")),
+        (1, _) => found.remove(0),
+        (_, Some(at)) => found.remove(at),
         _ => {
-            return Err(refuse(
-                path,
-                format!(
-                    "EEG is read from EDF, BDF, BrainVision (.vhdr), FIF, EEGLAB (.set), .mat, .npy, .npz and .csv; MNE-Python writes FIF of others ({way})"
-                ),
-            ));
+            let names = listed(found.iter().map(|r| r.name.as_str()));
+            return Err(refuse(path, format!("it has the arrays {names}: call the EEG eeg or data")));
         }
     };
-    the_eeg(path, found)
+    describe(&mut eeg, beside);
+    Ok(eeg)
 }
 
-/// The arrays of NumPy's files, with names of channels and a rate beside them.
-fn arrays(path: &Path) -> Result<Vec<Found>> {
-    let source = zoo_checkpoint::open(path)?;
-    let is = |name: &str, names: &[&str]| names.iter().any(|n| name.eq_ignore_ascii_case(n));
-    let labels = source.texts.iter().find(|(name, _)| is(name, &LABELS)).map(|(_, texts)| texts.clone());
-    let (mut rate, mut all) = (None, vec![]);
-    for (name, tensor) in source.read(&Device::Cpu)?.tensors {
-        let values: Vec<f32> = tensor.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1()?;
-        if is(&name, &RATES) && values.len() == 1 && values[0] > 0. {
-            rate = Some(f64::from(values[0]));
-            continue;
+/// Takes names of channels, rate and times from what stands beside an array.
+fn describe(eeg: &mut Found, beside: &[(String, Beside)]) {
+    let is = |name: &str, names: &[&str]| names.contains(&name.to_ascii_lowercase().as_str());
+    let named = |names: &'static [&'static str]| beside.iter().filter(move |(name, _)| is(name, names));
+    let sides = [eeg.rows, eeg.columns];
+    let texts = |(_, value): &(String, Beside)| match value {
+        // All of them in one text.
+        Beside::Texts(texts) if texts.len() == 1 => {
+            Some(texts[0].split([',', ';', ' ']).map(|t| t.trim().to_string()).filter(|t| !t.is_empty()).collect())
         }
-        let Some((rows, columns)) = matrix(tensor.dims()) else { continue };
-        all.push(Found { name, rows, columns, values, labels: labels.clone().unwrap_or_default(), ..Found::default() });
+        Beside::Texts(texts) if texts.iter().any(|t| !t.is_empty()) => Some(texts.clone()),
+        _ => None,
+    };
+    if eeg.labels.is_empty() {
+        let of_a_side = |texts: &Vec<String>| texts.len() > 1 && sides.contains(&texts.len());
+        let called = named(&LABELS).filter_map(texts).find(|texts| !texts.is_empty());
+        eeg.labels = called.or_else(|| beside.iter().filter_map(texts).find(of_a_side)).unwrap_or_default();
     }
-    all.iter_mut().for_each(|f| f.rate = rate);
-    Ok(all)
-}
-
-/// Of several arrays, the one that is called eeg or data.
-fn the_eeg(path: &Path, mut found: Vec<Found>) -> Result<Found> {
-    // A vector of times or a rate beside the EEG.
-    if found.len() > 1 {
-        found.retain(|f| f.rows > 1 && f.columns > 1);
-    }
-    let named = found.iter().position(|r| matches!(r.name.as_str(), "eeg" | "EEG" | "data"));
-    match (found.len(), named) {
-        (0, _) => {
-            Err(refuse(path, "it has no array of time steps and channels, or several samples in one: take one out"))
+    if eeg.rate.is_none() {
+        for (name, value) in named(&RATES) {
+            let rate = match value {
+                Beside::Numbers(values) => {
+                    let first = values.first().copied().filter(|first| values.iter().all(|v| v == first));
+                    first.filter(|_| values.len() <= 16)
+                }
+                Beside::Texts(texts) => texts.first().and_then(|t| t.trim().trim_end_matches("Hz").trim().parse().ok()),
+            };
+            eeg.rate = rate.filter(|r: &f64| r.is_finite() && *r > 0.);
+            if eeg.rate.is_none() {
+                eeg.doubt = Some(format!("its {name} is no sampling rate"));
+            }
         }
-        (1, _) => Ok(found.remove(0)),
-        (_, Some(at)) => Ok(found.remove(at)),
-        _ => {
-            let names: Vec<&str> = found.iter().map(|r| r.name.as_str()).collect();
-            Err(refuse(path, format!("it has the arrays {}: call the EEG eeg or data", names.join(", "))))
+    }
+    for (name, value) in named(&TIMES) {
+        if let (Beside::Numbers(times), None) = (value, eeg.rate)
+            && times.len() > 1
+            && sides.contains(&times.len())
+        {
+            match table::timing(times, None) {
+                Ok((rate, begin)) => (eeg.rate, eeg.begin) = (Some(rate), begin),
+                Err(what) => eeg.doubt = Some(format!("{name}: {what}")),
+            }
         }
     }
 }
@@ -230,21 +382,21 @@ fn the_eeg(path: &Path, mut found: Vec<Found>) -> Result<Found> {
 /// Rows and columns of an array of two dimensions, but for those of one.
 fn matrix(shape: &[usize]) -> Option<(usize, usize)> {
     let long: Vec<usize> = shape.iter().copied().filter(|d| *d != 1).collect();
-    match (shape, &long[..]) {
-        (&[rows, columns], _) | (_, &[rows, columns]) => Some((rows, columns)),
+    match long[..] {
+        [rows, columns] if rows > 0 && columns > 0 => Some((rows, columns)),
         _ => None,
     }
 }
 
 /// What `--band` and `--notch` ask for, at this rate.
 fn filters(options: &ImageOptions, rate: f64) -> std::result::Result<Vec<Filter>, String> {
-    let fits = |frequency: &f64| *frequency > 0. && *frequency < rate / 2.;
+    let fits = |frequency: &f64| *frequency >= 0.01 && *frequency < rate / 2.;
     let mut filters = vec![];
     if !options.band.is_empty() {
         let wrong = || {
             let (band, most) = (&options.band, rate / 2.);
             format!(
-                "predict.band is {band:?}, expected two frequencies in Hz below {most}, such as 1-40 (1- and -40 take one)"
+                "predict.band is {band:?}, expected two frequencies in Hz from 0.01 to below {most}, such as 1-40 (1- and -40 take one)"
             )
         };
         let (low, high) = options.band.split_once('-').ok_or_else(wrong)?;
@@ -275,26 +427,29 @@ impl Recording {
     pub(crate) fn read(path: &Path, montage: &Montage, options: &ImageOptions) -> Result<Self> {
         let failed = |what: String| refuse(path, what);
         let mut found = read(path)?;
+        if found.values.is_empty() {
+            return Err(failed("it holds no numbers".into()));
+        }
         let n = montage.electrodes.len();
         let mut remarks = std::mem::take(&mut found.remarks);
-        transpose(&mut found, n, &mut remarks);
+        transpose(&mut found, n, options.as_trained, &mut remarks).map_err(failed)?;
         let rate = rate(&found, montage, options, &mut remarks).map_err(failed)?;
+        let seconds = found.rows as f64 / rate;
         let shape = format!("{} time steps x {} channels at {rate} Hz", found.rows, found.columns);
-        remarks.insert(0, format!("{}: {shape}, {:.3} seconds.", found.name, found.rows as f64 / rate));
+        remarks.insert(0, format!("{}: {shape}, {seconds:.3} seconds.", found.name));
+        if found.begin != 0. {
+            remarks.push(format!("Its times begin at {} s: moments are taken in that count.", found.begin));
+        }
 
-        let by_name = !found.labels.is_empty() && !options.as_trained;
-        let places = if by_name {
+        let places = if !found.labels.is_empty() && !options.as_trained {
             channels::places(&found.labels, &montage.electrodes, &mut remarks).map_err(failed)?
         } else {
             if found.columns != n {
                 let (name, rows, columns) = (&found.name, found.rows, found.columns);
-                return Err(refuse(
-                    path,
-                    format!(
-                        "{name} is EEG of {rows} time steps x {columns} channels, but these weights take {n} channels, in the order that they \
-                         were trained with, or by their names"
-                    ),
-                ));
+                return Err(failed(format!(
+                    "{name} is EEG of {rows} time steps x {columns} channels, but these weights take {n} channels, in the order that they were \
+                     trained with, or by their names"
+                )));
             }
             if !options.as_trained {
                 remarks.push(
@@ -304,10 +459,6 @@ impl Recording {
             }
             (0..n).map(Some).collect()
         };
-        let mut values = vec![f32::NAN; found.rows * n];
-        for (row, to) in found.values.chunks_exact(found.columns).zip(values.chunks_exact_mut(n)) {
-            to.iter_mut().zip(&places).for_each(|(v, place)| *v = place.map_or(f32::NAN, |k| row[k]));
-        }
         let bad = |e: usize| places[e].is_some_and(|k| found.labels.get(k).is_some_and(|l| found.bad.contains(l)));
         let called_bad: Vec<usize> = (0..n).filter(|e| bad(*e)).collect();
         if !called_bad.is_empty() {
@@ -315,14 +466,18 @@ impl Recording {
             remarks.push(format!("Channels that the file calls bad: {names}."));
         }
         let missing: Vec<usize> = (0..n).filter(|e| places[*e].is_none() || bad(*e)).collect();
-        for row in values.chunks_exact_mut(n) {
-            missing.iter().for_each(|e| row[*e] = f32::NAN);
+        let column = |e: usize| places[e].filter(|_| !missing.contains(&e));
+        let columns: Vec<Option<usize>> = (0..n).map(column).collect();
+        let mut values = Vec::with_capacity(found.rows * n);
+        for row in found.values.chunks_exact(found.columns) {
+            values.extend(columns.iter().map(|column| column.map_or(f32::NAN, |k| row[k])));
         }
-        doubt_unit(&values, n, found.has_unit, &mut remarks);
+        found.values = vec![];
+        let has_unit = columns.iter().flatten().all(|k| found.units.get(*k) == Some(&true));
+        doubt_unit(&values, n, has_unit, &mut remarks);
         let stretch = |(seconds, steps): (f64, usize)| ((seconds * rate) as usize).max(steps);
         channels::unmoved(&mut values, montage, [stretch(CLIPPED), stretch(DEAD)], &mut remarks);
 
-        let seconds = found.rows as f64 / rate;
         for filter in filters(options, rate).map_err(failed)? {
             signal::filter(&mut values, n, filter, rate);
             let what = match filter {
@@ -349,16 +504,23 @@ impl Recording {
             ));
         }
         remarks.push("Referenced to the average of the electrodes.".into());
-        Ok(Self { values, missing, events: found.events, remarks })
+        Ok(Self { values, missing, events: found.events, rate, begin: found.begin, remarks })
     }
 
-    /// All of it as one window.
+    /// All of it, cut into windows without bad electrodes and joined again.
     ///
     /// # Errors
-    /// Too many bad electrodes.
-    pub(crate) fn whole(mut self, path: &Path, montage: &Montage) -> Result<Vec<f32>> {
-        channels::mend(&mut self.values, montage, &self.missing).map_err(|what| refuse(path, what))?;
-        Ok(self.values)
+    /// Bad electrodes in every window.
+    pub(crate) fn whole(mut self, path: &Path, montage: &Montage) -> Result<(Vec<f32>, Vec<String>)> {
+        let (n, steps) = (montage.electrodes.len(), montage.steps);
+        let windows: Vec<Window> = self
+            .values
+            .chunks(steps * n)
+            .filter(|chunk| chunk.len() > n)
+            .map(|chunk| Window { seconds: None, values: chunk.to_vec() })
+            .collect();
+        let windows = self.mended(path, montage, windows)?;
+        Ok((windows.into_iter().flat_map(|w| w.values).collect(), self.remarks))
     }
 
     /// The windows that are asked for: the one around a moment, the average around events, or all one after the other. What was done to
@@ -371,148 +533,195 @@ impl Recording {
         let (n, steps) = (montage.electrodes.len(), montage.steps);
         let (rows, rate) = (self.values.len() / n, RATE as f64);
         if rows < steps {
-            let message =
-                format!("{rows} time steps at {RATE} Hz, but these weights image {steps} ({} s)", steps as f64 / rate);
-            return Err(failed(message));
+            return Err(failed(format!(
+                "{rows} time steps at {RATE} Hz, but these weights image {steps} ({} s)",
+                steps as f64 / rate
+            )));
         }
-        let half = steps / 2;
+        let named = !options.events.is_empty() || !options.event.is_empty();
+        if named && !options.at.is_empty() {
+            return Err(Error::Usage("predict.at, and predict.events or predict.event: one of them".into()));
+        }
+        let moments = if named { self.moments(options)? } else { vec![] };
+        let (half, length, begin) = (steps / 2, steps as f64 / rate, self.begin);
+        // Of a window around seconds from the first step.
         let around = |seconds: f64| {
-            let middle = (seconds * rate).round();
-            let from = middle - half as f64;
+            let from = (seconds * rate).round() - half as f64;
             (from >= 0. && from + steps as f64 <= rows as f64).then_some(from as usize)
         };
-        let range = format!("{} to {} s", half as f64 / rate, (rows - (steps - half)) as f64 / rate);
+        let range = format!("{} to {} s", begin + half as f64 / rate, begin + (rows - (steps - half)) as f64 / rate);
         let cut = |from: usize| self.values[from * n..(from + steps) * n].to_vec();
-        let named = !options.events.is_empty() || !options.event.is_empty();
-        let mut windows = if !options.at.is_empty() {
-            if named {
-                return Err(Error::Usage("predict.at, and predict.events or predict.event: one of them".into()));
-            }
+        let window = |from: usize| Window { seconds: Some(begin + from as f64 / rate), values: cut(from) };
+        let breaks = self.breaks();
+        let broken = |from: usize| {
+            let (from, to) = (from as f64 / rate, (from + steps) as f64 / rate);
+            breaks.iter().any(|(start, end)| *start < to && *end > from)
+        };
+        if !options.at.is_empty() {
             let seconds = options.at.trim().parse().ok().filter(|s: &f64| s.is_finite());
-            let at = seconds.and_then(around).ok_or_else(|| {
-                let (at, length) = (&options.at, steps as f64 / rate);
+            let from = seconds.and_then(|s| around(s - begin)).ok_or_else(|| {
+                let at = &options.at;
                 failed(format!(
                     "predict.at is {at:?}, expected the middle of a window of {length} s in seconds: {range}"
                 ))
             })?;
-            vec![Window { seconds: Some(at as f64 / rate), values: cut(at) }]
-        } else if named {
-            let moments = self.moments(options)?;
-            let places: Vec<usize> = moments.iter().filter_map(|e| around(e.seconds)).collect();
-            if places.is_empty() {
-                return Err(failed(format!("none of {} events lies within {range}", moments.len())));
+            let windows = vec![window(from)];
+            if broken(from) {
+                self.remarks.push("The file marks a gap or a bad stretch within this window: doubt it.".into());
             }
-            let mut sum = vec![0f32; steps * n];
-            for at in &places {
-                let mut window = cut(*at);
-                still(&mut window, n);
-                sum.iter_mut().zip(window).for_each(|(s, v)| *s += v / places.len() as f32);
-            }
-            let left = moments.len() - places.len();
-            let left = if left > 0 { format!("; {left} too near to an end are left out") } else { String::new() };
-            self.remarks.push(format!("Averaged over {} events{}{left}.", places.len(), kinds(&moments)));
-            vec![Window { seconds: None, values: sum }]
-        } else {
-            let all = (0..rows / steps).map(|i| i * steps);
-            all.map(|at| Window { seconds: Some(at as f64 / rate), values: cut(at) }).collect()
-        };
-        if windows.len() > 1 {
-            let length = steps as f64 / rate;
-            self.remarks.push(format!(
-                "Imaged in {} windows of {length} s, each scaled by its own largest value.",
-                windows.len()
-            ));
+            return self.mended(path, montage, windows);
         }
-        if options.at.is_empty() && !named && rows % steps != 0 {
-            self.remarks.push(format!("The last {} time steps fill no window: they are left out.", rows % steps));
+        if !named {
+            let starts: Vec<usize> = (0..rows / steps).map(|i| i * steps).collect();
+            let windows: Vec<Window> = starts.iter().map(|from| window(*from)).collect();
+            if windows.len() > 1 {
+                let count = windows.len();
+                self.remarks
+                    .push(format!("Imaged in {count} windows of {length} s, each scaled by its own largest value."));
+            }
+            if rows % steps != 0 {
+                self.remarks.push(format!("The last {} time steps fill no window: they are left out.", rows % steps));
+            }
+            let broken = starts.iter().filter(|from| broken(**from)).count();
+            if broken > 0 {
+                self.remarks.push(format!("The file marks gaps or bad stretches within {broken} windows: doubt them."));
+            }
+            return self.mended(path, montage, windows);
         }
 
-        // The same remark of several windows is said once.
-        let (all, mut said, mut first) = (windows.len(), Vec::<(String, usize)>::new(), None);
-        windows.retain_mut(|window| {
-            let (remarks, fits) = match channels::mend(&mut window.values, montage, &self.missing) {
-                Ok(remarks) => (remarks, true),
-                Err(what) => {
-                    first = first.take().or(Some(what.clone()));
-                    (vec![format!("Left out: {what}.")], false)
-                }
-            };
-            for remark in remarks {
-                match said.iter_mut().find(|(text, _)| *text == remark) {
-                    Some((_, count)) => *count += 1,
-                    None => said.push((remark, 1)),
-                }
-            }
-            fits
-        });
-        if let (true, Some(what)) = (windows.is_empty(), first) {
-            return Err(failed(what));
+        let places: Vec<usize> = moments.iter().filter_map(|e| around(self.seconds(e))).collect();
+        if places.is_empty() {
+            return Err(failed(format!("none of the events ({}) lies within {range}", moments.len())));
         }
-        let where_said = |(text, count): (String, usize)| match count == all {
-            true => text,
-            false => format!("{} (in {count} of {all} windows).", text.trim_end_matches('.')),
-        };
-        self.remarks.extend(said.into_iter().map(where_said));
+        let late = moments.len() - places.len();
+        let kept: Vec<usize> = places.iter().copied().filter(|from| !broken(*from)).collect();
+        if kept.is_empty() {
+            return Err(failed("the file marks a gap or a bad stretch around every event".into()));
+        }
+        let (bad, windows) = (places.len() - kept.len(), kept.into_iter().map(window).collect());
+        let mut windows = self.mended(path, montage, windows)?;
+        let count = windows.len();
+        let mut sum = vec![0f32; steps * n];
+        for window in &mut windows {
+            still(&mut window.values, n);
+            sum.iter_mut().zip(&window.values).for_each(|(s, v)| *s += v / count as f32);
+        }
+        let left = [(late, "too near to an end"), (bad, "in gaps or bad stretches")];
+        let left: String =
+            left.iter().filter(|(n, _)| *n > 0).map(|(n, why)| format!("; left out {why}: {n}")).collect();
+        let of = kinds(&moments);
+        let of = if of.is_empty() { of } else { format!(":{of}") };
+        self.remarks.push(format!("Averaged around events ({count} of {}){of}{left}.", moments.len()));
+        Ok(vec![Window { seconds: None, values: sum }])
+    }
+
+    /// Windows without bad electrodes, but for those that have too many.
+    fn mended(&mut self, path: &Path, montage: &Montage, mut windows: Vec<Window>) -> Result<Vec<Window>> {
+        let (all, mut mender) = (windows.len(), channels::Mender::new(montage, &self.missing));
+        let mut refused: BTreeMap<String, usize> = BTreeMap::new();
+        windows.retain_mut(|window| match mender.mend(&mut window.values) {
+            Ok(()) => true,
+            Err(what) => {
+                *refused.entry(what).or_default() += 1;
+                false
+            }
+        });
+        if windows.is_empty() {
+            let what = refused.into_keys().next().unwrap_or_else(|| "it has no window".into());
+            return Err(refuse(path, what));
+        }
+        self.remarks.extend(mender.remarks(all));
+        let left: usize = refused.values().sum();
+        if let Some((what, _)) = refused.first_key_value() {
+            self.remarks.push(format!("Windows that are left out: {left} of {all} ({what})."));
+        }
         Ok(windows)
     }
 
     /// The events that are asked for.
-    fn moments(&self, options: &ImageOptions) -> Result<Vec<Event>> {
+    fn moments(&mut self, options: &ImageOptions) -> Result<Vec<Event>> {
         let mut events = match options.events.as_str() {
-            "" => self.events.clone(),
-            file => events::read(Path::new(file), RATE as f64).map_err(Error::Data)?,
+            "" => self.events.iter().filter(|e| !e.is_break()).cloned().collect(),
+            file => events::read(Path::new(file), &mut self.remarks).map_err(Error::Data)?,
         };
         let squeezed = |name: &str| name.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase();
         let (wanted, known) = (squeezed(&options.event), kinds(&events));
         if !wanted.is_empty() {
             // BrainVision's have their type in front.
-            events.retain(|e| {
-                let name = squeezed(&e.name);
+            let is = |name: &String| {
+                let name = squeezed(name);
                 name == wanted || name.split_once('/').is_some_and(|(_, description)| description.trim() == wanted)
-            });
+            };
+            events.retain(|e| e.names.iter().any(is));
         }
         if events.is_empty() {
             let known = if known.is_empty() { "there are none".into() } else { format!("there are{known}") };
-            return Err(Error::Usage(format!("predict.event: no event is called {:?}: {known}", options.event)));
+            let event = &options.event;
+            return Err(Error::Usage(format!(
+                "predict.event: no event is called {event:?}: {known} (triggers in a channel of numbers are not read: name a file of events)"
+            )));
         }
         Ok(events)
+    }
+
+    /// Seconds from the first step.
+    fn seconds(&self, event: &Event) -> f64 {
+        match event.at {
+            At::Step(step) => step / self.rate,
+            At::Seconds(seconds) => seconds - self.begin,
+        }
+    }
+
+    /// Gaps and bad stretches, in seconds from the first step; a gap has no length, but belongs to what it lies in.
+    fn breaks(&self) -> Vec<(f64, f64)> {
+        let breaks = self.events.iter().filter(|e| e.is_break()).map(|e| {
+            let at = self.seconds(e);
+            (at, at + e.lasts.max(1e-6))
+        });
+        breaks.collect()
     }
 }
 
 /// How many events of each name there are; nothing if they have none.
 fn kinds(events: &[Event]) -> String {
-    let mut counts: Vec<(&str, usize)> = vec![];
-    for event in events.iter().filter(|e| !e.name.is_empty()) {
-        match counts.iter_mut().find(|(name, _)| *name == event.name) {
-            Some((_, count)) => *count += 1,
-            None => counts.push((&event.name, 1)),
-        }
-    }
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    events.iter().filter(|e| !e.name().is_empty()).for_each(|e| *counts.entry(e.name()).or_default() += 1);
     let texts: Vec<String> = counts.iter().map(|(name, count)| format!("{name} ({count})")).collect();
     if texts.is_empty() { String::new() } else { format!(" {}", listed(texts.iter().map(String::as_str))) }
 }
 
 /// Brings channels into columns.
-fn transpose(found: &mut Found, n: usize, remarks: &mut Vec<String>) {
-    if !found.labels.is_empty() && ![found.rows, found.columns].contains(&found.labels.len()) {
-        let (names, shape) = (found.labels.len(), (found.rows, found.columns));
-        remarks.push(format!(
-            "{names} names of channels do not fit {} x {} numbers: they are passed over.",
-            shape.0, shape.1
-        ));
+fn transpose(
+    found: &mut Found,
+    n: usize,
+    as_trained: bool,
+    remarks: &mut Vec<String>,
+) -> std::result::Result<(), String> {
+    let (rows, columns, names) = (found.rows, found.columns, found.labels.len());
+    if names > 0 && ![rows, columns].contains(&names) {
+        if 2 * names >= n && !as_trained {
+            return Err(format!(
+                "{names} names of channels do not fit {rows} x {columns} numbers (predict.as_trained takes columns in the weights' order, \
+                 whatever they are called)"
+            ));
+        }
+        remarks.push(format!("{names} names do not fit {rows} x {columns} numbers: they are passed over."));
         found.labels.clear();
     }
-    let named = !found.labels.is_empty() && found.labels.len() == found.rows && found.rows != found.columns;
-    let counted = found.labels.is_empty() && found.rows == n && found.columns != n;
+    let named = !found.labels.is_empty() && names == rows && rows != columns;
+    let counted = found.labels.is_empty() && rows == n && columns != n;
     if found.in_rows || named || counted {
-        let (rows, columns) = (found.rows, found.columns);
-        found.values = (0..columns)
-            .flat_map(|t| (0..rows).map(move |e| (e, t)))
-            .map(|(e, t)| found.values[e * columns + t])
-            .collect();
+        let values = (0..columns).flat_map(|t| (0..rows).map(move |e| (e, t)));
+        found.values = values.map(|(e, t)| found.values[e * columns + t]).collect();
         (found.rows, found.columns) = (columns, rows);
+        if found.labels.len() != rows {
+            found.labels.clear();
+        }
         remarks.push(format!("{} has channels in rows: it was transposed.", found.name));
+    } else if rows == columns {
+        remarks.push(format!("{} has as many rows as columns: rows are taken for time steps.", found.name));
     }
+    Ok(())
 }
 
 /// The sampling rate that the file states, or the user.
@@ -522,26 +731,29 @@ fn rate(
     options: &ImageOptions,
     remarks: &mut Vec<String>,
 ) -> std::result::Result<f64, String> {
-    const SENSIBLE: std::ops::RangeInclusive<f64> = 50.0..=1e6;
     if options.rate != 0. {
         if !SENSIBLE.contains(&options.rate) {
-            return Err(format!("predict.rate is {}, expected time steps a second, from 50 to 1000000", options.rate));
+            return Err(format!(
+                "predict.rate is {:e}, expected time steps a second, from 50 to 1000000",
+                options.rate
+            ));
         }
         if let Some(stated) = found.rate.filter(|r| (r / options.rate - 1.).abs() > 1e-3) {
             remarks.push(format!("The file states {stated} Hz: it is taken for {} Hz as asked.", options.rate));
         }
         return Ok(options.rate);
     }
-    match found.rate {
-        Some(rate) if SENSIBLE.contains(&rate) => Ok(rate),
-        Some(rate) => Err(format!(
+    match (found.rate, &found.doubt) {
+        (Some(rate), _) if SENSIBLE.contains(&rate) => Ok(rate),
+        (Some(rate), _) => Err(format!(
             "it has {rate:.3e} time steps a second, expected 50 to 1000000: state the right rate by predict.rate"
         )),
-        None if found.rows == montage.steps => {
+        (None, Some(doubt)) => Err(format!("{doubt}: state the sampling rate by predict.rate")),
+        (None, None) if found.rows == montage.steps => {
             remarks.push(format!("The file states no rate: its time steps are taken for those of {RATE} Hz."));
             Ok(RATE as f64)
         }
-        None => Err(format!(
+        (None, None) => Err(format!(
             "it states no sampling rate, and has {} time steps x {} channels where these weights image {} time steps (at {RATE} Hz) x {} \
              channels: with its rate (predict.rate) it is resampled and imaged window by window",
             found.rows,

@@ -81,7 +81,10 @@ fn channels_are_ordered_by_their_names_and_bad_ones_are_interpolated() -> Result
         .collect();
     let found = read("a.csv", &ms.join("\n"), &m, false)?;
     assert!(found.values == expected && found.remarks.contains("left out: EKG."), "{:?}", found.remarks);
-    // Whole numbers are milliseconds.
+    // Whole numbers may be milliseconds or steps, unless a unit is there.
+    let message = read("a.csv", &text, &m, false).map(|r| r.windows).unwrap_err().to_string();
+    assert!(message.contains("may be milliseconds or time steps: state the sampling rate"), "{message}");
+    let text = text.replace("time,", "time [ms],");
     let message = read("a.csv", &text, &m, false).map(|r| r.windows).unwrap_err().to_string();
     assert!(message.contains("2 time steps at 500 Hz, but these weights image 4"), "{message}");
     // One electrode is missing, one flat, one beyond belief.
@@ -199,7 +202,7 @@ const FORMATS: [(&str, f32, &str); 6] = [
     (
         "raw.edf",
         0.01,
-        "EDF: 100 time steps x 10 channels at 500 Hz, 0.200 seconds. Left out, as not at 500 Hz as most: ECG.",
+        "EDF: 100 time steps x 10 channels at 500 Hz, 0.200 seconds. Channels of other rates than 500 Hz are left out: ECG.",
     ),
     ("raw.bdf", 1e-4, "BDF: 100 time steps"),
     ("raw.vhdr", 0.0101, "BrainVision: 100 time steps"),
@@ -248,7 +251,7 @@ fn windows_lie_around_moments_and_events() -> Result<()> {
         let name = if file == "raw.vhdr" { "S 1" } else { "spike" };
         let found = read(file, ImageOptions { event: name.into(), ..none() })?;
         assert!(
-            found.seconds.is_none() && found.remarks.contains("Averaged over 1 events"),
+            found.seconds.is_none() && found.remarks.contains("Averaged around events (1 of 1)"),
             "{file}: {}",
             found.remarks
         );
@@ -266,19 +269,19 @@ fn windows_lie_around_moments_and_events() -> Result<()> {
         (
             "onset\tduration\ttrial_type\n0.1\t0\tspike\n0.12\t0\tslow\n9\t0\tspike\n",
             "spike",
-            "1 events spike (2); 1 too near",
+            "events (1 of 2): spike (2); left out too near to an end: 1.",
         ),
-        ("0.08\n0.12\n", "", "Averaged over 2 events."),
-        ("# onset, duration, description\n0.08,0.0,a\n0.12,0.0,b\n", "", "2 events a (1), b (1)"),
-        ("Onset;type\n0,08;a\n0,12;a\n", "A", "2 events a (2)"),
+        ("0.08\n0.12\n", "", "Averaged around events (2 of 2)."),
+        ("# onset, duration, description\n0.08,0.0,a\n0.12,0.0,b\n", "", "(2 of 2): a (1), b (1)"),
+        ("Onset;type\n0,08;a\n0,12;a\n", "A", "(2 of 2): a (2)"),
     ] {
         let found = events(text, event)?;
         assert!(found.remarks.contains(said), "{}", found.remarks);
     }
     for (text, event, said) in [
-        ("9\n", "", "none of 1 events lies within 0.02 to 0.18 s"),
+        ("9\n", "", "none of the events (1) lies within 0.02 to 0.18 s"),
         ("onset\ttype\n0.1\ta\n", "b", "no event is called \"b\": there are a (1)"),
-        ("when\n0.1\n", "", "none is called onset"),
+        ("when\n0.1\n", "", "none is called onset or sample"),
         ("onset\n2020-01-01 10:00:00\n", "", "is no time in seconds"),
         ("", "", "names no event"),
     ] {
@@ -369,6 +372,163 @@ fn damage_is_no_panic() -> Result<()> {
             bytes[at] ^= 1 << (at % 8);
             check(&bytes)?;
         }
+    }
+    Ok(())
+}
+
+/// Ten channels of 4 steps, by default names and commas.
+fn rows(separator: &str) -> Vec<String> {
+    let m = montage(10, 4);
+    (0..4).map(|t| (0..10).map(|e| potential(&m, e, t).to_string()).collect::<Vec<_>>().join(separator)).collect()
+}
+
+fn header(separator: &str) -> String {
+    montage(10, 4).electrodes.iter().map(|e| e.label.clone()).collect::<Vec<_>>().join(separator)
+}
+
+#[test]
+fn tables_are_read_as_programs_write_them() -> Result<()> {
+    let m = montage(10, 4);
+    let expected: Vec<f32> =
+        (0..4).flat_map(|t| (0..10).map(move |e| (t, e))).map(|(t, e)| potential(&m, e, t)).collect();
+    let (names, plain) = (header(","), rows(","));
+    let each =
+        |f: &dyn Fn(usize, &String) -> String| plain.iter().enumerate().map(|(t, r)| f(t, r)).collect::<Vec<_>>();
+    let joined = |head: &[&str], rows: Vec<String>| {
+        head.iter().map(|h| h.to_string()).chain(rows).collect::<Vec<_>>().join("\n")
+    };
+    let turned = |e: usize| (0..4).map(|t| potential(&m, e, t).to_string()).collect::<Vec<_>>().join(",");
+    let in_rows: Vec<String> =
+        m.electrodes.iter().enumerate().map(|(e, at)| format!("{},{}", at.label, turned(e))).collect();
+    for (text, said) in [
+        (joined(&["Exported by a program", &names], plain.clone()), "Lines above the names are passed over: 1."),
+        (joined(&[&names, &["uV"; 10].join(",")], plain.clone()), "10 channels at 500 Hz"),
+        (joined(&["% a comment", &names], plain.clone()), "states no rate"),
+        (joined(&[&format!("# {names}")], plain.clone()), "states no rate"),
+        (joined(&["sep=,", &names], plain.clone()), "states no rate"),
+        (joined(&[&names], each(&|_, r| format!("{r},"))), "states no rate"),
+        (joined(&[&names], [plain.clone(), vec!["1,2".into()]].concat()), "The last line is not whole"),
+        (joined(&[&header("|")], rows("|")), "states no rate"),
+        (joined(&[], in_rows.clone()), "channels in rows"),
+        (joined(&["channel,0,0.002,0.004,0.006"], in_rows), "at 500 Hz"),
+        (joined(&[&format!(",time,{names}")], each(&|t, r| format!("{t},{},{r}", 0.002 * t as f64))), "at 500 Hz"),
+        (
+            joined(&[&format!("timestamp,{names}")], each(&|t, r| format!("12:00:0{:.3},{r}", 0.002 * t as f64))),
+            "begin at 43200 s",
+        ),
+        (joined(&[&format!("time_ms,{names}")], each(&|t, r| format!("{},{r}", 2 * t))), "at 500 Hz"),
+        (joined(&[&format!("sample,{names}")], each(&|t, r| format!("{t},{r}"))), "states no rate"),
+    ] {
+        let found = read("a.csv", &text, &m, false)?;
+        assert!(found.remarks.contains(said), "{said}: {}", found.remarks);
+        let off = found.values.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0., f32::max);
+        assert!(off < 1e-6 && found.values.len() == 40, "{said}: {off}");
+    }
+    for (text, said) in [
+        (joined(&[&format!("time,{names}")], each(&|t, r| format!("{t},{r}"))), "may be milliseconds or time steps"),
+        (
+            joined(&[&names], [plain[..2].to_vec(), vec!["1,2".into()], plain[2..].to_vec()].concat()),
+            "fewer than the 10 fields",
+        ),
+        (String::new(), "it holds no numbers"),
+    ] {
+        let outcome = read("a.csv", &text, &m, false).map_or_else(|e| e.to_string(), |found| found.remarks);
+        assert!(outcome.contains(said), "{said}: {outcome}");
+    }
+    Ok(())
+}
+
+#[test]
+fn names_of_clinics_are_electrodes_and_differences_are_not() {
+    let m = montage(10, 4);
+    let places = |format: &dyn Fn(&str, usize) -> String| {
+        let labels: Vec<String> = m.electrodes.iter().enumerate().map(|(e, at)| format(&at.label, e)).collect();
+        let mut remarks = vec![];
+        channels::places(&labels, &m.electrodes, &mut remarks).map(|places| (places, remarks.join(" ")))
+    };
+    let formats: [&dyn Fn(&str, usize) -> String; 9] = [
+        &|name, _| format!("EEG {name}-LE"),
+        &|name, _| format!("{name} - Ref"),
+        &|name, _| format!("POL {name}"),
+        &|name, _| format!("EEG {name}-Av"),
+        &|name, _| format!("{name}:REF"),
+        &|name, _| format!("EEG {name} Referenc"),
+        &|name, _| format!("{name}-0"),
+        &|name, _| format!("{name}_EEG"),
+        &|name, _| format!("{name}-Cz"),
+    ];
+    for format in formats {
+        let (found, remarks) = places(format).expect(&format("Pz", 0));
+        assert!(found == (0..10).map(Some).collect::<Vec<_>>() && remarks.is_empty(), "{}: {remarks}", format("Pz", 0));
+    }
+    let (_, remarks) = places(&|name, e| format!("{name}-A{}", 1 + e % 2)).expect("ears");
+    assert!(remarks.contains("different references (a1, a2)"), "{remarks}");
+    let next = |e: usize| m.electrodes[(e + 1) % 10].label.clone();
+    let message = places(&|name, e| format!("{name}-{}", next(e))).expect_err("differences");
+    assert!(message.contains("are differences of electrodes"), "{message}");
+}
+
+#[test]
+fn what_stands_beside_an_array_names_and_times_it() {
+    let beside = |name: &str, value: Beside| (name.to_string(), value);
+    let numbers = |values: &[f64]| Beside::Numbers(values.to_vec());
+    let texts = |texts: &[&str]| Beside::Texts(texts.iter().map(|t| t.to_string()).collect());
+    let described = |beside: &[(String, Beside)]| {
+        let mut eeg = Found { rows: 4, columns: 3, ..Found::default() };
+        describe(&mut eeg, beside);
+        eeg
+    };
+    for facts in [
+        [beside("SampleRate", numbers(&[250.])), beside("clab", texts(&["a", "b", "c"]))],
+        [beside("fs", texts(&["250 Hz"])), beside("arr_1", texts(&["a", "b", "c"]))],
+        [beside("times", numbers(&[1., 1.004, 1.008, 1.012])), beside("ch_names", texts(&["a, b, c"]))],
+        [beside("sr", numbers(&[250., 250.])), beside("Channels", texts(&["a", "b", "c"]))],
+    ] {
+        let found = described(&facts);
+        assert_eq!((found.rate, found.labels.len()), (Some(250.), 3), "{facts:?}");
+    }
+    for (fact, said) in [
+        (numbers(&[f64::NAN]), "its fs is no sampling rate"),
+        (numbers(&[0.]), "its fs is no sampling rate"),
+        (texts(&["fast"]), "its fs is no sampling rate"),
+    ] {
+        assert_eq!(described(&[beside("fs", fact)]).doubt.as_deref(), Some(said));
+    }
+    let names = |count: usize| {
+        let mut eeg = Found { rows: 4, columns: 10, labels: vec!["x".into(); count], ..Found::default() };
+        transpose(&mut eeg, 10, false, &mut vec![])
+    };
+    assert!(names(9).is_err_and(|e| e.contains("9 names of channels do not fit")) && names(2).is_ok());
+}
+
+#[test]
+fn events_are_where_their_files_say() -> Result<()> {
+    let dir = tempfile::tempdir().map_err(Error::io(Path::new("temporary")))?;
+    let path = dir.path().join("events.csv");
+    let read = |text: &str| {
+        std::fs::write(&path, text).map_err(Error::io(&path))?;
+        events::read(&path, &mut vec![]).map_err(Error::Data)
+    };
+    for (text, at) in [
+        ("onset (ms)\n20\n", At::Seconds(0.02)),
+        ("Onset,Duration,Annotation\n1.5,,spike\n", At::Seconds(1.5)),
+        ("sample\n750\n", At::Step(750.)),
+        ("latency,type\n751,spike\n", At::Step(750.)),
+        ("00:00:01.5\n", At::Seconds(1.5)),
+        ("onset\ttype\nn/a\tx\n1.5\tspike\n", At::Seconds(1.5)),
+        ("# MNE-Annotations\n# onset, duration, description\n1.5,0.0,spike\n", At::Seconds(1.5)),
+        ("1,5;spike\n", At::Seconds(1.5)),
+    ] {
+        let found = read(text)?;
+        assert_eq!((found.len(), found[0].at), (1, at), "{text}");
+    }
+    for (text, said) in [
+        ("1,5\n", "several numbers, and no line that names them"),
+        ("   20      0   1\n", "several numbers"),
+        ("onset,description\n2020-01-01 10:00:00+00:00,x\n", "MNE writes seconds into annotations of .txt"),
+    ] {
+        let message = read(text).map(|e| e.len()).unwrap_err().to_string();
+        assert!(message.contains(said) && message.contains("events.csv"), "{message}");
     }
     Ok(())
 }
