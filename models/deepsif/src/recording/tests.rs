@@ -446,7 +446,8 @@ fn names_of_clinics_are_electrodes_and_differences_are_not() {
         let mut remarks = vec![];
         channels::places(&labels, &m.electrodes, &mut remarks).map(|places| (places, remarks.join(" ")))
     };
-    let formats: [&dyn Fn(&str, usize) -> String; 9] = [
+    type Naming<'a> = &'a dyn Fn(&str, usize) -> String;
+    let formats: [Naming; 9] = [
         &|name, _| format!("EEG {name}-LE"),
         &|name, _| format!("{name} - Ref"),
         &|name, _| format!("POL {name}"),
@@ -458,7 +459,7 @@ fn names_of_clinics_are_electrodes_and_differences_are_not() {
         &|name, _| format!("{name}-Cz"),
     ];
     for format in formats {
-        let (found, remarks) = places(format).expect(&format("Pz", 0));
+        let (found, remarks) = places(format).unwrap_or_else(|e| panic!("{}: {e}", format("Pz", 0)));
         assert!(found == (0..10).map(Some).collect::<Vec<_>>() && remarks.is_empty(), "{}: {remarks}", format("Pz", 0));
     }
     let (_, remarks) = places(&|name, e| format!("{name}-A{}", 1 + e % 2)).expect("ears");

@@ -159,6 +159,11 @@ impl Input {
             }
             Ok(())
         }
+        #[cfg(not(any(unix, windows)))]
+        {
+            let _ = (buffer, at);
+            Err(io::Error::new(io::ErrorKind::Unsupported, "this system does not read files at a place"))
+        }
     }
 
     /// The bytes of a range, which lies within the file: no more memory is asked for than the file has.

@@ -8,6 +8,7 @@ pub mod random;
 
 pub use autograd::{
     Backward, Forward, GpuForward, Op, Output, View, apply, apply_one, autocast, backward, backward_scaled, foreign,
+    reading,
 };
 /// candle, in the version whose types show here.
 pub use candle_core;

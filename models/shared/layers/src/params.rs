@@ -8,6 +8,8 @@ use candle_core::{DType, Device, Result, Shape, Tensor, Var, bail};
 use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder};
 
+use zoo_kernels::cpu::share_storage;
+
 use crate::optim::norm_squared;
 use crate::random::{Purpose, Stream, layer_id};
 
@@ -42,6 +44,8 @@ struct Inner {
     /// Elements that may still be made up for tensors that are not there, or of another shape: enough to name what is wrong,
     /// whatever sizes a file's configuration asks for.
     room: usize,
+    /// Whether all that was loaded is there, so that nothing more can be.
+    is_complete: bool,
 }
 
 /// The parameters of a model: an ordered, named list behind candle's [`VarBuilder`].
@@ -62,7 +66,7 @@ impl Params {
             Origin::Seed(_) => 0,
         };
         let (shared, room) = (BTreeSet::new(), SPARE + 2 * loaded);
-        let inner = Inner { source, params, index, frozen, track, shared, room };
+        let inner = Inner { source, params, index, frozen, track, shared, room, is_complete: false };
         Self { inner: Arc::new(Mutex::new(inner)), device: device.clone() }
     }
 
@@ -107,6 +111,8 @@ impl Params {
         let params = Self::new(Origin::Loaded(tensors), device, track);
         let model = build(params.builder())?;
         params.check()?;
+        // What is asked for from now on has no values.
+        params.lock().is_complete = true;
         Ok((model, params))
     }
 
@@ -193,7 +199,8 @@ impl Params {
         let Origin::Loaded(tensors) = &inner.source else { return Ok(()) };
         report(mismatches(&inner.params, &shapes(tensors)))?;
         for p in &inner.params {
-            if !norm_squared(&p.var)?.is_finite() {
+            // The sum of squares may be beyond what can be counted where the values are not.
+            if !norm_squared(&p.var)?.is_finite() && !is_finite(&p.var)? {
                 bail!("{} has values that are not finite numbers: the file is damaged, or its training failed", p.name)
             }
         }
@@ -202,12 +209,18 @@ impl Params {
 
     /// Replaces all values by `tensors`, strictly: nothing changes unless every name and shape fits.
     pub fn set(&self, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
-        let inner = self.lock();
-        report(mismatches(&inner.params, &shapes(tensors)))?;
-        for p in &inner.params {
-            if let Some(t) = tensors.get(&p.name) {
-                p.var.set(&t.to_dtype(p.var.dtype())?.to_device(p.var.device())?)?;
-            }
+        // Without the list's lock: others may hold the values meanwhile.
+        let params = self.all();
+        report(mismatches(&params, &shapes(tensors)))?;
+        let value = |p: &Param| -> Result<Option<Tensor>> {
+            let Some(t) = tensors.get(&p.name) else { return Ok(None) };
+            let value = t.to_dtype(p.var.dtype())?.to_device(p.var.device())?;
+            // One that is a parameter's own would change as they are set.
+            Ok(Some(if params.iter().any(|p| share_storage(&p.var, &value)) { value.copy()? } else { value }))
+        };
+        let values = params.iter().map(value).collect::<Result<Vec<_>>>()?;
+        for (p, value) in params.iter().zip(values) {
+            value.map_or(Ok(()), |value| p.var.set(&value))?;
         }
         Ok(())
     }
@@ -303,6 +316,7 @@ impl Backend {
             }
             Origin::Loaded(tensors) => match tensors.get(name) {
                 Some(t) if t.shape() == shape => t.to_dtype(dtype)?.to_device(device),
+                _ if inner.is_complete => bail!("{name} is not among the tensors that were loaded"),
                 // A model of these is never handed out: its check refuses it.
                 found => match inner.room.checked_sub(shape.elem_count()) {
                     Some(room) => {
@@ -337,7 +351,7 @@ impl SimpleBackend for Backend {
                 at
             }
             None => {
-                let var = Var::from_tensor(&Self::create(inner, &shape, name, init, dtype, device)?)?;
+                let var = Var::from_tensor(&Self::create(inner, &shape, name, init, dtype, device)?.detach())?;
                 let buffer = is_buffer(name);
                 let trainable = inner.track && !buffer && !(inner.frozen)(name);
                 inner.params.push(Param { name: name.to_string(), var, trainable, buffer });
@@ -355,6 +369,7 @@ impl SimpleBackend for Backend {
     fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> Result<Tensor> {
         let inner = self.params.lock();
         match inner.index.get(name) {
+            Some(&at) if self.frozen || !inner.params[at].trainable => Ok(inner.params[at].var.as_detached_tensor()),
             Some(&at) => Ok(inner.params[at].var.as_tensor().clone()),
             None => bail!("{name} has no shape yet: ask for it with one first"),
         }
@@ -367,6 +382,11 @@ impl SimpleBackend for Backend {
             Origin::Loaded(tensors) => tensors.contains_key(name),
         }
     }
+}
+
+fn is_finite(t: &Tensor) -> Result<bool> {
+    let values = t.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    Ok(values.iter().all(|v| v.is_finite()))
 }
 
 fn draw(init: Init, shape: &Shape, mut stream: Stream, device: &Device) -> Result<Tensor> {
@@ -420,7 +440,13 @@ impl Gradients {
     }
 
     /// Adds another micro-step's gradients.
+    ///
+    /// # Errors
+    /// They are another model's.
     pub fn add(&mut self, other: &Self) -> Result<()> {
+        if !self.entries.iter().map(|(name, _)| name).eq(other.entries.iter().map(|(name, _)| name)) {
+            bail!("the gradients are of other parameters")
+        }
         for ((_, mine), (_, theirs)) in self.entries.iter_mut().zip(&other.entries) {
             *mine = match (mine.take(), theirs) {
                 (Some(a), Some(b)) => Some((a + b)?),

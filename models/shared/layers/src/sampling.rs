@@ -83,6 +83,7 @@ impl<'a> Sampler<'a> {
     /// # Errors
     /// Logits that are not finite.
     pub fn draw(&mut self, logits: &[f32], before: &[u32]) -> Result<u32> {
+        self.sampling.validate()?;
         let Sampling { temperature, top_k, top_p, min_p, repetition_penalty, .. } = *self.sampling;
         let mut logits: Vec<f64> = logits.iter().map(|l| f64::from(*l)).collect();
         if logits.iter().any(|l| !l.is_finite()) {

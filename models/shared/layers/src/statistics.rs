@@ -73,8 +73,9 @@ fn on_gpu(x: &Tensor, minus: Option<&Tensor>, width: usize, limit: f32) -> Resul
         Arg::Word(differences.into()),
         Arg::Float(limit.into()),
     ];
-    gpu.launch(&KERNELS, "row_statistics", Grid::rows(n.div_ceil(width), width), args)?;
-    let sums = sums.into_tensor((n.div_ceil(width), 5)).to_vec2::<f32>()?;
+    // SAFETY: both have n elements, as callers check, and there are five numbers for each row.
+    unsafe { gpu.launch(&KERNELS, "row_statistics", Grid::rows(n.div_ceil(width), width), args)? };
+    let sums = sums.into_tensor((n.div_ceil(width), 5))?.to_vec2::<f32>()?;
     let row = |(i, sums): (usize, &Vec<f32>)| {
         let largest = f64::from(sums[0]);
         Row {

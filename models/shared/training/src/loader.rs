@@ -31,6 +31,12 @@ impl Batches {
         self.samples.div_ceil(self.batch_size) as u64
     }
 
+    /// How many samples micro-step `number` has: the last one of an epoch may have fewer.
+    pub(crate) fn size(&self, number: u64) -> usize {
+        let first = (number % self.per_epoch()) as usize * self.batch_size;
+        self.samples.min(first + self.batch_size) - first
+    }
+
     /// The samples of micro-step `number`, from 0.
     pub fn at(&mut self, number: u64) -> &[usize] {
         let (epoch, within) = (number / self.per_epoch(), (number % self.per_epoch()) as usize);

@@ -76,9 +76,9 @@ fn alloc(dtype: DType, len: usize) -> Result<CpuStorage> {
 
 fn address(slice: &Slice) -> Result<*const c_void> {
     fn at<T>(data: &[T], slice: &Slice) -> *const c_void {
-        data[slice.start..slice.start + slice.len].as_ptr().cast()
+        data[slice.start()..slice.start() + slice.count()].as_ptr().cast()
     }
-    Ok(match slice.storage {
+    Ok(match slice.storage() {
         Storage::Cpu(CpuStorage::F32(data)) => at(data, slice),
         Storage::Cpu(CpuStorage::BF16(data)) => at(data, slice),
         Storage::Cpu(CpuStorage::F16(data)) => at(data, slice),
@@ -91,7 +91,8 @@ fn address_mut(array: &mut Array, start: usize) -> Result<*const c_void> {
     fn at<T>(data: &mut [T], start: usize) -> *const c_void {
         data[start..].as_mut_ptr().cast_const().cast()
     }
-    Ok(match array.storage_mut() {
+    // SAFETY: it is written in place.
+    Ok(match unsafe { array.storage_mut() } {
         Storage::Cpu(CpuStorage::F32(data)) => at(data, start),
         Storage::Cpu(CpuStorage::BF16(data)) => at(data, start),
         Storage::Cpu(CpuStorage::F16(data)) => at(data, start),
@@ -106,13 +107,15 @@ struct Emulated {
     backwards: bool,
 }
 
-impl Backend for Emulated {
+// SAFETY: memory is for as many elements as asked for.
+unsafe impl Backend for Emulated {
     fn alloc(&self, dtype: DType, len: usize) -> Result<Storage> {
         alloc(dtype, len).map(Storage::Cpu)
     }
 
-    fn launch(&self, module: &Module, name: &str, dtype: DType, grid: Grid, args: &mut [Arg]) -> Result<()> {
-        launch(module, name, dtype, grid, args, self.backwards)
+    unsafe fn launch(&self, module: &Module, name: &str, dtype: DType, grid: Grid, args: &mut [Arg]) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { launch(module, name, dtype, grid, args, self.backwards) }
     }
 }
 
@@ -165,7 +168,16 @@ fn compile(module: &Module, dtype: DType) -> Result<Library> {
     Ok(Box::leak(Box::new(library)))
 }
 
-fn launch(module: &Module, name: &str, dtype: DType, grid: Grid, args: &mut [Arg], backwards: bool) -> Result<()> {
+/// # Safety
+/// As [`Gpu::launch`](zoo_kernels::gpu::Gpu::launch).
+unsafe fn launch(
+    module: &Module,
+    name: &str,
+    dtype: DType,
+    grid: Grid,
+    args: &mut [Arg],
+    backwards: bool,
+) -> Result<()> {
     type Launch = unsafe extern "C" fn(*const c_void, *mut *const c_void, *const u32, u32, i32) -> i32;
     enum Value<'a> {
         Pointer(*const c_void),
@@ -208,7 +220,7 @@ fn launch(module: &Module, name: &str, dtype: DType, grid: Grid, args: &mut [Arg
         .collect();
     let groups = [grid.groups[0] as u32, grid.groups[1] as u32, 1];
     // SAFETY: the symbols have these types by the macros of emulator.h; the arguments outlive the call, and match the kernel's
-    // parameters as they have to on every device.
+    // parameters as the caller promises.
     let status = unsafe {
         let kernel = library.get::<unsafe extern "C" fn()>(name).map_err(Error::wrap)?;
         let run = library.get::<Launch>("zoo_launch").map_err(Error::wrap)?;
@@ -223,6 +235,7 @@ fn launch(module: &Module, name: &str, dtype: DType, grid: Grid, args: &mut [Arg
 
 #[cfg(test)]
 mod tests {
+    use zoo_kernels::View;
     use zoo_kernels::gpu::{Gpu, THREADS};
 
     use super::*;
@@ -282,7 +295,8 @@ mod tests {
             let gpu = gpu(DType::F32, backwards)?;
             let mut y = gpu.floats(64)?;
             let args = &mut [Arg::Write(&mut y), Arg::Word(with_barrier)];
-            gpu.launch(&PROBE, "neighbours", one_group(64), args)?;
+            // SAFETY: the arrays have an element for each thread.
+            unsafe { gpu.launch(&PROBE, "neighbours", one_group(64), args)? };
             Ok::<_, Error>(values(y))
         };
         let right: Vec<f32> = (0..64).map(|i| ((i + 1) % 64) as f32).collect();
@@ -291,7 +305,8 @@ mod tests {
         assert!(run(0, false)? != right && run(0, true)? != right);
         let gpu = gpu(DType::F32, false)?;
         let mut y = gpu.floats(64)?;
-        let stuck = gpu.launch(&PROBE, "half_of_a_barrier", one_group(64), &mut [Arg::Write(&mut y)]);
+        // SAFETY: the array has an element for each thread.
+        let stuck = unsafe { gpu.launch(&PROBE, "half_of_a_barrier", one_group(64), &mut [Arg::Write(&mut y)]) };
         assert!(stuck.is_err_and(|e| e.to_string().contains("a barrier that not all threads reach")));
         Ok(())
     }
@@ -303,10 +318,13 @@ mod tests {
         }
         let gpu = gpu(DType::F32, false)?;
         for threads in [32, 96, THREADS, 1024] {
-            let x = Storage::Cpu(CpuStorage::F32((0..threads).map(|i| ((7 * i) % threads) as f32).collect()));
+            let x: Vec<f32> = (0..threads).map(|i| ((7 * i) % threads) as f32).collect();
+            let x = Tensor::new(x, &Device::Cpu)?;
             let mut y = gpu.floats(threads)?;
-            let x = Slice { storage: &x, start: 0, len: threads };
-            gpu.launch(&PROBE, "sums", one_group(threads), &mut [Arg::Read(x), Arg::Write(&mut y)])?;
+            let view = View::new(&x);
+            let x = view.slice()?;
+            // SAFETY: the arrays have an element for each thread.
+            unsafe { gpu.launch(&PROBE, "sums", one_group(threads), &mut [Arg::Read(x), Arg::Write(&mut y)])? };
             let (sum, max) = ((threads * (threads - 1) / 2) as f32, (threads - 1) as f32);
             assert!(values(y).iter().enumerate().all(|(i, v)| *v == if i % 2 == 1 { sum } else { max }));
         }
@@ -323,9 +341,11 @@ mod tests {
         for dtype in [DType::BF16, DType::F16] {
             let gpu = gpu(dtype, false)?;
             let mut y = gpu.array(1024)?;
-            let storage = Storage::Cpu(CpuStorage::F32(x.clone()));
-            let args = &mut [Arg::Read(Slice { storage: &storage, start: 0, len: 1024 }), Arg::Write(&mut y)];
-            gpu.launch(&PROBE, "rounded", one_group(1024), args)?;
+            let floats = Tensor::new(x.clone(), &Device::Cpu)?;
+            let view = View::new(&floats);
+            let args = &mut [Arg::Read(view.slice()?), Arg::Write(&mut y)];
+            // SAFETY: the arrays have an element for each thread.
+            unsafe { gpu.launch(&PROBE, "rounded", one_group(1024), args)? };
             let rounded =
                 |v: &f32| if dtype == DType::F16 { f16::from_f32(*v).to_f32() } else { bf16::from_f32(*v).to_f32() };
             assert_eq!(values(y), x.iter().map(rounded).collect::<Vec<_>>());

@@ -7,7 +7,9 @@ use super::link::record;
 use super::op::Op;
 
 /// Applies `op` to `inputs`, recording the graph: by its kernels, or where there are none for the device or the type by its
-/// reference. Backward passes over one graph must follow each other: two threads at once would mix their gradients.
+/// reference. Backward passes over one graph must follow each other: two threads at once would mix their gradients. The tensors are locked for
+/// reading meanwhile, and candle's locks let waiting writers go first: whoever writes parameters (a step of an optimizer) while another
+/// thread applies ops to them may wait for ever.
 pub fn apply<O: Op>(op: O, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
     let cast = cast(inputs, op.wide())?;
     record(op, cast.unwrap_or_else(|| inputs.iter().map(|t| (*t).clone()).collect()))

@@ -40,6 +40,12 @@ pub(super) fn nodes() -> MutexGuard<'static, Nodes> {
 
 /// Applies `op` to `args` as they are, recording the graph.
 pub(super) fn record<O: Op>(op: O, args: Vec<Tensor>) -> Result<Vec<Tensor>> {
+    // candle multiplies sizes without looking: a tensor may claim more elements than it has.
+    for arg in &args {
+        if arg.dims().iter().try_fold(1usize, |n, d| n.checked_mul(*d)).is_none() {
+            bail!("{}: {:?} are more elements than can be counted", op.name(), arg.dims())
+        }
+    }
     if !simd::fused() {
         return op.reference(&args);
     }
@@ -56,12 +62,21 @@ pub(super) fn record<O: Op>(op: O, args: Vec<Tensor>) -> Result<Vec<Tensor>> {
     let made = {
         let views: Vec<View> = inputs.iter().map(View::new).collect();
         match &gpu {
-            Some(gpu) => op.gpu_forward(gpu, &views, save)?.map(|made| {
-                let outputs = made.outputs.into_iter().map(|(data, shape)| (data.into_storage(), shape)).collect();
-                (outputs, Saved::Gpu(gpu.clone(), made.saved))
-            }),
+            Some(gpu) => match op.gpu_forward(gpu, &views, save)? {
+                Some(made) => {
+                    for (data, shape) in &made.outputs {
+                        fits(&op, "a result", data.count(), shape)?;
+                    }
+                    let outputs = made.outputs.into_iter().map(|(data, shape)| (data.into_storage(), shape)).collect();
+                    Some((outputs, Saved::Gpu(gpu.clone(), made.saved)))
+                }
+                None => None,
+            },
             None => {
                 let made = op.cpu_forward(&views, save)?;
+                for output in &made.outputs {
+                    fits(&op, "a result", output.data.len(), &output.shape)?;
+                }
                 let outputs =
                     made.outputs.into_iter().map(|o| (Storage::Cpu(CpuStorage::F32(o.data)), o.shape)).collect();
                 Some((outputs, Saved::Cpu(made.saved)))
@@ -88,6 +103,14 @@ pub(super) fn record<O: Op>(op: O, args: Vec<Tensor>) -> Result<Vec<Tensor>> {
         call.outputs.get_or_init(|| outputs.iter().map(Tensor::detach).collect());
     }
     Ok(outputs)
+}
+
+/// Refuses what a kernel made where it does not fill its shape: as a tensor, it would be read beyond its end.
+fn fits(op: &dyn Op, what: &str, len: usize, shape: &Shape) -> Result<()> {
+    if len != shape.elem_count() {
+        bail!("{}: its kernel made {len} elements for {what} of {:?}", op.name(), shape.dims())
+    }
+    Ok(())
 }
 
 /// A result of a kernel, where it is.
@@ -185,18 +208,24 @@ impl Call {
         let outputs: Vec<View> = self.outputs.get().into_iter().flatten().map(View::new).collect();
         let grads: Vec<Option<View>> = grads.iter().map(|g| g.as_ref().map(View::new)).collect();
         let (inputs, outputs, grads, needs) = (&inputs, &outputs, &grads, &needs);
-        let made: Vec<Option<Storage>> = match &self.saved {
+        // With their numbers of elements.
+        let made: Vec<Option<(usize, Storage)>> = match &self.saved {
             Saved::Cpu(saved) => {
                 let made = self.op.cpu_backward(&Backward { inputs, outputs, saved, grads, needs })?;
-                made.into_iter().map(|g| g.map(|g| Storage::Cpu(CpuStorage::F32(g)))).collect()
+                made.into_iter().map(|g| g.map(|g| (g.len(), Storage::Cpu(CpuStorage::F32(g))))).collect()
             }
             Saved::Gpu(gpu, saved) => {
                 let made = self.op.gpu_backward(gpu, &Backward { inputs, outputs, saved, grads, needs })?;
-                made.into_iter().map(|g| g.map(Array::into_storage)).collect()
+                made.into_iter().map(|g| g.map(|g| (g.count(), g.into_storage()))).collect()
             }
         };
+        if made.len() != self.inputs.len() {
+            bail!("{}: its kernel made {} gradients for {} inputs", self.op.name(), made.len(), self.inputs.len())
+        }
         for ((found, made), input) in found.iter_mut().zip(made).zip(&self.inputs) {
-            *found = found.take().or(made.map(|g| tensor(g, input.shape().clone())));
+            let Some((len, storage)) = made else { continue };
+            fits(&*self.op, "a gradient", len, input.shape())?;
+            *found = found.take().or_else(|| Some(tensor(storage, input.shape().clone())));
         }
         Ok(found)
     }

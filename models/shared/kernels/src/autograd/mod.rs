@@ -9,4 +9,4 @@ mod op;
 pub use apply::{apply, apply_one};
 pub use autocast::autocast;
 pub use backward::{backward, backward_scaled, foreign};
-pub use op::{Backward, Forward, GpuForward, Op, Output, View};
+pub use op::{Backward, Forward, GpuForward, Op, Output, View, reading};

@@ -1,6 +1,8 @@
 //! What an op is: its reference, its kernels, and what they are given and return.
 
-use candle_core::{CpuStorage, Layout, Result, Shape, Storage, StorageRef, Tensor, bail};
+use std::cell::Cell;
+
+use candle_core::{CpuStorage, DType, Layout, Result, Shape, Storage, StorageRef, Tensor, bail};
 
 use crate::gpu::{Array, Gpu, Slice};
 
@@ -8,13 +10,40 @@ use crate::gpu::{Array, Gpu, Slice};
 pub struct View<'a> {
     storage: StorageRef<'a>,
     layout: &'a Layout,
+    _reading: Reading,
+}
+
+thread_local! {
+    static READING: Cell<usize> = const { Cell::new(0) };
+}
+
+/// A view that this thread holds, as long as it is there.
+struct Reading;
+
+impl Reading {
+    fn begin() -> Self {
+        READING.set(READING.get() + 1);
+        Self
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        READING.set(READING.get().saturating_sub(1));
+    }
+}
+
+/// Whether an op of this thread reads tensors right now: what runs within it, as a task that rayon gave the waiting thread, must not wait to
+/// write them.
+pub fn reading() -> bool {
+    READING.get() > 0
 }
 
 impl<'a> View<'a> {
     /// Of a tensor.
     pub fn new(tensor: &'a Tensor) -> Self {
         let (storage, layout) = tensor.storage_and_layout();
-        Self { storage, layout }
+        Self { storage, layout, _reading: Reading::begin() }
     }
 
     /// The elements in row-major order.
@@ -38,8 +67,25 @@ impl<'a> View<'a> {
     }
 
     /// The elements where they are, for kernels on other devices.
+    ///
+    /// # Errors
+    /// Integers, which a kernel of floats would read as such; elements that do not lie in a row.
     pub fn slice(&self) -> Result<Slice<'_>> {
-        Slice::of(&self.storage, self.layout)
+        match self.storage.dtype() {
+            dtype if dtype.is_float() => Slice::of(&self.storage, self.layout),
+            dtype => bail!("expected floats, got {dtype:?}"),
+        }
+    }
+
+    /// The same of integers.
+    ///
+    /// # Errors
+    /// Other elements than i64, or ones that do not lie in a row.
+    pub fn integers(&self) -> Result<Slice<'_>> {
+        match self.storage.dtype() {
+            DType::I64 => Slice::of(&self.storage, self.layout),
+            dtype => bail!("expected i64, got {dtype:?}"),
+        }
     }
 
     /// The dimensions.

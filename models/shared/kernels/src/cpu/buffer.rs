@@ -118,24 +118,48 @@ impl<F: FnOnce(Memory) -> Result<()>> InplaceOp1 for WithMemory<F> {
     }
 }
 
-/// Calls `f` with the memory of tensors, to change in place. The tensors must not share storage.
+fn address(tensor: &Tensor) -> usize {
+    std::ptr::from_ref(&*tensor.storage_and_layout().0).addr()
+}
+
+/// Whether two tensors share their storage: one cannot be read while the other is written.
+pub fn share_storage(a: &Tensor, b: &Tensor) -> bool {
+    address(a) == address(b)
+}
+
+/// Calls `f` with the memory of tensors, to change in place, which is locked as long as `f` runs. It is locked in the order of its addresses,
+/// so that two threads that change the same tensors wait for each other and not for ever.
+///
+/// # Errors
+/// Two tensors that share storage; one that is not contiguous; what `f` says.
 pub fn memories_mut(tensors: &[&Tensor], f: &mut dyn FnMut(&mut [Memory]) -> Result<()>) -> Result<()> {
-    fn go(rest: &[&Tensor], got: Vec<Memory>, f: &mut dyn FnMut(&mut [Memory]) -> Result<()>) -> Result<()> {
-        let Some((first, rest)) = rest.split_first() else {
+    type Got<'a> = Vec<(usize, Memory<'a>)>;
+    fn go(rest: &[(usize, &Tensor)], got: Got, f: &mut dyn FnMut(&mut [Memory]) -> Result<()>) -> Result<()> {
+        let Some(((place, first), rest)) = rest.split_first() else {
             let mut got = got;
-            return f(&mut got);
+            got.sort_by_key(|(place, _)| *place);
+            return f(&mut got.into_iter().map(|(_, memory)| memory).collect::<Vec<_>>());
         };
         let op = WithMemory(Mutex::new(Some(|memory: Memory| {
-            let mut all: Vec<Memory> = got;
-            all.push(memory);
+            let mut all: Got = got;
+            all.push((*place, memory));
             go(rest, all, f)
         })));
         first.inplace_op1(&op)
     }
-    go(tensors, vec![], f)
+    let mut order: Vec<(usize, usize)> = tensors.iter().map(|t| address(t)).zip(0..).collect();
+    order.sort_unstable();
+    if order.windows(2).any(|pair| pair[0].0 == pair[1].0) {
+        bail!("in-place update: two of the tensors share their storage")
+    }
+    let order: Vec<(usize, &Tensor)> = order.into_iter().map(|(_, place)| (place, tensors[place])).collect();
+    go(&order, vec![], f)
 }
 
-/// Calls `f` with the elements of f32 CPU tensors, to change in place. The tensors must not share storage.
+/// [`memories_mut`] of f32 CPU tensors, as slices.
+///
+/// # Errors
+/// As there; or another type or device.
 pub fn slices_mut(tensors: &[&Tensor], f: &mut dyn FnMut(&mut [&mut [f32]]) -> Result<()>) -> Result<()> {
     fn slice<'a>(memory: &'a mut Memory) -> Result<&'a mut [f32]> {
         match memory {

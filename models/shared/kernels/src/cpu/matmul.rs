@@ -33,11 +33,12 @@ impl Blend {
 /// `c` points to m rows of n elements that nobody else accesses, initialised if any of it is kept.
 pub unsafe fn matmul_into([m, n, k]: [usize; 3], a: Matrix, b: Matrix, c: Pointer, c_row: usize, blend: Blend) {
     let Blend { keep, scale } = blend;
-    for (matrix, rows, cols) in [(&a, m, k), (&b, k, n)] {
-        let last = rows.saturating_sub(1) * matrix.row + cols.saturating_sub(1) * matrix.col;
-        assert!(rows * cols == 0 || last < matrix.data.len(), "factor too short");
-    }
-    let parallel = if m * n * k < PARALLEL { gemm::Parallelism::None } else { gemm::Parallelism::Rayon(0) };
+    assert!(a.reaches(m, k) && b.reaches(k, n), "factor too short");
+    let parallel = if m.saturating_mul(n).saturating_mul(k) < PARALLEL || parallel::is_alone() {
+        gemm::Parallelism::None
+    } else {
+        gemm::Parallelism::Rayon(0)
+    };
     // SAFETY: the factors hold the matrices of the stated sizes and strides, as was checked; the caller answers for C.
     unsafe {
         let c = c.at(0);
@@ -61,8 +62,11 @@ pub unsafe fn matmul_into([m, n, k]: [usize; 3], a: Matrix, b: Matrix, c: Pointe
 }
 
 /// A (m, k) · B (k, n) in row-major order.
+///
+/// # Panics
+/// A factor that is shorter than its size and strides say, or a product beyond what can be addressed.
 pub fn matmul(size: [usize; 3], a: Matrix, b: Matrix) -> Vec<f32> {
-    let mut out = Buffer::new(size[0] * size[1]);
+    let mut out = Buffer::new(size[0].checked_mul(size[1]).expect("a product of more elements than can be addressed"));
     // SAFETY: the buffer has m rows of n elements, and the product writes them all.
     unsafe {
         matmul_into(size, a, b, out.pointer(), size[1], Blend::REPLACE);

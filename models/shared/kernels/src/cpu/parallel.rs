@@ -1,19 +1,38 @@
 //! Work on several threads.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::simd::overriding;
+
+thread_local! {
+    static ALONE: Cell<Option<bool>> = const { Cell::new(None) };
+}
+
+/// Runs `f` with what this thread calls on this thread alone. A thread of rayon's that waits for others takes up tasks, which must not
+/// happen while it holds what those may wait for.
+pub fn alone<R>(f: impl FnOnce() -> R) -> R {
+    overriding(&ALONE, true, f)
+}
+
+/// Whether work is done on this thread alone.
+pub fn is_alone() -> bool {
+    ALONE.get().unwrap_or(false)
+}
+
 /// Calls `f` for 0..n on rayon's threads; a single piece of work runs where it is, without waking anybody.
 pub fn for_each(n: usize, f: impl Fn(usize) + Sync + Send) {
-    if n <= 1 {
+    if n <= 1 || is_alone() {
         (0..n).for_each(f);
     } else {
         (0..n).into_par_iter().for_each(f);
     }
 }
 
-/// Calls `f` for the ranges of at most `size` (at least 1) that 0..n falls into: whatever the threads, the same ranges.
+/// Calls `f` for the ranges of at most `size` that 0..n falls into: whatever the threads, the same ranges. A size of 0 is one of 1.
 pub fn chunks(n: usize, size: usize, f: impl Fn(Range<usize>) + Sync + Send) {
-    for_each(n.div_ceil(size), |i| f(i * size..n.min((i + 1) * size)));
+    let size = size.max(1);
+    for_each(n.div_ceil(size), |i| f(i * size..n.min(i.saturating_add(1).saturating_mul(size))));
 }

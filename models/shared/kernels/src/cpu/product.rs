@@ -30,6 +30,21 @@ impl<'a> Matrix<'a> {
     pub fn transposed(data: &'a [f32], width: usize) -> Self {
         Self { data, row: 1, col: width }
     }
+
+    /// Whether so many rows and columns of it are there.
+    #[inline]
+    pub(super) fn reaches(&self, rows: usize, columns: usize) -> bool {
+        rows == 0
+            || columns == 0
+            || last([(rows, self.row), (columns, self.col)]).is_some_and(|at| at < self.data.len())
+    }
+}
+
+/// The place of the last element of so many rows and columns, so far apart; none beyond what can be addressed.
+#[inline]
+fn last(sides: [(usize, usize); 2]) -> Option<usize> {
+    let [a, b] = sides.map(|(count, apart)| (count - 1).checked_mul(apart));
+    a?.checked_add(b?)
 }
 
 /// One product A·B of a sum: A is (m, k) with any strides, B is (k, n) with consecutive columns.
@@ -66,8 +81,8 @@ pub unsafe fn product<S: Simd>(s: S, m: usize, n: usize, start: Start, terms: &[
         return;
     }
     for t in terms.iter().filter(|t| t.k > 0) {
-        assert!((m - 1) * t.a.row + (t.k - 1) * t.a.col < t.a.data.len(), "left factor too short");
-        assert!((t.k - 1) * t.b_row + n <= t.b.len(), "right factor too short");
+        assert!(t.a.reaches(m, t.k), "left factor too short");
+        assert!(last([(t.k, t.b_row), (n, 1)]).is_some_and(|at| at < t.b.len()), "right factor too short");
     }
     if let Start::Row(row) = start {
         assert!(n <= row.len(), "start row too short");

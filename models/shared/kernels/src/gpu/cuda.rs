@@ -9,7 +9,8 @@ use half::{bf16, f16};
 use super::{Arg, Backend, Grid, Module};
 use crate::cpu::{Memory, StorageMut};
 
-impl Backend for CudaDevice {
+// SAFETY: memory is for as many elements as asked for.
+unsafe impl Backend for CudaDevice {
     fn alloc(&self, dtype: DType, len: usize) -> Result<Storage> {
         // SAFETY: kernels write every element before any is read.
         unsafe {
@@ -23,7 +24,7 @@ impl Backend for CudaDevice {
         }
     }
 
-    fn launch(&self, module: &Module, name: &str, dtype: DType, grid: Grid, args: &mut [Arg]) -> Result<()> {
+    unsafe fn launch(&self, module: &Module, name: &str, dtype: DType, grid: Grid, args: &mut [Arg]) -> Result<()> {
         let suffix = match dtype {
             DType::BF16 => "bf16",
             DType::F16 => "f16",
@@ -92,7 +93,7 @@ impl Backend for CudaDevice {
             block_dim: (grid.threads as u32, 1, 1),
             shared_mem_bytes: 0,
         };
-        // SAFETY: the arguments are those of the kernel's parameters, which the same launch proves in the emulator's tests.
+        // SAFETY: the arguments are those of the kernel's parameters, as the caller promises.
         unsafe { builder.launch(config) }.w()?;
         Ok(())
     }

@@ -32,7 +32,8 @@ fn pipeline(device: &MetalDevice, module: &Module, name: &str, dtype: DType) -> 
     Ok(pipeline)
 }
 
-impl Backend for MetalDevice {
+// SAFETY: memory is for as many elements as asked for.
+unsafe impl Backend for MetalDevice {
     /// The kernels for them are CUDA's.
     fn tensor_cores(&self) -> bool {
         false
@@ -43,7 +44,7 @@ impl Backend for MetalDevice {
         Ok(Storage::Metal(MetalStorage::new(buffer, self.clone(), len, dtype)))
     }
 
-    fn launch(&self, module: &Module, name: &str, dtype: DType, grid: Grid, args: &mut [Arg]) -> Result<()> {
+    unsafe fn launch(&self, module: &Module, name: &str, dtype: DType, grid: Grid, args: &mut [Arg]) -> Result<()> {
         let pipeline = pipeline(self, module, name, dtype)?;
         let guard = self.command_encoder()?;
         let encoder: &candle_metal_kernels::metal::ComputeCommandEncoder = guard.as_ref();

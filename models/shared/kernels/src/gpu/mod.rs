@@ -118,8 +118,16 @@ impl Array {
     }
 
     /// The same, to write.
-    pub fn storage_mut(&mut self) -> &mut Storage {
+    ///
+    /// # Safety
+    /// What stands there afterwards has as many elements of the same type.
+    pub unsafe fn storage_mut(&mut self) -> &mut Storage {
         &mut self.storage
+    }
+
+    /// How many elements it has.
+    pub fn count(&self) -> usize {
+        self.len
     }
 
     /// The same, to keep.
@@ -128,26 +136,56 @@ impl Array {
     }
 
     /// A tensor without a history.
-    pub fn into_tensor(self, shape: impl Into<Shape>) -> Tensor {
-        Tensor::from_storage(self.storage, shape, BackpropOp::none(), false)
+    ///
+    /// # Errors
+    /// A shape of another number of elements.
+    pub fn into_tensor(self, shape: impl Into<Shape>) -> Result<Tensor> {
+        let shape = shape.into();
+        if shape.elem_count() != self.len {
+            bail!("{} elements do not make a tensor of {:?}", self.len, shape.dims())
+        }
+        Ok(Tensor::from_storage(self.storage, shape, BackpropOp::none(), false))
     }
 }
 
 /// Elements on a device, in a row.
 #[derive(Clone, Copy)]
 pub struct Slice<'a> {
-    /// Where they are.
-    pub storage: &'a Storage,
-    /// The first one's place in it.
-    pub start: usize,
-    /// How many there are.
-    pub len: usize,
+    storage: &'a Storage,
+    start: usize,
+    len: usize,
 }
 
 impl<'a> Slice<'a> {
     pub(crate) fn of(storage: &'a Storage, layout: &Layout) -> Result<Self> {
         let Some((start, end)) = layout.contiguous_offsets() else { bail!("expected contiguous data") };
         Ok(Self { storage, start, len: end - start })
+    }
+
+    /// Where they are.
+    pub fn storage(&self) -> &'a Storage {
+        self.storage
+    }
+
+    /// The first one's place in it.
+    pub fn start(&self) -> usize {
+        self.start
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.len
+    }
+
+    /// Those from element `from` on.
+    ///
+    /// # Errors
+    /// There are fewer.
+    pub fn after(self, from: usize) -> Result<Self> {
+        match self.len.checked_sub(from) {
+            Some(len) => Ok(Self { start: self.start + from, len, ..self }),
+            None => bail!("element {from} of {}", self.len),
+        }
     }
 }
 
@@ -169,14 +207,20 @@ impl<'a> Factor<'a> {
         Self { slice, transposed: true }
     }
 
-    fn layout(&self, rows: usize, columns: usize) -> Layout {
+    fn layout(&self, rows: usize, columns: usize) -> Result<Layout> {
+        if rows.checked_mul(columns).is_none_or(|n| n > self.slice.len) {
+            bail!("a factor of {rows} x {columns} from {} elements", self.slice.len)
+        }
         let strides = if self.transposed { vec![1, rows] } else { vec![columns, 1] };
-        Layout::new((rows, columns).into(), strides, self.slice.start)
+        Ok(Layout::new((rows, columns).into(), strides, self.slice.start))
     }
 }
 
 /// Memory and launches of a device.
-pub trait Backend: Send + Sync {
+///
+/// # Safety
+/// `alloc` returns memory for as many elements of the type as it was asked for.
+pub unsafe trait Backend: Send + Sync {
     /// Memory for `len` elements that nobody has written yet.
     ///
     /// # Errors
@@ -190,9 +234,12 @@ pub trait Backend: Send + Sync {
 
     /// Runs kernel `name` of `module`, compiled for elements of `dtype`, with `args` in the order of its parameters.
     ///
+    /// # Safety
+    /// As [`Gpu::launch`].
+    ///
     /// # Errors
     /// What the compiler or the device says.
-    fn launch(&self, module: &Module, name: &str, dtype: DType, grid: Grid, args: &mut [Arg]) -> Result<()>;
+    unsafe fn launch(&self, module: &Module, name: &str, dtype: DType, grid: Grid, args: &mut [Arg]) -> Result<()>;
 }
 
 /// A device that runs kernels, and the type of the elements at hand.
@@ -237,17 +284,21 @@ impl Gpu {
 
     /// Elements of the type at hand as floats.
     pub fn to_floats(&self, x: Slice) -> Result<Array> {
+        expect(x.storage, self.dtype)?;
         let mut y = self.floats(x.len)?;
         let args = &mut [Arg::Read(x), Arg::Write(&mut y), Arg::Count(x.len)];
-        self.launch(&SUM, "to_floats", Grid::each(x.len), args)?;
+        // SAFETY: both have as many elements as are counted, of the types that it reads and writes.
+        unsafe { self.launch(&SUM, "to_floats", Grid::each(x.len), args)? };
         Ok(y)
     }
 
     /// Floats as elements of the type at hand.
     pub fn from_floats(&self, x: Slice) -> Result<Array> {
+        expect(x.storage, DType::F32)?;
         let mut y = self.array(x.len)?;
         let args = &mut [Arg::Read(x), Arg::Write(&mut y), Arg::Count(x.len)];
-        self.launch(&SUM, "from_floats", Grid::each(x.len), args)?;
+        // SAFETY: both have as many elements as are counted, of the types that it reads and writes.
+        unsafe { self.launch(&SUM, "from_floats", Grid::each(x.len), args)? };
         Ok(y)
     }
 
@@ -269,61 +320,79 @@ impl Gpu {
 
     /// `scale` times the sum of each row of `parts` (rows, n), floats.
     pub fn totals(&self, parts: &Array, rows: usize, scale: f64) -> Result<Array> {
+        expect(&parts.storage, DType::F32)?;
         let n = parts.len / rows.max(1);
         let mut totals = self.array(rows)?;
         let args = &mut [Arg::Read(parts.slice()), Arg::Write(&mut totals), Arg::Count(n), Arg::Float(scale)];
-        self.launch(&SUM, "total", Grid { groups: [rows, 1], threads: THREADS }, args)?;
+        // SAFETY: `parts` has `rows` rows of n floats, and there is a total for each.
+        unsafe { self.launch(&SUM, "total", Grid { groups: [rows, 1], threads: THREADS }, args)? };
         Ok(totals)
     }
 
     /// The sums of the columns of `x` (rows, width).
     pub fn column_sums(&self, x: Slice, width: usize) -> Result<Array> {
+        expect(x.storage, self.dtype)?;
         let rows = x.len / width.max(1);
         let (chunk, chunks) = row_chunks(rows);
         let (mut sums, mut totals) = (self.floats(chunks * width)?, self.array(width)?);
         let args = &mut [Arg::Read(x), Arg::Write(&mut sums), Arg::Count(rows), Arg::Count(width), Arg::Count(chunk)];
-        self.launch(&SUM, "column_sums", Grid { groups: [width.div_ceil(32), chunks], threads: 256 }, args)?;
+        let grid = Grid { groups: [width.div_ceil(32), chunks], threads: 256 };
+        // SAFETY: x has rows x width elements, and there is a sum for each chunk of the rows and each column.
+        unsafe { self.launch(&SUM, "column_sums", grid, args)? };
         let args = &mut [Arg::Read(sums.slice()), Arg::Write(&mut totals), Arg::Count(width), Arg::Count(chunks)];
-        self.launch(&SUM, "column_totals", Grid::each(width), args)?;
+        // SAFETY: as before, and there is a total for each column.
+        unsafe { self.launch(&SUM, "column_totals", Grid::each(width), args)? };
         Ok(totals)
     }
 
     /// Adds `bias` to each row of `z`.
     pub fn add_bias(&self, z: &mut Array, bias: Slice) -> Result<()> {
+        expect(&z.storage, self.dtype)?;
+        expect(bias.storage, self.dtype)?;
+        if bias.len == 0 && z.len > 0 {
+            bail!("a bias of no element")
+        }
         let n = z.len;
         let args = &mut [Arg::Write(z), Arg::Read(bias), Arg::Count(n), Arg::Count(bias.len)];
-        self.launch(&SUM, "add_bias", Grid::each(n), args)
+        // SAFETY: both have as many elements as are counted.
+        unsafe { self.launch(&SUM, "add_bias", Grid::each(n), args) }
     }
 
     /// A (m, k) · B (k, n), by the device's library.
     pub fn matmul(&self, [m, n, k]: [usize; 3], a: Factor, b: Factor) -> Result<Array> {
-        if m * n * k == 0 {
-            return self.zeros(m * n);
+        let Some(len) = m.checked_mul(n) else { bail!("a product of {m} x {n} elements") };
+        if len == 0 || k == 0 {
+            return self.zeros(len);
         }
         let size = (1, m, n, k);
-        let (la, lb) = (a.layout(m, k), b.layout(k, n));
+        let (la, lb) = (a.layout(m, k)?, b.layout(k, n)?);
         let storage = match (a.slice.storage, b.slice.storage) {
             (Storage::Cpu(a), Storage::Cpu(b)) => Storage::Cpu(a.matmul(b, size, &la, &lb)?),
             (Storage::Cuda(a), Storage::Cuda(b)) => Storage::Cuda(a.matmul(b, size, &la, &lb)?),
             (Storage::Metal(a), Storage::Metal(b)) => Storage::Metal(a.matmul(b, size, &la, &lb)?),
             _ => bail!("factors on different devices"),
         };
-        Ok(Array { storage, len: m * n })
+        Ok(Array { storage, len })
     }
 
     /// `len` zeros of the type at hand.
     pub fn zeros(&self, len: usize) -> Result<Array> {
         let mut zeros = self.array(len)?;
         let args = &mut [Arg::Write(&mut zeros), Arg::Count(len), Arg::Float(0.)];
-        self.launch(&SUM, "fill", Grid::each(len), args)?;
+        // SAFETY: it has as many elements as are counted.
+        unsafe { self.launch(&SUM, "fill", Grid::each(len), args)? };
         Ok(zeros)
     }
 
     /// Runs kernel `name` of `module` with `args`, in the order of its parameters. Nothing happens for an empty grid.
     ///
+    /// # Safety
+    /// The arguments are those that the kernel declares, of the types that it reads and writes, and each array has every element that the
+    /// kernel touches for this grid and these numbers.
+    ///
     /// # Errors
     /// What the device says; a size that does not fit 32 bits.
-    pub fn launch(&self, module: &Module, name: &str, grid: Grid, args: &mut [Arg]) -> Result<()> {
+    pub unsafe fn launch(&self, module: &Module, name: &str, grid: Grid, args: &mut [Arg]) -> Result<()> {
         if grid.groups.contains(&0) {
             return Ok(());
         }
@@ -339,7 +408,16 @@ impl Gpu {
                 bail!("{name}: {n} elements, more than its numbers can count")
             }
         }
-        self.device.launch(module, name, self.dtype, grid, args)
+        // SAFETY: the caller's promise.
+        unsafe { self.device.launch(module, name, self.dtype, grid, args) }
+    }
+}
+
+/// Refuses elements of another type.
+fn expect(storage: &Storage, dtype: DType) -> Result<()> {
+    match storage.dtype() {
+        found if found == dtype => Ok(()),
+        found => bail!("elements of {found:?}, expected {dtype:?}"),
     }
 }
 

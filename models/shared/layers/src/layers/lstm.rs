@@ -47,7 +47,7 @@ impl Lstm {
         if layers == 0 {
             bail!("lstm: expected at least one layer")
         }
-        let gates = 4 * hidden;
+        let Some(gates) = hidden.checked_mul(4) else { bail!("lstm: {hidden} features are too many") };
         let layer = |l: usize| -> Result<LstmWeights> {
             let get = |dims: &[usize], name: &str| vb.get_with_hints(dims, &format!("{name}_l{l}"), init::lstm(hidden));
             Ok(LstmWeights {

@@ -40,7 +40,8 @@ pub(super) fn update(gpu: &Gpu, jobs: &[Job]) -> Result<()> {
                 fields.extend([0; FIELDS]);
             }
             args.push(Arg::Fields(&fields));
-            gpu.launch(&KERNELS, "update", Grid { groups: [groups, 1], threads: THREADS }, &mut args)
+            // SAFETY: each parameter's gradient and state have as many elements as it, as `Optimizer` checked, and so many are counted.
+            unsafe { gpu.launch(&KERNELS, "update", Grid { groups: [groups, 1], threads: THREADS }, &mut args) }
         })?;
     }
     Ok(())
@@ -83,18 +84,21 @@ pub(super) fn muon(gpu: &Gpu, job: &Job, momentum: f64) -> Result<()> {
     let grad = View::new(&grad);
     // y = keep · y + share · x
     let blend = |y: Arg, x: Slice, keep: f64, share: f64| {
-        let args = &mut [y, Arg::Read(x), Arg::Count(x.len), Arg::Float(keep), Arg::Float(share)];
-        gpu.launch(&KERNELS, "blend", Grid::each(x.len), args)
+        let args = &mut [y, Arg::Read(x), Arg::Count(x.count()), Arg::Float(keep), Arg::Float(share)];
+        // SAFETY: y has as many elements as x: both are the parameter's, or square matrices of its shorter side.
+        unsafe { gpu.launch(&KERNELS, "blend", Grid::each(x.count()), args) }
     };
     memories_mut(&job.tensors(), &mut |memories| {
         let [p, buffer] = memories else { bail!("optimizer: no momentum of {}", job.param.name) };
         let mut x = gpu.array(n)?;
         let mut args = vec![Arg::Read(grad.slice()?), Arg::Change(buffer), Arg::Write(&mut x), Arg::Count(n)];
         args.extend([momentum, u.scale].map(Arg::Float));
-        gpu.launch(&KERNELS, "muon_begin", Grid::each(n), &mut args)?;
+        // SAFETY: gradient, buffer and x have the parameter's n elements.
+        unsafe { gpu.launch(&KERNELS, "muon_begin", Grid::each(n), &mut args)? };
         let squares = gpu.totals(&square_sums(gpu, &[x.slice()])?, 1, 1.)?;
         let args = &mut [Arg::Write(&mut x), Arg::Read(squares.slice()), Arg::Count(n)];
-        gpu.launch(&KERNELS, "muon_normal", Grid::each(n), args)?;
+        // SAFETY: x has n elements, and one sum is read.
+        unsafe { gpu.launch(&KERNELS, "muon_normal", Grid::each(n), args)? };
         let [a, b, c] = COEFFICIENTS.map(f64::from);
         let side = rows.min(columns);
         for _ in 0..STEPS {
@@ -120,12 +124,12 @@ pub(super) fn squares(gpu: &Gpu, tensors: &[&Tensor]) -> Result<f64> {
     let tensors = tensors.iter().map(|t| t.contiguous()).collect::<Result<Vec<_>>>()?;
     let views: Vec<View> = tensors.iter().map(View::new).collect();
     let parts = square_sums(gpu, &views.iter().map(View::slice).collect::<Result<Vec<_>>>()?)?;
-    gpu.of_type(DType::F32).totals(&parts, 1, 1.)?.into_tensor(()).to_scalar::<f32>().map(f64::from)
+    gpu.of_type(DType::F32).totals(&parts, 1, 1.)?.into_tensor(())?.to_scalar::<f32>().map(f64::from)
 }
 
 /// Sums of squares, those of a chunk each.
 fn square_sums(gpu: &Gpu, all: &[Slice]) -> Result<Array> {
-    let chunks = |x: &Slice| x.len.div_ceil(CHUNK);
+    let chunks = |x: &Slice| x.count().div_ceil(CHUNK);
     let mut parts = gpu.floats(all.iter().map(chunks).sum())?;
     let mut at = 0;
     for some in all.chunks(NORMED) {
@@ -134,13 +138,14 @@ fn square_sums(gpu: &Gpu, all: &[Slice]) -> Result<Array> {
         for (i, x) in some.iter().enumerate() {
             args.push(Arg::Read(*x));
             groups += chunks(x);
-            (counts[i], ends[i]) = (x.len as u32, groups as u32);
+            (counts[i], ends[i]) = (x.count() as u32, groups as u32);
         }
         args.extend((some.len()..NORMED).map(|_| Arg::Read(some[0])));
         let fields = [counts.as_slice(), &ends, &[at as u32, CHUNK as u32]].concat();
         args.extend([Arg::Write(&mut parts), Arg::Fields(&fields)]);
         let grid = Grid::rows(groups, CHUNK);
-        gpu.launch(&KERNELS, "squares", grid, &mut args)?;
+        // SAFETY: each array's own elements are counted, and there is a sum for each chunk of them.
+        unsafe { gpu.launch(&KERNELS, "squares", grid, &mut args)? };
         at += groups;
     }
     Ok(parts)

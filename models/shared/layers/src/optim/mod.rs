@@ -25,7 +25,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Result, Tensor, bail};
 use zoo_kernels::cpu::simd::Level;
-use zoo_kernels::cpu::{simd, slices_mut, vector};
+use zoo_kernels::cpu::{parallel, share_storage, simd, slices_mut, vector};
 use zoo_kernels::gpu::Gpu;
 
 use crate::{Gradients, Param, Params};
@@ -78,6 +78,17 @@ impl Default for Moments {
 }
 
 impl Rule {
+    /// Refuses constants with which a step divides by zero or moves backwards.
+    fn check(&self) -> Result<()> {
+        let share = |v: f64| (0. ..1.).contains(&v);
+        let fits = match *self {
+            Self::AdamW(m) | Self::Adam(m) => share(m.beta1) && share(m.beta2) && m.eps > 0.,
+            Self::Sgd { momentum, .. } | Self::Muon { momentum } => share(momentum),
+            Self::RmsProp { alpha, eps, momentum } => (0. ..=1.).contains(&alpha) && eps > 0. && share(momentum),
+        };
+        if fits { Ok(()) } else { bail!("{self:?}: expected shares from 0 to below 1, and an eps above 0") }
+    }
+
     /// The names of its state tensors, PyTorch's.
     pub fn state_names(&self) -> &'static [&'static str] {
         match self {
@@ -152,10 +163,16 @@ struct Job<'a> {
 /// Does all of them: on a GPU in as few launches as can be.
 fn apply(jobs: Vec<Job>) -> Result<()> {
     let (level, fused) = (simd::level()?, simd::fused());
+    // What is written cannot be read meanwhile.
+    let own = |job: &Job| job.tensors().iter().any(|t| share_storage(job.grad, t));
+    let copies = jobs.iter().map(|job| own(job).then(|| job.grad.copy()).transpose());
+    let copies = copies.collect::<Result<Vec<_>>>()?;
+    let jobs = jobs.into_iter().zip(&copies).map(|(job, copy)| Job { grad: copy.as_ref().unwrap_or(job.grad), ..job });
     // The parameters of a model are on one device.
     let (mut gpu, mut there, mut here) = (None, vec![], vec![]);
     for job in jobs {
-        let plain = !fused || job.grad.dtype() != DType::F32;
+        let all = || std::iter::once(job.grad).chain(job.tensors());
+        let plain = !fused || all().any(|t| t.dtype() != DType::F32);
         let found = Gpu::of(&[&[job.grad], job.tensors().as_slice()].concat()).filter(|_| !plain);
         match (found, job.update.rule) {
             (Some(found), Rule::Muon { momentum }) => gpu::muon(&found, &job, momentum)?,
@@ -210,6 +227,10 @@ impl Optimizer {
         let slot = |param: Param| -> Result<Slot> {
             let group = group(&param);
             let rule = group.rule.unwrap_or(rule);
+            rule.check()?;
+            if param.var.dtype() != DType::F32 {
+                bail!("{} is of {:?}: an optimizer moves f32", param.name, param.var.dtype())
+            }
             if matches!(rule, Rule::Muon { .. }) && param.var.rank() != 2 {
                 bail!("{} of shape {:?} is no matrix, which Muon needs", param.name, param.var.dims())
             }
@@ -234,25 +255,41 @@ impl Optimizer {
     /// Moves every parameter by its gradient times `scale` (see [`clip_factor`]) at learning rate `lr`. Parameters without a
     /// gradient stay as they are.
     ///
-    /// Deadlocks if it is called from a rayon worker while another task uses the same parameters: each is locked while it is moved.
+    /// A worker of rayon's does all of it itself: while it waited for others, it would take up tasks, and one that uses these parameters
+    /// would wait for what the same thread has locked.
     ///
     /// # Errors
-    /// `grads` are another model's.
+    /// `grads` are another model's, or of another type or device; it is called within an op, which a task of rayon's may be, as that holds
+    /// parameters that are to be written.
     pub fn step(&mut self, grads: &Gradients, lr: f64, scale: f64) -> Result<()> {
+        if zoo_kernels::reading() {
+            bail!(
+                "the optimizer's step was called within an op on the same thread, as a task of rayon's: call it outside of rayon's tasks"
+            )
+        }
         let differs = |((name, grad), s): ((&str, Option<&Tensor>), &Slot)| {
-            name != s.param.name || grad.is_some_and(|g| g.dims() != s.param.var.dims())
+            let fits = |g: &Tensor| {
+                let (var, device) = (&s.param.var, g.device());
+                g.dims() == var.dims() && g.dtype().is_float() && device.same_device(var.device())
+            };
+            name != s.param.name || grad.is_some_and(|g| !fits(g))
         };
         if grads.len() != self.slots.len() || grads.iter().zip(&self.slots).any(differs) {
             bail!("the gradients are not those of the optimizer's parameters")
         }
-        self.steps += 1;
-        let step = self.steps;
+        let step = self.steps + 1;
         let jobs = self.slots.iter_mut().zip(grads.iter()).filter_map(|(slot, (_, grad))| {
             let Group { lr_scale, weight_decay, .. } = slot.group;
             let update = Update { rule: slot.rule, lr: lr * lr_scale, weight_decay, scale, step };
             Some(Job { update, grad: grad?, param: &slot.param, state: &mut slot.state })
         });
-        apply(jobs.collect())
+        let jobs = jobs.collect();
+        match rayon::current_thread_index() {
+            Some(_) => parallel::alone(|| apply(jobs))?,
+            None => apply(jobs)?,
+        }
+        self.steps = step;
+        Ok(())
     }
 
     /// The state by name, such as `exp_avg.linear.weight`.
@@ -267,8 +304,11 @@ impl Optimizer {
     /// Takes up a saved state: all tensors of [`Optimizer::state`] and the number of updates taken.
     ///
     /// # Errors
-    /// Names the first tensor that is missing, unexpected or of another shape; nothing changes then.
+    /// Names the first tensor that is missing, unexpected or of another shape; more steps than there can have been. Nothing changes then.
     pub fn load(&mut self, tensors: &BTreeMap<String, Tensor>, steps: u64) -> Result<()> {
+        if steps >= 1 << 53 {
+            bail!("the optimizer state is of {steps} steps")
+        }
         let own = self.state();
         for (name, t) in &own {
             match tensors.get(name) {
@@ -282,13 +322,14 @@ impl Optimizer {
         if let Some(name) = tensors.keys().find(|k| own.iter().all(|(name, _)| name != *k)) {
             bail!("the optimizer state has {name}, which belongs to no parameter or another optimizer")
         }
-        for slot in &mut self.slots {
-            for (kind, state) in slot.rule.state_names().iter().zip(&mut slot.state) {
-                if let Some(t) = tensors.get(&format!("{kind}.{}", slot.param.name)) {
-                    *state = t.to_device(slot.param.var.device())?.copy()?;
-                }
-            }
-        }
+        let loaded = |slot: &Slot| -> Result<Vec<Tensor>> {
+            let device = slot.param.var.device();
+            let found =
+                slot.rule.state_names().iter().filter_map(|kind| tensors.get(&format!("{kind}.{}", slot.param.name)));
+            found.map(|t| t.to_dtype(DType::F32)?.to_device(device)?.copy()).collect()
+        };
+        let states = self.slots.iter().map(loaded).collect::<Result<Vec<_>>>()?;
+        self.slots.iter_mut().zip(states).for_each(|(slot, state)| slot.state = state);
         self.steps = steps;
         Ok(())
     }
@@ -326,7 +367,8 @@ pub fn average(average: &Params, weights: &Params, decay: f64) -> Result<()> {
 /// The global 2-norm of all gradients, accumulated in definition order, in f64 across blocks.
 pub fn global_norm(grads: &Gradients) -> Result<f64> {
     let there: Vec<&Tensor> = grads.iter().filter_map(|(_, grad)| grad).collect();
-    if let (Some(gpu), true) = (Gpu::of(&there), simd::fused()) {
+    let plain = there.iter().any(|t| t.dtype() != DType::F32);
+    if let (Some(gpu), true) = (Gpu::of(&there), simd::fused() && !plain) {
         return Ok(gpu::squares(&gpu, &there)?.sqrt());
     }
     let mut sum = 0.;
@@ -348,9 +390,12 @@ pub fn norm_squared(t: &Tensor) -> Result<f64> {
     }
 }
 
-/// The factor that brings gradients of norm `norm` to at most `max_norm`; 1 without a limit (`max_norm` = 0).
-/// As in PyTorch, 1e-6 is added to the norm.
+/// The factor that brings gradients of norm `norm` to at most `max_norm`; 1 without a limit (`max_norm` = 0), and not a number for a norm that
+/// is none. As in PyTorch, 1e-6 is added to the norm.
 pub fn clip_factor(norm: f64, max_norm: f64) -> f64 {
+    if norm.is_nan() || max_norm.is_nan() {
+        return f64::NAN;
+    }
     if max_norm > 0. { (max_norm / (norm + 1e-6)).min(1.) } else { 1. }
 }
 

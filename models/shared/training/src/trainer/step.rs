@@ -1,7 +1,7 @@
 //! One step's batches, losses and gradients.
 
 use candle_core::DType;
-use candle_core::cuda::set_gemm_reduced_precision_f32;
+use candle_core::cuda::{gemm_reduced_precision_f32, set_gemm_reduced_precision_f32};
 use serde_json::json;
 use zoo_layers::ops::{autocast, backward_scaled, foreign, fused};
 use zoo_layers::optim::{clip_factor, global_norm};
@@ -25,19 +25,20 @@ pub(super) struct Step {
     pub(super) foreign: Vec<Vec<usize>>,
 }
 
-/// TF32 for matrix products while it is there: one switch for the process, which only CUDA devices look at.
-struct Tf32;
+/// TF32 for matrix products while it is there: one switch for the process, which only CUDA devices look at. It holds what was set before.
+struct Tf32(bool);
 
 impl Tf32 {
     fn on(dtype: ComputeType) -> Self {
+        let before = gemm_reduced_precision_f32();
         set_gemm_reduced_precision_f32(dtype == ComputeType::Tf32);
-        Self
+        Self(before)
     }
 }
 
 impl Drop for Tf32 {
     fn drop(&mut self) {
-        set_gemm_reduced_precision_f32(false);
+        set_gemm_reduced_precision_f32(self.0);
     }
 }
 
@@ -48,13 +49,17 @@ pub fn with_products<R>(dtype: ComputeType, compute: impl FnOnce() -> R) -> R {
 }
 
 impl<T: Task> Trainer<'_, T> {
-    /// Mean loss, mean terms and mean gradients of a step's micro-batches, whichever process computes them.
+    /// Loss, terms and gradients of a step's micro-batches, each by its share of the samples, whichever process computes them.
     pub(super) fn micro_steps(&mut self, lr: f64, batch: Fetch<T>, interrupted: &dyn Fn() -> bool) -> Result<Step> {
         let TrainConfig { seed, accumulate: count, .. } = self.config.train;
         let compute = self.config.train.compute();
         let scale = self.state.loss_scale.map_or(1., |s| s.factor);
         let (mut losses, mut tree, mut foreign_shapes) = (vec![], Tree::new(count), vec![]);
         let share = self.ranks.share(self.ranks.rank(), count);
+        // Every sample counts alike, also where the last micro-batch of an epoch has fewer.
+        let sizes: Vec<u64> = (0..count).map(|m| self.batches.size(self.state.micro_batch + m) as u64).collect();
+        let all = sizes.iter().sum::<u64>().max(1);
+        let weights: Vec<f64> = sizes.iter().map(|n| (n * count) as f64 / all as f64).collect();
         let tf32 = Tf32::on(self.config.train.dtype);
         for micro in 0..count {
             let number = self.state.micro_batch + micro;
@@ -75,7 +80,7 @@ impl<T: Task> Trainer<'_, T> {
             if !std::mem::replace(&mut self.graph_seen, true) && kernels {
                 foreign_shapes = foreign(&result.total);
             }
-            let of_micro = self.params.gradients(&backward_scaled(&result.total, scale)?);
+            let of_micro = self.params.gradients(&backward_scaled(&result.total, scale * weights[micro as usize])?);
             // Neither is waited for before the whole step is under way; without their history the graph is free.
             let parts = result.parts.into_iter().map(|(name, value)| (name, value.detach()));
             losses.push((result.total.detach(), parts.collect::<Vec<_>>()));
@@ -93,8 +98,9 @@ impl<T: Task> Trainer<'_, T> {
             if f64::is_finite(loss) {
                 micro_batch = self.state.micro_batch + micro as u64;
             }
-            loss += leaf.loss() / count as f64;
-            leaf.parts().for_each(|(name, value)| parts.add(name, value / count as f64));
+            let share = weights[micro] / count as f64;
+            loss += leaf.loss() * share;
+            leaf.parts().for_each(|(name, value)| parts.add(name, value * share));
         }
         Ok(Step { micro_batch, loss, parts, grads, lr, norm, foreign: foreign_shapes })
     }

@@ -110,7 +110,7 @@ impl Activation {
 
     /// Adds `bias` to z, if there is any, and gives f(z).
     pub(super) fn of_sum(self, gpu: &Gpu, z: &mut Array, bias: Option<Slice>) -> Result<Array> {
-        let n = z.slice().len;
+        let n = z.slice().count();
         let mut y = gpu.array(n)?;
         let [kind, alpha] = self.number();
         let nothing = if bias.is_none() { Some(gpu.array(1)?) } else { None };
@@ -120,21 +120,23 @@ impl Activation {
             Arg::Read(read),
             Arg::Write(&mut y),
             Arg::Count(n),
-            Arg::Count(bias.map_or(1, |b| b.len)),
+            Arg::Count(bias.map_or(1, |b| b.count())),
             Arg::Word(bias.is_some().into()),
             kind,
             alpha,
         ];
-        gpu.launch(&KERNELS, "activation_of_sum", Grid::each(n), args)?;
+        // SAFETY: y has as many elements as z, and the bias as many as are counted.
+        unsafe { gpu.launch(&KERNELS, "activation_of_sum", Grid::each(n), args)? };
         Ok(y)
     }
 
     /// dy · f'(x).
     pub(super) fn backward(self, gpu: &Gpu, x: Slice, dy: Slice) -> Result<Array> {
-        let mut dx = gpu.array(dy.len)?;
+        let mut dx = gpu.array(dy.count())?;
         let [kind, alpha] = self.number();
-        let args = &mut [Arg::Read(x), Arg::Read(dy), Arg::Write(&mut dx), Arg::Count(dy.len), kind, alpha];
-        gpu.launch(&KERNELS, "activation_backward", Grid::each(dy.len), args)?;
+        let args = &mut [Arg::Read(x), Arg::Read(dy), Arg::Write(&mut dx), Arg::Count(dy.count()), kind, alpha];
+        // SAFETY: x and dy are of one shape, and so is dx.
+        unsafe { gpu.launch(&KERNELS, "activation_backward", Grid::each(dy.count()), args)? };
         Ok(dx)
     }
 }
@@ -176,7 +178,8 @@ impl Op for Elementwise {
         let mut y = gpu.array(n)?;
         let [kind, alpha] = self.0.number();
         let args = &mut [Arg::Read(x.slice()?), Arg::Write(&mut y), Arg::Count(n), kind, alpha];
-        gpu.launch(&KERNELS, "activation_forward", Grid::each(n), args)?;
+        // SAFETY: x and y have n elements.
+        unsafe { gpu.launch(&KERNELS, "activation_forward", Grid::each(n), args)? };
         Ok(Some(GpuForward::one(y, x, vec![])))
     }
 

@@ -29,7 +29,7 @@ const TENSOR: (usize, usize) = (64, 128);
 fn plan(op: &Attention, gpu: &Gpu, inputs: &[View], more: &[View]) -> Option<Plan> {
     let g = op.geometry(inputs);
     // Those read 8 elements at once.
-    let aligned = |view: &View| view.slice().is_ok_and(|slice| slice.start.is_multiple_of(8));
+    let aligned = |view: &View| view.slice().is_ok_and(|slice| slice.start().is_multiple_of(8));
     let tensor = gpu.tensor_cores() && g.d.is_multiple_of(8) && inputs.iter().take(3).chain(more).all(aligned);
     let kernel = [(16, 32), (32, 32), (64, 32), (128, 16)].into_iter().find(|(features, _)| g.d <= *features)?;
     let heads = g.batch * g.heads;
@@ -72,9 +72,8 @@ impl Plan {
 fn parts<'a>(op: &Attention, inputs: &'a [View]) -> Result<[Slice<'a>; 4]> {
     if op.packed {
         let all = inputs[0].slice()?;
-        let c = inputs[0].width() / 3;
-        let part = |i: usize| Slice { start: all.start + i * c, len: all.len.saturating_sub(i * c), ..all };
-        return Ok([part(0), part(1), part(2), all]);
+        let c = if all.count() == 0 { 0 } else { inputs[0].width() / 3 };
+        return Ok([all, all.after(c)?, all.after(2 * c)?, all]);
     }
     let [q, k, v] = [&inputs[0], &inputs[1], &inputs[2]];
     Ok([q.slice()?, k.slice()?, v.slice()?, inputs.get(3).unwrap_or(q).slice()?])
@@ -86,7 +85,8 @@ pub(super) fn forward(op: &Attention, gpu: &Gpu, inputs: &[View], save: bool) ->
     let (mut o, mut logs) = (gpu.array(shape.elem_count())?, gpu.floats(2 * plan.heads * plan.tq)?);
     let mut args: Vec<Arg> = parts(op, inputs)?.map(Arg::Read).into();
     args.extend([Arg::Write(&mut o), Arg::Write(&mut logs), Arg::Fields(&plan.fields)]);
-    gpu.launch(&KERNELS, &plan.name("forward"), plan.grid(plan.tq), &mut args)?;
+    // SAFETY: the fields are the sizes and strides of the inputs, whose shapes were checked, and of the output.
+    unsafe { gpu.launch(&KERNELS, &plan.name("forward"), plan.grid(plan.tq), &mut args)? };
     Ok(Some(GpuForward { outputs: vec![(o, shape)], saved: if save { vec![logs] } else { vec![] } }))
 }
 
@@ -95,13 +95,15 @@ pub(super) fn backward(op: &Attention, gpu: &Gpu, pass: &Backward<Array>) -> Res
     let Some(plan) = plan(op, gpu, pass.inputs, std::slice::from_ref(grad)) else { bail!("attention: no kernel") };
     let mut dots = gpu.floats(plan.heads * plan.tq)?;
     let args = &mut [Arg::Read(o.slice()?), Arg::Read(grad.slice()?), Arg::Write(&mut dots), Arg::Fields(&plan.fields)];
-    gpu.launch(&KERNELS, "attention_dots", Grid { groups: [plan.heads, plan.tq], threads: 32 }, args)?;
+    // SAFETY: output and gradient are of one shape, which the fields name; there is a dot product for each row of each head.
+    unsafe { gpu.launch(&KERNELS, "attention_dots", Grid { groups: [plan.heads, plan.tq], threads: 32 }, args)? };
     let launch = |pass_name: &str, t: usize, to: Vec<Arg>| -> Result<()> {
         let mut args: Vec<Arg> = parts(op, pass.inputs)?.map(Arg::Read).into();
         args.extend([grad.slice()?, logs.slice(), dots.slice()].map(Arg::Read));
         args.extend(to);
         args.push(Arg::Fields(&plan.fields));
-        gpu.launch(&KERNELS, &plan.name(pass_name), plan.grid(t), &mut args)
+        // SAFETY: the fields are the sizes and strides of the inputs; gradients have their shapes, or start within the packed one.
+        unsafe { gpu.launch(&KERNELS, &plan.name(pass_name), plan.grid(t), &mut args) }
     };
     if op.packed {
         let c = pass.inputs[0].width() / 3;

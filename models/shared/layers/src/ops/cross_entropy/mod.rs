@@ -138,13 +138,14 @@ impl Op for CrossEntropy {
         let (mut losses, mut logs) = (gpu.floats(rows)?, gpu.floats(2 * rows)?);
         let args = &mut [
             Arg::Read(logits.slice()?),
-            Arg::Read(targets.slice()?),
+            Arg::Read(targets.integers()?),
             Arg::Write(&mut losses),
             Arg::Write(&mut logs),
             Arg::Count(width),
             Arg::Float(self.smoothing),
         ];
-        gpu.launch(&KERNELS, "cross_entropy_forward", Grid::rows(rows, width), args)?;
+        // SAFETY: there is a target for each row, as was checked, and a loss and two logarithms; targets outside of a row are left alone.
+        unsafe { gpu.launch(&KERNELS, "cross_entropy_forward", Grid::rows(rows, width), args)? };
         let mean = gpu.totals(&losses, 1, 1. / self.count as f64)?;
         Ok(Some(GpuForward { outputs: vec![(mean, Shape::from(()))], saved: vec![logs] }))
     }
@@ -155,7 +156,7 @@ impl Op for CrossEntropy {
         let mut dlogits = gpu.array(logits.count())?;
         let args = &mut [
             Arg::Read(logits.slice()?),
-            Arg::Read(pass.inputs[1].slice()?),
+            Arg::Read(pass.inputs[1].integers()?),
             Arg::Read(pass.saved[0].slice()),
             Arg::Read(grad.slice()?),
             Arg::Write(&mut dlogits),
@@ -163,7 +164,8 @@ impl Op for CrossEntropy {
             Arg::Count(self.count),
             Arg::Float(self.smoothing),
         ];
-        gpu.launch(&KERNELS, "cross_entropy_backward", Grid::rows(logits.rows(), logits.width()), args)?;
+        // SAFETY: as in the forward pass; the gradient of the loss is one number.
+        unsafe { gpu.launch(&KERNELS, "cross_entropy_backward", Grid::rows(logits.rows(), logits.width()), args)? };
         Ok(vec![Some(dlogits), None])
     }
 }

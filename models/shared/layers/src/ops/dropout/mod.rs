@@ -32,7 +32,7 @@ pub(crate) use cpu::range;
 /// # Errors
 /// `p` outside [0, 1).
 pub fn dropout(x: &Tensor, p: f64, stream: Stream) -> Result<Tensor> {
-    let op = Dropout::new(p, stream)?;
+    let op = Dropout::new(p, stream.clone())?;
     if p == 0. {
         return Ok(x.clone());
     }
@@ -40,16 +40,23 @@ pub fn dropout(x: &Tensor, p: f64, stream: Stream) -> Result<Tensor> {
 }
 
 /// The factors that [`dropout`] multiplies `n` elements with: 0 or 1 / (1 - p).
-pub fn mask(n: usize, p: f64, stream: &Stream) -> Vec<f32> {
-    let op = Dropout { p, stream: stream.clone() };
+///
+/// # Errors
+/// A share that is none from 0 to below 1.
+pub fn mask(n: usize, p: f64, stream: &Stream) -> Result<Vec<f32>> {
+    Ok(factors(n, &Dropout::new(p, stream.clone())?))
+}
+
+fn factors(n: usize, op: &Dropout) -> Vec<f32> {
+    let stream = &op.stream;
     let word = |e: usize| stream.block((16 * (e / 64) + e % 16) as u64)[e % 64 / 16];
     (0..n).map(|e| if word(e) < op.threshold() { 0. } else { op.scale() }).collect()
 }
 
 /// `x` with its elements dropped, in plain candle operations; unchanged without dropout.
 pub(crate) fn apply_mask(x: &Tensor, dropout: Option<&Dropout>) -> Result<Tensor> {
-    let Some(Dropout { p, stream }) = dropout else { return Ok(x.clone()) };
-    let mask = Tensor::from_vec(mask(x.elem_count(), *p, stream), x.shape(), x.device())?;
+    let Some(dropout) = dropout else { return Ok(x.clone()) };
+    let mask = Tensor::from_vec(factors(x.elem_count(), dropout), x.shape(), x.device())?;
     x * if x.dtype() == DType::F32 { mask } else { mask.to_dtype(x.dtype())? }
 }
 
@@ -70,17 +77,18 @@ pub(super) fn copy(gpu: &Gpu, x: Slice) -> Result<Array> {
 
 /// `residual` + dropout(`x`) on a GPU, as far as there is either; the residual may be one for several parts of `x`.
 pub(super) fn on_gpu(gpu: &Gpu, x: Slice, residual: Option<Slice>, dropout: Option<&Dropout>) -> Result<Array> {
-    let mut y = gpu.array(x.len)?;
+    let mut y = gpu.array(x.count())?;
     let mut args = vec![
         Arg::Read(x),
         Arg::Read(residual.unwrap_or(x)),
         Arg::Write(&mut y),
-        Arg::Count(x.len),
-        Arg::Count(residual.map_or(0, |residual| residual.len)),
+        Arg::Count(x.count()),
+        Arg::Count(residual.map_or(0, |residual| residual.count())),
     ];
     args.extend(draws(dropout).map(Arg::Word));
     // Sixteen threads, with a block of words each, for 64 elements.
-    gpu.launch(&KERNELS, "dropout", Grid::each(x.len.div_ceil(64) * 16), &mut args)?;
+    // SAFETY: x and y have as many elements as are counted, and the residual is read modulo its own count.
+    unsafe { gpu.launch(&KERNELS, "dropout", Grid::each(x.count().div_ceil(64) * 16), &mut args)? };
     Ok(y)
 }
 

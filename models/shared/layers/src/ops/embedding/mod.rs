@@ -12,6 +12,7 @@ mod cpu;
 mod tests;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
+use zoo_kernels::cpu::simd;
 use zoo_kernels::gpu::{Arg, Array, Gpu, Grid, Module};
 use zoo_kernels::{Backward, Forward, GpuForward, Op, Output, View, apply_one, module};
 
@@ -62,7 +63,8 @@ fn lookup(op: Embedding, ids: &Tensor, table: &Tensor, positions: Option<&Tensor
         bail!("embedding: expected integers as ids, got {:?}", ids.dtype())
     }
     let mut ids = ids.to_dtype(DType::I64)?;
-    if Gpu::runs(table) {
+    let tables: Vec<&Tensor> = std::iter::once(table).chain(positions).collect();
+    if simd::fused() && Gpu::of(&tables).is_some() {
         ids = ids.to_device(table.device())?;
     } else {
         let on_host = ids.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<i64>()?;
@@ -121,7 +123,7 @@ impl Op for Embedding {
         let (tokens, c) = (ids.count(), table.width());
         let mut y = gpu.array(tokens * c)?;
         let mut args = vec![
-            Arg::Read(ids.slice()?),
+            Arg::Read(ids.integers()?),
             Arg::Read(table.slice()?),
             Arg::Read(inputs.get(2).unwrap_or(table).slice()?),
             Arg::Write(&mut y),
@@ -132,7 +134,8 @@ impl Op for Embedding {
             Arg::Word(self.positions.into()),
         ];
         args.extend(draws(self.dropout.as_ref()).map(Arg::Word));
-        gpu.launch(&KERNELS, "embedding_forward", Grid::rows(tokens, c), &mut args)?;
+        // SAFETY: there is a row of y for each token; ids outside of the table, and positions beyond theirs, give NaN or were refused.
+        unsafe { gpu.launch(&KERNELS, "embedding_forward", Grid::rows(tokens, c), &mut args)? };
         drop(args);
         let mut dims = ids.dims().to_vec();
         dims.push(c);
@@ -149,11 +152,12 @@ impl Op for Embedding {
         if pass.needs[1] {
             let (mut next, mut starts) = (gpu.array_of(DType::I64, tokens)?, gpu.array_of(DType::I64, tokens)?);
             let args =
-                &mut [Arg::Read(ids.slice()?), Arg::Write(&mut next), Arg::Write(&mut starts), Arg::Count(tokens)];
-            gpu.launch(&KERNELS, "embedding_chains", Grid::each(tokens), args)?;
+                &mut [Arg::Read(ids.integers()?), Arg::Write(&mut next), Arg::Write(&mut starts), Arg::Count(tokens)];
+            // SAFETY: there is a link and a start for each token.
+            unsafe { gpu.launch(&KERNELS, "embedding_chains", Grid::each(tokens), args)? };
             let mut dtable = gpu.zeros(table.count())?;
             let args = &mut [
-                Arg::Read(ids.slice()?),
+                Arg::Read(ids.integers()?),
                 Arg::Read(dy),
                 Arg::Read(next.slice()),
                 Arg::Read(starts.slice()),
@@ -162,7 +166,8 @@ impl Op for Embedding {
                 Arg::Count(tokens),
                 Arg::Count(c),
             ];
-            gpu.launch(&KERNELS, "embedding_backward", Grid::rows(tokens, c), args)?;
+            // SAFETY: as in the forward pass: a row of dy, a link and a start for each token; ids outside of the table are left alone.
+            unsafe { gpu.launch(&KERNELS, "embedding_backward", Grid::rows(tokens, c), args)? };
             grads[1] = Some(dtable);
         }
         if let Some(positions) = pass.inputs.get(2).filter(|_| pass.needs[2]) {
@@ -175,7 +180,8 @@ impl Op for Embedding {
                 Arg::Count(self.first),
                 Arg::Count(c),
             ];
-            gpu.launch(&KERNELS, "embedding_positions", Grid::rows(positions.rows(), c), args)?;
+            // SAFETY: dy has the counted rows and width, and there is a row of the result for each position.
+            unsafe { gpu.launch(&KERNELS, "embedding_positions", Grid::rows(positions.rows(), c), args)? };
             grads[2] = Some(dpositions);
         }
         Ok(grads)

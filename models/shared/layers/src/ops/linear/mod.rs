@@ -36,6 +36,10 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, activation: Ac
         let bias = bias.map(|b| b.dims());
         bail!("linear: x {:?} and bias {bias:?} do not fit weight {:?}", x.dims(), weight.dims())
     }
+    let rows = x.dims().iter().rev().skip(1).try_fold(1usize, |n, d| n.checked_mul(*d));
+    if rows.and_then(|rows| rows.checked_mul(n)).is_none_or(|n| n > isize::MAX as usize / 4) {
+        bail!("linear: {:?} times {:?} are more elements than can be addressed", x.dims(), weight.dims())
+    }
     let mut inputs = vec![x, weight];
     inputs.extend(bias);
     apply_one(Linear { activation }, &inputs)

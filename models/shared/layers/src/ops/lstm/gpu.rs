@@ -89,9 +89,10 @@ pub(super) fn forward(op: &Lstm, gpu: &Gpu, inputs: &[View], save: bool) -> Resu
 
 fn whole(gpu: &Gpu, size: Size, z: &mut Array, w_hh: Slice, state: State) -> Result<Sequence> {
     let Size { batch, time, hidden, .. } = size;
-    let mut w = gpu.array(w_hh.len)?;
+    let mut w = gpu.array(w_hh.count())?;
     let args = &mut [Arg::Read(w_hh), Arg::Write(&mut w), Arg::Count(4 * hidden), Arg::Count(hidden)];
-    gpu.launch(&KERNELS, "transposed", Grid::each(w_hh.len), args)?;
+    // SAFETY: both have 4 x hidden rows of hidden elements.
+    unsafe { gpu.launch(&KERNELS, "transposed", Grid::each(w_hh.count()), args)? };
     let (mut y, mut cells) = (gpu.array(size.steps() * hidden)?, gpu.floats(size.steps() * hidden)?);
     let (mut h, mut c) = (gpu.array(batch * hidden)?, gpu.array(batch * hidden)?);
     let [h0, c0] = state.unwrap_or([w_hh; 2]);
@@ -108,7 +109,8 @@ fn whole(gpu: &Gpu, size: Size, z: &mut Array, w_hh: Slice, state: State) -> Res
         Arg::Count(hidden),
         Arg::Word(state.is_some().into()),
     ];
-    gpu.launch(&KERNELS, "lstm_forward", size.whole_sequences(), args)?;
+    // SAFETY: the shapes of inputs, weights and state were checked; the others were made for these sizes.
+    unsafe { gpu.launch(&KERNELS, "lstm_forward", size.whole_sequences(), args)? };
     Ok(Sequence { y, cells, h, c })
 }
 
@@ -137,7 +139,8 @@ fn steps(gpu: &Gpu, size: Size, z: &mut Array, w_hh: Slice, state: State) -> Res
             Arg::Count(t),
             Arg::Word(recurrent.is_some().into()),
         ];
-        gpu.launch(&KERNELS, "lstm_step", Grid::each(batch * hidden), args)?;
+        // SAFETY: the shapes of weights and state were checked; the others were made for these sizes.
+        unsafe { gpu.launch(&KERNELS, "lstm_step", Grid::each(batch * hidden), args)? };
     }
     Ok(Sequence { y, cells, h, c: gpu.from_floats(c.slice())? })
 }
@@ -220,7 +223,8 @@ fn whole_backward(gpu: &Gpu, size: Size, pass: &Backward<Array>, grads: OutputGr
         Arg::Word(state.is_some().into()),
         Arg::Word(there),
     ];
-    gpu.launch(&KERNELS, "lstm_backward", size.whole_sequences(), args)?;
+    // SAFETY: the forward pass checked the shapes and saved these arrays; the others were made for these sizes.
+    unsafe { gpu.launch(&KERNELS, "lstm_backward", size.whole_sequences(), args)? };
     Ok(Found { dz, before, dh, dc })
 }
 
@@ -255,7 +259,8 @@ fn steps_backward(gpu: &Gpu, size: Size, pass: &Backward<Array>, [dy, dh_end, dc
             Arg::Word(recurrent.is_some().into()),
             Arg::Word(dy.is_some().into()),
         ];
-        gpu.launch(&KERNELS, "lstm_step_backward", Grid::each(batch * hidden), args)?;
+        // SAFETY: the forward pass checked the shapes and saved these arrays; the others were made for these sizes.
+        unsafe { gpu.launch(&KERNELS, "lstm_step_backward", Grid::each(batch * hidden), args)? };
         let through = (Factor::rows(step_dz.slice()), Factor::rows(w));
         recurrent = Some(gpu.matmul([batch, hidden, 4 * hidden], through.0, through.1)?);
     }

@@ -78,7 +78,7 @@ pub fn lstm(
 ) -> Result<(Option<Tensor>, LstmState)> {
     let (batch, time, input) = x.dims3()?;
     let (gates, hidden) = w.weight_hh.dims2()?;
-    let fits = gates == 4 * hidden
+    let fits = Some(gates) == hidden.checked_mul(4)
         && w.weight_ih.dims() == [gates, input]
         && [&w.bias_ih, &w.bias_hh].iter().all(|b| b.dims() == [gates])
         && state.is_none_or(|s| [&s.h, &s.c].iter().all(|t| t.dims() == [batch, hidden]));

@@ -28,7 +28,8 @@ pub(super) fn forward(op: &Norm, gpu: &Gpu, inputs: &[View]) -> Result<GpuForwar
         Arg::Word(op.affine[0].into()),
         Arg::Word(op.affine[1].into()),
     ];
-    gpu.launch(&KERNELS, "norm_forward", Grid::rows(rows, width), args)?;
+    // SAFETY: y is of x's shape, there are two numbers for each row; weight and bias have the width, as was checked.
+    unsafe { gpu.launch(&KERNELS, "norm_forward", Grid::rows(rows, width), args)? };
     Ok(GpuForward::one(y, x, vec![statistics]))
 }
 
@@ -49,7 +50,8 @@ pub(super) fn backward(op: &Norm, gpu: &Gpu, pass: &Backward<Array>) -> Result<V
             Arg::Word((op.kind == NormKind::Rms).into()),
             Arg::Word(op.affine[0].into()),
         ];
-        gpu.launch(&KERNELS, "norm_backward", Grid::rows(rows, width), args)?;
+        // SAFETY: gradient and result are of x's shape, there are two numbers for each row; the weight has the width.
+        unsafe { gpu.launch(&KERNELS, "norm_backward", Grid::rows(rows, width), args)? };
         grads[0] = Some(dx);
     }
     if pass.needs[1..].contains(&true) {
@@ -64,7 +66,10 @@ pub(super) fn backward(op: &Norm, gpu: &Gpu, pass: &Backward<Array>) -> Result<V
             Arg::Count(width),
             Arg::Count(chunk),
         ];
-        gpu.launch(&KERNELS, "norm_weights", Grid { groups: [width.div_ceil(32), chunks], threads: 256 }, args)?;
+        // SAFETY: gradient and x have rows of the width, and there are two sums for each chunk and column.
+        unsafe {
+            gpu.launch(&KERNELS, "norm_weights", Grid { groups: [width.div_ceil(32), chunks], threads: 256 }, args)?
+        };
         let (mut dw, mut db) = (gpu.array(width)?, gpu.array(width)?);
         let args = &mut [
             Arg::Read(sums.slice()),
@@ -73,7 +78,8 @@ pub(super) fn backward(op: &Norm, gpu: &Gpu, pass: &Backward<Array>) -> Result<V
             Arg::Count(width),
             Arg::Count(chunks),
         ];
-        gpu.launch(&KERNELS, "norm_weights_total", Grid::each(width), args)?;
+        // SAFETY: there are two sums for each chunk and column, and a gradient for each column.
+        unsafe { gpu.launch(&KERNELS, "norm_weights_total", Grid::each(width), args)? };
         for (at, gradient) in [(weight, dw), (bias, db)] {
             if at > 0 && pass.needs[at] {
                 grads[at] = Some(gradient);

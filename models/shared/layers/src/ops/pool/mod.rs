@@ -27,7 +27,10 @@ struct Pool;
 /// # Errors
 /// Other shapes.
 pub fn pool(x: &Tensor, weights: &Tensor) -> Result<Tensor> {
-    let (_, s, _) = x.dims3()?;
+    let (b, s, c) = x.dims3()?;
+    if b.checked_mul(c).is_none() {
+        bail!("pool: {:?} have more sums than can be counted", x.dims())
+    }
     if weights.dims() != [s] {
         bail!("pool: weights {:?} for {:?}, expected ({s})", weights.dims(), x.dims())
     }
@@ -68,7 +71,8 @@ impl Op for Pool {
         let (x, w) = (inputs[0].slice()?, inputs[1].slice()?);
         let args =
             &mut [Arg::Read(x), Arg::Read(w), Arg::Write(&mut y), Arg::Count(b * c), Arg::Count(s), Arg::Count(c)];
-        gpu.launch(&KERNELS, "pool_forward", Grid::each(b * c), args)?;
+        // SAFETY: x is (b, s, c) and there are s weights, as was checked.
+        unsafe { gpu.launch(&KERNELS, "pool_forward", Grid::each(b * c), args)? };
         Ok(Some(GpuForward { outputs: vec![(y, (b, c).into())], saved: vec![] }))
     }
 
@@ -80,10 +84,11 @@ impl Op for Pool {
             let mut gradient = gpu.array(len)?;
             let mut args = vec![Arg::Read(other), Arg::Read(g), Arg::Write(&mut gradient)];
             args.extend([count, s, c].map(Arg::Count));
-            gpu.launch(&KERNELS, kernel, grid, &mut args)?;
+            // SAFETY: x is (b, s, c), there are s weights, and the gradient is (b, c).
+            unsafe { gpu.launch(&KERNELS, kernel, grid, &mut args)? };
             Ok::<_, candle_core::Error>(gradient)
         };
-        let of_x = || side("pool_backward", Grid::each(x.len), w, x.len, x.len);
+        let of_x = || side("pool_backward", Grid::each(x.count()), w, x.count(), x.count());
         let of_weights = || side("pool_weights", Grid::rows(s, b * c), x, s, b);
         Ok(vec![pass.needs[0].then(of_x).transpose()?, pass.needs[1].then(of_weights).transpose()?])
     }

@@ -172,7 +172,8 @@ impl Op for RegressionLoss {
             Arg::Float(delta),
             Arg::Count(CHUNK),
         ];
-        gpu.launch(&KERNELS, "regression_loss_forward", Grid::rows(chunks, CHUNK), args)?;
+        // SAFETY: both inputs have n elements, as was checked, and there is a sum for each chunk.
+        unsafe { gpu.launch(&KERNELS, "regression_loss_forward", Grid::rows(chunks, CHUNK), args)? };
         let loss = gpu.totals(&sums, 1, 1. / batch(inputs[0].dims()) as f64)?;
         Ok(Some(GpuForward { outputs: vec![(loss, Shape::from(()))], saved: vec![] }))
     }
@@ -192,7 +193,8 @@ impl Op for RegressionLoss {
                 Arg::Float(delta),
                 Arg::Float(sign / batch(pass.inputs[0].dims()) as f64),
             ];
-            gpu.launch(&KERNELS, "regression_loss_backward", Grid::each(n), args)?;
+            // SAFETY: both inputs and the result have n elements; the gradient of the loss is one number.
+            unsafe { gpu.launch(&KERNELS, "regression_loss_backward", Grid::each(n), args)? };
             Ok(gradient)
         };
         [1., -1.].into_iter().zip(pass.needs).map(|(sign, needs)| needs.then(|| side(sign)).transpose()).collect()

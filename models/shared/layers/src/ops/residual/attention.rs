@@ -49,7 +49,7 @@ impl AttentionBranch<'_> {
     /// Shapes that do not fit.
     pub fn apply(self, x: &Tensor) -> Result<Tensor> {
         let (_, _, c) = x.dims3()?;
-        if self.heads == 0 || c % self.heads != 0 {
+        if self.heads == 0 || c == 0 || c % self.heads != 0 {
             bail!("attention: {c} features do not divide into {} heads", self.heads)
         }
         let mut inputs = Inputs { tensors: vec![x] };

@@ -82,7 +82,8 @@ impl Rope {
             Arg::Word((self.pairs == RopePairs::Neighbours).into()),
             Arg::Float(if back { -1. } else { 1. }),
         ];
-        gpu.launch(&KERNELS, "rope", Grid::each(pairs), args)?;
+        // SAFETY: x and y have twice as many elements as pairs are counted; cos and sin have the counted rows, as was checked.
+        unsafe { gpu.launch(&KERNELS, "rope", Grid::each(pairs), args)? };
         Ok(y)
     }
 

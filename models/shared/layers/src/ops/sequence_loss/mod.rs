@@ -100,11 +100,13 @@ impl Op for SequenceLoss {
             Arg::Count(t),
             Arg::Count(c),
         ];
-        gpu.launch(&KERNELS, "sequence_loss_forward", Grid::rows(b * t, c), args)?;
+        // SAFETY: both inputs are (b, t, c), as was checked, and there are three sums for each row.
+        unsafe { gpu.launch(&KERNELS, "sequence_loss_forward", Grid::rows(b * t, c), args)? };
         let mut all = gpu.array(4)?;
         let mut args = vec![Arg::Read(sums.slice()), Arg::Write(&mut all), Arg::Count(b * t)];
         args.extend(self.weights.map(|w| Arg::Float(w.into())));
-        gpu.launch(&KERNELS, "sequence_loss_total", Grid { groups: [1, 1], threads: THREADS }, &mut args)?;
+        // SAFETY: there are three sums for each row, and four results.
+        unsafe { gpu.launch(&KERNELS, "sequence_loss_total", Grid { groups: [1, 1], threads: THREADS }, &mut args)? };
         Ok(Some(GpuForward { outputs: vec![(all, Shape::from(4))], saved: vec![] }))
     }
 
@@ -122,7 +124,8 @@ impl Op for SequenceLoss {
             ];
             args.extend(counts.iter().map(|n| Arg::Count(*n)));
             args.extend(weights.iter().map(|w| Arg::Float((*w).into())));
-            gpu.launch(&KERNELS, kernel, grid, &mut args)?;
+            // SAFETY: both inputs and the gradient are (b, t, c); the gradients of the four results are four numbers.
+            unsafe { gpu.launch(&KERNELS, kernel, grid, &mut args)? };
             Ok::<_, candle_core::Error>(gradient)
         };
         let prediction = || side("sequence_loss_backward", Grid::rows(b * t, c), &[b * t, t, c], &self.weights);

@@ -56,7 +56,8 @@ impl Softmax {
     fn on_gpu(&self, gpu: &Gpu, x: &View) -> Result<Array> {
         let mut y = gpu.array(x.count())?;
         let args = &mut [Arg::Read(x.slice()?), Arg::Write(&mut y), Arg::Count(x.width()), Arg::Word(self.log.into())];
-        gpu.launch(&KERNELS, "softmax_forward", Grid::rows(x.rows(), x.width()), args)?;
+        // SAFETY: x and y have the rows of the grid, of the counted width.
+        unsafe { gpu.launch(&KERNELS, "softmax_forward", Grid::rows(x.rows(), x.width()), args)? };
         Ok(y)
     }
 }
@@ -113,7 +114,8 @@ impl Op for Softmax {
             Arg::Count(grad.width()),
             Arg::Word(self.log.into()),
         ];
-        gpu.launch(&KERNELS, "softmax_backward", Grid::rows(grad.rows(), grad.width()), args)?;
+        // SAFETY: output, gradient and result have the rows of the grid, of the counted width.
+        unsafe { gpu.launch(&KERNELS, "softmax_backward", Grid::rows(grad.rows(), grad.width()), args)? };
         Ok(vec![Some(dx)])
     }
 }
