@@ -894,9 +894,8 @@ fn server(right: Vec<u8>) -> Result<String, Box<dyn std::error::Error>> {
 #[test]
 fn data_is_fetched_by_name_once_and_checked() -> Outcome {
     let (dir, cache) = (tempfile::tempdir()?, tempfile::tempdir()?);
-    let folder = std::env::var("ZOO_TEST_DATA")
-        .unwrap_or_else(|_| format!("{}/../../../shared/data", env!("CARGO_MANIFEST_DIR")));
-    let right = std::fs::read(format!("{folder}/shakespeare/tiny_shakespeare.txt")).ok();
+    let path = zoo_test_skips::data(env!("CARGO_MANIFEST_DIR"), "shakespeare/tiny_shakespeare.txt");
+    let right = path.map(std::fs::read).transpose()?;
     let address = server(right.clone().unwrap_or_default())?;
     let home = cache.path().display().to_string();
     let fetch = |url: &str| {
@@ -912,7 +911,6 @@ fn data_is_fetched_by_name_once_and_checked() -> Outcome {
     assert!(code == Some(1) && text.contains("offline, bring that file along and give its path to --data"), "{text}");
     assert!(std::fs::read_dir(cache.path())?.next().is_none(), "nothing was kept");
     if right.is_none() {
-        println!("skipped the rest: no {folder}/shakespeare (ZOO_TEST_DATA names the folder)");
         return Ok(());
     }
     let (code, text) = fetch(&format!("{address}/right"));

@@ -12,6 +12,7 @@ use zoo_kernels::cpu::simd::{levels, with_level};
 use zoo_layers::optim::{Moments, Optimizer, Rule, clip_factor, decay_matrices, global_norm};
 use zoo_layers::{Mode, Params, ops};
 use zoo_stock_lstm::StockLstm;
+use zoo_test_skips::skipped;
 use zoo_trading_transformer::features::FEATURES;
 use zoo_trading_transformer::{Head, TradingTransformer};
 use zoo_training::ppo::{self, ActorCritic};
@@ -191,7 +192,7 @@ fn models_agree_with_pytorch_at_every_simd_level() -> Outcome {
 #[test]
 fn the_fixtures_are_what_their_scripts_write() -> Outcome {
     let Ok(python) = std::env::var("ZOO_TORCH") else {
-        println!("skipped: set ZOO_TORCH to a Python with torch to make the fixtures again");
+        skipped("torch", "set ZOO_TORCH to a Python with torch to make the fixtures again");
         return Ok(());
     };
     let dir = tempfile::tempdir()?;

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use run_files::{Outcome, assert_same, at_the_end, contents};
 use serde_json::Value;
+use zoo_test_skips::skipped;
 
 /// What is trained, and its settings: a micro-batch count that is no power of two, for which MPI's own sums have other bits.
 type Run = (&'static str, &'static str);
@@ -53,7 +54,7 @@ fn mpirun() -> Option<(PathBuf, MutexGuard<'static, ()>)> {
         std::env::split_paths(&path).map(|folder| folder.join("mpirun")).find(|path| path.is_file())
     });
     if found.is_none() {
-        println!("skipped: many processes (no mpirun here: install Open MPI, or set ZOO_TEST_MPIRUN)");
+        skipped("mpi", "no mpirun (install Open MPI, or set ZOO_TEST_MPIRUN)");
     }
     // A test that failed leaves the turn to the next.
     found.map(|path| (path, TURN.lock().unwrap_or_else(|e| e.into_inner())))
@@ -391,7 +392,7 @@ fn sums_in_order_have_the_bits_of_one_process_and_mpis_own_have_not() -> Outcome
 #[test]
 fn mpich_by_both_of_its_abis_ends_in_the_same_bytes() -> Outcome {
     let Some(mpiexec) = std::env::var_os("ZOO_TEST_MPICH").map(PathBuf::from) else {
-        println!("skipped: MPICH (ZOO_TEST_MPICH names no mpiexec)");
+        skipped("mpich", "ZOO_TEST_MPICH names no mpiexec");
         return Ok(());
     };
     let lib = mpiexec.parent().and_then(Path::parent).ok_or("mpiexec lies in no bin")?.join("lib");

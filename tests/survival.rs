@@ -11,6 +11,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use run_files::{Files, Outcome, assert_same, at_the_end, contents};
+use zoo_test_skips::skipped;
 
 /// What is trained, and its settings.
 type Run = (&'static str, &'static str);
@@ -80,7 +81,7 @@ fn few_steps([model, preset]: [&str; 2], threads: usize, one_core: bool) -> Outc
 fn batches_are_made_ahead_on_any_number_of_threads_and_on_one_core() -> Outcome {
     let pins = Command::new("taskset").arg("--version").output().is_ok_and(|o| o.status.success());
     if !pins {
-        println!("skipped: one core (no taskset here)");
+        skipped("taskset", "no way to run on one core");
     }
     let models = [
         ["char-gpt", "tiny"],
@@ -324,12 +325,12 @@ fn a_full_disk_is_an_error_and_earlier_checkpoints_stay() -> Outcome {
         .current_dir(dir.path())
         .output();
     let Ok(output) = output else {
-        println!("skipped: no unshare");
+        skipped("mount", "no unshare to mount a small disk with");
         return Ok(());
     };
     let said = String::from_utf8_lossy(&output.stderr);
     if !dir.path().join("after").exists() {
-        println!("skipped: no right to mount a small disk ({})", said.trim());
+        skipped("mount", format!("no right to mount a small disk ({})", said.trim()));
         return Ok(());
     }
     assert_eq!(output.status.code(), Some(1), "{said}");

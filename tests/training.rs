@@ -133,14 +133,9 @@ fn a_file_that_is_no_model_or_damaged_is_refused_by_name() -> Outcome {
 
 #[test]
 fn real_prices_are_read_and_adjusted() -> Outcome {
-    let data = std::env::var("ZOO_TEST_DATA")
-        .unwrap_or_else(|_| format!("{}/../../../shared/data", env!("CARGO_MANIFEST_DIR")));
-    let path = format!("{data}/stocks/aapl_daily_1984_2008.csv");
-    if !std::path::Path::new(&path).exists() {
-        println!("skipped: no {path} (ZOO_TEST_DATA names the folder)");
-        return Ok(());
-    }
-    let source = DataSettings { path, ..DataSettings::default() };
+    let file = "stocks/aapl_daily_1984_2008.csv";
+    let Some(path) = zoo_test_skips::data(env!("CARGO_MANIFEST_DIR"), file) else { return Ok(()) };
+    let source = DataSettings { path: path.display().to_string(), ..DataSettings::default() };
     let task = StockTask::open(&Config::default(), &source, 1, None, &Device::Cpu)?;
     let counts = [Split::Train, Split::Valid, Split::Test].map(|s| task.samples(s));
     assert_eq!(counts.iter().sum::<usize>(), 6081 - 61);

@@ -1,7 +1,6 @@
 //! The five phases in which a transformer proves itself: architecture, data, stability, generation, full training.
 //! Each is a command as well: see the crate's README.
 
-use std::path::Path;
 
 use candle_core::{Device, IndexOp, Tensor};
 use zoo_char_gpt::{CharGpt, CharTask, Config};
@@ -184,13 +183,8 @@ fn phase_4_a_trained_model_writes_more_known_words_than_a_bigram() -> Outcome {
 
 #[test]
 fn phase_5_tiny_shakespeare_is_learned_better_than_a_bigram_knows_it() -> Outcome {
-    let data = std::env::var("ZOO_TEST_DATA")
-        .unwrap_or_else(|_| format!("{}/../../../shared/data", env!("CARGO_MANIFEST_DIR")));
-    let path = format!("{data}/shakespeare/tiny_shakespeare.txt");
-    if !Path::new(&path).exists() {
-        println!("skipped: no {path} (ZOO_TEST_DATA names the folder)");
-        return Ok(());
-    }
+    let file = "shakespeare/tiny_shakespeare.txt";
+    let Some(path) = zoo_test_skips::data(env!("CARGO_MANIFEST_DIR"), file) else { return Ok(()) };
     let at = format!("data.path={path:?}");
     let config = configured("seed", &[&at, "train.steps=600", "train.eval_every=600", "train.lr=4e-3"])?;
     let task = opened(&config)?;

@@ -225,15 +225,7 @@ mod tests {
 
     #[test]
     fn the_published_head_is_read() {
-        let data = std::env::var("ZOO_TEST_DATA").map_or_else(
-            |_| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data"),
-            std::path::PathBuf::from,
-        );
-        let folder = data.join("deepsif");
-        if !folder.is_dir() {
-            println!("skipped: {} is not there (ZOO_TEST_DATA names the folder that has it)", folder.display());
-            return;
-        }
+        let Some(folder) = zoo_test_skips::data(env!("CARGO_MANIFEST_DIR"), "deepsif") else { return };
         let head = Head::read(&folder).unwrap();
         assert_eq!((head.electrodes.len(), head.regions.len(), head.noise.len()), (75, 994, 4));
         assert!(head.check(75, 994).is_ok() && head.check(64, 994).is_err());

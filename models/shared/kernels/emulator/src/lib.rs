@@ -55,12 +55,24 @@ fn compiler() -> Option<&'static str> {
     COMPILER.get_or_init(find).as_deref()
 }
 
-/// Whether there is a compiler; says on stdout that a test is skipped if not.
+/// Whether there is a compiler; says on stdout that a test is skipped if not, and adds a line to the file that `ZOO_SKIPPED` names.
+///
+/// # Panics
+/// There is none, and `ZOO_REQUIRE` asks for the `compiler` or for `all`.
 pub fn ready() -> bool {
-    if compiler().is_none() {
-        println!("skipped: no C++ compiler (CXX or c++) to run GPU kernels on the CPU with");
+    if compiler().is_some() {
+        return true;
     }
-    compiler().is_some()
+    let why = "no C++ compiler (CXX or c++) to run GPU kernels on the CPU with";
+    let required = std::env::var("ZOO_REQUIRE").unwrap_or_default();
+    assert!(!required.split(',').any(|r| matches!(r.trim(), "all" | "compiler")), "ZOO_REQUIRE={required}: {why}");
+    println!("skipped: {why}");
+    if let Some(path) = std::env::var_os("ZOO_SKIPPED") {
+        let file = std::fs::OpenOptions::new().append(true).create(true).open(path);
+        let written = file.and_then(|mut file| writeln!(file, "{:?}: compiler: {why}", std::thread::current().name()));
+        written.expect("the file that ZOO_SKIPPED names");
+    }
+    false
 }
 
 /// Elements that are NaN until they are written.
