@@ -1,7 +1,6 @@
 //! The five phases in which a transformer proves itself: architecture, data, stability, generation, full training.
 //! Each is a command as well: see the crate's README.
 
-
 use candle_core::{Device, IndexOp, Tensor};
 use zoo_char_gpt::{CharGpt, CharTask, Config};
 use zoo_layers::optim::norm_squared;
