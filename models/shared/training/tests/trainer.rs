@@ -440,10 +440,13 @@ fn accumulated_micro_steps_equal_one_large_batch() -> Result<()> {
         trainer.train(&mut Silent, &|| false)?;
         weights(&trainer)
     };
-    // One epoch either way: the same twenty samples, in one batch or in four.
+    // One epoch either way: the same twenty samples, in one batch or in several, of which the last may have fewer.
     let whole = run(&["train.batch_size=20", "train.steps=1", "train.optimizer=sgd"])?;
-    let parts = run(&["train.batch_size=5", "train.accumulate=4", "train.steps=1", "train.optimizer=sgd"])?;
-    assert!(whole.iter().zip(&parts).all(|(a, b)| (a - b).abs() < 1e-6), "{whole:?} {parts:?}");
+    for (size, count) in [(5, 4), (6, 4), (19, 2)] {
+        let (size, count) = (format!("train.batch_size={size}"), format!("train.accumulate={count}"));
+        let parts = run(&[&size, &count, "train.steps=1", "train.optimizer=sgd"])?;
+        assert!(whole.iter().zip(&parts).all(|(a, b)| (a - b).abs() < 1e-6), "{size}: {whole:?} {parts:?}");
+    }
     Ok(())
 }
 
