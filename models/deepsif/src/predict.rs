@@ -179,7 +179,7 @@ fn compared(imager: &DeepSif, head: Option<&Head>, path: &Path, with: &Compared)
 }
 
 /// The rows of a window's strongest regions, those that are found and the first ten at least; and how many are found.
-fn strongest(image: &Image, montage: &Montage, strengths: &[f64]) -> (Vec<Vec<String>>, usize) {
+fn strongest(image: &Image, montage: &Montage, strengths: &[f64], order: &[(usize, f64)]) -> (Vec<Vec<String>>, usize) {
     let found = Rule::Otsu.regions(strengths);
     let row = |(rank, &(region, strength)): (usize, &(usize, f64))| {
         let peak = course(image, region).enumerate().max_by(|a, b| a.1.abs().total_cmp(&b.1.abs())).unwrap_or((0, 0.));
@@ -190,7 +190,6 @@ fn strongest(image: &Image, montage: &Montage, strengths: &[f64]) -> (Vec<Vec<St
         row.push(u8::from(found.contains(&region)).to_string());
         row
     };
-    let order = image.strongest();
     (order.iter().take(found.len().max(FEWEST)).enumerate().map(row).collect(), found.len())
 }
 
@@ -200,6 +199,11 @@ fn course(image: &Image, region: usize) -> impl Iterator<Item = f64> {
 
 fn array(values: Vec<f32>, shape: (usize, usize)) -> Result<Tensor> {
     Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+}
+
+/// Where the regions are.
+fn centres(montage: &Montage) -> Result<Tensor> {
+    array(montage.regions.iter().flatten().map(|v| *v as f32).collect(), (montage.regions.len(), 3))
 }
 
 pub(crate) fn predict(imager: &DeepSif, head: Option<&Head>, request: &Request<ImageOptions>) -> Result<Prediction> {
@@ -254,7 +258,7 @@ fn one(
     let (steps, m) = (montage.steps, montage.regions.len());
     let image = image(imager, request.input, &mut window.values)?;
     let (strengths, order) = (image.strengths(), image.strongest());
-    let (rows, found) = strongest(&image, montage, &strengths);
+    let (rows, found) = strongest(&image, montage, &strengths, &order);
     remarks.push(format!(
         "{found} of {m} regions lie above Otsu's threshold; strengths are roots of mean squares over the time."
     ));
@@ -288,11 +292,10 @@ fn one(
         maps: view::maps(head, montage, &strengths, &window.values),
         ..Picture::default()
     };
-    let positions: Vec<f32> = montage.regions.iter().flatten().map(|v| *v as f32).collect();
     let arrays = vec![
         ("strength".to_string(), array(strengths.iter().map(|s| *s as f32).collect(), (m, 1))?),
         ("activity".to_string(), array(image.activity, (steps, m))?),
-        ("regions_mm".to_string(), array(positions, (m, 3))?),
+        ("regions_mm".to_string(), centres(montage)?),
     ];
     let header = HEADER.map(String::from).to_vec();
     Ok(Prediction { header, rows, summary, remarks, arrays, picture })
@@ -316,11 +319,11 @@ fn many(
         centre(&mut centred, montage.electrodes.len());
         let loudest = centred.iter().fold(0f32, |most, v| most.max(v.abs()));
         let image = image(imager, request.input, &mut window.values)?;
-        let strengths = image.strengths();
-        let (of_window, found) = strongest(&image, montage, &strengths);
+        let (strengths, order) = (image.strengths(), image.strongest());
+        let (of_window, found) = strongest(&image, montage, &strengths, &order);
         let from = window.seconds.unwrap_or_default();
         rows.extend(of_window.into_iter().map(|row| [vec![format!("{from:.3}")], row].concat()));
-        listed.push(json!({ "from_s": from, "regions_found": found, "strongest_region": image.strongest()[0].0 }));
+        listed.push(json!({ "from_s": from, "regions_found": found, "strongest_region": order[0].0 }));
         mean.iter_mut().zip(&strengths).for_each(|(sum, s)| *sum += s / count as f64);
         all.extend(strengths.iter().map(|s| *s as f32));
         starts.push(from as f32);
@@ -342,11 +345,10 @@ fn many(
         maps: view::maps(head, montage, &mean, &strongest_eeg.1),
         ..Picture::default()
     };
-    let positions: Vec<f32> = montage.regions.iter().flatten().map(|v| *v as f32).collect();
     let arrays = vec![
         ("strength".to_string(), array(all, (count, m))?),
         ("from_s".to_string(), array(starts, (count, 1))?),
-        ("regions_mm".to_string(), array(positions, (m, 3))?),
+        ("regions_mm".to_string(), centres(montage)?),
     ];
     let summary =
         Map::from_iter([("strongest_region".to_string(), order[0].into()), ("windows".to_string(), listed.into())]);

@@ -15,7 +15,7 @@ const ODD: f64 = 10.;
 /// A clipped channel comes to its largest value by so many of its smallest steps.
 const COARSE: f32 = 3.;
 /// One electrode of so many may be interpolated from the others.
-pub(super) const INTERPOLATED: usize = 5;
+const INTERPOLATED: usize = 5;
 
 /// What stands before a name, and what behind it is a reference or says that this is EEG.
 const BEFORE: [&str; 5] = ["eeg ", "eeg-", "eeg_", "eeg:", "pol "];

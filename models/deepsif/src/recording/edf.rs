@@ -106,8 +106,8 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Found, String> {
         found.remarks.push("The last record is not whole: it is left out.".into());
     }
     let others: Vec<&str> = signals.iter().filter(|s| s.samples != most).map(|s| s.label.as_str()).collect();
+    let rate = most as f64 / duration;
     if !others.is_empty() {
-        let rate = most as f64 / duration;
         found
             .remarks
             .push(format!("Channels of other rates than {rate} Hz are left out: {}.", listed(others.into_iter())));
@@ -119,7 +119,6 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Found, String> {
         found.remarks.push(format!("Channels whose physical or digital range is empty in the header: {blind}."));
     }
 
-    let rate = most as f64 / duration;
     let records = || body.chunks_exact(width_of_record).take(whole_records);
     annotations(records(), &notes, duration, rate, &mut found).map_err(|what| match reserved.is_empty() {
         true => what,

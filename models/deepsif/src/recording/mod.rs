@@ -294,19 +294,22 @@ fn arrays(path: &Path) -> Result<Found> {
     let mut beside: Vec<(String, Beside)> = texts.chain(single).collect();
     let mut all = vec![];
     for t in &source.tensors {
-        let mut values: Vec<f32> = vec![];
-        source.stream(&TensorView::whole(t), Dtype::F64, &mut |piece| {
-            values.extend(piece.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b) as f32));
-            Ok(())
-        })?;
-        match matrix(&t.shape) {
-            Some((rows, columns)) => {
-                all.push(Found { name: t.name.clone(), rows, columns, values, ..Found::default() })
-            }
-            None => {
-                let values = values.into_iter().map(f64::from).collect();
-                beside.push((t.name.clone(), Beside::Numbers(values)));
-            }
+        let each = |take: &mut dyn FnMut(f64)| {
+            source.stream(&TensorView::whole(t), Dtype::F64, &mut |piece| {
+                piece.as_chunks::<8>().0.iter().for_each(|b| take(f64::from_le_bytes(*b)));
+                Ok(())
+            })
+        };
+        let name = t.name.clone();
+        if let Some((rows, columns)) = matrix(&t.shape) {
+            let mut values = vec![];
+            each(&mut |v| values.push(v as f32))?;
+            all.push(Found { name, rows, columns, values, ..Found::default() });
+        } else {
+            // Times need all of their digits.
+            let mut values = vec![];
+            each(&mut |v| values.push(v))?;
+            beside.push((name, Beside::Numbers(values)));
         }
     }
     the_eeg(path, all, &beside)
