@@ -216,7 +216,11 @@ impl Params {
             let Some(t) = tensors.get(&p.name) else { return Ok(None) };
             let value = t.to_dtype(p.var.dtype())?.to_device(p.var.device())?;
             // One that is a parameter's own would change as they are set.
-            Ok(Some(if params.iter().any(|p| share_storage(&p.var, &value)) { value.copy()? } else { value }))
+            Ok(Some(if share_storage(&value, params.iter().map(|p| p.var.as_tensor())) {
+                value.copy()?
+            } else {
+                value
+            }))
         };
         let values = params.iter().map(value).collect::<Result<Vec<_>>>()?;
         for (p, value) in params.iter().zip(values) {

@@ -8,7 +8,7 @@ use zoo_kernels::cpu::{memories_mut, parallel};
 use zoo_kernels::{Backward, Forward, Op, Output, View, apply_one};
 #[cfg(not(debug_assertions))]
 use zoo_layers::ops::mse;
-use zoo_layers::ops::{Activation, linear, pool};
+use zoo_layers::ops::{Activation, embedding, linear, pool};
 use zoo_layers::optim::{Moments, Optimizer, Rule, average, clip_factor, decay_matrices, global_norm};
 use zoo_layers::{Gradients, Linear, Params};
 
@@ -42,6 +42,17 @@ impl Op for Wrong {
 fn said<T>(outcome: Result<T>, what: &str) {
     let message = outcome.map(|_| ()).map_err(|e| e.to_string());
     assert!(message.as_ref().is_err_and(|e| e.contains(what)), "{what}: {message:?}");
+}
+
+#[test]
+fn ids_that_change_after_the_forward_pass_are_not_read_again() -> Result<()> {
+    let ids = Var::new(&[0i64, 1], &Device::Cpu)?;
+    let table = Var::zeros((3, 2), DType::F32, &Device::Cpu)?;
+    let loss = embedding(&ids, &table)?.sum_all()?;
+    ids.set(&Tensor::new(&[7i64, -1], &Device::Cpu)?)?;
+    let gradient = loss.backward()?.get(&table).map(Tensor::to_vec2::<f32>).transpose()?;
+    assert_eq!(gradient, Some(vec![vec![1., 1.], vec![1., 1.], vec![0., 0.]]));
+    Ok(())
 }
 
 #[test]

@@ -5,8 +5,7 @@ use std::ffi::c_int;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::ptr::null_mut;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use zoo_training::{Collective, Error, Result};
@@ -19,11 +18,20 @@ const START: Duration = Duration::from_secs(300);
 /// How often the watch looks.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// Waiting in MPI, in milliseconds since the start; 0 while this process does something of its own.
+/// Since when this process waits in MPI, and how long it may; nothing while it does something of its own.
 #[derive(Default)]
-struct Waiting {
-    since: AtomicU64,
-    limit: AtomicU64,
+struct Waiting(Mutex<Option<(Instant, Duration)>>);
+
+impl Waiting {
+    fn set(&self, waiting: Option<(Instant, Duration)>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = waiting;
+    }
+
+    /// The limit, if it is over.
+    fn overdue(&self) -> Option<Duration> {
+        let (since, limit) = (*self.0.lock().unwrap_or_else(PoisonError::into_inner))?;
+        (since.elapsed() > limit).then_some(limit)
+    }
 }
 
 /// The processes that a launcher started, over the MPI that it belongs to. All calls are made by the thread that joined.
@@ -31,8 +39,9 @@ pub struct Mpi {
     found: Found,
     rank: usize,
     size: usize,
-    start: Instant,
     waiting: Arc<Waiting>,
+    /// How long the others may take; 0 for as long as they like.
+    limit: Cell<Duration>,
     is_finished: Cell<bool>,
     /// MPI is initialised for the thread that did it.
     _thread: PhantomData<*const ()>,
@@ -47,21 +56,18 @@ impl Mpi {
     pub fn join(launch: &Launch, silent: impl Fn(Duration) + Send + 'static) -> Result<Self> {
         let found = load()?;
         let waiting = Arc::new(Waiting::default());
-        let (watched, start) = (Arc::downgrade(&waiting), Instant::now());
+        let watched = Arc::downgrade(&waiting);
         std::thread::spawn(move || {
             while let Some(waiting) = watched.upgrade() {
-                let (since, limit) = (waiting.since.load(Ordering::Relaxed), waiting.limit.load(Ordering::Relaxed));
-                let now = start.elapsed().as_millis() as u64;
-                if since > 0 && limit > 0 && now.saturating_sub(since) > limit {
-                    silent(Duration::from_millis(limit));
+                if let Some(limit) = waiting.overdue() {
+                    silent(limit);
                 }
                 drop(waiting);
                 std::thread::sleep(LOOK);
             }
         });
         // For one that does not come; until the run says more, others may have to be waited for.
-        waiting.limit.store(START.as_millis() as u64, Ordering::Relaxed);
-        waiting.since.store(1, Ordering::Relaxed);
+        waiting.set(Some((Instant::now(), START)));
         let mut known = [0; 2];
         let Abi { world, errors_return, funneled, .. } = found.abi;
         let mut provided = 0;
@@ -84,9 +90,9 @@ impl Mpi {
                 found.path.display()
             )));
         }
-        waiting.since.store(0, Ordering::Relaxed);
-        waiting.limit.store(0, Ordering::Relaxed);
-        Ok(Self { found, rank, size, start, waiting, is_finished: Cell::new(false), _thread: PhantomData })
+        waiting.set(None);
+        let (limit, is_finished) = (Cell::new(Duration::ZERO), Cell::new(false));
+        Ok(Self { found, rank, size, waiting, limit, is_finished, _thread: PhantomData })
     }
 
     /// Name, version and place of the library that would be used, without initialising it; `None` if there is none.
@@ -166,9 +172,10 @@ impl Mpi {
 
     /// Makes a call that waits for the others.
     fn wait(&self, call: impl FnOnce() -> c_int) -> c_int {
-        self.waiting.since.store((self.start.elapsed().as_millis() as u64).max(1), Ordering::Relaxed);
+        let limit = self.limit.get();
+        self.waiting.set((!limit.is_zero()).then(|| (Instant::now(), limit)));
         let result = call();
-        self.waiting.since.store(0, Ordering::Relaxed);
+        self.waiting.set(None);
         result
     }
 }
@@ -285,6 +292,6 @@ impl Collective for Mpi {
     }
 
     fn set_timeout(&self, limit: Duration) {
-        self.waiting.limit.store(limit.as_millis() as u64, Ordering::Relaxed);
+        self.limit.set(limit);
     }
 }

@@ -122,9 +122,10 @@ fn address(tensor: &Tensor) -> usize {
     std::ptr::from_ref(&*tensor.storage_and_layout().0).addr()
 }
 
-/// Whether two tensors share their storage: one cannot be read while the other is written.
-pub fn share_storage(a: &Tensor, b: &Tensor) -> bool {
-    address(a) == address(b)
+/// Whether a tensor shares its storage with one of others: it cannot be read while that is written.
+pub fn share_storage<'a>(tensor: &Tensor, others: impl IntoIterator<Item = &'a Tensor>) -> bool {
+    let own = address(tensor);
+    others.into_iter().any(|t| address(t) == own)
 }
 
 /// Calls `f` with the memory of tensors, to change in place, which is locked as long as `f` runs. It is locked in the order of its addresses,
@@ -134,8 +135,9 @@ pub fn share_storage(a: &Tensor, b: &Tensor) -> bool {
 /// Two tensors that share storage; one that is not contiguous; what `f` says.
 pub fn memories_mut(tensors: &[&Tensor], f: &mut dyn FnMut(&mut [Memory]) -> Result<()>) -> Result<()> {
     type Got<'a> = Vec<(usize, Memory<'a>)>;
-    fn go(rest: &[(usize, &Tensor)], got: Got, f: &mut dyn FnMut(&mut [Memory]) -> Result<()>) -> Result<()> {
-        let Some(((place, first), rest)) = rest.split_first() else {
+    type Rest<'a> = [(usize, usize, &'a Tensor)];
+    fn go(rest: &Rest, got: Got, f: &mut dyn FnMut(&mut [Memory]) -> Result<()>) -> Result<()> {
+        let Some(((_, place, first), rest)) = rest.split_first() else {
             let mut got = got;
             got.sort_by_key(|(place, _)| *place);
             return f(&mut got.into_iter().map(|(_, memory)| memory).collect::<Vec<_>>());
@@ -147,13 +149,13 @@ pub fn memories_mut(tensors: &[&Tensor], f: &mut dyn FnMut(&mut [Memory]) -> Res
         })));
         first.inplace_op1(&op)
     }
-    let mut order: Vec<(usize, usize)> = tensors.iter().map(|t| address(t)).zip(0..).collect();
-    order.sort_unstable();
+    let mut order: Vec<(usize, usize, &Tensor)> =
+        tensors.iter().enumerate().map(|(place, t)| (address(t), place, *t)).collect();
+    order.sort_unstable_by_key(|(address, ..)| *address);
     if order.windows(2).any(|pair| pair[0].0 == pair[1].0) {
         bail!("in-place update: two of the tensors share their storage")
     }
-    let order: Vec<(usize, &Tensor)> = order.into_iter().map(|(_, place)| (place, tensors[place])).collect();
-    go(&order, vec![], f)
+    go(&order, Vec::with_capacity(order.len()), f)
 }
 
 /// [`memories_mut`] of f32 CPU tensors, as slices.

@@ -155,7 +155,7 @@ struct Update {
 /// A parameter, the tensor that moves it, and its state.
 struct Job<'a> {
     update: Update,
-    grad: &'a Tensor,
+    grad: Tensor,
     param: &'a Param,
     state: &'a mut [Tensor],
 }
@@ -163,30 +163,31 @@ struct Job<'a> {
 /// Does all of them: on a GPU in as few launches as can be.
 fn apply(jobs: Vec<Job>) -> Result<()> {
     let (level, fused) = (simd::level()?, simd::fused());
-    // What is written cannot be read meanwhile.
-    let own = |job: &Job| job.tensors().iter().any(|t| share_storage(job.grad, t));
-    let copies = jobs.iter().map(|job| own(job).then(|| job.grad.copy()).transpose());
-    let copies = copies.collect::<Result<Vec<_>>>()?;
-    let jobs = jobs.into_iter().zip(&copies).map(|(job, copy)| Job { grad: copy.as_ref().unwrap_or(job.grad), ..job });
     // The parameters of a model are on one device.
-    let (mut gpu, mut there, mut here) = (None, vec![], vec![]);
-    for job in jobs {
-        let all = || std::iter::once(job.grad).chain(job.tensors());
-        let plain = !fused || all().any(|t| t.dtype() != DType::F32);
-        let found = Gpu::of(&[&[job.grad], job.tensors().as_slice()].concat()).filter(|_| !plain);
+    let (mut gpu, mut there) = (None, vec![]);
+    for mut job in jobs {
+        let mut all = job.tensors();
+        let is_own = share_storage(&job.grad, all.iter().copied());
+        all.push(&job.grad);
+        let is_plain = !fused || all.iter().any(|t| t.dtype() != DType::F32);
+        let found = if is_plain { None } else { Gpu::of(&all) };
+        if is_own {
+            // What is written cannot be read meanwhile.
+            job.grad = job.grad.copy()?;
+        }
         match (found, job.update.rule) {
             (Some(found), Rule::Muon { momentum }) => gpu::muon(&found, &job, momentum)?,
             (Some(found), _) => {
                 gpu = Some(found);
                 there.push(job);
             }
-            (None, _) => here.push(job),
+            (None, _) if is_plain || !job.grad.device().is_cpu() => {
+                reference::update(job.update, &job.grad, &job.param.var, job.state)?
+            }
+            (None, _) => job.apply(level)?,
         }
     }
-    if let Some(gpu) = gpu {
-        gpu::update(&gpu, &there)?;
-    }
-    here.into_iter().try_for_each(|job| job.apply(level, fused))
+    gpu.map_or(Ok(()), |gpu| gpu::update(&gpu, &there))
 }
 
 impl Job<'_> {
@@ -195,26 +196,21 @@ impl Job<'_> {
         std::iter::once(self.param.var.as_tensor()).chain(&*self.state).collect()
     }
 
-    fn apply(self, level: Level, fused: bool) -> Result<()> {
-        let Job { update, grad, param, state } = self;
-        let mut tensors = vec![param.var.as_tensor()];
-        tensors.extend(&*state);
-        let on_gpu = Gpu::of(&tensors).is_some() || !grad.device().is_cpu();
-        if !fused || on_gpu || grad.dtype() != DType::F32 {
-            return reference::update(update, grad, &param.var, state);
-        }
+    /// By the CPU's kernels: all tensors are f32 and there.
+    fn apply(&self, level: Level) -> Result<()> {
+        let Job { update, grad, param, .. } = self;
         let grad = grad.contiguous()?;
         let (storage, layout) = grad.storage_and_layout();
         let (candle_core::Storage::Cpu(cpu), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
             bail!("the gradient of {} is not on the CPU", param.name)
         };
         let grad = &cpu.as_slice::<f32>()?[start..end];
-        slices_mut(&tensors, &mut |slices| {
+        slices_mut(&self.tensors(), &mut |slices| {
             match (update.rule, param.var.dims()) {
                 (Rule::Muon { momentum }, &[rows, columns]) => {
-                    muon::update(update, momentum, [rows, columns], grad, slices)
+                    muon::update(*update, momentum, [rows, columns], grad, slices)
                 }
-                _ => cpu::update(level, update, grad, slices),
+                _ => cpu::update(level, *update, grad, slices),
             }
             Ok(())
         })
@@ -281,7 +277,7 @@ impl Optimizer {
         let jobs = self.slots.iter_mut().zip(grads.iter()).filter_map(|(slot, (_, grad))| {
             let Group { lr_scale, weight_decay, .. } = slot.group;
             let update = Update { rule: slot.rule, lr: lr * lr_scale, weight_decay, scale, step };
-            Some(Job { update, grad: grad?, param: &slot.param, state: &mut slot.state })
+            Some(Job { update, grad: grad?.clone(), param: &slot.param, state: &mut slot.state })
         });
         let jobs = jobs.collect();
         match rayon::current_thread_index() {
@@ -356,7 +352,7 @@ pub fn average(average: &Params, weights: &Params, decay: f64) -> Result<()> {
     let mut jobs = vec![];
     for ((param, (_, weight)), trained) in all.iter().zip(&now).zip(&trained) {
         match trained.trainable {
-            true => jobs.push(Job { update, grad: weight, param, state: &mut [] }),
+            true => jobs.push(Job { update, grad: weight.clone(), param, state: &mut [] }),
             // What no optimizer moves is taken over: statistics that a layer keeps are averages already.
             false => param.var.set(weight)?,
         }

@@ -71,6 +71,8 @@ fn lookup(op: Embedding, ids: &Tensor, table: &Tensor, positions: Option<&Tensor
         if let Some(id) = on_host.iter().find(|id| !(0..rows as i64).contains(*id)) {
             bail!("embedding: id {id} is none of {rows} rows")
         }
+        // The ids that were looked at, whatever becomes of a variable before the backward pass.
+        ids = Tensor::from_vec(on_host, ids.shape(), ids.device())?;
     }
     let mut inputs = vec![&ids, table];
     inputs.extend(positions);
