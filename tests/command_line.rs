@@ -86,6 +86,36 @@ fn the_same_seed_gives_the_same_bytes_at_any_number_of_threads() -> Outcome {
     Ok(())
 }
 
+#[test]
+fn products_in_bf16_train_and_judge_alike_at_any_number_of_threads() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let train = |out: &str, dtype: &str, threads: &str| {
+        let dtype = format!("train.dtype={dtype}");
+        let args = ["train", "char-gpt", "--preset", "tiny", "--steps", "30", "--set", &dtype, "--out", out, "--json"];
+        json(&zoo_with(dir.path(), &args, &[("RAYON_NUM_THREADS", threads)])).map(|_| ())
+    };
+    let weights = |run: &str| std::fs::read(dir.path().join(run).join("last.safetensors"));
+    train("one", "bf16", "1")?;
+    for threads in ["2", "3"] {
+        train(threads, "bf16", threads)?;
+        assert_eq!(weights("one")?, weights(threads)?, "{threads} threads");
+    }
+    train("wide", "f32", "2")?;
+    assert_ne!(weights("one")?, weights("wide")?);
+    let loss = |run: &str, dtype: &str| -> Result<f64, Box<dyn std::error::Error>> {
+        let found = json(&zoo(dir.path(), &["eval", "char-gpt", "--checkpoint", run, "--dtype", dtype, "--json"]))?;
+        assert_eq!(found["dtype"], dtype);
+        found["metrics"]["loss"].as_f64().ok_or_else(|| format!("no loss: {found}").into())
+    };
+    let (narrow, same, wide) = (loss("one", "f32")?, loss("one", "bf16")?, loss("wide", "f32")?);
+    assert!((narrow - same).abs() < 2e-3 && narrow != same, "{narrow} {same}");
+    assert!((narrow - wide).abs() < 0.02, "{narrow} {wide}");
+    let wrong = zoo(dir.path(), &["eval", "char-gpt", "--checkpoint", "one", "--dtype", "half"]);
+    let said = String::from_utf8(wrong.stderr)?;
+    assert!(wrong.status.code() == Some(2) && said.contains("expected f32, tf32, bf16 or f16"), "{said}");
+    Ok(())
+}
+
 /// Prices as a vendor might write them: newest first, dates of its own kind, a ticker in the names.
 fn vendors_file(rows: usize) -> String {
     let mut text = String::from("Date,AAPL.Close,Vol.\n");

@@ -4,9 +4,12 @@ use std::path::{Path, PathBuf};
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command};
+use serde::Deserialize;
 use toml::{Table, Value};
 use zoo_checkpoint::is_stream;
-use zoo_training::{Error, Flag};
+use zoo_layers::ops::autocast;
+use zoo_training::config::ComputeType;
+use zoo_training::{Error, Flag, with_products};
 
 /// A preset, a file over it, and single settings over both.
 #[derive(Args, Clone, Debug, Default)]
@@ -45,6 +48,25 @@ pub(crate) struct DeviceName {
     /// Where to compute: cpu, cuda, cuda:N or metal
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub(crate) device: String,
+}
+
+/// What the ops compute in.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct Precision {
+    /// What the ops compute in: f32, tf32 (CUDA), bf16 or f16
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = compute_type)]
+    pub(crate) dtype: ComputeType,
+}
+
+fn compute_type(name: &str) -> Result<ComputeType, String> {
+    ComputeType::deserialize(Value::from(name)).map_err(|_| "expected f32, tf32, bf16 or f16".into())
+}
+
+impl Precision {
+    /// Runs `f` with ops in this type.
+    pub(crate) fn run<R>(self, f: impl FnOnce() -> R) -> R {
+        with_products(self.dtype, || autocast(self.dtype.compute(), f))
+    }
 }
 
 /// Whether results may take the place of files.

@@ -37,7 +37,7 @@ pub(crate) fn run(as_json: bool) -> anyhow::Result<()> {
     let features = [("cuda", cfg!(feature = "cuda")), ("metal", cfg!(feature = "metal"))];
     let features: Vec<&str> = features.into_iter().filter(|f| f.1).map(|f| f.0).collect();
     let target = format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS);
-    let levels: Vec<&str> = simd::levels().into_iter().map(simd::Level::name).collect();
+    let levels: Vec<&str> = simd::choices().into_iter().map(|(name, _)| name).collect();
     let (threads, cores) = (rayon::current_num_threads(), std::thread::available_parallelism().map_or(1, usize::from));
     let system = System::new_with_specifics(RefreshKind::nothing().with_memory(MemoryRefreshKind::everything()));
     // A container may have less than the machine.
@@ -46,11 +46,17 @@ pub(crate) fn run(as_json: bool) -> anyhow::Result<()> {
     let gpus = gpus();
     let devices = devices(gpus.as_ref().map_or(0, Vec::len));
     let level = simd::level()?.name();
+    let bf16 = match (simd::bf16(), simd::units().contains(&simd::Bf16::Avx512)) {
+        (simd::Bf16::Avx512, _) => "by vdpbf16ps (AVX-512 BF16)",
+        (simd::Bf16::Rounded, true) => "as f32 of rounded factors, as ZOO_SIMD says; this machine has avx512bf16",
+        (simd::Bf16::Rounded, false) => "as f32 of rounded factors: no instructions for them (AVX-512 BF16) here",
+    };
+    let bf16 = bf16.to_string();
     if as_json {
         let of = |g: &Gpu| json!({ "name": g.name, "memory": g.memory, "driver": g.driver, "compute_capability": g.capability });
         print_json(&json!({
             "zoo": { "version": env!("CARGO_PKG_VERSION"), "target": target, "features": features, "debug": cfg!(debug_assertions) },
-            "cpu": { "name": cpu_name(), "simd": level, "simd_levels": levels, "threads": threads, "cores": cores },
+            "cpu": { "name": cpu_name(), "simd": level, "simd_levels": levels, "bf16": bf16, "threads": threads, "cores": cores },
             "memory": { "total_bytes": memory, "available_bytes": free },
             "fused": simd::fused(), "mpi": mpi(),
             "gpus": gpus.iter().flatten().map(of).collect::<Vec<_>>(),
@@ -64,6 +70,7 @@ pub(crate) fn run(as_json: bool) -> anyhow::Result<()> {
         ["features".into(), if features.is_empty() { "neither cuda nor metal".into() } else { features.join(", ") }],
         ["processor".into(), cpu_name()],
         ["SIMD".into(), format!("{level}, of {} (ZOO_SIMD)", levels.join(", "))],
+        ["bf16 products".into(), bf16.clone()],
         ["threads".into(), format!("{threads} on {cores} cores (RAYON_NUM_THREADS)")],
         ["memory".into(), format!("{:.1} GiB, {:.1} of them free", gib(memory), gib(free))],
     ];

@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 use zoo_training::{Error, Evaluation, History, Metrics, Name, Recipe, RunFiles, Table, Trials, spread};
 
-use crate::arguments::{Checkpoint, DeviceName, Force, Json, ModelName};
+use crate::arguments::{Checkpoint, DeviceName, Force, Json, ModelName, Precision};
 use crate::device::device;
 use crate::fetch;
 use crate::output::{csv_text, cut, print, print_json, table, warn};
@@ -39,6 +39,8 @@ pub(crate) struct Arguments {
     pub(crate) force: Force,
     #[command(flatten)]
     pub(crate) device: DeviceName,
+    #[command(flatten)]
+    pub(crate) precision: Precision,
     #[command(flatten)]
     pub(crate) json: Json,
 }
@@ -88,7 +90,7 @@ fn judge<T: Recipe>(args: &Arguments, checkpoint: &Path) -> anyhow::Result<Judge
     if task.samples(split) == 0 {
         bail!("the {0} split has no samples (data.{0} is 0 in these weights)", split.name())
     }
-    let mut evaluation = task.evaluate(&model, split)?;
+    let mut evaluation = args.precision.run(|| task.evaluate(&model, split))?;
     if args.more.is_empty() {
         let trials = || trials::<T>(checkpoint, &task.fingerprint());
         let said = T::reconsider(&[&evaluation], &trials);
@@ -209,7 +211,7 @@ fn report_one<T: Recipe>(args: &Arguments, judged: &Judged) {
     if args.json.json {
         return print_json(&json!({
             "model": T::NAME, "checkpoint": path.display().to_string(), "split": split, "samples": samples,
-            "data": data, "metrics": metrics.object(), "baselines": baselines(others), "remarks": remarks,
+            "dtype": args.precision.dtype, "data": data, "metrics": metrics.object(), "baselines": baselines(others), "remarks": remarks,
         }));
     }
     let mut rows = vec![header(metrics), row(T::NAME, metrics)];

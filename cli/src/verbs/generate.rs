@@ -11,7 +11,7 @@ use serde_json::json;
 use zoo_layers::Sampling;
 use zoo_training::{Error, Generate};
 
-use crate::arguments::{Checkpoint, DeviceName, Json, ModelName};
+use crate::arguments::{Checkpoint, DeviceName, Json, ModelName, Precision};
 use crate::device::device;
 use crate::output::{note, print_json, shown};
 use crate::signals::{STOPPED, stop_flag};
@@ -59,6 +59,8 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     pub(crate) device: DeviceName,
     #[command(flatten)]
+    pub(crate) precision: Precision,
+    #[command(flatten)]
     pub(crate) json: Json,
 }
 
@@ -96,13 +98,14 @@ pub(crate) fn run<T: Generate>(args: &Arguments) -> anyhow::Result<ExitCode> {
         let between = if sample > 0 { "\n---\n" } else { "" };
         let mut head = (!args.json.json).then(|| format!("{between}{prompt}"));
         let (started, mut text, mut failed) = (Instant::now(), String::new(), None);
-        T::generate(&model, &fitted, &prompt, &sampling, &device, &mut |piece| {
+        let mut write = |piece: &str| {
             text.push_str(piece);
             if !args.json.json {
                 failed = out(&(head.take().unwrap_or_default() + piece)).err();
             }
             failed.is_none() && !stopped()
-        })?;
+        };
+        args.precision.run(|| T::generate(&model, &fitted, &prompt, &sampling, &device, &mut write))?;
         if failed.is_none() && !args.json.json {
             failed = out(&(head.take().unwrap_or_default() + "\n")).err();
         }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use zoo_training::config::overlaid;
 use zoo_training::{Error, Predict, Prediction, Request};
 
-use crate::arguments::{Checkpoint, DeviceName, Force, ModelName};
+use crate::arguments::{Checkpoint, DeviceName, Force, ModelName, Precision};
 use crate::device::device;
 use crate::output::{csv_text, note, print, print_json, worded};
 use crate::plot::{check_name, draw_picture};
@@ -36,6 +36,8 @@ pub(crate) struct Arguments {
     pub(crate) force: Force,
     #[command(flatten)]
     pub(crate) device: DeviceName,
+    #[command(flatten)]
+    pub(crate) precision: Precision,
     /// Print one JSON document (with --output)
     #[arg(long, requires = "output")]
     pub(crate) json: bool,
@@ -69,7 +71,7 @@ pub(crate) fn run<T: Predict>(args: &Arguments) -> anyhow::Result<()> {
     let source = changed_source::<T>(&config, &[], values)?;
     let request = Request { input: &args.input, options: overlaid::<T::Options>(options, "predict")? };
     let Prediction { header, rows, summary, remarks, arrays, picture } =
-        T::predict(model, &config.model, &source, &fitted, &request, &device)?;
+        args.precision.run(|| T::predict(model, &config.model, &source, &fitted, &request, &device))?;
     let table = csv_text(&header, &rows)?;
     if let Some(output) = args.output.as_ref().filter(|o| holds_arrays(o) && arrays.is_empty()) {
         return Err(Error::Usage(format!("--output {}: {} predicts a table (.csv)", output.display(), T::NAME)).into());

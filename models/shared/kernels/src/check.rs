@@ -6,13 +6,14 @@
 //! 2. the f32 kernel's outputs and gradients are compared with the f64 reference's, at every SIMD level of the
 //!    machine: the error may be twice that of the plain f32 graph, which calibrates itself to the shape at hand. As
 //!    one rounding may be lucky, the plain graph's error is the largest over a few inputs next to the given ones;
-//! 3. the same for the kernels of GPUs, in f32, bf16 and f16, on every device that is compiled in. The crate
+//! 3. the same with products in bf16, in each way that the machine has, held to what bf16 can do;
+//! 4. the same for the kernels of GPUs, in f32, bf16 and f16, on every device that is compiled in. The crate
 //!    `zoo-kernels-emulator` has the same check with their GPU kernels on the CPU.
 
 use candle_core::{DType, Device, Result, Tensor, Var, bail};
 
-use crate::autograd::{Op, apply};
-use crate::cpu::simd::{levels, with_level};
+use crate::autograd::{Op, apply, autocast};
+use crate::cpu::simd::{levels, units, with_bf16, with_level};
 use crate::random::{Purpose, Stream};
 
 /// What is accepted for a dtype.
@@ -126,6 +127,13 @@ pub fn check<O: Op + Clone>(op: &O, inputs: &[Tensor], wants: &[bool]) -> Result
         let place = format!("{} at {}", op.name(), level.name());
         with_level(level, || expected.compare(&place, op, &Device::Cpu))?;
     }
+    // Most of what the plain graph rounds is not rounded here: it need not be known well.
+    let rounded = Expected::beside(op, inputs, wants, DType::BF16, 2)?;
+    for unit in units() {
+        let place = format!("{} with products in bf16 ({unit:?})", op.name());
+        let compare = || rounded.compare_stored(&place, op, &Device::Cpu, DType::F32);
+        with_bf16(unit, || autocast(DType::BF16, compare))?;
+    }
     for device in devices()? {
         for dtype in GPU_TYPES {
             let place = format!("{} on {:?} in {dtype:?}", op.name(), device.location());
@@ -166,13 +174,18 @@ impl<'a> Expected<'a> {
     /// # Errors
     /// Those of the reference.
     pub fn of<O: Op>(op: &O, inputs: &'a [Tensor], wants: &'a [bool], dtype: DType) -> Result<Self> {
+        Self::beside(op, inputs, wants, dtype, NEIGHBOURS.0)
+    }
+
+    /// With the plain graph's error on so many inputs.
+    fn beside<O: Op>(op: &O, inputs: &'a [Tensor], wants: &'a [bool], dtype: DType, neighbours: usize) -> Result<Self> {
         let reference = |x: &[Tensor]| op.reference(x);
         let run =
             |inputs: &[Tensor], wide| run(&reference, inputs, wants, wide, dtype, &Device::Cpu).map(|found| found.0);
         let exact = run(inputs, DType::F64)?;
         let mut naive = Naive { outputs: vec![0.; exact.outputs.len()], grads: vec![0.; inputs.len()] };
         // The errors of narrow types are alike from input to input.
-        for n in 0..NEIGHBOURS.0 {
+        for n in 0..neighbours {
             let near = |(i, t): (usize, &Tensor)| -> Result<Tensor> {
                 let factor = random((n * inputs.len() + i) as u64, t.dims())?.affine(NEIGHBOURS.1, 1.)?;
                 if n > 0 && t.dtype().is_float() { t * factor } else { Ok(t.clone()) }
@@ -189,11 +202,16 @@ impl<'a> Expected<'a> {
     /// # Errors
     /// Names the first output or gradient that is off, with its error and what was allowed.
     pub fn compare<O: Op + Clone>(&self, place: &str, op: &O, device: &Device) -> Result<()> {
+        self.compare_stored(place, op, device, self.dtype)
+    }
+
+    /// [`Expected::compare`] with inputs as tensors of a wider type.
+    fn compare_stored<O: Op + Clone>(&self, place: &str, op: &O, device: &Device, stored: DType) -> Result<()> {
         let fused = |x: &[Tensor]| apply(op.clone(), &x.iter().collect::<Vec<_>>());
-        let found = run(&fused, self.inputs, self.wants, self.dtype, self.dtype, device)?.0;
+        let found = run(&fused, self.inputs, self.wants, stored, self.dtype, device)?.0;
         compare_runs(place, &found, self)?;
         let none = vec![false; self.inputs.len()];
-        let eval = run(&fused, self.inputs, &none, self.dtype, self.dtype, device)?.0;
+        let eval = run(&fused, self.inputs, &none, stored, self.dtype, device)?.0;
         // NaN is no number, but the same here.
         let bits =
             |run: &Run| run.outputs.iter().map(|o| o.iter().map(|v| v.to_bits()).collect()).collect::<Vec<Vec<u64>>>();

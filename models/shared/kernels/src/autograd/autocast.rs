@@ -6,7 +6,7 @@ use candle_core::{DType, Result, Tensor, bail};
 
 use super::link::record;
 use super::op::{Backward, Forward, GpuForward, Op, View};
-use crate::cpu::simd::overriding;
+use crate::cpu::simd::{fused, overriding};
 use crate::gpu::{Array, Gpu, Slice};
 
 thread_local! {
@@ -16,6 +16,9 @@ thread_local! {
 /// Runs `f` with the ops that this thread calls computing in `dtype`, bf16 or f16: each casts its floating-point inputs, so that
 /// parameters, their gradients and the optimizer's state stay f32. Losses and softmax compute in f32, as they do in
 /// `torch.autocast`; norms sum in f32 and write `dtype`. With f32 nothing changes. The backward pass may run outside.
+///
+/// On the CPU in bf16, only products of matrices change: they read bf16 and add in f32 (those of attention's scores and of small LSTMs
+/// read f32), and all that they make is f32.
 pub fn autocast<R>(dtype: DType, f: impl FnOnce() -> R) -> R {
     overriding(&COMPUTE, dtype, f)
 }
@@ -25,6 +28,9 @@ pub(super) fn cast(inputs: &[&Tensor], wide: bool) -> Result<Option<Vec<Tensor>>
     let Some(compute @ (DType::BF16 | DType::F16)) = COMPUTE.get() else { return Ok(None) };
     let to = if wide { DType::F32 } else { compute };
     let differs = |t: &Tensor| matches!(t.dtype(), DType::F32 | DType::BF16 | DType::F16) && t.dtype() != to;
+    if compute == DType::BF16 && narrows(inputs) {
+        return Ok(None);
+    }
     if !inputs.iter().any(|t| differs(t)) {
         return Ok(None);
     }
@@ -39,6 +45,13 @@ pub(super) fn cast(inputs: &[&Tensor], wide: bool) -> Result<Option<Vec<Tensor>>
         false => Ok(t.clone()),
     };
     inputs.iter().map(|t| one(t)).collect::<Result<_>>().map(Some)
+}
+
+/// Whether the products of an op on `inputs` read bf16 while its inputs stay as they are: under [`autocast`] to bf16, where the CPU's
+/// kernels compute.
+pub(super) fn narrows(inputs: &[&Tensor]) -> bool {
+    let fits = |t: &&Tensor| t.device().is_cpu() && (t.dtype() == DType::F32 || t.dtype().is_int());
+    COMPUTE.get() == Some(DType::BF16) && fused() && inputs.iter().all(fits) && Gpu::of(inputs).is_none()
 }
 
 /// Between f32 and a narrower type.

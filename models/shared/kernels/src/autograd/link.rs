@@ -24,8 +24,9 @@ use candle_core::{
     Tensor, TensorId, bail,
 };
 
+use super::autocast::narrows;
 use super::op::{Backward, Op, View};
-use crate::cpu::simd;
+use crate::cpu::{products_in_bf16, simd};
 use crate::gpu::{Array, Gpu};
 
 type Nodes = HashMap<TensorId, (Weak<Call>, Role)>;
@@ -49,7 +50,8 @@ pub(super) fn record<O: Op>(op: O, args: Vec<Tensor>) -> Result<Vec<Tensor>> {
     if !simd::fused() {
         return op.reference(&args);
     }
-    let gpu = Gpu::of(&args.iter().collect::<Vec<_>>());
+    let all: Vec<&Tensor> = args.iter().collect();
+    let (gpu, in_bf16) = (Gpu::of(&all), !op.wide() && narrows(&all));
     let on_cpu = args.iter().all(|t| t.device().is_cpu() && (t.dtype() == DType::F32 || t.dtype().is_int()));
     if gpu.is_none() && !on_cpu {
         return op.composed(&args);
@@ -73,13 +75,13 @@ pub(super) fn record<O: Op>(op: O, args: Vec<Tensor>) -> Result<Vec<Tensor>> {
                 None => None,
             },
             None => {
-                let made = op.cpu_forward(&views, save)?;
+                let made = products_in_bf16(in_bf16, || op.cpu_forward(&views, save))?;
                 for output in &made.outputs {
                     fits(&op, "a result", output.data.len(), &output.shape)?;
                 }
                 let outputs =
                     made.outputs.into_iter().map(|o| (Storage::Cpu(CpuStorage::F32(o.data)), o.shape)).collect();
-                Some((outputs, Saved::Cpu(made.saved)))
+                Some((outputs, Saved::Cpu { saved: made.saved, in_bf16 }))
             }
         }
     };
@@ -136,7 +138,11 @@ pub(super) struct Call {
 
 /// What the forward kernel kept, and with it which backward kernel is to run.
 enum Saved {
-    Cpu(Vec<Vec<f32>>),
+    Cpu {
+        saved: Vec<Vec<f32>>,
+        /// Whether products read bf16.
+        in_bf16: bool,
+    },
     Gpu(Gpu, Vec<Array>),
 }
 
@@ -185,7 +191,7 @@ impl Call {
     /// One element, which nobody reads.
     fn token(&self) -> Result<Storage> {
         match &self.saved {
-            Saved::Cpu(_) => Ok(Storage::Cpu(CpuStorage::F32(vec![0.]))),
+            Saved::Cpu { .. } => Ok(Storage::Cpu(CpuStorage::F32(vec![0.]))),
             Saved::Gpu(gpu, _) => Ok(gpu.array(1)?.into_storage()),
         }
     }
@@ -210,8 +216,9 @@ impl Call {
         let (inputs, outputs, grads, needs) = (&inputs, &outputs, &grads, &needs);
         // With their numbers of elements.
         let made: Vec<Option<(usize, Storage)>> = match &self.saved {
-            Saved::Cpu(saved) => {
-                let made = self.op.cpu_backward(&Backward { inputs, outputs, saved, grads, needs })?;
+            Saved::Cpu { saved, in_bf16 } => {
+                let pass = Backward { inputs, outputs, saved, grads, needs };
+                let made = products_in_bf16(*in_bf16, || self.op.cpu_backward(&pass))?;
                 made.into_iter().map(|g| g.map(|g| (g.len(), Storage::Cpu(CpuStorage::F32(g))))).collect()
             }
             Saved::Gpu(gpu, saved) => {

@@ -1,7 +1,7 @@
 //! Output memory that is written by several threads, and in-place access to the elements of tensors.
 
 use candle_core::{CpuStorage, CudaStorage, InplaceOp1, Layout, MetalStorage, Result, Tensor, bail};
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::sync::Mutex;
 
 /// Memory for `n` f32 that starts uninitialised: zeroing it would cost as much as a small kernel.
@@ -178,14 +178,14 @@ pub fn slices_mut(tensors: &[&Tensor], f: &mut dyn FnMut(&mut [&mut [f32]]) -> R
 /// the last: write before you read.
 pub fn with_scratch<R>(n: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
     thread_local! {
-        static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+        static SCRATCH: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
     }
-    // Taken out, so that a call within `f` gets memory of its own.
-    let mut scratch = SCRATCH.take();
+    // Taken out, so that a call within `f` gets memory of its own, the same each time.
+    let mut scratch = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
     if scratch.len() < n {
         scratch.resize(n, 0.);
     }
     let result = f(&mut scratch[..n]);
-    SCRATCH.set(scratch);
+    SCRATCH.with_borrow_mut(|kept| kept.push(scratch));
     result
 }

@@ -1,15 +1,17 @@
-//! Matrix products in f32 accumulated in f32, the same bits at any number of threads: large ones by the `gemm` crate,
-//! those of few rows with a transposed factor as dot products.
+//! Matrix products accumulated in f32, the same bits at any number of threads: large ones by the `gemm` crate, those of few rows with a
+//! transposed factor as dot products, and those of [bf16](super::products_in_bf16) by kernels of their own.
+
+use std::borrow::Cow;
 
 use candle_core::Result;
 use pulp::{Simd, WithSimd};
 
 use super::buffer::{Buffer, Pointer};
 use super::product::Matrix;
-use super::{parallel, simd, vector};
+use super::{bf16, parallel, simd, vector};
 
 /// Below this many multiplications a second thread costs more than it brings.
-const PARALLEL: usize = 1 << 17;
+pub(super) const PARALLEL: usize = 1 << 17;
 
 /// What becomes of the result that is already there: C = keep · C + scale · A B.
 #[derive(Clone, Copy, Debug)]
@@ -32,14 +34,28 @@ impl Blend {
 /// # Safety
 /// `c` points to m rows of n elements that nobody else accesses, initialised if any of it is kept.
 pub unsafe fn matmul_into([m, n, k]: [usize; 3], a: Matrix, b: Matrix, c: Pointer, c_row: usize, blend: Blend) {
-    let Blend { keep, scale } = blend;
     assert!(a.reaches(m, k) && b.reaches(k, n), "factor too short");
+    // SAFETY: the factors reach as far, as was checked; the caller answers for C.
+    unsafe {
+        match bf16::is_on() && k > 0 {
+            true => bf16::product_into([m, n, k], a, b, None, c, c_row, blend),
+            false => gemm_into([m, n, k], a, b, c, c_row, blend),
+        }
+    }
+}
+
+/// As [`matmul_into`], in f32.
+///
+/// # Safety
+/// As there; the factors reach as far as these sizes.
+pub(super) unsafe fn gemm_into([m, n, k]: [usize; 3], a: Matrix, b: Matrix, c: Pointer, c_row: usize, blend: Blend) {
+    let Blend { keep, scale } = blend;
     let parallel = if m.saturating_mul(n).saturating_mul(k) < PARALLEL || parallel::is_alone() {
         gemm::Parallelism::None
     } else {
         gemm::Parallelism::Rayon(0)
     };
-    // SAFETY: the factors hold the matrices of the stated sizes and strides, as was checked; the caller answers for C.
+    // SAFETY: the caller's promise.
     unsafe {
         let c = c.at(0);
         if k == 0 {
@@ -92,24 +108,43 @@ pub unsafe fn affine_into(
     c_row: usize,
 ) -> Result<()> {
     assert!(x.len() == m * k && w.len() == n * k && bias.is_none_or(|b| b.len() == n), "sizes do not fit");
+    let rounds = bf16::is_on();
+    if rounds && m > bf16::FEW && k > 0 {
+        let (x, w) = (Matrix::rows(x, k), Matrix::transposed(w, k));
+        // SAFETY: the caller's promise.
+        unsafe { bf16::product_into([m, n, k], x, w, bias, c, c_row, Blend::REPLACE) };
+        return Ok(());
+    }
     if m > FEW {
+        let (x, w) = (Matrix::rows(x, k), Matrix::transposed(w, k));
         // SAFETY: the caller's promise; rows start as the bias if they are added to.
         unsafe {
             if let Some(bias) = bias {
-                (0..m).for_each(|i| c.at(i * c_row).copy_from_nonoverlapping(bias.as_ptr(), n));
+                start_from(m, n, bias, c, c_row);
             }
             let blend = if bias.is_some() { Blend::ADD } else { Blend::REPLACE };
-            matmul_into([m, n, k], Matrix::rows(x, k), Matrix::transposed(w, k), c, c_row, blend);
+            matmul_into([m, n, k], x, w, c, c_row, blend);
         }
         return Ok(());
     }
     let level = simd::level()?;
+    let x = if rounds { Cow::Owned(vector::bf16_of(level, x)) } else { Cow::Borrowed(x) };
+    let x = &*x;
     // A task has some tens of microseconds of work, or all there is.
     let columns = COLUMNS.max((PARALLEL / 2).checked_div(m * k).unwrap_or(n)).max(1);
     parallel::chunks(n, columns, |columns| {
-        level.run(FewRows { m, k, columns, x, w, bias, c, c_row });
+        level.run(FewRows { m, k, columns, x, w, bias, c, c_row, rounds });
     });
     Ok(())
+}
+
+/// Makes each of m rows of C the n elements of `bias`.
+///
+/// # Safety
+/// `c` points to m rows of n elements that nobody else accesses.
+pub(super) unsafe fn start_from(m: usize, n: usize, bias: &[f32], c: Pointer, c_row: usize) {
+    // SAFETY: the caller's promise.
+    (0..m).for_each(|i| unsafe { c.at(i * c_row).copy_from_nonoverlapping(bias[..n].as_ptr(), n) });
 }
 
 /// Some columns of the result, as dot products of rows of x and w.
@@ -122,6 +157,8 @@ struct FewRows<'a> {
     bias: Option<&'a [f32]>,
     c: Pointer,
     c_row: usize,
+    /// Whether the elements of w become bf16.
+    rounds: bool,
 }
 
 impl WithSimd for FewRows<'_> {
@@ -138,11 +175,15 @@ impl WithSimd for FewRows<'_> {
                 let tall = m - i >= 4;
                 // SAFETY: rows i.. of x and j.. of w lie within them, the results within the caller's columns.
                 unsafe {
-                    match (tall, wide) {
-                        (true, true) => self.dots::<S, 4, 4>(s, i, j),
-                        (true, false) => self.dots::<S, 4, 1>(s, i, j),
-                        (false, true) => self.dots::<S, 1, 4>(s, i, j),
-                        (false, false) => self.dots::<S, 1, 1>(s, i, j),
+                    match (tall, wide, self.rounds) {
+                        (true, true, false) => self.dots::<S, 4, 4, false>(s, i, j),
+                        (true, true, true) => self.dots::<S, 4, 4, true>(s, i, j),
+                        (true, false, false) => self.dots::<S, 4, 1, false>(s, i, j),
+                        (true, false, true) => self.dots::<S, 4, 1, true>(s, i, j),
+                        (false, true, false) => self.dots::<S, 1, 4, false>(s, i, j),
+                        (false, true, true) => self.dots::<S, 1, 4, true>(s, i, j),
+                        (false, false, false) => self.dots::<S, 1, 1, false>(s, i, j),
+                        (false, false, true) => self.dots::<S, 1, 1, true>(s, i, j),
                     }
                 }
                 i += if tall { 4 } else { 1 };
@@ -156,7 +197,7 @@ impl FewRows<'_> {
     /// # Safety
     /// M rows of x from i on and N of w from j on are there.
     #[inline(always)]
-    unsafe fn dots<S: Simd, const M: usize, const N: usize>(&self, s: S, i: usize, j: usize) {
+    unsafe fn dots<S: Simd, const M: usize, const N: usize, const ROUNDS: bool>(&self, s: S, i: usize, j: usize) {
         let Self { k, x, w, bias, c, c_row, .. } = *self;
         let (x, w) = (x.as_ptr().wrapping_add(i * k), w.as_ptr().wrapping_add(j * k));
         let mut sums = [[s.splat_f32s(0.); N]; M];
@@ -166,6 +207,9 @@ impl FewRows<'_> {
                 let mut rows = [s.splat_f32s(0.); N];
                 for (b, row) in rows.iter_mut().enumerate() {
                     *row = vector::read(s, w.add(b * k), e, k);
+                    if ROUNDS {
+                        *row = vector::bf16(s, *row);
+                    }
                 }
                 for (a, sums) in sums.iter_mut().enumerate() {
                     let x = vector::read(s, x.add(a * k), e, k);

@@ -34,9 +34,12 @@ impl<'a> Matrix<'a> {
     /// Whether so many rows and columns of it are there.
     #[inline]
     pub(super) fn reaches(&self, rows: usize, columns: usize) -> bool {
-        rows == 0
-            || columns == 0
-            || last([(rows, self.row), (columns, self.col)]).is_some_and(|at| at < self.data.len())
+        rows == 0 || columns == 0 || self.last(rows, columns).is_some_and(|at| at < self.data.len())
+    }
+
+    /// The place of the last element of so many rows and columns; none of none.
+    pub(super) fn last(&self, rows: usize, columns: usize) -> Option<usize> {
+        if rows == 0 || columns == 0 { None } else { last([(rows, self.row), (columns, self.col)]) }
     }
 }
 

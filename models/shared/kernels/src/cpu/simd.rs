@@ -89,8 +89,46 @@ pub fn levels() -> Vec<Level> {
     [Level::Scalar, Level::Neon, Level::Avx2, Level::Avx512].into_iter().filter(|l| l.available()).collect()
 }
 
+/// How the processor multiplies bf16.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bf16 {
+    /// As f32, of factors that are rounded before.
+    Rounded,
+    /// By `vdpbf16ps` (x86-64: AMD since Zen 4, Intel's servers since Cooper Lake).
+    Avx512,
+}
+
+impl Bf16 {
+    /// The name that `ZOO_SIMD` takes, which stands for the vectors of [`Level::Avx512`] too; none of what needs no instructions.
+    pub fn name(self) -> Option<&'static str> {
+        match self {
+            Self::Rounded => None,
+            Self::Avx512 => Some("avx512bf16"),
+        }
+    }
+}
+
+/// The ways this machine has, the best last.
+pub fn units() -> Vec<Bf16> {
+    #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
+    if Level::Avx512.available() && is_x86_feature_detected!("avx512bf16") {
+        return vec![Bf16::Rounded, Bf16::Avx512];
+    }
+    vec![Bf16::Rounded]
+}
+
 thread_local! {
     static OVERRIDE: Cell<Option<Level>> = const { Cell::new(None) };
+    static BF16: Cell<Option<Bf16>> = const { Cell::new(None) };
+}
+
+/// Runs `f` with the products in bf16 that this thread calls computed in one of the [`units`] (for tests and benchmarks).
+///
+/// # Panics
+/// The machine has no such unit.
+pub fn with_bf16<R>(unit: Bf16, f: impl FnOnce() -> R) -> R {
+    assert!(units().contains(&unit), "this machine has no {unit:?}");
+    overriding(&BF16, unit, f)
 }
 
 /// Runs `f` with the ops that this thread calls at another level (for tests and benchmarks).
@@ -103,25 +141,42 @@ pub fn with_level<R>(level: Level, f: impl FnOnce() -> R) -> R {
 /// # Errors
 /// `ZOO_SIMD` names a level that does not exist or that this machine lacks.
 pub fn level() -> Result<Level> {
-    static CHOSEN: OnceLock<std::result::Result<Level, String>> = OnceLock::new();
     if let Some(level) = OVERRIDE.get() {
         return Ok(level);
     }
-    let choose = || {
-        let levels = levels();
-        let best = levels.last().copied().unwrap_or(Level::Scalar);
-        let Ok(name) = std::env::var("ZOO_SIMD") else { return Ok(best) };
-        let names = || levels.iter().map(|l| l.name()).collect::<Vec<_>>().join(", ");
-        levels
-            .iter()
-            .copied()
-            .find(|l| l.name() == name)
-            .ok_or_else(|| format!("ZOO_SIMD={name}: this machine has {}", names()))
-    };
-    match CHOSEN.get_or_init(choose) {
-        Ok(level) => Ok(*level),
+    match chosen() {
+        Ok((level, _)) => Ok(*level),
         Err(message) => bail!("{message}"),
     }
+}
+
+/// How products in bf16 are computed, in force.
+pub fn bf16() -> Bf16 {
+    let chosen = || match (OVERRIDE.get(), chosen()) {
+        (None, Ok((_, bf16))) => *bf16,
+        _ => Bf16::Rounded,
+    };
+    BF16.get().unwrap_or_else(chosen)
+}
+
+/// What `ZOO_SIMD` says, or the best there is.
+fn chosen() -> &'static std::result::Result<(Level, Bf16), String> {
+    static CHOSEN: OnceLock<std::result::Result<(Level, Bf16), String>> = OnceLock::new();
+    CHOSEN.get_or_init(|| {
+        let all = choices();
+        let Ok(name) = std::env::var("ZOO_SIMD") else {
+            return Ok(all.last().map_or((Level::Scalar, Bf16::Rounded), |(_, choice)| *choice));
+        };
+        let names = || all.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+        let found = all.iter().find(|(known, _)| *known == name).map(|(_, choice)| *choice);
+        found.ok_or_else(|| format!("ZOO_SIMD={name}: this machine has {}", names()))
+    })
+}
+
+/// What `ZOO_SIMD` may name here, the best last.
+pub fn choices() -> Vec<(&'static str, (Level, Bf16))> {
+    let plain = levels().into_iter().map(|level| (level.name(), (level, Bf16::Rounded)));
+    plain.chain(units().into_iter().filter_map(|unit| Some((unit.name()?, (Level::Avx512, unit))))).collect()
 }
 
 thread_local! {

@@ -5,6 +5,8 @@
 
 use pulp::{MemMask, Simd, WithSimd};
 
+use super::buffer::Pointer;
+use super::parallel;
 use super::simd::Level;
 use crate::random::{CONSTANTS, ROUNDS};
 
@@ -187,6 +189,45 @@ pub fn philox<S: Simd>(s: S, index: S::u32s, high: u32, step: [u32; 2], key: [u3
 pub fn lanes<S: Simd>(s: S) -> S::u32s {
     const NUMBERS: [u32; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
     s.partial_load_u32s(&NUMBERS[..S::U32_LANES])
+}
+
+/// The nearest bf16, ties to even; subnormal numbers become zero, as in the instructions that multiply bf16.
+#[inline(always)]
+pub fn bf16<S: Simd>(s: S, x: S::f32s) -> S::f32s {
+    let c = |v: u32| s.splat_u32s(v);
+    let bits = s.transmute_u32s_f32s(x);
+    let odd = s.and_u32s(s.wrapping_dyn_shr_u32s(bits, c(16)), c(1));
+    let nearest = s.and_u32s(s.add_u32s(s.add_u32s(bits, c(0x7fff)), odd), c(0xffff_0000));
+    let tiny = s.less_than_f32s(s.abs_f32s(x), s.splat_f32s(f32::MIN_POSITIVE));
+    let y = s.select_f32s(tiny, s.splat_f32s(0.), s.transmute_f32s_u32s(nearest));
+    // Adding to a NaN may make a number of it.
+    s.select_f32s(s.equal_f32s(x, x), y, x)
+}
+
+/// All elements as [`bf16`].
+pub fn bf16_of(level: Level, x: &[f32]) -> Vec<f32> {
+    struct Rounded<'a>(&'a mut [f32]);
+    impl WithSimd for Rounded<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, s: S) {
+            let (whole, rest) = S::as_mut_simd_f32s(self.0);
+            for v in whole {
+                *v = bf16(s, *v);
+            }
+            s.partial_store_f32s(rest, bf16(s, s.partial_load_f32s(rest)));
+        }
+    }
+    /// Elements a thread takes at a time.
+    const CHUNK: usize = 32 * 1024;
+    let mut y = x.to_vec();
+    let to = Pointer::of(&mut y);
+    parallel::chunks(x.len(), CHUNK, |range| {
+        // SAFETY: the chunks are disjoint and within y.
+        level.run(Rounded(unsafe { std::slice::from_raw_parts_mut(to.at(range.start), range.len()) }));
+    });
+    y
 }
 
 /// Sum of squares in a fixed order: f32 within blocks of a thousand or so, f64 across them.

@@ -50,7 +50,8 @@ pub struct NoSettings {}
 
 impl Settings for NoSettings {}
 
-/// What the ops of a training step compute in; parameters, optimizer and losses are f32 whatever it is, and so is evaluation.
+/// What the ops of a training step compute in; parameters, optimizer and losses are f32 whatever it is, and so is evaluation. On a CPU in bf16,
+/// products of matrices read bf16, and everything else is f32; in f16 candle computes, slowly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ComputeType {
@@ -62,6 +63,17 @@ pub enum ComputeType {
     Bf16,
     /// Eleven bits of precision, to 65,504: the loss is scaled so that gradients fit.
     F16,
+}
+
+impl ComputeType {
+    /// The type of the ops' results.
+    pub fn compute(self) -> DType {
+        match self {
+            Self::F32 | Self::Tf32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+            Self::F16 => DType::F16,
+        }
+    }
 }
 
 /// How the learning rate changes over the run.
@@ -222,11 +234,7 @@ pub(crate) enum Effect {
 impl TrainConfig {
     /// What the ops of a step compute in.
     pub fn compute(&self) -> DType {
-        match self.dtype {
-            ComputeType::F32 | ComputeType::Tf32 => DType::F32,
-            ComputeType::Bf16 => DType::BF16,
-            ComputeType::F16 => DType::F16,
-        }
+        self.dtype.compute()
     }
 
     /// The names that `freeze` stands for.

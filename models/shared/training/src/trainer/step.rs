@@ -76,7 +76,7 @@ impl<T: Task> Trainer<'_, T> {
             let result =
                 autocast(compute, || self.task.loss(&self.model, &samples, Mode::Train { seed, step: number }))?;
             // Without kernels for it, all of a graph is candle's.
-            let kernels = fused() && (compute == DType::F32 || !result.total.device().is_cpu());
+            let kernels = fused() && (compute != DType::F16 || !result.total.device().is_cpu());
             if !std::mem::replace(&mut self.graph_seen, true) && kernels {
                 foreign_shapes = foreign(&result.total);
             }
