@@ -14,7 +14,11 @@
 
 typedef unsigned int uint;
 typedef long long i64;
+#if defined(__aarch64__) && defined(__GNUC__) && __GNUC__ < 13
+typedef __fp16 f16; // g++ has _Float16 there since 13.
+#else
 typedef _Float16 f16;
+#endif
 using std::isfinite;
 using std::isinf;
 using std::isnan;

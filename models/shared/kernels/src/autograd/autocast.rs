@@ -17,8 +17,8 @@ thread_local! {
 /// parameters, their gradients and the optimizer's state stay f32. Losses and softmax compute in f32, as they do in
 /// `torch.autocast`; norms sum in f32 and write `dtype`. With f32 nothing changes. The backward pass may run outside.
 ///
-/// On the CPU in bf16, only products of matrices change: they read bf16 and add in f32 (those of attention's scores and of small LSTMs
-/// read f32), and all that they make is f32.
+/// On the CPU in bf16, only products of matrices change: they read bf16 and add in f32, and all that they make is f32. (Those of small
+/// LSTMs read f32, and where the processor has no instructions for bf16 those within attention, too.)
 pub fn autocast<R>(dtype: DType, f: impl FnOnce() -> R) -> R {
     overriding(&COMPUTE, dtype, f)
 }

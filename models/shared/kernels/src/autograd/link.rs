@@ -26,7 +26,8 @@ use candle_core::{
 
 use super::autocast::narrows;
 use super::op::{Backward, Op, View};
-use crate::cpu::{products_in_bf16, simd};
+use crate::cpu::bf16::products_in_bf16;
+use crate::cpu::simd;
 use crate::gpu::{Array, Gpu};
 
 type Nodes = HashMap<TensorId, (Weak<Call>, Role)>;

@@ -10,7 +10,7 @@ use crate::cpu::parallel;
 use crate::cpu::product::Matrix;
 
 /// Rows and columns of a tile of the result: its sums take 24 of the 32 registers.
-const ROWS: usize = 8;
+pub(super) const ROWS: usize = 8;
 const COLUMNS: usize = 48;
 /// Lanes of a register.
 const LANES: usize = 16;
@@ -76,7 +76,15 @@ pub(super) unsafe fn product_into(
                             pack(a, rows.clone(), inner.clone(), ROWS, left);
                             let c = c.part(rows.start * c_row + columns.start).at(0);
                             let size = [rows.len(), columns.len()];
-                            block(pairs, left, panel(panels).at(0).cast(), (c, c_row), size, (keep, scale, bias));
+                            block(
+                                pairs,
+                                left,
+                                panel(panels).at(0).cast(),
+                                COLUMNS,
+                                (c, c_row),
+                                size,
+                                (keep, scale, bias),
+                            );
                         }
                     });
                 });
@@ -85,27 +93,26 @@ pub(super) unsafe fn product_into(
     }
 }
 
-/// Rounds elements `inner` of the rows `lines` and lays them out in panels of `width` lines, [`ROWS`] or [`COLUMNS`]: for each pair of
-/// elements, those of all lines of the panel. What lies beyond the lines and the elements is zero.
+/// Rounds elements `inner` of the rows `lines` and lays them out in panels of `width` lines, [`ROWS`] or a multiple of [`LANES`]: for each pair
+/// of elements, those of all lines of the panel. What lies beyond the lines and the elements is zero.
 ///
 /// # Safety
 /// The processor has the instructions; the matrix has these rows and columns; `to` has room for whole panels.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-unsafe fn pack(from: Matrix, lines: Range<usize>, inner: Range<usize>, width: usize, to: *mut u32) {
+pub(super) unsafe fn pack(from: Matrix, lines: Range<usize>, inner: Range<usize>, width: usize, to: *mut u32) {
     let pairs = inner.len().div_ceil(2);
     let all = lines.len().next_multiple_of(width);
-    // In groups of as many lines as there are lanes: two of the narrow panels, a third of a wide one.
+    // In groups of as many lines as there are lanes: two of the narrow panels, a part of a wide one.
     for done in (0..all).step_by(LANES) {
         let have = lines.len().saturating_sub(done).min(LANES);
         let first = from.data.as_ptr().wrapping_add((lines.start + done) * from.row + inner.start * from.col);
         let write = |p: usize, v: __m512i| {
             // SAFETY: the place of this pair of these lines in their panel, or in their two.
             unsafe {
-                if width == COLUMNS {
-                    let at = to.add((done / COLUMNS * pairs + p) * COLUMNS + done % COLUMNS);
+                let at = to.add((done / width * pairs + p) * width + done % width);
+                if width != ROWS {
                     _mm512_storeu_si512(at.cast(), v);
                 } else {
-                    let at = to.add((done / ROWS * pairs + p) * ROWS);
                     _mm256_storeu_si256(at.cast(), _mm512_castsi512_si256(v));
                     if done + ROWS < all {
                         _mm256_storeu_si256(at.add(pairs * ROWS).cast(), _mm512_extracti64x4_epi64::<1>(v));
@@ -236,47 +243,58 @@ fn transposed(lines: [__m512i; LANES]) -> [__m512i; LANES] {
 }
 
 /// What becomes of sums: keep · what is there + scale · sum + bias of the column.
-type End<'a> = (f32, f32, Option<&'a [f32]>);
+pub(super) type End<'a> = (f32, f32, Option<&'a [f32]>);
 
-/// `size` rows and columns of the result, from packed panels.
+/// `size` rows and columns of the result, from packed panels; those of B are `width` columns wide, at most 64.
 ///
 /// # Safety
 /// The processor has the instructions; there are panels of so many pairs for these rows and columns; `c` points to them, in rows `c_row`
 /// apart that nobody else accesses, initialised if they are kept.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-unsafe fn block(
+pub(super) unsafe fn block(
     pairs: usize,
     a: *const u32,
     b: *const u32,
+    width: usize,
     (c, c_row): (*mut f32, usize),
     [rows, columns]: [usize; 2],
     (keep, scale, bias): End,
 ) {
     assert!(bias.is_none_or(|bias| bias.len() >= columns), "bias too short");
-    for j in (0..columns).step_by(COLUMNS) {
-        let n = COLUMNS.min(columns - j);
+    for j in (0..columns).step_by(width) {
+        let n = width.min(columns - j);
         let b = b.wrapping_add(j * pairs);
         let end = (keep, scale, bias.map(|bias| &bias[j..j + n]));
         for i in (0..rows).step_by(ROWS) {
             let m = ROWS.min(rows - i);
             let a = a.wrapping_add(i * pairs);
-            let c = (c.wrapping_add(i * c_row + j), c_row);
+            let c = c.wrapping_add(i * c_row + j);
             macro_rules! tile {
-                ($rows:literal) => {
-                    // SAFETY: the panels are there, and so are m rows of n elements of the result.
+                ($rows:literal, $vectors:literal, $first:expr, $m:expr) => {
+                    // SAFETY: the panels are there, and so are these rows of n elements of the result.
                     unsafe {
-                        match n.div_ceil(LANES) {
-                            3 => tile::<$rows, 3>(pairs, a, b, c, [m, n], end),
-                            2 => tile::<$rows, 2>(pairs, a, b, c, [m, n], end),
-                            _ => tile::<$rows, 1>(pairs, a, b, c, [m, n], end),
-                        }
+                        let (a, c) = (a.wrapping_add($first), (c.wrapping_add($first * c_row), c_row));
+                        tile::<$rows, $vectors>(pairs, a, (b, width), c, [$m, n], end)
                     }
                 };
             }
-            match m {
-                5.. => tile!(8),
-                2.. => tile!(4),
-                _ => tile!(1),
+            // Four vectors wide, a tile of eight rows has more sums than there are registers.
+            match (m, n.div_ceil(LANES)) {
+                (5.., 4) => {
+                    tile!(4, 4, 0, 4);
+                    tile!(4, 4, 4, m - 4);
+                }
+                (5.., 3) => tile!(8, 3, 0, m),
+                (5.., 2) => tile!(8, 2, 0, m),
+                (5.., _) => tile!(8, 1, 0, m),
+                (2.., 4) => tile!(4, 4, 0, m),
+                (2.., 3) => tile!(4, 3, 0, m),
+                (2.., 2) => tile!(4, 2, 0, m),
+                (2.., _) => tile!(4, 1, 0, m),
+                (_, 4) => tile!(1, 4, 0, m),
+                (_, 3) => tile!(1, 3, 0, m),
+                (_, 2) => tile!(1, 2, 0, m),
+                (_, _) => tile!(1, 1, 0, m),
             }
         }
     }
@@ -290,12 +308,12 @@ unsafe fn block(
 unsafe fn tile<const R: usize, const V: usize>(
     pairs: usize,
     mut a: *const u32,
-    mut b: *const u32,
+    (mut b, width): (*const u32, usize),
     (c, c_row): (*mut f32, usize),
     [rows, columns]: [usize; 2],
     (keep, scale, bias): End,
 ) {
-    debug_assert!(rows <= R && columns <= V * LANES && R <= ROWS && V * LANES <= COLUMNS);
+    debug_assert!(rows <= R && columns <= V * LANES && R <= ROWS && V * LANES <= width);
     // SAFETY: both are 512 bits.
     let pair = |v: __m512i| unsafe { std::mem::transmute::<__m512i, __m512bh>(v) };
     let mut sums = [[_mm512_setzero_ps(); V]; R];
@@ -312,7 +330,7 @@ unsafe fn tile<const R: usize, const V: usize>(
                 *sum = _mm512_dpbf16_ps(*sum, left, pair(right));
             }
         }
-        (a, b) = (a.wrapping_add(ROWS), b.wrapping_add(COLUMNS));
+        (a, b) = (a.wrapping_add(ROWS), b.wrapping_add(width));
     }
     for (r, sums) in sums.iter().enumerate().take(rows) {
         for (v, sum) in sums.iter().enumerate() {

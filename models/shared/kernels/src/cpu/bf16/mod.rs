@@ -6,6 +6,7 @@
 
 #[cfg(all(target_arch = "x86_64", feature = "x86-v4"))]
 mod avx512;
+mod tiles;
 
 use std::cell::Cell;
 
@@ -14,6 +15,8 @@ use super::matmul::{Blend, gemm_into, start_from};
 use super::product::Matrix;
 use super::simd::{self, Level, overriding};
 use super::vector;
+
+pub use tiles::Tiles;
 
 thread_local! {
     static ON: Cell<Option<bool>> = const { Cell::new(None) };

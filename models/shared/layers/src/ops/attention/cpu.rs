@@ -1,12 +1,14 @@
 use candle_core::Result;
 use pulp::{Simd, WithSimd};
+use zoo_kernels::cpu::bf16::Tiles;
 use zoo_kernels::cpu::product::{Matrix, Start, Term, product};
 use zoo_kernels::cpu::{Buffer, Pointer, parallel, simd, vector, with_scratch};
 
+use super::narrow::Narrow;
 use crate::ops::dropout::{Dropout, range};
 
 /// Keys of a tile: what one group of dropout draws covers.
-const KEYS: usize = 64;
+pub(super) const KEYS: usize = 64;
 /// With fewer heads than this in a batch, their queries are shared among tasks.
 const TASKS: usize = 8;
 
@@ -22,7 +24,7 @@ pub(in crate::ops) struct Geometry {
 
 impl Geometry {
     /// Queries of a tile: few where there are few, so that causal attention can leave out more.
-    fn queries(&self) -> usize {
+    pub(super) fn queries(&self) -> usize {
         if self.tq <= 256 { 32 } else { 64 }
     }
 
@@ -106,14 +108,18 @@ pub(in crate::ops) fn forward(
     let (mut out, mut logs) = (Buffer::new(n * g.d), Buffer::new(2 * n));
     let out_heads = HeadsMut { to: out.pointer(), batch: like.batch, head: like.head, row: like.row };
     let to_logs = logs.pointer();
+    let tiles = Tiles::new();
+    // Kᵀ, or what is packed.
+    let size = if tiles.is_some() { Narrow::len(g) } else { g.d * g.tk };
     parallel::for_each(g.batch * g.heads * g.parts(), |task| {
         let (head, part) = (task / g.parts(), task % g.parts());
         let (b, h) = (head / g.heads, head % g.heads);
         let tile = g.queries() * KEYS;
-        with_scratch(g.d * g.tk + tile + 2 * g.queries(), |scratch| {
-            let (kt, scratch) = scratch.split_at_mut(g.d * g.tk);
+        with_scratch(size + tile + 2 * g.queries(), |scratch| {
+            let (kt, scratch) = scratch.split_at_mut(size);
             let (s, rows) = scratch.split_at_mut(tile);
-            level.run(ForwardPart { g, rule, b, h, q, k, v, mask, out: out_heads, logs: to_logs, part, kt, s, rows });
+            let (out, logs) = (out_heads, to_logs);
+            level.run(ForwardPart { g, rule, b, h, q, k, v, mask, out, logs, part, tiles, kt, s, rows });
         });
     });
     // SAFETY: the parts of all heads cover all queries, and each writes output and logarithm of its own.
@@ -132,7 +138,8 @@ struct ForwardPart<'a> {
     out: HeadsMut,
     logs: Pointer,
     part: usize,
-    /// Kᵀ (d, tk).
+    tiles: Option<Tiles>,
+    /// Kᵀ (d, tk), or what is packed.
     kt: &'a mut [f32],
     /// A tile of scores.
     s: &'a mut [f32],
@@ -161,7 +168,6 @@ struct Scores<'a> {
     rule: &'a Rule<'a>,
     q: &'a [f32],
     q_row: usize,
-    kt: &'a [f32],
     mask: Option<(&'a [f32], usize)>,
 }
 
@@ -173,19 +179,31 @@ impl Scores<'_> {
     }
 
     /// Scaled and masked scores of `m` queries from `q0` on and `n` keys from `k0` on, without the causal mask, in rows of
-    /// [`KEYS`].
+    /// [`KEYS`]; without packed factors, from Kᵀ.
     ///
     /// # Safety
     /// `s` has `m` rows, and queries and keys lie within the matrices.
     #[inline(always)]
-    unsafe fn tile<S: Simd>(&self, simd: S, q0: usize, m: usize, k0: usize, n: usize, s: *mut f32) {
+    unsafe fn tile<S: Simd>(
+        &self,
+        simd: S,
+        (kt, narrow): (&[f32], Option<&Narrow>),
+        [q0, m]: [usize; 2],
+        [k0, n]: [usize; 2],
+        s: *mut f32,
+    ) {
         let (g, tk) = (self.g, self.g.tk);
-        let a = Matrix { data: &self.q[q0 * self.q_row..], row: self.q_row, col: 1 };
-        let terms = [Term { a, b: &self.kt[k0..], b_row: tk, k: g.d }];
         let scale = simd.splat_f32s(self.rule.scale);
         // SAFETY: the caller's promise.
         unsafe {
-            product(simd, m, n, Start::Zero, &terms, s, KEYS);
+            match narrow {
+                Some(narrow) => narrow.scores([m, n], k0, s),
+                None => {
+                    let a = Matrix { data: &self.q[q0 * self.q_row..], row: self.q_row, col: 1 };
+                    let terms = [Term { a, b: &kt[k0..], b_row: tk, k: g.d }];
+                    product(simd, m, n, Start::Zero, &terms, s, KEYS);
+                }
+            }
             for i in 0..m {
                 let row = s.add(i * KEYS);
                 let mask = self.mask.map(|(mask, row)| mask[(q0 + i) * row + k0..][..n].as_ptr());
@@ -211,16 +229,31 @@ impl WithSimd for ForwardPart<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, s: S) {
-        let Self { g, rule, b, h, q, k, v, mask, out, logs, part, kt, s: tile, rows } = self;
+        let Self { g, rule, b, h, q, k, v, mask, out, logs, part, tiles, kt, s: tile, rows } = self;
         let (lanes, d) = (S::F32_LANES, g.d);
-        transpose(k.at(b, h), k.row, g.tk, d, kt);
         let mask = mask.map(|m| (m.at(b, h), m.row));
-        let scores = Scores { g, rule, q: q.at(b, h), q_row: q.row, kt, mask };
+        let scores = Scores { g, rule, q: q.at(b, h), q_row: q.row, mask };
         let (v, v_row) = (v.at(b, h), v.row);
         let (maxima, sums) = rows.split_at_mut(g.queries());
         let range_of = g.part(part);
+        let end = if range_of.is_empty() { 0 } else { scores.seen(range_of.end - 1) };
+        let (kt, mut narrow) = match tiles {
+            Some(tiles) => {
+                let mut narrow = Narrow::new(tiles, g, kt);
+                narrow.keys((k.at(b, h), k.row), end);
+                narrow.rows_of_keys((v, v_row), end);
+                (&[][..], Some(narrow))
+            }
+            None => {
+                transpose(k.at(b, h), k.row, g.tk, d, kt);
+                (&*kt, None)
+            }
+        };
         for q0 in range_of.clone().step_by(g.queries()) {
             let m = g.queries().min(range_of.end - q0);
+            if let Some(narrow) = &mut narrow {
+                narrow.queries((&scores.q[q0 * scores.q_row..], scores.q_row), m, false);
+            }
             maxima.fill(f32::NEG_INFINITY);
             sums.fill(0.);
             // SAFETY: the rows of the output and the logarithms of these queries belong to this task; the tile has room
@@ -233,7 +266,7 @@ impl WithSimd for ForwardPart<'_> {
                 let p = tile.as_mut_ptr();
                 for k0 in (0..scores.seen(q0 + m - 1)).step_by(KEYS) {
                     let n = KEYS.min(scores.seen(q0 + m - 1) - k0);
-                    scores.tile(s, q0, m, k0, n, p);
+                    scores.tile(s, (kt, narrow.as_ref()), [q0, m], [k0, n], p);
                     for i in 0..m {
                         let row = p.add(i * KEYS);
                         let n_seen = scores.seen(q0 + i).saturating_sub(k0).min(n);
@@ -275,9 +308,15 @@ impl WithSimd for ForwardPart<'_> {
                             range(s, row, row, n, scores.number(b, h, q0 + i, k0), dropout);
                         }
                     }
-                    let a = Matrix { data: std::slice::from_raw_parts(p, m * KEYS), row: KEYS, col: 1 };
-                    let terms = [Term { a, b: &v[k0 * v_row..], b_row: v_row, k: n }];
-                    product(s, m, d, Start::Result, &terms, o, out.row);
+                    let data = std::slice::from_raw_parts(p, m * KEYS);
+                    match &mut narrow {
+                        Some(narrow) => narrow.add_keys(data, [m, n], k0, o, out.row),
+                        None => {
+                            let a = Matrix { data, row: KEYS, col: 1 };
+                            let terms = [Term { a, b: &v[k0 * v_row..], b_row: v_row, k: n }];
+                            product(s, m, d, Start::Result, &terms, o, out.row);
+                        }
+                    }
                 }
                 for i in 0..m {
                     let sum = if sums[i] == 0. { 1. } else { sums[i] };
@@ -319,6 +358,9 @@ pub(in crate::ops) fn backward(
     let mut shares = vec![0f32; if parts > 1 { 2 * size * parts * g.batch * g.heads } else { 0 }];
     let at = Pointer::of(&mut shares);
     let [dq, dk, dv] = to;
+    let tiles = Tiles::new();
+    // Kᵀ and Vᵀ, or what is packed.
+    let factors = if tiles.is_some() { Narrow::len(g) } else { 2 * size };
     parallel::for_each(g.batch * g.heads * parts, |task| {
         let (head, part) = (task / parts, task % parts);
         let (b, h) = (head / g.heads, head % g.heads);
@@ -332,11 +374,10 @@ pub(in crate::ops) fn backward(
             }
         };
         let tile = g.queries() * KEYS;
-        with_scratch(2 * size + 3 * tile, |scratch| {
-            let (kt, scratch) = scratch.split_at_mut(size);
-            let (vt, tiles) = scratch.split_at_mut(size);
+        with_scratch(factors + 3 * tile, |scratch| {
+            let (factors, scores) = scratch.split_at_mut(factors);
             let to = [dq, to_k, to_v];
-            level.run(BackwardPart { g, rule, b, h, qkv, mask, saved, dout, to, part, kt, vt, tiles });
+            level.run(BackwardPart { g, rule, b, h, qkv, mask, saved, dout, to, part, tiles, factors, scores });
         });
     });
     if parts > 1 {
@@ -368,11 +409,11 @@ struct BackwardPart<'a> {
     dout: Heads<'a>,
     to: [HeadsMut; 3],
     part: usize,
-    /// Kᵀ and Vᵀ (d, tk).
-    kt: &'a mut [f32],
-    vt: &'a mut [f32],
+    tiles: Option<Tiles>,
+    /// Kᵀ and Vᵀ (d, tk), or what is packed.
+    factors: &'a mut [f32],
     /// P (with dropout), dS, and the dropout's factors.
-    tiles: &'a mut [f32],
+    scores: &'a mut [f32],
 }
 
 impl WithSimd for BackwardPart<'_> {
@@ -380,29 +421,51 @@ impl WithSimd for BackwardPart<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, s: S) {
-        let Self { g, rule, b, h, qkv: [q, k, v], mask, saved, dout, to: [dq, dk, dv], part, kt, vt, tiles } = self;
+        let Self { g, rule, b, h, qkv: [q, k, v], mask, saved, dout, to: [dq, dk, dv], part, tiles, .. } = self;
         let (lanes, d) = (S::F32_LANES, g.d);
-        transpose(k.at(b, h), k.row, g.tk, d, kt);
-        transpose(v.at(b, h), v.row, g.tk, d, vt);
         let mask = mask.map(|m| (m.at(b, h), m.row));
-        let scores = Scores { g, rule, q: q.at(b, h), q_row: q.row, kt, mask };
+        let scores = Scores { g, rule, q: q.at(b, h), q_row: q.row, mask };
         let (dout, dout_row) = (dout.at(b, h), dout.row);
         let (output, output_row) = (saved.output.at(b, h), saved.output.row);
         let (k, k_row) = (k.at(b, h), k.row);
-        let (p, rest) = tiles.split_at_mut(g.queries() * KEYS);
+        let (p, rest) = self.scores.split_at_mut(g.queries() * KEYS);
         let (ds, factors) = rest.split_at_mut(g.queries() * KEYS);
         let (p, ds, factors) = (p.as_mut_ptr(), ds.as_mut_ptr(), factors.as_mut_ptr());
         let mut slants = [0f32; 64];
         let range_of = g.part(part);
+        let end = if range_of.is_empty() { 0 } else { scores.seen(range_of.end - 1) };
+        let (kt, vt, mut narrow) = match tiles {
+            Some(tiles) => {
+                let mut narrow = Narrow::new(tiles, g, self.factors);
+                narrow.keys((k, k_row), end);
+                narrow.values((v.at(b, h), v.row), end);
+                narrow.rows_of_keys((k, k_row), end);
+                (&[][..], &[][..], Some(narrow))
+            }
+            None => {
+                let (kt, vt) = self.factors.split_at_mut(g.tk * d);
+                transpose(k, k_row, g.tk, d, kt);
+                transpose(v.at(b, h), v.row, g.tk, d, vt);
+                (&*kt, &*vt, None)
+            }
+        };
         for q0 in range_of.clone().step_by(g.queries()) {
             let m = g.queries().min(range_of.end - q0);
+            if let Some(narrow) = &mut narrow {
+                narrow.queries((&scores.q[q0 * scores.q_row..], scores.q_row), m, true);
+                narrow.slopes((&dout[q0 * dout_row..], dout_row), m);
+            }
             for (i, slant) in slants.iter_mut().enumerate().take(m) {
                 let (o, t) = (&output[(q0 + i) * output_row..][..d], &dout[(q0 + i) * dout_row..][..d]);
                 let mut sum = s.splat_f32s(0.);
                 for j in (0..d).step_by(lanes) {
                     // SAFETY: both rows have d elements.
                     unsafe {
-                        let (o, t) = (vector::read(s, o.as_ptr(), j, d), vector::read(s, t.as_ptr(), j, d));
+                        let (o, mut t) = (vector::read(s, o.as_ptr(), j, d), vector::read(s, t.as_ptr(), j, d));
+                        if narrow.is_some() {
+                            // As in dO Vᵀ, from which it is subtracted.
+                            t = vector::bf16(s, t);
+                        }
                         sum = s.mul_add_e_f32s(o, t, sum);
                     }
                 }
@@ -413,10 +476,15 @@ impl WithSimd for BackwardPart<'_> {
                 // SAFETY: the tiles have room for all queries and keys of a tile; rows of dQ belong to this part, dK and dV
                 // to this task; all other accesses are within the matrices.
                 unsafe {
-                    scores.tile(s, q0, m, k0, n, p);
-                    let a = Matrix { data: &dout[q0 * dout_row..], row: dout_row, col: 1 };
-                    let terms = [Term { a, b: &vt[k0..], b_row: g.tk, k: d }];
-                    product(s, m, n, Start::Zero, &terms, ds, KEYS);
+                    scores.tile(s, (kt, narrow.as_ref()), [q0, m], [k0, n], p);
+                    match &narrow {
+                        Some(narrow) => narrow.slopes_of_scores([m, n], k0, ds),
+                        None => {
+                            let a = Matrix { data: &dout[q0 * dout_row..], row: dout_row, col: 1 };
+                            let terms = [Term { a, b: &vt[k0..], b_row: g.tk, k: d }];
+                            product(s, m, n, Start::Zero, &terms, ds, KEYS);
+                        }
+                    }
                     for i in 0..m {
                         let (p, ds) = (p.add(i * KEYS), ds.add(i * KEYS));
                         let n_seen = scores.seen(q0 + i).saturating_sub(k0).min(n);
@@ -446,6 +514,12 @@ impl WithSimd for BackwardPart<'_> {
                         }
                     }
                     let (p, ds) = (std::slice::from_raw_parts(p, m * KEYS), std::slice::from_raw_parts(ds, m * KEYS));
+                    if let Some(narrow) = &mut narrow {
+                        narrow.add_slopes(p, [m, n], dv.at(b, h, k0), dv.row);
+                        narrow.add_queries(ds, [m, n], dk.at(b, h, k0), dk.row);
+                        narrow.add_keys(ds, [m, n], k0, dq.at(b, h, q0), dq.row);
+                        continue;
+                    }
                     let across = |data| Matrix { data, row: 1, col: KEYS };
                     let terms = [Term { a: across(p), b: &dout[q0 * dout_row..], b_row: dout_row, k: m }];
                     product(s, n, d, Start::Result, &terms, dv.at(b, h, k0), dv.row);

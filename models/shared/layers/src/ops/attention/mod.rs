@@ -15,6 +15,7 @@
 
 pub(super) mod cpu;
 mod gpu;
+mod narrow;
 #[cfg(test)]
 mod tests;
 
