@@ -121,6 +121,9 @@ fn compare(what: &str, fused: &[f64], plain: f64, exact: &[f64], dtype: DType) -
 /// # Errors
 /// Names the first output or gradient that is off, with its error and what was allowed.
 pub fn check<O: Op + Clone>(op: &O, inputs: &[Tensor], wants: &[bool]) -> Result<()> {
+    if inputs.len() != wants.len() {
+        bail!("{}: {} inputs, and {} marks of which get a gradient", op.name(), inputs.len(), wants.len())
+    }
     let expected = Expected::of(op, inputs, wants, DType::F32)?;
     differences(op, inputs, wants, &expected.exact)?;
     for level in levels() {

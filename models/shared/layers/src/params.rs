@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Result, Shape, Tensor, Var, bail};
 use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder};
 
-use zoo_kernels::cpu::share_storage;
+use zoo_kernels::cpu::storage_address;
 
 use crate::optim::norm_squared;
 use crate::random::{Purpose, Stream, layer_id};
@@ -37,7 +37,7 @@ struct Inner {
     source: Origin,
     params: Vec<Param>,
     index: HashMap<String, usize>,
-    frozen: Box<dyn Fn(&str) -> bool + Send>,
+    frozen: Arc<dyn Fn(&str) -> bool + Send + Sync>,
     track: bool,
     /// Names that a builder was asked for more than once.
     shared: BTreeSet<String>,
@@ -60,7 +60,7 @@ pub struct Params {
 
 impl Params {
     fn new(source: Origin, device: &Device, track: bool) -> Self {
-        let (params, index, frozen) = (vec![], HashMap::new(), Box::new(|_: &str| false));
+        let (params, index, frozen) = (vec![], HashMap::new(), Arc::new(|_: &str| false));
         let loaded = match &source {
             Origin::Loaded(tensors) => tensors.values().map(Tensor::elem_count).sum(),
             Origin::Seed(_) => 0,
@@ -127,15 +127,18 @@ impl Params {
     ) -> Result<Vec<String>> {
         let params = Self::new(Origin::Loaded(BTreeMap::new()), &Device::Cpu, false);
         let present: BTreeMap<String, &[usize]> = present.into_iter().map(|(n, dims)| (n.to_string(), dims)).collect();
-        params.lock().room += 2 * present.values().map(|dims| dims.iter().product::<usize>()).sum::<usize>();
+        let elements = present.values().map(|dims| dims.iter().fold(1usize, |n, d| n.saturating_mul(*d)));
+        let wanted = elements.fold(0usize, usize::saturating_add).saturating_mul(2);
+        let room = params.lock().room.saturating_add(wanted);
+        params.lock().room = room;
         build(params.builder())?;
         let inner = params.lock();
         Ok(mismatches(&inner.params, &present))
     }
 
     /// Leaves the parameters that `frozen` names as they are: they are handed out as constants and never trained.
-    pub fn with_frozen(self, frozen: impl Fn(&str) -> bool + Send + 'static) -> Self {
-        self.lock().frozen = Box::new(frozen);
+    pub fn with_frozen(self, frozen: impl Fn(&str) -> bool + Send + Sync + 'static) -> Self {
+        self.lock().frozen = Arc::new(frozen);
         self
     }
 
@@ -209,18 +212,20 @@ impl Params {
 
     /// Replaces all values by `tensors`, strictly: nothing changes unless every name and shape fits.
     pub fn set(&self, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+        if zoo_kernels::reading() {
+            bail!(
+                "parameters were to be set within an op on the same thread, as a task of rayon's: set them outside of rayon's tasks"
+            )
+        }
         // Without the list's lock: others may hold the values meanwhile.
         let params = self.all();
         report(mismatches(&params, &shapes(tensors)))?;
+        let own: BTreeSet<usize> = params.iter().map(|p| storage_address(&p.var)).collect();
         let value = |p: &Param| -> Result<Option<Tensor>> {
             let Some(t) = tensors.get(&p.name) else { return Ok(None) };
             let value = t.to_dtype(p.var.dtype())?.to_device(p.var.device())?;
             // One that is a parameter's own would change as they are set.
-            Ok(Some(if share_storage(&value, params.iter().map(|p| p.var.as_tensor())) {
-                value.copy()?
-            } else {
-                value
-            }))
+            Ok(Some(if own.contains(&storage_address(&value)) { value.copy()? } else { value }))
         };
         let values = params.iter().map(value).collect::<Result<Vec<_>>>()?;
         for (p, value) in params.iter().zip(values) {
@@ -346,6 +351,9 @@ impl SimpleBackend for Backend {
         if elements.is_none_or(|n| n > LARGEST) {
             bail!("{name} of shape {:?} would have more than {LARGEST} elements", shape.dims())
         }
+        // Somebody's function may ask the list, and is called before it is locked.
+        let frozen = self.params.lock().frozen.clone();
+        let is_frozen = frozen(name);
         let inner = &mut *self.params.lock();
         let at = match inner.index.get(name) {
             Some(&at) => {
@@ -357,7 +365,7 @@ impl SimpleBackend for Backend {
             None => {
                 let var = Var::from_tensor(&Self::create(inner, &shape, name, init, dtype, device)?.detach())?;
                 let buffer = is_buffer(name);
-                let trainable = inner.track && !buffer && !(inner.frozen)(name);
+                let trainable = inner.track && !buffer && !is_frozen;
                 inner.params.push(Param { name: name.to_string(), var, trainable, buffer });
                 inner.index.insert(name.to_string(), inner.params.len() - 1);
                 inner.params.len() - 1

@@ -6,7 +6,7 @@ use candle_core::{DType, Result, Tensor, bail};
 
 use super::link::record;
 use super::op::{Backward, Forward, GpuForward, Op, View};
-use crate::cpu::simd::{fused, overriding};
+use crate::cpu::simd::{fused, overriding, restoring};
 use crate::gpu::{Array, Gpu, Slice};
 
 thread_local! {
@@ -21,6 +21,11 @@ thread_local! {
 /// LSTMs read f32, and where the processor has no instructions for bf16 those within attention, too.)
 pub fn autocast<R>(dtype: DType, f: impl FnOnce() -> R) -> R {
     overriding(&COMPUTE, dtype, f)
+}
+
+/// Runs `f` without a type of this thread's in force.
+pub(crate) fn autocast_apart<R>(f: impl FnOnce() -> R) -> R {
+    restoring(&COMPUTE, None, f)
 }
 
 /// `inputs` in the type in force; `None` if they are that already, or none is.

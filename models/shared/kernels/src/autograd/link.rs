@@ -299,12 +299,11 @@ impl Link {
             self.call.pending().outputs[output] = Some(grad.clone());
         }
         if self.role.runs {
-            let grads = std::mem::take(&mut self.call.pending().outputs);
-            let none = vec![None; grads.len()];
-            let inputs = self.call.run(grads);
-            // Empty again before an error is passed on: the next backward pass must not find this one's.
-            *self.call.pending() = Pending { outputs: none, inputs: vec![] };
-            self.call.pending().inputs = inputs?;
+            // Empty, but as many: the next backward pass must not find this one's, whatever becomes of it.
+            let grads = self.call.pending().outputs.iter_mut().map(Option::take).collect();
+            self.call.pending().inputs = vec![];
+            let inputs = self.call.run(grads)?;
+            self.call.pending().inputs = inputs;
         }
         let mut pending = self.call.pending();
         let mut result = vec![];

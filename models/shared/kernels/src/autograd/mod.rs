@@ -8,5 +8,6 @@ mod op;
 
 pub use apply::{apply, apply_one};
 pub use autocast::autocast;
+pub(crate) use autocast::autocast_apart;
 pub use backward::{backward, backward_scaled, foreign};
 pub use op::{Backward, Forward, GpuForward, Op, Output, View, reading};

@@ -118,14 +118,9 @@ impl<F: FnOnce(Memory) -> Result<()>> InplaceOp1 for WithMemory<F> {
     }
 }
 
-fn address(tensor: &Tensor) -> usize {
+/// The same for tensors that share their storage, as long as they live: one of them cannot be read while another is written.
+pub fn storage_address(tensor: &Tensor) -> usize {
     std::ptr::from_ref(&*tensor.storage_and_layout().0).addr()
-}
-
-/// Whether a tensor shares its storage with one of others: it cannot be read while that is written.
-pub fn share_storage<'a>(tensor: &Tensor, others: impl IntoIterator<Item = &'a Tensor>) -> bool {
-    let own = address(tensor);
-    others.into_iter().any(|t| address(t) == own)
 }
 
 /// Calls `f` with the memory of tensors, to change in place, which is locked as long as `f` runs. It is locked in the order of its addresses,
@@ -150,7 +145,7 @@ pub fn memories_mut(tensors: &[&Tensor], f: &mut dyn FnMut(&mut [Memory]) -> Res
         first.inplace_op1(&op)
     }
     let mut order: Vec<(usize, usize, &Tensor)> =
-        tensors.iter().enumerate().map(|(place, t)| (address(t), place, *t)).collect();
+        tensors.iter().enumerate().map(|(place, t)| (storage_address(t), place, *t)).collect();
     order.sort_unstable_by_key(|(address, ..)| *address);
     if order.windows(2).any(|pair| pair[0].0 == pair[1].0) {
         bail!("in-place update: two of the tensors share their storage")

@@ -50,7 +50,7 @@ pub unsafe fn matmul_into([m, n, k]: [usize; 3], a: Matrix, b: Matrix, c: Pointe
 /// As there; the factors reach as far as these sizes.
 pub(super) unsafe fn gemm_into([m, n, k]: [usize; 3], a: Matrix, b: Matrix, c: Pointer, c_row: usize, blend: Blend) {
     let Blend { keep, scale } = blend;
-    let parallel = if m.saturating_mul(n).saturating_mul(k) < PARALLEL || parallel::is_alone() {
+    let threads = if m.saturating_mul(n).saturating_mul(k) < PARALLEL || parallel::is_alone() {
         gemm::Parallelism::None
     } else {
         gemm::Parallelism::Rayon(0)
@@ -67,13 +67,17 @@ pub(super) unsafe fn gemm_into([m, n, k]: [usize; 3], a: Matrix, b: Matrix, c: P
             return;
         }
         #[rustfmt::skip]
-        gemm::gemm(
+        let product = || gemm::gemm(
             m, n, k,
             c, 1, c_row as isize, keep != 0.,
             a.data.as_ptr(), a.col as isize, a.row as isize,
             b.data.as_ptr(), b.col as isize, b.row as isize,
-            keep, scale, false, false, false, parallel,
+            keep, scale, false, false, false, threads,
         );
+        match threads {
+            gemm::Parallelism::None => product(),
+            _ => parallel::apart(product),
+        }
     }
 }
 
@@ -107,7 +111,8 @@ pub unsafe fn affine_into(
     c: Pointer,
     c_row: usize,
 ) -> Result<()> {
-    assert!(x.len() == m * k && w.len() == n * k && bias.is_none_or(|b| b.len() == n), "sizes do not fit");
+    let fits = m.checked_mul(k) == Some(x.len()) && n.checked_mul(k) == Some(w.len());
+    assert!(fits && bias.is_none_or(|b| b.len() == n), "sizes do not fit");
     let rounds = bf16::is_on();
     if rounds && m > bf16::FEW && k > 0 {
         let (x, w) = (Matrix::rows(x, k), Matrix::transposed(w, k));

@@ -8,4 +8,4 @@ pub mod product;
 pub mod simd;
 pub mod vector;
 
-pub use buffer::{Buffer, Memory, Pointer, StorageMut, memories_mut, share_storage, slices_mut, with_scratch};
+pub use buffer::{Buffer, Memory, Pointer, StorageMut, memories_mut, slices_mut, storage_address, with_scratch};

@@ -5,7 +5,10 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::simd::overriding;
+use super::bf16;
+use super::simd::{self, overriding};
+use crate::autograd::autocast_apart;
+use crate::gpu;
 
 thread_local! {
     static ALONE: Cell<Option<bool>> = const { Cell::new(None) };
@@ -22,12 +25,18 @@ pub fn is_alone() -> bool {
     ALONE.get().unwrap_or(false)
 }
 
+/// Runs `f`, in which this thread waits for rayon's, without what is in force on it alone (a level, a type, a device's stand-in): while it
+/// waits, it takes up tasks, which may be anybody's.
+pub fn apart<R>(f: impl FnOnce() -> R) -> R {
+    simd::apart(|| bf16::apart(|| autocast_apart(|| gpu::apart(f))))
+}
+
 /// Calls `f` for 0..n on rayon's threads; a single piece of work runs where it is, without waking anybody.
 pub fn for_each(n: usize, f: impl Fn(usize) + Sync + Send) {
     if n <= 1 || is_alone() {
         (0..n).for_each(f);
     } else {
-        (0..n).into_par_iter().for_each(f);
+        apart(|| (0..n).into_par_iter().for_each(f));
     }
 }
 

@@ -188,10 +188,24 @@ pub fn with_fused<R>(fused: bool, f: impl FnOnce() -> R) -> R {
     overriding(&FUSED_HERE, fused, f)
 }
 
+/// Runs `f` without overrides of this thread's.
+pub(super) fn apart<R>(f: impl FnOnce() -> R) -> R {
+    restoring(&OVERRIDE, None, || restoring(&BF16, None, || restoring(&FUSED_HERE, None, f)))
+}
+
 /// Runs `f` with a thread's override in force.
 pub(crate) fn overriding<T: Copy + 'static, R>(
     cell: &'static std::thread::LocalKey<Cell<Option<T>>>,
     value: T,
+    f: impl FnOnce() -> R,
+) -> R {
+    restoring(cell, Some(value), f)
+}
+
+/// Runs `f` with a thread's override, or none, in its cell.
+pub(crate) fn restoring<T: Copy + 'static, R>(
+    cell: &'static std::thread::LocalKey<Cell<Option<T>>>,
+    value: Option<T>,
     f: impl FnOnce() -> R,
 ) -> R {
     struct Restore<T: Copy + 'static>(&'static std::thread::LocalKey<Cell<Option<T>>>, Option<T>);
@@ -200,7 +214,7 @@ pub(crate) fn overriding<T: Copy + 'static, R>(
             self.0.set(self.1);
         }
     }
-    let _restore = Restore(cell, cell.replace(Some(value)));
+    let _restore = Restore(cell, cell.replace(value));
     f()
 }
 

@@ -427,13 +427,25 @@ thread_local! {
 
 /// Runs `f` with the ops that this thread calls on tensors on the CPU by their GPU kernels, on `backend` (for tests).
 pub fn with_stand_in<R>(backend: Arc<dyn Backend>, f: impl FnOnce() -> R) -> R {
+    standing_in(Some(backend), f)
+}
+
+/// Runs `f` without a stand-in.
+pub(crate) fn apart<R>(f: impl FnOnce() -> R) -> R {
+    match STAND_IN.with_borrow(Option::is_some) {
+        true => standing_in(None, f),
+        false => f(),
+    }
+}
+
+fn standing_in<R>(backend: Option<Arc<dyn Backend>>, f: impl FnOnce() -> R) -> R {
     struct Restore(Option<Arc<dyn Backend>>);
     impl Drop for Restore {
         fn drop(&mut self) {
             STAND_IN.set(self.0.take());
         }
     }
-    let _restore = Restore(STAND_IN.replace(Some(backend)));
+    let _restore = Restore(STAND_IN.replace(backend));
     f()
 }
 

@@ -55,7 +55,7 @@ impl MultiHeadAttention {
     /// Heads that do not divide the width.
     pub fn new(config: AttentionConfig, vb: VarBuilder) -> Result<Self> {
         let AttentionConfig { width: c, heads, qkv, bias, dropout, init, .. } = config;
-        if heads == 0 || c % heads != 0 {
+        if heads == 0 || c % heads != 0 || c.checked_mul(3).is_none() {
             bail!("attention: {c} features do not divide into {heads} heads")
         }
         let one = |name: &str, init| Linear::with_biases(c, c, bias.then_some(init::ZEROS), init, vb.pp(name));
@@ -163,8 +163,11 @@ impl KvCache {
         if t == 0 {
             bail!("cache: no new positions")
         }
-        if self.len + t > self.capacity {
-            bail!("cache: room for {} positions, asked for {}", self.capacity, self.len + t)
+        if self.len.checked_add(t).is_none_or(|len| len > self.capacity) {
+            bail!("cache: room for {} positions, asked for {t} beside {}", self.capacity, self.len)
+        }
+        if b.checked_mul(self.capacity).and_then(|n| n.checked_mul(c)).is_none_or(|n| n > isize::MAX as usize / 16) {
+            bail!("cache: {b} times {} positions of {c} features are more than can be addressed", self.capacity)
         }
         let fresh = || Tensor::zeros((b, self.capacity, c), k.dtype(), k.device());
         let (keys, values) = match &self.keys_values {

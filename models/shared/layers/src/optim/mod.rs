@@ -21,11 +21,11 @@ mod gpu;
 mod muon;
 mod reference;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use candle_core::{DType, Result, Tensor, bail};
 use zoo_kernels::cpu::simd::Level;
-use zoo_kernels::cpu::{parallel, share_storage, simd, slices_mut, vector};
+use zoo_kernels::cpu::{parallel, simd, slices_mut, storage_address, vector};
 use zoo_kernels::gpu::Gpu;
 
 use crate::{Gradients, Param, Params};
@@ -163,11 +163,17 @@ struct Job<'a> {
 /// Does all of them: on a GPU in as few launches as can be.
 fn apply(jobs: Vec<Job>) -> Result<()> {
     let (level, fused) = (simd::level()?, simd::fused());
+    if zoo_kernels::reading() {
+        bail!(
+            "parameters were to be moved within an op on the same thread, as a task of rayon's: move them outside of rayon's tasks"
+        )
+    }
+    let written: HashSet<usize> = jobs.iter().flat_map(Job::tensors).map(storage_address).collect();
     // The parameters of a model are on one device.
-    let (mut gpu, mut there) = (None, vec![]);
+    let (mut gpu, mut there, mut here) = (None, vec![], vec![]);
     for mut job in jobs {
+        let is_own = written.contains(&storage_address(&job.grad));
         let mut all = job.tensors();
-        let is_own = share_storage(&job.grad, all.iter().copied());
         all.push(&job.grad);
         let is_plain = !fused || all.iter().any(|t| t.dtype() != DType::F32);
         let found = if is_plain { None } else { Gpu::of(&all) };
@@ -184,10 +190,39 @@ fn apply(jobs: Vec<Job>) -> Result<()> {
             (None, _) if is_plain || !job.grad.device().is_cpu() => {
                 reference::update(job.update, &job.grad, &job.param.var, job.state)?
             }
-            (None, _) => job.apply(level)?,
+            (None, _) => here.push(job),
         }
     }
-    gpu.map_or(Ok(()), |gpu| gpu::update(&gpu, &there))
+    if let Some(gpu) = gpu {
+        gpu::update(&gpu, &there)?;
+    }
+    on_threads(here, level)
+}
+
+/// Does jobs of the CPU, on threads of their own if there is much to do: rayon's may wait for what is locked here.
+fn on_threads(mut jobs: Vec<Job>, level: Level) -> Result<()> {
+    /// Elements below which a second thread costs more than it brings; a multiplication of Muon's counts as a part of one.
+    const FEW: usize = 1 << 17;
+    jobs.sort_by_key(|job| std::cmp::Reverse(job.work()));
+    let all: usize = jobs.iter().map(Job::work).sum();
+    let threads = if all < FEW { 1 } else { rayon::current_num_threads().min(jobs.len()).max(1) };
+    // The longest first, each to whoever has the least.
+    let mut shares: Vec<(usize, Vec<Job>)> = (0..threads).map(|_| (0, vec![])).collect();
+    for job in jobs {
+        if let Some(least) = shares.iter_mut().min_by_key(|share| share.0) {
+            least.0 += job.work();
+            least.1.push(job);
+        }
+    }
+    let done = |jobs: Vec<Job>| parallel::alone(|| jobs.iter().try_for_each(|job| job.apply(level)));
+    let mut shares = shares.into_iter().map(|share| share.1);
+    let own = shares.next().unwrap_or_default();
+    std::thread::scope(|scope| {
+        let others: Vec<_> = shares.map(|share| scope.spawn(move || done(share))).collect();
+        let own = done(own);
+        let ended = others.into_iter().map(|o| o.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        std::iter::once(own).chain(ended).collect()
+    })
 }
 
 impl Job<'_> {
@@ -196,7 +231,17 @@ impl Job<'_> {
         std::iter::once(self.param.var.as_tensor()).chain(&*self.state).collect()
     }
 
-    /// By the CPU's kernels: all tensors are f32 and there.
+    /// What it takes, in elements of a plain update.
+    fn work(&self) -> usize {
+        let n = self.param.var.elem_count();
+        match (self.update.rule, self.param.var.dims()) {
+            // Ten products of the smaller side, of which an element's update has the time of some hundred multiplications.
+            (Rule::Muon { .. }, &[rows, columns]) => n.saturating_mul(1 + rows.min(columns) / 10),
+            _ => n,
+        }
+    }
+
+    /// By the CPU's kernels, on this thread: all tensors are f32 and there.
     fn apply(&self, level: Level) -> Result<()> {
         let Job { update, grad, param, .. } = self;
         let grad = grad.contiguous()?;
@@ -251,18 +296,12 @@ impl Optimizer {
     /// Moves every parameter by its gradient times `scale` (see [`clip_factor`]) at learning rate `lr`. Parameters without a
     /// gradient stay as they are.
     ///
-    /// A worker of rayon's does all of it itself: while it waited for others, it would take up tasks, and one that uses these parameters
-    /// would wait for what the same thread has locked.
+    /// Large models are moved by several threads, none of them rayon's: those may wait, in an op, for what is locked here.
     ///
     /// # Errors
     /// `grads` are another model's, or of another type or device; it is called within an op, which a task of rayon's may be, as that holds
     /// parameters that are to be written.
     pub fn step(&mut self, grads: &Gradients, lr: f64, scale: f64) -> Result<()> {
-        if zoo_kernels::reading() {
-            bail!(
-                "the optimizer's step was called within an op on the same thread, as a task of rayon's: call it outside of rayon's tasks"
-            )
-        }
         let differs = |((name, grad), s): ((&str, Option<&Tensor>), &Slot)| {
             let fits = |g: &Tensor| {
                 let (var, device) = (&s.param.var, g.device());
@@ -279,11 +318,7 @@ impl Optimizer {
             let update = Update { rule: slot.rule, lr: lr * lr_scale, weight_decay, scale, step };
             Some(Job { update, grad: grad?.clone(), param: &slot.param, state: &mut slot.state })
         });
-        let jobs = jobs.collect();
-        match rayon::current_thread_index() {
-            Some(_) => parallel::alone(|| apply(jobs))?,
-            None => apply(jobs)?,
-        }
+        apply(jobs.collect())?;
         self.steps = step;
         Ok(())
     }
@@ -322,7 +357,7 @@ impl Optimizer {
             let device = slot.param.var.device();
             let found =
                 slot.rule.state_names().iter().filter_map(|kind| tensors.get(&format!("{kind}.{}", slot.param.name)));
-            found.map(|t| t.to_dtype(DType::F32)?.to_device(device)?.copy()).collect()
+            found.map(|t| t.to_dtype(DType::F32)?.to_device(device)?.contiguous()?.copy()).collect()
         };
         let states = self.slots.iter().map(loaded).collect::<Result<Vec<_>>>()?;
         self.slots.iter_mut().zip(states).for_each(|(slot, state)| slot.state = state);
@@ -378,6 +413,7 @@ pub fn global_norm(grads: &Gradients) -> Result<f64> {
 pub fn norm_squared(t: &Tensor) -> Result<f64> {
     let (storage, layout) = t.storage_and_layout();
     match (&*storage, layout.contiguous_offsets()) {
+        (_, Some((start, end))) if start == end => Ok(0.),
         (candle_core::Storage::Cpu(candle_core::CpuStorage::F32(data)), Some((start, end))) => {
             Ok(vector::sum_of_squares(simd::level()?, &data[start..end]))
         }

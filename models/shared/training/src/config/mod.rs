@@ -4,7 +4,7 @@ mod migrate;
 mod optimizer;
 mod resolve;
 
-use candle_core::DType;
+use candle_core::{DType, Device};
 use regex::Regex;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -72,6 +72,19 @@ impl ComputeType {
             Self::F32 | Self::Tf32 => DType::F32,
             Self::Bf16 => DType::BF16,
             Self::F16 => DType::F16,
+        }
+    }
+
+    /// What somebody who asked for it has to know on `device`.
+    pub(crate) fn remark(self, device: &Device) -> Option<&'static str> {
+        match self {
+            Self::F16 if device.is_cpu() => {
+                Some("train.dtype=f16: there are no kernels for f16 on a CPU; bf16 has them, and is many times faster")
+            }
+            Self::Tf32 if !device.is_cuda() => {
+                Some("train.dtype=tf32 changes nothing on this device: only CUDA has TF32")
+            }
+            _ => None,
         }
     }
 }

@@ -273,6 +273,9 @@ impl<'a, T: Task> Trainer<'a, T> {
     fn steps(&mut self, batch: Fetch<T>, around: &Around, observer: &mut dyn Observer) -> Result<(f64, End)> {
         let total = self.total_steps();
         observer.observe(&Event::Start { step: self.state.step, total });
+        if let Some(remark) = self.config.train.dtype.remark(self.params.device()) {
+            observer.observe(&Event::Warning(remark));
+        }
         if self.state.step == 0 {
             // What a run began with, so that it can always go back to it.
             self.save(around.saver)?;

@@ -13,7 +13,7 @@ use std::cell::Cell;
 use super::buffer::Pointer;
 use super::matmul::{Blend, gemm_into, start_from};
 use super::product::Matrix;
-use super::simd::{self, Level, overriding};
+use super::simd::{self, Level, overriding, restoring};
 use super::vector;
 
 pub use tiles::Tiles;
@@ -25,6 +25,11 @@ thread_local! {
 /// Runs `f` with the products of matrices that this thread calls reading bf16, or f32.
 pub fn products_in_bf16<R>(on: bool, f: impl FnOnce() -> R) -> R {
     overriding(&ON, on, f)
+}
+
+/// Runs `f` without what was said of products on this thread.
+pub(super) fn apart<R>(f: impl FnOnce() -> R) -> R {
+    restoring(&ON, None, f)
 }
 
 /// Whether products of matrices read bf16.

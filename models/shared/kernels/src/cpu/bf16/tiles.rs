@@ -4,9 +4,8 @@ use super::is_on;
 use crate::cpu::product::Matrix;
 use crate::cpu::simd::{Bf16, bf16};
 
-/// Lines of a panel of a left factor, and of a right one.
+/// Lines of a panel of a left factor.
 const LEFT: usize = 8;
-const RIGHT: usize = 64;
 
 /// Products of packed factors; it is there where products read bf16 and the processor has instructions for them. Panels are kept in memory for
 /// f32, whose values mean nothing.
@@ -14,19 +13,33 @@ const RIGHT: usize = 64;
 pub struct Tiles(());
 
 impl Tiles {
+    /// Columns of a panel of a right factor.
+    pub const PANEL: usize = 64;
+
     /// None where products read f32, or bf16 without instructions.
     pub fn new() -> Option<Self> {
         (is_on() && bf16() == Bf16::Avx512).then_some(Self(()))
     }
 
     /// The elements that a left factor of so many rows and columns takes.
+    ///
+    /// # Panics
+    /// They are more than can be addressed.
     pub fn left_len(rows: usize, columns: usize) -> usize {
-        rows.next_multiple_of(LEFT) * columns.div_ceil(2)
+        Self::len(rows, LEFT, columns)
     }
 
     /// The elements that a right factor of so many rows and columns takes.
+    ///
+    /// # Panics
+    /// As [`Tiles::left_len`].
     pub fn right_len(rows: usize, columns: usize) -> usize {
-        columns.next_multiple_of(RIGHT) * rows.div_ceil(2)
+        Self::len(columns, Self::PANEL, rows)
+    }
+
+    fn len(lines: usize, panel: usize, inner: usize) -> usize {
+        let len = lines.checked_next_multiple_of(panel).and_then(|lines| lines.checked_mul(inner.div_ceil(2)));
+        len.expect("a factor of more elements than can be addressed")
     }
 
     /// Rounds and packs a left factor of so many rows and columns.
@@ -44,10 +57,10 @@ impl Tiles {
     /// The matrix is smaller, or `to` has less than [`Tiles::right_len`].
     pub fn right(self, from: Matrix, [rows, columns]: [usize; 2], to: &mut [f32]) {
         assert!(to.len() >= Self::right_len(rows, columns), "too little room for a right factor");
-        self.pack(Matrix { row: from.col, col: from.row, ..from }, [columns, rows], RIGHT, to);
+        self.pack(Matrix { row: from.col, col: from.row, ..from }, [columns, rows], Self::PANEL, to);
     }
 
-    /// Columns `from` on, a multiple of 64, of a right factor of so many rows.
+    /// Columns `from` on, a multiple of [`Tiles::PANEL`], of a right factor of so many rows.
     pub fn part(right: &[f32], rows: usize, from: usize) -> &[f32] {
         &right[Self::right_len(rows, from)..]
     }
@@ -80,7 +93,7 @@ impl Tiles {
         let (left, right) = (left.as_ptr().cast(), right.as_ptr().cast());
         let end = (if adds { 1. } else { 0. }, 1., None);
         // SAFETY: the processor has the instructions, the panels are there, and the caller answers for C.
-        unsafe { super::avx512::block(k.div_ceil(2), left, right, RIGHT, (c, c_row), [m, n], end) }
+        unsafe { super::avx512::block(k.div_ceil(2), left, right, Self::PANEL, (c, c_row), [m, n], end) }
     }
 
     #[cfg(not(all(target_arch = "x86_64", feature = "x86-v4")))]

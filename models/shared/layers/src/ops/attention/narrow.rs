@@ -15,8 +15,9 @@ pub(super) struct Narrow<'a> {
     /// Kᵀ and Vᵀ (d, tk).
     keys: &'a mut [f32],
     values: &'a mut [f32],
-    /// K (backward) or V (forward), tile by tile: (keys, d).
+    /// K (backward) or V (forward), tile by tile: (keys, d); and how many keys there are.
     rows_of_keys: &'a mut [f32],
+    end: usize,
     /// Q and dO (queries, d), as left factors and as right ones.
     queries: [&'a mut [f32]; 2],
     slopes: [&'a mut [f32]; 2],
@@ -46,7 +47,8 @@ impl<'a> Narrow<'a> {
             memory = rest;
             own
         });
-        Self { tiles, g, keys, values, rows_of_keys, queries: [q, q_right], slopes: [dout, dout_right], scores }
+        let (queries, slopes) = ([q, q_right], [dout, dout_right]);
+        Self { tiles, g, keys, values, rows_of_keys, end: 0, queries, slopes, scores }
     }
 
     /// K of the keys before `end`.
@@ -62,6 +64,7 @@ impl<'a> Narrow<'a> {
     /// K or V tile by tile.
     pub(super) fn rows_of_keys(&mut self, (rows, row): Rows, end: usize) {
         let size = Tiles::right_len(KEYS, self.g.d);
+        self.end = end;
         for (tile, first) in (0..end).step_by(KEYS).enumerate() {
             let n = KEYS.min(end - first);
             let from = Matrix { data: &rows[first * row..], row, col: 1 };
@@ -114,8 +117,13 @@ impl<'a> Narrow<'a> {
         self.tiles.left(Matrix { data: p, row: KEYS, col: 1 }, [m, n], self.scores);
         let tile = Tiles::right_len(KEYS, d);
         let keys = &self.rows_of_keys[k0 / KEYS * tile..][..tile];
-        // SAFETY: the caller's promise.
-        unsafe { self.tiles.product([m, d, n], self.scores, keys, true, to, row) }
+        // Of the tile's keys the last queries see more than these do: where features from `first` on are, its own number tells.
+        let packed = KEYS.min(self.end - k0);
+        for first in (0..d).step_by(Tiles::PANEL) {
+            let (keys, size) = (Tiles::part(keys, packed, first), [m, Tiles::PANEL.min(d - first), n]);
+            // SAFETY: the caller's promise.
+            unsafe { self.tiles.product(size, self.scores, keys, true, to.wrapping_add(first), row) }
+        }
     }
 
     /// Adds the transpose of scores (m, n) times Q to rows of d elements, one for each of the n keys.

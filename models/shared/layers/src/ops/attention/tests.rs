@@ -24,6 +24,7 @@ fn kernels_and_gradients_agree_with_the_reference() -> Result<()> {
         (1, 1, 257, 257, 4),
         (1, 1, 70, 70, 64),
         (1, 1, 70, 130, 128),
+        (1, 8, 40, 75, 80),
         (1, 1, 64, 130, 24),
     ] {
         // With one key the weights are 1 whatever the scores: their gradient is zero but for rounding.

@@ -13,9 +13,12 @@
 #[cfg(test)]
 mod tests;
 
+use std::sync::OnceLock;
+
 use candle_core::{Result, Shape, Tensor, bail};
 
 use rayon::prelude::*;
+use zoo_kernels::cpu::parallel;
 use zoo_kernels::gpu::{Arg, Array, Gpu, Grid, Module};
 use zoo_kernels::{Backward, Forward, GpuForward, Op, Output, View, apply_one, module};
 
@@ -136,10 +139,12 @@ impl Op for RegressionLoss {
     fn cpu_forward(&self, inputs: &[View], _: bool) -> Result<Forward> {
         let (p, t) = (inputs[0].f32()?, inputs[1].f32()?);
         // Chunks by themselves, then their sums in order.
-        let mut sums = vec![0f64; p.len().div_ceil(CHUNK)];
-        let each = sums.par_iter_mut().zip(p.par_chunks(CHUNK).zip(t.par_chunks(CHUNK)));
-        each.for_each(|(sum, (p, t))| *sum = self.sum(p, t));
-        let sum: f64 = sums.iter().sum();
+        let sums: Vec<OnceLock<f64>> = vec![OnceLock::new(); p.len().div_ceil(CHUNK)];
+        parallel::for_each(sums.len(), |i| {
+            let of = i * CHUNK..p.len().min((i + 1) * CHUNK);
+            sums[i].get_or_init(|| self.sum(&p[of.clone()], &t[of]));
+        });
+        let sum: f64 = sums.iter().filter_map(OnceLock::get).sum();
         let mean = (sum / batch(inputs[0].dims()) as f64) as f32;
         Ok(Forward { outputs: vec![Output { data: vec![mean], shape: Shape::from(()) }], saved: vec![] })
     }

@@ -38,10 +38,13 @@ struct Rope {
 /// θ = place · base^(-2i/d), in f32 on `device`.
 ///
 /// # Errors
-/// An odd `d`.
+/// An odd `d`; more positions than can be counted.
 pub fn rope_angles(first: usize, t: usize, d: usize, base: f64, device: &Device) -> Result<(Tensor, Tensor)> {
     if !d.is_multiple_of(2) {
         bail!("rope: expected an even number of features, got {d}")
+    }
+    if first.checked_add(t).is_none() || t.checked_mul(d).is_none_or(|n| n > isize::MAX as usize / 8) {
+        bail!("rope: {t} positions of {d} features from {first} on are more than can be counted")
     }
     let angle = |e: usize| (first + e / (d / 2)) as f64 * base.powf(-2. * (e % (d / 2)) as f64 / d as f64);
     let of = |f: fn(f64) -> f64| {
