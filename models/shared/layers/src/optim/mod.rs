@@ -168,12 +168,12 @@ fn apply(jobs: Vec<Job>) -> Result<()> {
             "parameters were to be moved within an op on the same thread, as a task of rayon's: move them outside of rayon's tasks"
         )
     }
-    let written: HashSet<usize> = jobs.iter().flat_map(Job::tensors).map(storage_address).collect();
     // The parameters of a model are on one device.
     let (mut gpu, mut there, mut here) = (None, vec![], vec![]);
     for mut job in jobs {
-        let is_own = written.contains(&storage_address(&job.grad));
         let mut all = job.tensors();
+        let from = storage_address(&job.grad);
+        let is_own = all.iter().any(|t| storage_address(t) == from);
         all.push(&job.grad);
         let is_plain = !fused || all.iter().any(|t| t.dtype() != DType::F32);
         let found = if is_plain { None } else { Gpu::of(&all) };
@@ -194,18 +194,33 @@ fn apply(jobs: Vec<Job>) -> Result<()> {
         }
     }
     if let Some(gpu) = gpu {
+        keep_apart(&mut there)?;
         gpu::update(&gpu, &there)?;
     }
     on_threads(here, level)
+}
+
+/// Copies the gradients that are among what jobs at the same time write.
+fn keep_apart(jobs: &mut [Job]) -> Result<()> {
+    let written: HashSet<usize> = jobs.iter().flat_map(Job::tensors).map(storage_address).collect();
+    for job in jobs.iter_mut().filter(|job| written.contains(&storage_address(&job.grad))) {
+        job.grad = job.grad.copy()?;
+    }
+    Ok(())
 }
 
 /// Does jobs of the CPU, on threads of their own if there is much to do: rayon's may wait for what is locked here.
 fn on_threads(mut jobs: Vec<Job>, level: Level) -> Result<()> {
     /// Elements below which a second thread costs more than it brings; a multiplication of Muon's counts as a part of one.
     const FEW: usize = 1 << 17;
-    jobs.sort_by_key(|job| std::cmp::Reverse(job.work()));
+    let done = |jobs: Vec<Job>| parallel::alone(|| jobs.iter().try_for_each(|job| job.apply(level)));
     let all: usize = jobs.iter().map(Job::work).sum();
-    let threads = if all < FEW { 1 } else { rayon::current_num_threads().min(jobs.len()).max(1) };
+    let threads = if all < FEW { 1 } else { rayon::current_num_threads().min(jobs.len()) };
+    if threads <= 1 {
+        return done(jobs);
+    }
+    keep_apart(&mut jobs)?;
+    jobs.sort_by_key(|job| std::cmp::Reverse(job.work()));
     // The longest first, each to whoever has the least.
     let mut shares: Vec<(usize, Vec<Job>)> = (0..threads).map(|_| (0, vec![])).collect();
     for job in jobs {
@@ -214,7 +229,6 @@ fn on_threads(mut jobs: Vec<Job>, level: Level) -> Result<()> {
             least.1.push(job);
         }
     }
-    let done = |jobs: Vec<Job>| parallel::alone(|| jobs.iter().try_for_each(|job| job.apply(level)));
     let mut shares = shares.into_iter().map(|share| share.1);
     let own = shares.next().unwrap_or_default();
     std::thread::scope(|scope| {
