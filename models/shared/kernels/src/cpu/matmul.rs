@@ -1,5 +1,5 @@
 //! Matrix products accumulated in f32, the same bits at any number of threads: large ones by the `gemm` crate, those of few rows with a
-//! transposed factor as dot products, and those of [bf16](super::products_in_bf16) by kernels of their own.
+//! transposed factor as dot products, and those of [bf16](mod@super::bf16) by kernels of their own.
 
 use std::borrow::Cow;
 
