@@ -2,7 +2,7 @@
 # Tests kernels and ops on 64-bit Arm (NEON) under emulation: bash tests/aarch64.sh
 #
 # Needs Linux with qemu-user, gcc and g++ for aarch64 (Debian: qemu-user gcc-aarch64-linux-gnu g++-aarch64-linux-gnu) and
-# rustup target add aarch64-unknown-linux-gnu. Some ten minutes on two cores; what is built stays in target/aarch64.
+# rustup target add aarch64-unknown-linux-gnu. Emulation is slow; what is built stays in target/aarch64.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 triple=aarch64-linux-gnu

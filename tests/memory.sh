@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target/memory}" CARGO_INCREMENTAL=0
 host=$(rustc -vV | sed -n 's/^host: //p')
-ops=(-p zoo-layers --test every_op --test misuse)
+ops=(-p zoo-layers --test every_op --test misuse --test waiting)
 
 for check in "${@:-miri address thread}"; do
     for one in $check; do

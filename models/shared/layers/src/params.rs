@@ -129,8 +129,9 @@ impl Params {
         let present: BTreeMap<String, &[usize]> = present.into_iter().map(|(n, dims)| (n.to_string(), dims)).collect();
         let elements = present.values().map(|dims| dims.iter().fold(1usize, |n, d| n.saturating_mul(*d)));
         let wanted = elements.fold(0usize, usize::saturating_add).saturating_mul(2);
-        let room = params.lock().room.saturating_add(wanted);
-        params.lock().room = room;
+        let mut inner = params.lock();
+        inner.room = inner.room.saturating_add(wanted);
+        drop(inner);
         build(params.builder())?;
         let inner = params.lock();
         Ok(mismatches(&inner.params, &present))

@@ -249,7 +249,7 @@ impl Job<'_> {
     fn work(&self) -> usize {
         let n = self.param.var.elem_count();
         match (self.update.rule, self.param.var.dims()) {
-            // Ten products of the smaller side, of which an element's update has the time of some hundred multiplications.
+            // Some ten products with the smaller side; a plain update of an element takes as long as some hundred multiplications.
             (Rule::Muon { .. }, &[rows, columns]) => n.saturating_mul(1 + rows.min(columns) / 10),
             _ => n,
         }
