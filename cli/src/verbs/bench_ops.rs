@@ -78,6 +78,7 @@ fn cases(at: &Target) -> Result<Vec<Case>> {
     const X: &[usize] = &[2048, 384];
     const HIDDEN: &[usize] = &[2048, 1536];
     const HEADS: &[usize] = &[8, 6, 256, 64];
+    const FEW: &[usize] = &[8, 2, 256, 64];
     // What deepsif gives for 8 samples.
     const ACTIVITY: &[usize] = &[8, 500, 994];
     let stream = || Stream::new(1, Purpose::Dropout, 1, 1);
@@ -99,6 +100,7 @@ fn cases(at: &Target) -> Result<Vec<Case>> {
         at.case("GELU (tanh)", &[HIDDEN], |v| ops::gelu_tanh(&v[0]))?,
         at.case("SiLU", &[HIDDEN], |v| ops::silu(&v[0]))?,
         at.case("ELU", &[HIDDEN], |v| ops::elu(&v[0], 1.))?,
+        at.case("SwiGLU", &[HIDDEN, HIDDEN], |v| ops::gated(&v[0], &v[1], Activation::Silu))?,
         at.case("layer norm", &[X, &[384], &[384]], |v| ops::layer_norm(&v[0], Some(&v[1]), Some(&v[2]), 1e-5))?,
         at.case("RMS norm", &[X, &[384]], |v| ops::rms_norm(&v[0], Some(&v[1]), 1e-5))?,
         at.case("softmax", &[&[2048, 256]], |v| ops::softmax(&v[0]))?,
@@ -108,6 +110,9 @@ fn cases(at: &Target) -> Result<Vec<Case>> {
         at.case("dropout", &[X], move |v| ops::dropout(&v[0], 0.2, stream()))?,
         at.case("residual + dropout", &[X, X], move |v| ops::add_dropout(&v[0], &v[1], Some((0.2, stream()))))?,
         at.case("attention, causal", &[HEADS; 3], move |v| ops::attention(&v[0], &v[1], &v[2], 6, None, causal(None)))?,
+        at.case("attention, 2 heads of keys", &[HEADS, FEW, FEW], move |v| {
+            ops::attention(&v[0], &v[1], &v[2], 6, None, causal(None))
+        })?,
         at.case("attention + dropout", &[HEADS; 3], move |v| {
             ops::attention(&v[0], &v[1], &v[2], 6, None, causal(Some((0.2, stream()))))
         })?,

@@ -6,8 +6,8 @@ use zoo_kernels::cpu::simd::{levels, with_fused, with_level};
 use zoo_layers::ops::{
     Activation, Affine, AttentionBranch, AttentionOptions, CrossEntropyOptions, LstmState, LstmWeights, MlpBranch,
     NormKind, PreNorm, Projection, RopePairs, add_dropout, attention, backward, cross_entropy, dropout,
-    embedding_with_positions, huber, layer_norm, linear, log_softmax, lstm, mae, mse, pool, rms_norm, rope,
-    rope_angles, sequence_loss, softmax,
+    embedding_with_positions, gated, huber, layer_norm, linear, log_softmax, lstm, mae, mse, pool, rms_norm, rope,
+    rope_angles, rope_heads, sequence_loss, softmax,
 };
 use zoo_layers::optim::{Moments, Optimizer, Rule, average, decay_matrices, global_norm};
 use zoo_layers::random::{Purpose, Stream};
@@ -71,6 +71,7 @@ fn elementwise_ops_products_and_norms() -> Result<()> {
         same("activation", &[&[3, 5]], &|v| Ok(vec![f.apply(&v[0])?]))?;
         same("linear", &[&[3, 5], &[7, 5], &[7]], &|v| Ok(vec![linear(&v[0], &v[1], Some(&v[2]), f)?]))?;
     }
+    same("gated", &[&[3, 5], &[3, 5]], &|v| Ok(vec![gated(&v[0], &v[1], Activation::Silu)?]))?;
     same("large linear", &[&[70, 9], &[6, 9]], &|v| Ok(vec![linear(&v[0], &v[1], None, Activation::Identity)?]))?;
     same("layer norm", &[&[3, 9], &[9], &[9]], &|v| Ok(vec![layer_norm(&v[0], Some(&v[1]), Some(&v[2]), 1e-5)?]))?;
     same("rms norm", &[&[3, 9], &[9]], &|v| Ok(vec![rms_norm(&v[0], Some(&v[1]), 1e-5)?]))?;
@@ -82,6 +83,7 @@ fn elementwise_ops_products_and_norms() -> Result<()> {
     for pairs in [RopePairs::Neighbours, RopePairs::Halves] {
         let (cos, sin) = rope_angles(1, 3, 6, 1e4, &CPU)?;
         same("rope", &[&[2, 3, 6]], &|v| Ok(vec![rope(&v[0], &cos, &sin, pairs)?]))?;
+        same("rope of heads", &[&[2, 3, 12]], &|v| Ok(vec![rope_heads(&v[0], 2, &cos, &sin, pairs)?]))?;
     }
     Ok(())
 }
@@ -110,6 +112,9 @@ fn attention_branches_and_lstm() -> Result<()> {
         let options = || AttentionOptions { causal, scale: None, dropout: Some(drop()) };
         same("attention", &[&[2, 3, 8], &[2, 5, 8], &[2, 5, 8]], &|v| {
             Ok(vec![attention(&v[0], &v[1], &v[2], 2, None, options())?])
+        })?;
+        same("grouped attention", &[&[2, 3, 8], &[2, 5, 4], &[2, 5, 4]], &|v| {
+            Ok(vec![attention(&v[0], &v[1], &v[2], 4, None, options())?])
         })?;
         same("branch", &[&[2, 3, 8], &[24, 8], &[24], &[8, 8], &[8], &[8], &[8]], &|v| {
             let branch = AttentionBranch {

@@ -20,7 +20,7 @@ mod rope;
 mod sequence_loss;
 mod softmax;
 
-pub use activation::{Activation, elu, gelu, gelu_tanh, relu, silu};
+pub use activation::{Activation, elu, gated, gelu, gelu_tanh, relu, silu};
 pub use attention::{AttentionOptions, attention};
 pub use cross_entropy::{CrossEntropyOptions, cross_entropy};
 pub use dropout::{dropout, mask};
@@ -31,7 +31,7 @@ pub use norm::{NormKind, layer_norm, rms_norm};
 pub use pool::pool;
 pub use regression_loss::{huber, mae, mse};
 pub use residual::{Affine, AttentionBranch, MlpBranch, PreNorm, Projection, add_dropout};
-pub use rope::{RopePairs, rope, rope_angles};
+pub use rope::{RopePairs, RopeScaling, rope, rope_angles, rope_angles_of, rope_frequencies, rope_heads};
 pub use sequence_loss::sequence_loss;
 pub use softmax::{log_softmax, softmax};
 pub use zoo_kernels::cpu::simd::fused;

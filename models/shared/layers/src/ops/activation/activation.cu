@@ -1,5 +1,6 @@
 // The functions of mod.rs and their slopes, each element by its own thread.
 
+#define IDENTITY 0
 #define RELU 1
 #define GELU 2
 #define GELU_TANH 3
@@ -69,6 +70,10 @@ FUNCTION Point point(float x, uint kind, float alpha) {
         return silu(x);
     case ELU:
         return elu(x, alpha);
+    case IDENTITY: {
+        const Point same = {x, 1};
+        return same;
+    }
     default:
         const Point relu = {x < 0 ? 0 : x, x > 0 ? 1.f : 0.f};
         return relu;
@@ -98,4 +103,22 @@ KERNEL(activation_of_sum, WRITE(T, z, 0), READ(T, bias, 1), WRITE(T, y, 2), VALU
     const T sum = T(float(z[i]) + (biased ? float(bias[i % width]) : 0));
     z[i] = sum;
     y[i] = T(point(float(sum), kind, alpha).y);
+}
+
+// y = f(gate) up.
+KERNEL(gated_forward, READ(T, gate, 0), READ(T, up, 1), WRITE(T, y, 2), VALUE(uint, n, 3), VALUE(uint, kind, 4),
+       VALUE(float, alpha, 5)) {
+    const uint i = GROUP.x * THREADS + THREAD;
+    if (i < n)
+        y[i] = T(point(float(gate[i]), kind, alpha).y * float(up[i]));
+}
+
+KERNEL(gated_backward, READ(T, gate, 0), READ(T, up, 1), READ(T, dy, 2), WRITE(T, dgate, 3), WRITE(T, dup, 4),
+       VALUE(uint, n, 5), VALUE(uint, kind, 6), VALUE(float, alpha, 7)) {
+    const uint i = GROUP.x * THREADS + THREAD;
+    if (i >= n)
+        return;
+    const Point of = point(float(gate[i]), kind, alpha);
+    dgate[i] = T(float(dy[i]) * float(up[i]) * of.slope);
+    dup[i] = T(float(dy[i]) * of.y);
 }

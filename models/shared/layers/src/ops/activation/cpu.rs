@@ -77,49 +77,60 @@ impl WithSimd for Kernel {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, s: S) {
-        const ROOT: f32 = 0.797_884_6; // √(2/π)
-        let c = |v: f32| s.splat_f32s(v);
-        let (zero, one) = (c(0.), c(1.));
-        match self.f {
-            Activation::Identity => {}
-            Activation::Relu => self.each(s, |x| {
-                // Compared so that NaN stays.
-                let negative = s.less_than_f32s(x, zero);
-                let positive = s.greater_than_f32s(x, zero);
-                (s.select_f32s(negative, zero, x), s.select_f32s(positive, one, zero))
-            }),
-            Activation::Gelu => self.each(s, |x| {
-                let (below, density) = vector::normal(s, x);
-                let density = s.mul_f32s(density, c(0.398_942_3));
-                (s.mul_f32s(x, below), s.mul_add_e_f32s(x, density, below))
-            }),
-            Activation::GeluTanh => self.each(s, |x| {
-                // (1 + tanh u)/2 = σ(2u) and (1 - tanh² u)/4 = σ(2u) σ(-2u), which are exact where 1 - tanh² is not.
-                let x2 = s.mul_f32s(x, x);
-                let u2 = s.mul_f32s(s.mul_f32s(x, c(2. * ROOT)), s.mul_add_e_f32s(c(0.044715), x2, one));
-                let power = vector::exp(s, s.neg_f32s(s.abs_f32s(u2)));
-                let large = s.div_f32s(one, s.add_f32s(one, power));
-                let small = s.mul_f32s(power, large);
-                let share = s.select_f32s(s.greater_than_f32s(u2, zero), large, small);
-                let rise = s.mul_f32s(c(2. * ROOT), s.mul_add_e_f32s(c(0.134145), x2, one));
-                (s.mul_f32s(x, share), s.mul_add_e_f32s(s.mul_f32s(s.mul_f32s(large, small), x), rise, share))
-            }),
-            Activation::Silu => self.each(s, |x| {
-                let share = vector::sigmoid(s, x);
-                let slope = s.mul_f32s(share, s.mul_add_e_f32s(x, s.sub_f32s(one, share), one));
-                (s.mul_f32s(x, share), slope)
-            }),
-            Activation::Elu(alpha) => self.each(s, |x| {
-                let alpha = c(alpha as f32);
-                let positive = s.greater_than_f32s(x, zero);
-                let y = s.mul_f32s(alpha, vector::exp_minus_one(s, s.select_f32s(positive, zero, x)));
-                (s.select_f32s(positive, x, y), s.select_f32s(positive, one, s.add_f32s(y, alpha)))
-            }),
-        }
+        points(s, self.f, self);
     }
 }
 
-impl Kernel {
+/// What is done with the function's values and slopes.
+trait Each {
+    /// `f` gives both for lanes of x.
+    fn each<S: Simd>(self, s: S, f: impl Fn(S::f32s) -> (S::f32s, S::f32s));
+}
+
+#[inline(always)]
+fn points<S: Simd>(s: S, f: Activation, each: impl Each) {
+    const ROOT: f32 = 0.797_884_6; // √(2/π)
+    let c = |v: f32| s.splat_f32s(v);
+    let (zero, one) = (c(0.), c(1.));
+    match f {
+        Activation::Identity => each.each(s, |x| (x, one)),
+        Activation::Relu => each.each(s, |x| {
+            // Compared so that NaN stays.
+            let negative = s.less_than_f32s(x, zero);
+            let positive = s.greater_than_f32s(x, zero);
+            (s.select_f32s(negative, zero, x), s.select_f32s(positive, one, zero))
+        }),
+        Activation::Gelu => each.each(s, |x| {
+            let (below, density) = vector::normal(s, x);
+            let density = s.mul_f32s(density, c(0.398_942_3));
+            (s.mul_f32s(x, below), s.mul_add_e_f32s(x, density, below))
+        }),
+        Activation::GeluTanh => each.each(s, |x| {
+            // (1 + tanh u)/2 = σ(2u) and (1 - tanh² u)/4 = σ(2u) σ(-2u), which are exact where 1 - tanh² is not.
+            let x2 = s.mul_f32s(x, x);
+            let u2 = s.mul_f32s(s.mul_f32s(x, c(2. * ROOT)), s.mul_add_e_f32s(c(0.044715), x2, one));
+            let power = vector::exp(s, s.neg_f32s(s.abs_f32s(u2)));
+            let large = s.div_f32s(one, s.add_f32s(one, power));
+            let small = s.mul_f32s(power, large);
+            let share = s.select_f32s(s.greater_than_f32s(u2, zero), large, small);
+            let rise = s.mul_f32s(c(2. * ROOT), s.mul_add_e_f32s(c(0.134145), x2, one));
+            (s.mul_f32s(x, share), s.mul_add_e_f32s(s.mul_f32s(s.mul_f32s(large, small), x), rise, share))
+        }),
+        Activation::Silu => each.each(s, |x| {
+            let share = vector::sigmoid(s, x);
+            let slope = s.mul_f32s(share, s.mul_add_e_f32s(x, s.sub_f32s(one, share), one));
+            (s.mul_f32s(x, share), slope)
+        }),
+        Activation::Elu(alpha) => each.each(s, |x| {
+            let alpha = c(alpha as f32);
+            let positive = s.greater_than_f32s(x, zero);
+            let y = s.mul_f32s(alpha, vector::exp_minus_one(s, s.select_f32s(positive, zero, x)));
+            (s.select_f32s(positive, x, y), s.select_f32s(positive, one, s.add_f32s(y, alpha)))
+        }),
+    }
+}
+
+impl Each for Kernel {
     #[inline(always)]
     fn each<S: Simd>(self, s: S, f: impl Fn(S::f32s) -> (S::f32s, S::f32s)) {
         let Self { x, slope, n, .. } = self;
@@ -130,6 +141,84 @@ impl Kernel {
                 vector::write(s, x, j, n, y);
                 if let Some(slope) = slope {
                     vector::write(s, slope, j, n, rise);
+                }
+            }
+        }
+    }
+}
+
+/// f(gate) · up, element by element.
+pub(super) fn gated(gate: &[f32], up: &[f32], f: Activation) -> Result<Vec<f32>> {
+    let (level, n) = (simd::level()?, gate.len());
+    assert_eq!(up.len(), n);
+    let mut y = Buffer::new(n);
+    let to = y.pointer();
+    parallel::for_each(n.div_ceil(CHUNK), |i| {
+        let part = i * CHUNK..n.min((i + 1) * CHUNK);
+        // SAFETY: the chunk lies within the buffer; chunks are disjoint.
+        let y = unsafe { to.at(part.start) };
+        level.run(Gated { gate: &gate[part.clone()], up: &up[part], f, to: To::Product(y) });
+    });
+    // SAFETY: the chunks cover the buffer.
+    Ok(unsafe { y.finish() })
+}
+
+/// Gradients of gate and up: dy · up · f'(gate), and dy · f(gate).
+pub(super) fn gated_back(gate: &[f32], up: &[f32], dy: &[f32], f: Activation) -> Result<[Vec<f32>; 2]> {
+    let (level, n) = (simd::level()?, gate.len());
+    assert!(up.len() == n && dy.len() == n);
+    let (mut dgate, mut dup) = (Buffer::new(n), Buffer::new(n));
+    let (to_gate, to_up) = (dgate.pointer(), dup.pointer());
+    parallel::for_each(n.div_ceil(CHUNK), |i| {
+        let part = i * CHUNK..n.min((i + 1) * CHUNK);
+        // SAFETY: the chunk lies within both buffers; chunks are disjoint.
+        let (dgate, dup) = unsafe { (to_gate.at(part.start), to_up.at(part.start)) };
+        let to = To::Gradients { dy: &dy[part.clone()], dgate, dup };
+        level.run(Gated { gate: &gate[part.clone()], up: &up[part], f, to });
+    });
+    // SAFETY: the chunks cover both buffers.
+    Ok(unsafe { [dgate.finish(), dup.finish()] })
+}
+
+/// As many elements of each.
+struct Gated<'a> {
+    gate: &'a [f32],
+    up: &'a [f32],
+    f: Activation,
+    to: To<'a>,
+}
+
+enum To<'a> {
+    Product(*mut f32),
+    Gradients { dy: &'a [f32], dgate: *mut f32, dup: *mut f32 },
+}
+
+impl WithSimd for Gated<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, s: S) {
+        points(s, self.f, self);
+    }
+}
+
+impl Each for Gated<'_> {
+    #[inline(always)]
+    fn each<S: Simd>(self, s: S, f: impl Fn(S::f32s) -> (S::f32s, S::f32s)) {
+        let Self { gate, up, to, .. } = self;
+        let n = gate.len();
+        for j in (0..n).step_by(S::F32_LANES) {
+            // SAFETY: all have n elements, and this task alone accesses those that are written.
+            unsafe {
+                let (y, rise) = f(vector::read(s, gate.as_ptr(), j, n));
+                let up = vector::read(s, up.as_ptr(), j, n);
+                match to {
+                    To::Product(to) => vector::write(s, to, j, n, s.mul_f32s(y, up)),
+                    To::Gradients { dy, dgate, dup } => {
+                        let dy = vector::read(s, dy.as_ptr(), j, n);
+                        vector::write(s, dgate, j, n, s.mul_f32s(s.mul_f32s(dy, up), rise));
+                        vector::write(s, dup, j, n, s.mul_f32s(dy, y));
+                    }
                 }
             }
         }

@@ -15,12 +15,15 @@
 //! computes f' beside f, from the same exponential, and keeps only that.
 
 pub(super) mod cpu;
+mod gated;
 #[cfg(test)]
 mod tests;
 
 use candle_core::{Result, Tensor, bail};
 use zoo_kernels::gpu::{Arg, Array, Gpu, Grid, Module, Slice};
 use zoo_kernels::{Backward, Forward, GpuForward, Op, Output, View, apply_one, module};
+
+pub use gated::gated;
 
 /// The function after an affine map, or on its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -27,6 +27,18 @@ fn kernels_and_gradients_agree_with_the_reference() -> Result<()> {
 }
 
 #[test]
+fn gated_units_agree_with_the_reference() -> Result<()> {
+    for f in [Activation::Identity].into_iter().chain(ALL) {
+        for dims in [&[1][..], &[17], &[0, 4], &[3, 5], &[2, 8193]] {
+            let (gate, up) = ((random(2, dims)? * 3.)?, random(3, dims)?);
+            check(&gated::Gated(f), &[gate, up], &[true, true])?;
+        }
+    }
+    assert!(super::gated(&random(1, &[2, 3])?, &random(1, &[3, 2])?, Activation::Silu).is_err());
+    Ok(())
+}
+
+#[test]
 fn extremes_are_finite_and_nan_stays() -> Result<()> {
     let x = Tensor::new(&[f32::NAN, 1e4, -1e4, 0.], &Device::Cpu)?;
     for level in levels() {

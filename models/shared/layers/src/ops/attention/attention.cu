@@ -2,7 +2,8 @@
 // tile, and they share the row's scores and features. Names and formulas are those of mod.rs.
 
 struct Sizes {
-    uint heads, tq, tk, d;
+    // `shared` heads of queries have their keys and values in common.
+    uint heads, shared, tq, tk, d;
     // How far apart batches, heads and rows are: of queries, of keys and values, of results, of the mask.
     uint q_batch, q_head, q_row;
     uint k_batch, k_head, k_row;
@@ -23,8 +24,8 @@ struct Head {
 
 FUNCTION Head begin(Sizes g, uint head) {
     const uint batch = head / g.heads, h = head % g.heads;
-    Head of = {batch * g.q_batch + h * g.q_head, batch * g.k_batch + h * g.k_head, batch * g.o_batch + h * g.o_head,
-               batch * g.m_batch + h * g.m_head};
+    Head of = {batch * g.q_batch + h * g.q_head, batch * g.k_batch + h / g.shared * g.k_head,
+               batch * g.o_batch + h * g.o_head, batch * g.m_batch + h * g.m_head};
     return of;
 }
 
@@ -207,53 +208,56 @@ FUNCTION void queries(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) v, R
             dq[of.q + i * g.q_row + lane + 8 * e] = T(g.scale * result[e]);
 }
 
-// dK and dV of a tile of keys: here rows are keys, and queries pass by.
+// dK and dV of a tile of keys, `key_head` of all: here rows are keys, and the queries of the heads that share them pass by.
 template <uint D, uint TILE>
 FUNCTION void keys(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) v, READ_POINTER(T) mask, READ_POINTER(T) grad,
                    READ_POINTER(float) logs, READ_POINTER(float) means, WRITE_POINTER(T) dk, WRITE_POINTER(T) dv, Sizes g,
                    SHARED_POINTER(float) qs, SHARED_POINTER(float) ks, SHARED_POINTER(float) vs,
-                   SHARED_POINTER(float) ps, uint self, uint block, uint head) {
-    const Head of = begin(g, head);
+                   SHARED_POINTER(float) ps, uint self, uint block, uint key_head) {
+    const uint begins = begin(g, key_head * g.shared).k;
     const uint r = self / 8, lane = self % 8, j = block * TILE + r;
     float keys[D / 8], values[D / 8];
     for (uint e = 0; e < D / 8; e++)
         keys[e] = values[e] = 0;
-    load<D, TILE>(ks, k + of.k, block * TILE, g.tk, g.k_row, g.d, self);
-    load<D, TILE>(vs, v + of.k, block * TILE, g.tk, g.k_row, g.d, self);
-    for (uint first = 0; first < g.tq; first += TILE) {
-        // No query of this tile sees a key of the block.
-        if (seen(g, first + TILE) <= block * TILE)
-            continue;
-        BARRIER();
-        load<D, TILE>(qs, q + of.q, first, g.tq, g.q_row, g.d, self);
-        BARRIER();
-        float p[TILE / 8], dp[TILE / 8];
-        dots<D, TILE / 8>(p, ks + r * (D + 1), qs + lane * (D + 1));
-        for (uint c = 0; c < TILE / 8; c++) {
-            const uint i = first + lane + 8 * c;
-            p[c] = weight(score(p[c], mask + of.m, g, i, j), shift_of(logs, g, head, i));
-            ps[r * (TILE + 1) + lane + 8 * c] = p[c] * kept_share(g, head, i, j);
+    load<D, TILE>(ks, k + begins, block * TILE, g.tk, g.k_row, g.d, self);
+    load<D, TILE>(vs, v + begins, block * TILE, g.tk, g.k_row, g.d, self);
+    for (uint head = key_head * g.shared; head < key_head * g.shared + g.shared; head++) {
+        const Head of = begin(g, head);
+        for (uint first = 0; first < g.tq; first += TILE) {
+            // No query of this tile sees a key of the block.
+            if (seen(g, first + TILE) <= block * TILE)
+                continue;
+            BARRIER();
+            load<D, TILE>(qs, q + of.q, first, g.tq, g.q_row, g.d, self);
+            BARRIER();
+            float p[TILE / 8], dp[TILE / 8];
+            dots<D, TILE / 8>(p, ks + r * (D + 1), qs + lane * (D + 1));
+            for (uint c = 0; c < TILE / 8; c++) {
+                const uint i = first + lane + 8 * c;
+                p[c] = weight(score(p[c], mask + of.m, g, i, j), shift_of(logs, g, head, i));
+                ps[r * (TILE + 1) + lane + 8 * c] = p[c] * kept_share(g, head, i, j);
+            }
+            BARRIER();
+            load<D, TILE>(qs, grad + of.o, first, g.tq, g.o_row, g.d, self);
+            BARRIER();
+            add_rows<D, TILE>(values, ps + r * (TILE + 1), qs + lane);
+            dots<D, TILE / 8>(dp, vs + r * (D + 1), qs + lane * (D + 1));
+            for (uint c = 0; c < TILE / 8; c++) {
+                const uint i = first + lane + 8 * c;
+                p[c] *= dp[c] * kept_share(g, head, i, j) - (i < g.tq ? means[head * g.tq + i] : 0);
+            }
+            BARRIER();
+            for (uint c = 0; c < TILE / 8; c++)
+                ps[r * (TILE + 1) + lane + 8 * c] = p[c];
+            load<D, TILE>(qs, q + of.q, first, g.tq, g.q_row, g.d, self);
+            BARRIER();
+            add_rows<D, TILE>(keys, ps + r * (TILE + 1), qs + lane);
         }
-        BARRIER();
-        load<D, TILE>(qs, grad + of.o, first, g.tq, g.o_row, g.d, self);
-        BARRIER();
-        add_rows<D, TILE>(values, ps + r * (TILE + 1), qs + lane);
-        dots<D, TILE / 8>(dp, vs + r * (D + 1), qs + lane * (D + 1));
-        for (uint c = 0; c < TILE / 8; c++) {
-            const uint i = first + lane + 8 * c;
-            p[c] *= dp[c] * kept_share(g, head, i, j) - (i < g.tq ? means[head * g.tq + i] : 0);
-        }
-        BARRIER();
-        for (uint c = 0; c < TILE / 8; c++)
-            ps[r * (TILE + 1) + lane + 8 * c] = p[c];
-        load<D, TILE>(qs, q + of.q, first, g.tq, g.q_row, g.d, self);
-        BARRIER();
-        add_rows<D, TILE>(keys, ps + r * (TILE + 1), qs + lane);
     }
     for (uint e = 0; e < D / 8 && j < g.tk; e++)
         if (lane + 8 * e < g.d) {
-            dk[of.k + j * g.k_row + lane + 8 * e] = T(g.scale * keys[e]);
-            dv[of.k + j * g.k_row + lane + 8 * e] = T(values[e]);
+            dk[begins + j * g.k_row + lane + 8 * e] = T(g.scale * keys[e]);
+            dv[begins + j * g.k_row + lane + 8 * e] = T(values[e]);
         }
 }
 
@@ -481,46 +485,49 @@ template <uint D>
 FUNCTION void tensor_keys(READ_POINTER(T) q, READ_POINTER(T) k, READ_POINTER(T) v, READ_POINTER(T) mask,
                           READ_POINTER(T) grad, READ_POINTER(float) logs, READ_POINTER(float) means,
                           WRITE_POINTER(T) dk, WRITE_POINTER(T) dv, Sizes g, SHARED_POINTER(T) tiles, uint self,
-                          uint block, uint head) {
-    const Head of = begin(g, head);
+                          uint block, uint key_head) {
+    const uint begins = begin(g, key_head * g.shared).k;
     const uint lane = self % 32, row = block * LANES_ROWS + self / 32 * 16 + lane / 4, j[2] = {row, row + 8};
     // More would not fit into the registers.
     const uint N = D > 64 ? PASSING / 2 : PASSING;
     SHARED_POINTER(T) qs = tiles;
     SHARED_POINTER(T) gs = tiles + N * ROW(D);
     uint of_keys[D / 16][4], of_values[D / 16][4];
-    left<D>(of_keys, tiles, k + of.k, block * LANES_ROWS, g.tk, g.k_row, g.d, self);
-    left<D>(of_values, tiles, v + of.k, block * LANES_ROWS, g.tk, g.k_row, g.d, self);
+    left<D>(of_keys, tiles, k + begins, block * LANES_ROWS, g.tk, g.k_row, g.d, self);
+    left<D>(of_values, tiles, v + begins, block * LANES_ROWS, g.tk, g.k_row, g.d, self);
     float keys[D / 8][4], values[D / 8][4];
     zero<D>(keys);
     zero<D>(values);
-    for (uint first = 0; first < g.tq; first += N) {
-        // No query of this tile sees a key of the block.
-        if (seen(g, first + N) <= block * LANES_ROWS)
-            continue;
-        BARRIER();
-        load_rows<D, N>(qs, q + of.q, first, g.tq, g.q_row, g.d, self);
-        load_rows<D, N>(gs, grad + of.o, first, g.tq, g.o_row, g.d, self);
-        BARRIER();
-        float p[N / 8][4], ds[N / 8][4];
-        across<D, N>(p, of_keys, qs, lane);
-        across<D, N>(ds, of_values, gs, lane);
-        UNROLL
-        for (uint n = 0; n < N / 8; n++)
+    for (uint head = key_head * g.shared; head < key_head * g.shared + g.shared; head++) {
+        const Head of = begin(g, head);
+        for (uint first = 0; first < g.tq; first += N) {
+            // No query of this tile sees a key of the block.
+            if (seen(g, first + N) <= block * LANES_ROWS)
+                continue;
+            BARRIER();
+            load_rows<D, N>(qs, q + of.q, first, g.tq, g.q_row, g.d, self);
+            load_rows<D, N>(gs, grad + of.o, first, g.tq, g.o_row, g.d, self);
+            BARRIER();
+            float p[N / 8][4], ds[N / 8][4];
+            across<D, N>(p, of_keys, qs, lane);
+            across<D, N>(ds, of_values, gs, lane);
             UNROLL
-            for (uint c = 0; c < 4; c++) {
-                const uint i = first + 8 * n + lane % 4 * 2 + c % 2;
-                const float w = weight(score(p[n][c], mask + of.m, g, i, j[c / 2]), shift_of(logs, g, head, i));
-                const float share = kept_share(g, head, i, j[c / 2]), mean = i < g.tq ? means[head * g.tq + i] : 0;
-                p[n][c] = w * share;
-                ds[n][c] = w * (ds[n][c] * share - mean);
-            }
-        along<D, N>(values, p, gs, lane);
-        along<D, N>(keys, ds, qs, lane);
+            for (uint n = 0; n < N / 8; n++)
+                UNROLL
+                for (uint c = 0; c < 4; c++) {
+                    const uint i = first + 8 * n + lane % 4 * 2 + c % 2;
+                    const float w = weight(score(p[n][c], mask + of.m, g, i, j[c / 2]), shift_of(logs, g, head, i));
+                    const float share = kept_share(g, head, i, j[c / 2]), mean = i < g.tq ? means[head * g.tq + i] : 0;
+                    p[n][c] = w * share;
+                    ds[n][c] = w * (ds[n][c] * share - mean);
+                }
+            along<D, N>(values, p, gs, lane);
+            along<D, N>(keys, ds, qs, lane);
+        }
     }
     const float scale[2] = {g.scale, g.scale}, one[2] = {1, 1};
-    store<D>(dk + of.k, keys, scale, j, g.tk, g.k_row, g.d, lane);
-    store<D>(dv + of.k, values, one, j, g.tk, g.k_row, g.d, lane);
+    store<D>(dk + begins, keys, scale, j, g.tk, g.k_row, g.d, lane);
+    store<D>(dv + begins, values, one, j, g.tk, g.k_row, g.d, lane);
 }
 
 #define TENSOR_HEAD(D)                                                                                                 \

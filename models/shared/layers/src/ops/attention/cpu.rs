@@ -9,7 +9,7 @@ use crate::ops::dropout::{Dropout, range};
 
 /// Keys of a tile: what one group of dropout draws covers.
 pub(super) const KEYS: usize = 64;
-/// With fewer heads than this in a batch, their queries are shared among tasks.
+/// With fewer heads of keys than this in a batch, the queries are shared among tasks.
 const TASKS: usize = 8;
 
 /// Sizes.
@@ -17,6 +17,8 @@ const TASKS: usize = 8;
 pub(in crate::ops) struct Geometry {
     pub(in crate::ops) batch: usize,
     pub(in crate::ops) heads: usize,
+    /// Heads of keys and values, which groups of as many heads share.
+    pub(in crate::ops) key_heads: usize,
     pub(in crate::ops) tq: usize,
     pub(in crate::ops) tk: usize,
     pub(in crate::ops) d: usize,
@@ -28,9 +30,15 @@ impl Geometry {
         if self.tq <= 256 { 32 } else { 64 }
     }
 
-    /// Tasks for each head: a matter of the shape alone, so that sums do not depend on the machine.
+    /// The heads that share one of keys and values.
+    fn group(&self, key_head: usize) -> std::ops::Range<usize> {
+        let size = self.heads / self.key_heads;
+        key_head * size..(key_head + 1) * size
+    }
+
+    /// Tasks for each head of keys: a matter of the shape alone, so that sums do not depend on the machine.
     fn parts(&self) -> usize {
-        let heads = (self.batch * self.heads).max(1);
+        let heads = (self.batch * self.key_heads).max(1);
         TASKS.div_ceil(heads).min(self.tq.div_ceil(self.queries())).max(1)
     }
 
@@ -111,15 +119,15 @@ pub(in crate::ops) fn forward(
     let tiles = Tiles::new();
     // Kᵀ, or what is packed.
     let size = if tiles.is_some() { Narrow::len(g) } else { g.d * g.tk };
-    parallel::for_each(g.batch * g.heads * g.parts(), |task| {
+    parallel::for_each(g.batch * g.key_heads * g.parts(), |task| {
         let (head, part) = (task / g.parts(), task % g.parts());
-        let (b, h) = (head / g.heads, head % g.heads);
+        let (b, key_head) = (head / g.key_heads, head % g.key_heads);
         let tile = g.queries() * KEYS;
         with_scratch(size + tile + 2 * g.queries(), |scratch| {
             let (kt, scratch) = scratch.split_at_mut(size);
             let (s, rows) = scratch.split_at_mut(tile);
             let (out, logs) = (out_heads, to_logs);
-            level.run(ForwardPart { g, rule, b, h, q, k, v, mask, out, logs, part, tiles, kt, s, rows });
+            level.run(ForwardPart { g, rule, b, key_head, q, k, v, mask, out, logs, part, tiles, kt, s, rows });
         });
     });
     // SAFETY: the parts of all heads cover all queries, and each writes output and logarithm of its own.
@@ -130,7 +138,7 @@ struct ForwardPart<'a> {
     g: Geometry,
     rule: &'a Rule<'a>,
     b: usize,
-    h: usize,
+    key_head: usize,
     q: Heads<'a>,
     k: Heads<'a>,
     v: Heads<'a>,
@@ -171,11 +179,28 @@ struct Scores<'a> {
     mask: Option<(&'a [f32], usize)>,
 }
 
-impl Scores<'_> {
+impl Rule<'_> {
+    /// The keys that a query sees.
+    #[inline(always)]
+    fn seen(&self, g: Geometry, query: usize) -> usize {
+        if self.causal { query + 1 + g.tk - g.tq } else { g.tk }
+    }
+
+    /// The keys that any query of a range sees.
+    fn seen_by(&self, g: Geometry, queries: &std::ops::Range<usize>) -> usize {
+        if queries.is_empty() { 0 } else { self.seen(g, queries.end - 1) }
+    }
+}
+
+impl<'a> Scores<'a> {
+    fn of(g: Geometry, rule: &'a Rule<'a>, (b, h): (usize, usize), q: Heads<'a>, mask: Option<Heads<'a>>) -> Self {
+        Self { g, rule, q: q.at(b, h), q_row: q.row, mask: mask.map(|m| (m.at(b, h), m.row)) }
+    }
+
     /// The keys that a query sees.
     #[inline(always)]
     fn seen(&self, query: usize) -> usize {
-        if self.rule.causal { query + 1 + self.g.tk - self.g.tq } else { self.g.tk }
+        self.rule.seen(self.g, query)
     }
 
     /// Scaled and masked scores of `m` queries from `q0` on and `n` keys from `k0` on, without the causal mask, in rows of
@@ -229,27 +254,27 @@ impl WithSimd for ForwardPart<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, s: S) {
-        let Self { g, rule, b, h, q, k, v, mask, out, logs, part, tiles, kt, s: tile, rows } = self;
+        let Self { g, rule, b, key_head, q, k, v, mask, out, logs, part, tiles, kt, s: tile, rows } = self;
         let (lanes, d) = (S::F32_LANES, g.d);
-        let mask = mask.map(|m| (m.at(b, h), m.row));
-        let scores = Scores { g, rule, q: q.at(b, h), q_row: q.row, mask };
-        let (v, v_row) = (v.at(b, h), v.row);
+        let (v, v_row) = (v.at(b, key_head), v.row);
         let (maxima, sums) = rows.split_at_mut(g.queries());
         let range_of = g.part(part);
-        let end = if range_of.is_empty() { 0 } else { scores.seen(range_of.end - 1) };
+        let end = rule.seen_by(g, &range_of);
         let (kt, mut narrow) = match tiles {
             Some(tiles) => {
                 let mut narrow = Narrow::new(tiles, g, kt);
-                narrow.keys((k.at(b, h), k.row), end);
+                narrow.keys((k.at(b, key_head), k.row), end);
                 narrow.rows_of_keys((v, v_row), end);
                 (&[][..], Some(narrow))
             }
             None => {
-                transpose(k.at(b, h), k.row, g.tk, d, kt);
+                transpose(k.at(b, key_head), k.row, g.tk, d, kt);
                 (&*kt, None)
             }
         };
-        for q0 in range_of.clone().step_by(g.queries()) {
+        let tiles_of = |h| range_of.clone().step_by(g.queries()).map(move |q0| (h, q0));
+        for (h, q0) in g.group(key_head).flat_map(tiles_of) {
+            let scores = Scores::of(g, rule, (b, h), q, mask);
             let m = g.queries().min(range_of.end - q0);
             if let Some(narrow) = &mut narrow {
                 narrow.queries((&scores.q[q0 * scores.q_row..], scores.q_row), m, false);
@@ -354,16 +379,16 @@ pub(in crate::ops) fn backward(
 ) -> Result<()> {
     let level = simd::level()?;
     let (parts, size) = (g.parts(), g.tk * g.d);
-    // dK and dV of each part of a head, where there are several.
-    let mut shares = vec![0f32; if parts > 1 { 2 * size * parts * g.batch * g.heads } else { 0 }];
+    // dK and dV of each part of a head of keys, where there are several.
+    let mut shares = vec![0f32; if parts > 1 { 2 * size * parts * g.batch * g.key_heads } else { 0 }];
     let at = Pointer::of(&mut shares);
     let [dq, dk, dv] = to;
     let tiles = Tiles::new();
     // Kᵀ and Vᵀ, or what is packed.
     let factors = if tiles.is_some() { Narrow::len(g) } else { 2 * size };
-    parallel::for_each(g.batch * g.heads * parts, |task| {
+    parallel::for_each(g.batch * g.key_heads * parts, |task| {
         let (head, part) = (task / parts, task % parts);
-        let (b, h) = (head / g.heads, head % g.heads);
+        let (b, key_head) = (head / g.key_heads, head % g.key_heads);
         let (to_k, to_v) = match parts {
             1 => (dk, dv),
             _ => {
@@ -377,12 +402,12 @@ pub(in crate::ops) fn backward(
         with_scratch(factors + 3 * tile, |scratch| {
             let (factors, scores) = scratch.split_at_mut(factors);
             let to = [dq, to_k, to_v];
-            level.run(BackwardPart { g, rule, b, h, qkv, mask, saved, dout, to, part, tiles, factors, scores });
+            level.run(BackwardPart { g, rule, b, key_head, qkv, mask, saved, dout, to, part, tiles, factors, scores });
         });
     });
     if parts > 1 {
-        parallel::for_each(g.batch * g.heads, |head| {
-            let (b, h) = (head / g.heads, head % g.heads);
+        parallel::for_each(g.batch * g.key_heads, |head| {
+            let (b, h) = (head / g.key_heads, head % g.key_heads);
             for part in 0..parts {
                 for (which, to) in [dk, dv].into_iter().enumerate() {
                     let first = 2 * size * (head * parts + part) + which * size;
@@ -402,7 +427,7 @@ struct BackwardPart<'a> {
     g: Geometry,
     rule: &'a Rule<'a>,
     b: usize,
-    h: usize,
+    key_head: usize,
     qkv: [Heads<'a>; 3],
     mask: Option<Heads<'a>>,
     saved: Saved<'a>,
@@ -421,35 +446,36 @@ impl WithSimd for BackwardPart<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, s: S) {
-        let Self { g, rule, b, h, qkv: [q, k, v], mask, saved, dout, to: [dq, dk, dv], part, tiles, .. } = self;
+        let Self { g, rule, b, key_head, qkv: [q, k, v], mask, saved, dout, to: [dq, dk, dv], part, tiles, .. } = self;
         let (lanes, d) = (S::F32_LANES, g.d);
-        let mask = mask.map(|m| (m.at(b, h), m.row));
-        let scores = Scores { g, rule, q: q.at(b, h), q_row: q.row, mask };
-        let (dout, dout_row) = (dout.at(b, h), dout.row);
-        let (output, output_row) = (saved.output.at(b, h), saved.output.row);
-        let (k, k_row) = (k.at(b, h), k.row);
+        let (k, k_row) = (k.at(b, key_head), k.row);
+        let (v, v_row) = (v.at(b, key_head), v.row);
         let (p, rest) = self.scores.split_at_mut(g.queries() * KEYS);
         let (ds, factors) = rest.split_at_mut(g.queries() * KEYS);
         let (p, ds, factors) = (p.as_mut_ptr(), ds.as_mut_ptr(), factors.as_mut_ptr());
         let mut slants = [0f32; 64];
         let range_of = g.part(part);
-        let end = if range_of.is_empty() { 0 } else { scores.seen(range_of.end - 1) };
+        let end = rule.seen_by(g, &range_of);
         let (kt, vt, mut narrow) = match tiles {
             Some(tiles) => {
                 let mut narrow = Narrow::new(tiles, g, self.factors);
                 narrow.keys((k, k_row), end);
-                narrow.values((v.at(b, h), v.row), end);
+                narrow.values((v, v_row), end);
                 narrow.rows_of_keys((k, k_row), end);
                 (&[][..], &[][..], Some(narrow))
             }
             None => {
                 let (kt, vt) = self.factors.split_at_mut(g.tk * d);
                 transpose(k, k_row, g.tk, d, kt);
-                transpose(v.at(b, h), v.row, g.tk, d, vt);
+                transpose(v, v_row, g.tk, d, vt);
                 (&*kt, &*vt, None)
             }
         };
-        for q0 in range_of.clone().step_by(g.queries()) {
+        let tiles_of = |h| range_of.clone().step_by(g.queries()).map(move |q0| (h, q0));
+        for (h, q0) in g.group(key_head).flat_map(tiles_of) {
+            let scores = Scores::of(g, rule, (b, h), q, mask);
+            let (dout, dout_row) = (dout.at(b, h), dout.row);
+            let (output, output_row) = (saved.output.at(b, h), saved.output.row);
             let m = g.queries().min(range_of.end - q0);
             if let Some(narrow) = &mut narrow {
                 narrow.queries((&scores.q[q0 * scores.q_row..], scores.q_row), m, true);
@@ -515,16 +541,16 @@ impl WithSimd for BackwardPart<'_> {
                     }
                     let (p, ds) = (std::slice::from_raw_parts(p, m * KEYS), std::slice::from_raw_parts(ds, m * KEYS));
                     if let Some(narrow) = &mut narrow {
-                        narrow.add_slopes(p, [m, n], dv.at(b, h, k0), dv.row);
-                        narrow.add_queries(ds, [m, n], dk.at(b, h, k0), dk.row);
+                        narrow.add_slopes(p, [m, n], dv.at(b, key_head, k0), dv.row);
+                        narrow.add_queries(ds, [m, n], dk.at(b, key_head, k0), dk.row);
                         narrow.add_keys(ds, [m, n], k0, dq.at(b, h, q0), dq.row);
                         continue;
                     }
                     let across = |data| Matrix { data, row: 1, col: KEYS };
                     let terms = [Term { a: across(p), b: &dout[q0 * dout_row..], b_row: dout_row, k: m }];
-                    product(s, n, d, Start::Result, &terms, dv.at(b, h, k0), dv.row);
+                    product(s, n, d, Start::Result, &terms, dv.at(b, key_head, k0), dv.row);
                     let terms = [Term { a: across(ds), b: &q.at(b, h)[q0 * q.row..], b_row: q.row, k: m }];
-                    product(s, n, d, Start::Result, &terms, dk.at(b, h, k0), dk.row);
+                    product(s, n, d, Start::Result, &terms, dk.at(b, key_head, k0), dk.row);
                     let a = Matrix { data: ds, row: KEYS, col: 1 };
                     let terms = [Term { a, b: &k[k0 * k_row..], b_row: k_row, k: n }];
                     product(s, m, d, Start::Result, &terms, dq.at(b, h, q0), dq.row);

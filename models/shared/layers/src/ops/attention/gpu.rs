@@ -14,6 +14,8 @@ struct Plan {
     /// Whether the kernels for tensor cores can be used.
     tensor: bool,
     heads: usize,
+    /// Heads of keys and values, all of the batch.
+    key_heads: usize,
     tq: usize,
     tk: usize,
     fields: Vec<u32>,
@@ -38,29 +40,30 @@ fn plan(op: &Attention, gpu: &Gpu, inputs: &[View], more: &[View]) -> Option<Pla
     }
     // How far apart batches, heads and rows are.
     let side_by_side = |t: usize, width: usize| [t * width, g.d, width];
-    let apart = |t: usize| match inputs[0].dims().len() {
-        4 => [g.heads * t * g.d, t * g.d, g.d],
-        _ => side_by_side(t, g.heads * g.d),
+    let apart = |heads: usize, t: usize| match inputs[0].dims().len() {
+        4 => [heads * t * g.d, t * g.d, g.d],
+        _ => side_by_side(t, heads * g.d),
     };
     let packed = side_by_side(g.tq, 3 * g.heads * g.d);
-    let [of_queries, of_keys] = if op.packed { [packed; 2] } else { [apart(g.tq), apart(g.tk)] };
+    let of_results = apart(g.heads, g.tq);
+    let [of_queries, of_keys] = if op.packed { [packed; 2] } else { [of_results, apart(g.key_heads, g.tk)] };
     let mask = inputs.get(3).map_or([0; 3], |mask| {
         let (dims, one) = (mask.dims(), |n: usize, apart: usize| if n == 1 { 0 } else { apart });
         [one(dims[0], dims[1] * dims[2] * dims[3]), one(dims[1], dims[2] * dims[3]), one(dims[2], dims[3])]
     });
-    let mut sizes = vec![g.heads, g.tq, g.tk, g.d];
-    sizes.extend([of_queries, of_keys, apart(g.tq), mask].concat());
+    let mut sizes = vec![g.heads, g.heads / g.key_heads, g.tq, g.tk, g.d];
+    sizes.extend([of_queries, of_keys, of_results, mask].concat());
     let mut fields = sizes.into_iter().map(|n| u32::try_from(n).ok()).collect::<Option<Vec<_>>>()?;
     fields.extend([op.causal.into(), inputs.get(3).is_some().into(), (op.scale as f32).to_bits()]);
     fields.extend(draws(op.dropout.as_ref()));
-    Some(Plan { kernel, tensor, heads, tq: g.tq, tk: g.tk, fields })
+    Some(Plan { kernel, tensor, heads, key_heads: g.batch * g.key_heads, tq: g.tq, tk: g.tk, fields })
 }
 
 impl Plan {
-    /// A group a tile of `t` positions and a head.
-    fn grid(&self, t: usize) -> Grid {
+    /// A group a tile of `t` positions and one of `heads`.
+    fn grid(&self, heads: usize, t: usize) -> Grid {
         let (positions, threads) = if self.tensor { TENSOR } else { (self.kernel.1, 8 * self.kernel.1) };
-        Grid { groups: [self.heads, t.div_ceil(positions)], threads }
+        Grid { groups: [heads, t.div_ceil(positions)], threads }
     }
 
     fn name(&self, pass: &str) -> String {
@@ -86,7 +89,7 @@ pub(super) fn forward(op: &Attention, gpu: &Gpu, inputs: &[View], save: bool) ->
     let mut args: Vec<Arg> = parts(op, inputs)?.map(Arg::Read).into();
     args.extend([Arg::Write(&mut o), Arg::Write(&mut logs), Arg::Fields(&plan.fields)]);
     // SAFETY: the fields are the sizes and strides of the inputs, whose shapes were checked, and of the output.
-    unsafe { gpu.launch(&KERNELS, &plan.name("forward"), plan.grid(plan.tq), &mut args)? };
+    unsafe { gpu.launch(&KERNELS, &plan.name("forward"), plan.grid(plan.heads, plan.tq), &mut args)? };
     Ok(Some(GpuForward { outputs: vec![(o, shape)], saved: if save { vec![logs] } else { vec![] } }))
 }
 
@@ -97,25 +100,26 @@ pub(super) fn backward(op: &Attention, gpu: &Gpu, pass: &Backward<Array>) -> Res
     let args = &mut [Arg::Read(o.slice()?), Arg::Read(grad.slice()?), Arg::Write(&mut dots), Arg::Fields(&plan.fields)];
     // SAFETY: output and gradient are of one shape, which the fields name; there is a dot product for each row of each head.
     unsafe { gpu.launch(&KERNELS, "attention_dots", Grid { groups: [plan.heads, plan.tq], threads: 32 }, args)? };
-    let launch = |pass_name: &str, t: usize, to: Vec<Arg>| -> Result<()> {
+    let (of_queries, of_keys) = (plan.grid(plan.heads, plan.tq), plan.grid(plan.key_heads, plan.tk));
+    let launch = |pass_name: &str, grid: Grid, to: Vec<Arg>| -> Result<()> {
         let mut args: Vec<Arg> = parts(op, pass.inputs)?.map(Arg::Read).into();
         args.extend([grad.slice()?, logs.slice(), dots.slice()].map(Arg::Read));
         args.extend(to);
         args.push(Arg::Fields(&plan.fields));
         // SAFETY: the fields are the sizes and strides of the inputs; gradients have their shapes, or start within the packed one.
-        unsafe { gpu.launch(&KERNELS, &plan.name(pass_name), plan.grid(t), &mut args) }
+        unsafe { gpu.launch(&KERNELS, &plan.name(pass_name), grid, &mut args) }
     };
     if op.packed {
         let c = pass.inputs[0].width() / 3;
         let mut all = gpu.array(pass.inputs[0].count())?;
-        launch("queries", plan.tq, vec![Arg::Write(&mut all)])?;
-        launch("keys", plan.tk, vec![Arg::WriteFrom(&mut all, &[c, 2 * c])])?;
+        launch("queries", of_queries, vec![Arg::Write(&mut all)])?;
+        launch("keys", of_keys, vec![Arg::WriteFrom(&mut all, &[c, 2 * c])])?;
         return Ok(vec![Some(all)]);
     }
     let like = |i: usize| gpu.array(pass.inputs[i].count());
     let (mut dq, mut dk, mut dv) = (like(0)?, like(1)?, like(2)?);
-    launch("queries", plan.tq, vec![Arg::Write(&mut dq)])?;
-    launch("keys", plan.tk, vec![Arg::Write(&mut dk), Arg::Write(&mut dv)])?;
+    launch("queries", of_queries, vec![Arg::Write(&mut dq)])?;
+    launch("keys", of_keys, vec![Arg::Write(&mut dk), Arg::Write(&mut dv)])?;
     let mut grads = vec![Some(dq), Some(dk), Some(dv)];
     grads.extend(pass.inputs.get(3).map(|_| None));
     Ok(grads)

@@ -12,6 +12,9 @@
 //! Gimelshein 2018; Dao et al., *FlashAttention*, 2022), and the backward pass computes the tiles again from L. Causal
 //! attention leaves out the tiles above the diagonal; with tq < tk the last query sees all keys. The dropout mask is
 //! that of a (b, h, tq, tk) tensor. A row that sees nothing gives zeros and no gradient.
+//!
+//! There may be fewer heads of keys and values than of queries (grouped-query attention, Ainslie et al. 2023): consecutive
+//! heads share one. Nothing is repeated in memory: a group's queries pass by the same keys, and dK and dV are summed there.
 
 pub(super) mod cpu;
 mod gpu;
@@ -42,6 +45,7 @@ pub struct AttentionOptions {
 
 #[derive(Clone)]
 struct Attention {
+    /// Heads of queries; those of keys are a matter of the shapes.
     heads: usize,
     causal: bool,
     scale: f64,
@@ -60,8 +64,9 @@ pub(super) fn self_attention(qkv: &Tensor, heads: usize, causal: bool, dropout: 
 /// Attention of queries `q` over keys `k` and values `v`, with an additive `mask` that broadcasts to (b, h, tq, tk).
 ///
 /// Tensors of four dimensions are (b, h, t, d), as in `torch.nn.functional.scaled_dot_product_attention`; of three
-/// (b, t, h d), the heads of a place side by side, with `heads` of them. The result is laid out as `q`. A mask that
-/// itself needs a gradient takes the plain graph, which does store (b, h, tq, tk).
+/// (b, t, h d), the heads of a place side by side, with `heads` of them. The result is laid out as `q`. Keys and values may
+/// have fewer heads, of which consecutive ones of the queries share each. A mask that itself needs a gradient takes the
+/// plain graph, which does store (b, h, tq, tk).
 ///
 /// # Errors
 /// Shapes that do not fit.
@@ -74,9 +79,12 @@ pub fn attention(
     options: AttentionOptions,
 ) -> Result<Tensor> {
     let AttentionOptions { causal, scale, dropout } = options;
+    let shared_by = |key_heads: usize| key_heads > 0 && heads.is_multiple_of(key_heads);
     let fits = match (q.dims(), k.dims()) {
-        (&[b, h, _, d], &[kb, kh, _, kd]) => (b, h, d) == (kb, kh, kd) && h == heads,
-        (&[b, _, c], &[kb, _, kc]) => (b, c) == (kb, kc) && heads > 0 && c % heads == 0,
+        (&[b, h, _, d], &[kb, kh, _, kd]) => (b, d) == (kb, kd) && h == heads && shared_by(kh),
+        (&[b, _, c], &[kb, _, kc]) if heads > 0 && c % heads == 0 => {
+            b == kb && if c == 0 { kc == 0 } else { kc % (c / heads) == 0 && shared_by(kc / (c / heads)) }
+        }
         _ => false,
     };
     if !fits || k.dims() != v.dims() {
@@ -115,7 +123,18 @@ pub fn attention(
 fn geometry(q: &[usize], k: &[usize], heads: usize) -> Geometry {
     let four = q.len() == 4;
     let (tq, tk) = if four { (q[2], k[2]) } else { (q[1], k[1]) };
-    Geometry { batch: q[0], heads, tq, tk, d: if four { q[3] } else { q[2] / heads } }
+    let d = if four { q[3] } else { q[2] / heads };
+    let key_heads = if four { k[1] } else { k[2].checked_div(d).unwrap_or(heads) };
+    Geometry { batch: q[0], heads, key_heads, tq, tk, d }
+}
+
+/// `x` (b, key heads, t, d) with each head repeated for those that share it.
+fn repeated(x: &Tensor, heads: usize) -> Result<Tensor> {
+    let (b, key_heads, t, d) = x.dims4()?;
+    if key_heads == heads {
+        return Ok(x.clone());
+    }
+    x.unsqueeze(2)?.broadcast_as((b, key_heads, heads / key_heads, t, d))?.reshape((b, heads, t, d))
 }
 
 /// S → O in plain candle operations, for (b, h, t, d).
@@ -150,7 +169,10 @@ impl Attention {
     fn geometry(&self, inputs: &[View]) -> Geometry {
         let q = inputs[0].dims();
         match self.packed {
-            true => Geometry { batch: q[0], heads: self.heads, tq: q[1], tk: q[1], d: q[2] / (3 * self.heads) },
+            true => {
+                let heads = self.heads;
+                Geometry { batch: q[0], heads, key_heads: heads, tq: q[1], tk: q[1], d: q[2] / (3 * heads) }
+            }
             false => geometry(q, inputs[1].dims(), self.heads),
         }
     }
@@ -161,22 +183,24 @@ impl Attention {
         if self.packed { Shape::from((dims[0], dims[1], dims[2] / 3)) } else { Shape::from(dims) }
     }
 
-    fn heads_of<'a>(&self, data: &'a [f32], dims: &[usize]) -> Heads<'a> {
-        match dims {
-            [_, h, t, d] => Heads { data, batch: h * t * d, head: t * d, row: *d },
-            _ => Heads::side_by_side(data, dims[1], dims[2], dims[2] / self.heads),
-        }
-    }
-
     /// Queries, keys and values.
     fn parts<'a>(&self, inputs: &'a [View]) -> Result<[Heads<'a>; 3]> {
+        let g = self.geometry(inputs);
         if !self.packed {
             let [q, k, v] = [inputs[0].f32()?, inputs[1].f32()?, inputs[2].f32()?];
-            return Ok([(q, 0), (k, 1), (v, 2)].map(|(data, i)| self.heads_of(data, inputs[i].dims())));
+            return Ok([(q, 0), (k, 1), (v, 2)].map(|(data, i)| heads_of(data, inputs[i].dims(), g.d)));
         }
-        let (all, g) = (inputs[0].f32()?, self.geometry(inputs));
+        let all = inputs[0].f32()?;
         let c = g.heads * g.d;
         Ok([0, 1, 2].map(|i| Heads::side_by_side(&all[(i * c).min(all.len())..], g.tq, 3 * c, g.d)))
+    }
+}
+
+/// Heads of `d` features in (b, h, t, d) or (b, t, h d).
+fn heads_of<'a>(data: &'a [f32], dims: &[usize], d: usize) -> Heads<'a> {
+    match dims {
+        [_, h, t, d] => Heads { data, batch: h * t * d, head: t * d, row: *d },
+        _ => Heads::side_by_side(data, dims[1], dims[2], d),
     }
 }
 
@@ -204,7 +228,7 @@ impl Op for Attention {
 
     fn cpu_forward(&self, inputs: &[View], save: bool) -> Result<Forward> {
         let (g, [q, k, v], shape) = (self.geometry(inputs), self.parts(inputs)?, self.shape(inputs));
-        let to = self.heads_of(&[], shape.dims());
+        let to = heads_of(&[], shape.dims(), g.d);
         let (data, logs) = cpu::forward(g, &self.rule(), q, k, v, mask_of(inputs)?, to)?;
         Ok(Forward { outputs: vec![Output { data, shape }], saved: if save { vec![logs] } else { vec![] } })
     }
@@ -213,8 +237,8 @@ impl Op for Attention {
         let (Some(grad), [output]) = (&pass.grads[0], pass.outputs) else { bail!("attention: no gradient") };
         let (inputs, dims) = (pass.inputs, output.dims());
         let (g, parts) = (self.geometry(inputs), self.parts(inputs)?);
-        let saved = cpu::Saved { output: self.heads_of(output.f32()?, dims), logs: &pass.saved[0] };
-        let dout = self.heads_of(grad.f32()?, dims);
+        let saved = cpu::Saved { output: heads_of(output.f32()?, dims, g.d), logs: &pass.saved[0] };
+        let dout = heads_of(grad.f32()?, dims, g.d);
         let mut grads: Vec<Vec<f32>> = inputs.iter().take(3).map(|input| vec![0.; input.count()]).collect();
         let c = g.heads * g.d;
         let to = match grads.as_mut_slice() {
@@ -248,11 +272,13 @@ impl Attention {
             return Self { packed: false, ..self.clone() }.plain_of(&[part(0)?, part(1)?, part(2)?]);
         }
         let four = inputs[0].rank() == 4;
+        let d = geometry(inputs[0].dims(), inputs[1].dims(), self.heads).d;
         let split = |x: &Tensor| -> Result<Tensor> {
             let &[b, t, c] = x.dims() else { return Ok(x.clone()) };
-            x.reshape((b, t, self.heads, c / self.heads))?.transpose(1, 2)
+            x.reshape((b, t, c / d, d))?.transpose(1, 2)
         };
-        let (q, k, v) = (split(&inputs[0])?, split(&inputs[1])?, split(&inputs[2])?);
+        let whole = |x: &Tensor| repeated(&split(x)?, self.heads);
+        let (q, k, v) = (split(&inputs[0])?, whole(&inputs[1])?, whole(&inputs[2])?);
         let o = plain([&q, &k, &v], inputs.get(3), self.causal, self.scale, self.dropout.as_ref())?;
         if four { Ok(o) } else { o.transpose(1, 2)?.reshape(inputs[0].shape()) }
     }

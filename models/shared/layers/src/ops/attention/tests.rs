@@ -54,6 +54,32 @@ fn queries_keys_and_values_may_lie_side_by_side() -> Result<()> {
 }
 
 #[test]
+fn heads_of_queries_may_share_those_of_keys() -> Result<()> {
+    // Batch, heads of queries and of keys, queries, keys, width.
+    for (b, h, kh, tq, tk, d) in [
+        (1, 2, 1, 1, 1, 2),
+        (2, 6, 2, 5, 5, 4),
+        (1, 9, 3, 70, 70, 16),
+        (3, 4, 1, 33, 65, 24),
+        (1, 4, 2, 1, 75, 80),
+        (1, 4, 2, 130, 130, 64),
+        (0, 4, 2, 3, 3, 4),
+    ] {
+        let wants = [tk > 1, tk > 1, true];
+        for (causal, dropout) in [(false, false), (true, false), (true, true)] {
+            let op = op(h, causal, dropout, d)?;
+            let of = |seed, heads, t| random(seed, &[b, heads, t, d]);
+            check(&op, &[of(1, h, tq)?, of(2, kh, tk)?, of(3, kh, tk)?], &wants)?;
+            let of = |seed, heads, t| random(seed, &[b, t, heads * d]);
+            check(&op, &[of(1, h, tq)?, of(2, kh, tk)?, of(3, kh, tk)?], &wants)?;
+        }
+    }
+    let mask = random(4, &[2, 6, 5, 70])?;
+    let inputs = [random(1, &[2, 6, 5, 8])?, random(2, &[2, 2, 70, 8])?, random(3, &[2, 2, 70, 8])?, mask];
+    check(&op(6, false, true, 8)?, &inputs, &[true, true, true, false])
+}
+
+#[test]
 fn masks_are_added_whatever_they_are_shared_by() -> Result<()> {
     let op = op(3, false, true, 8)?;
     let of = |seed, t: usize| random(seed, &[2, 3, t, 8]);
@@ -152,6 +178,8 @@ fn shapes_that_do_not_fit_are_refused() -> Result<()> {
     assert!(attention(&q, &q, &q, 2, None, causal()).is_err());
     assert!(attention(&of(&[2, 4, 8])?, &of(&[2, 4, 8])?, &of(&[2, 4, 8])?, 3, None, causal()).is_err());
     assert!(attention(&q, &q, &q, 3, Some(&of(&[4, 5])?), causal()).is_err());
+    assert!(attention(&q, &of(&[2, 2, 4, 8])?, &of(&[2, 2, 4, 8])?, 3, None, causal()).is_err());
+    assert!(attention(&of(&[2, 4, 24])?, &of(&[2, 4, 12])?, &of(&[2, 4, 12])?, 3, None, causal()).is_err());
     assert!(attention(&q, &of(&[2, 3, 3, 8])?, &of(&[2, 3, 3, 8])?, 3, None, causal()).is_err());
     Ok(())
 }

@@ -92,7 +92,14 @@ impl SelfAttention {
 
     fn geometry(&self, x: &View) -> Geometry {
         let dims = x.dims();
-        Geometry { batch: dims[0], heads: self.heads, tq: dims[1], tk: dims[1], d: dims[2] / self.heads }
+        Geometry {
+            batch: dims[0],
+            heads: self.heads,
+            key_heads: self.heads,
+            tq: dims[1],
+            tk: dims[1],
+            d: dims[2] / self.heads,
+        }
     }
 
     /// Queries, keys and values, side by side (rows, 3c).

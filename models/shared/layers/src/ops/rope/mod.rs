@@ -7,7 +7,7 @@
 //! backward  da = da' cos θ + db' sin θ  db = db' cos θ - da' sin θ
 //! ```
 //!
-//! Pairs are features i and i + d/2 (GPT-NeoX, Llama in `transformers`), or 2i and 2i + 1 (the paper).
+//! Pairs are features i and i + d/2 (GPT-NeoX, Llama in `transformers`), or 2i and 2i + 1 (the paper, Llama in GGUF files).
 
 #[cfg(test)]
 mod tests;
@@ -32,6 +32,41 @@ const KERNELS: Module = module!("rope");
 #[derive(Clone, Copy, Debug)]
 struct Rope {
     pairs: RopePairs,
+    /// Heads of a place, side by side.
+    heads: usize,
+}
+
+/// How angles are made smaller, for contexts longer than those that a model was trained on first.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// All of them by a factor (Chen et al. 2023).
+    Linear(f64),
+    /// Those of slow pairs, as Llama 3.1 has it.
+    Llama3 {
+        /// What angles are divided by whose period is long.
+        factor: f64,
+        /// Periods longer than the first context by this are long: `context / low`.
+        low: f64,
+        /// Periods shorter than the first context by this stay as they are: `context / high`; in between, a part of both.
+        high: f64,
+        /// The first context, in positions.
+        context: usize,
+    },
+}
+
+/// How far each of the d/2 pairs of a head of `d` features turns from a place to the next: base^(-2i/d), scaled.
+pub fn rope_frequencies(d: usize, base: f64, scaling: Option<RopeScaling>) -> Vec<f64> {
+    let frequencies = (0..d / 2).map(|i| base.powf(-2. * i as f64 / d as f64));
+    let scaled = |f: f64| match scaling {
+        None => f,
+        Some(RopeScaling::Linear(factor)) => f / factor,
+        Some(RopeScaling::Llama3 { factor, low, high, context }) => {
+            let periods = context as f64 * f / std::f64::consts::TAU;
+            let kept = ((periods - low) / (high - low)).clamp(0., 1.);
+            f * (kept + (1. - kept) / factor)
+        }
+    };
+    frequencies.map(scaled).collect()
 }
 
 /// Cosines and sines (t, d/2) of the positions `first`, `first` + 1, …, `first` + t - 1 for heads of `d` features:
@@ -43,13 +78,21 @@ pub fn rope_angles(first: usize, t: usize, d: usize, base: f64, device: &Device)
     if !d.is_multiple_of(2) {
         bail!("rope: expected an even number of features, got {d}")
     }
-    if first.checked_add(t).is_none() || t.checked_mul(d).is_none_or(|n| n > isize::MAX as usize / 8) {
-        bail!("rope: {t} positions of {d} features from {first} on are more than can be counted")
+    rope_angles_of(first, t, &rope_frequencies(d, base, None), device)
+}
+
+/// [`rope_angles`] for frequencies of one's own, one a pair: θ = place · frequency.
+///
+/// # Errors
+/// More positions than can be counted.
+pub fn rope_angles_of(first: usize, t: usize, frequencies: &[f64], device: &Device) -> Result<(Tensor, Tensor)> {
+    let half = frequencies.len();
+    if first.checked_add(t).is_none() || t.checked_mul(half).is_none_or(|n| n > isize::MAX as usize / 16) {
+        bail!("rope: {t} positions of {} features from {first} on are more than can be counted", 2 * half)
     }
-    let angle = |e: usize| (first + e / (d / 2)) as f64 * base.powf(-2. * (e % (d / 2)) as f64 / d as f64);
     let of = |f: fn(f64) -> f64| {
-        let values: Vec<f32> = (0..t * (d / 2)).map(|e| f(angle(e)) as f32).collect();
-        Tensor::from_vec(values, (t, d / 2), device)
+        let row = |place: usize| frequencies.iter().map(move |frequency| f(place as f64 * frequency) as f32);
+        Tensor::from_vec((first..first + t).flat_map(row).collect::<Vec<f32>>(), (t, half), device)
     };
     Ok((of(f64::cos)?, of(f64::sin)?))
 }
@@ -66,7 +109,25 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, pairs: RopePairs) -> Result<
     if !fits {
         bail!("rope: x {:?} does not fit cos {:?} and sin {:?}", x.dims(), cos.dims(), sin.dims())
     }
-    apply_one(Rope { pairs }, &[x, &cos.detach(), &sin.detach()])
+    apply_one(Rope { pairs, heads: 1 }, &[x, &cos.detach(), &sin.detach()])
+}
+
+/// [`rope`] of `heads` heads that lie side by side: `x` is (…, t, heads d).
+///
+/// # Errors
+/// Shapes that do not fit.
+pub fn rope_heads(x: &Tensor, heads: usize, cos: &Tensor, sin: &Tensor, pairs: RopePairs) -> Result<Tensor> {
+    let fits = match (x.dims(), cos.dims()) {
+        ([.., t, c], [places, half]) => {
+            heads > 0 && t == places && half.checked_mul(2 * heads) == Some(*c) && sin.dims() == cos.dims()
+        }
+        _ => false,
+    };
+    if !fits {
+        let (x, cos, sin) = (x.dims(), cos.dims(), sin.dims());
+        bail!("rope: x {x:?} of {heads} heads does not fit cos {cos:?} and sin {sin:?}")
+    }
+    apply_one(Rope { pairs, heads }, &[x, &cos.detach(), &sin.detach()])
 }
 
 impl Rope {
@@ -82,6 +143,7 @@ impl Rope {
             Arg::Count(pairs),
             Arg::Count(half),
             Arg::Count(cos.rows()),
+            Arg::Count(self.heads),
             Arg::Word((self.pairs == RopePairs::Neighbours).into()),
             Arg::Float(if back { -1. } else { 1. }),
         ];
@@ -101,7 +163,7 @@ impl Rope {
         let (next, step) = if self.pairs == RopePairs::Halves { (half, 1) } else { (1, 2) };
         parallel::for_each(rows.div_ceil(ROWS), |task| {
             for row in task * ROWS..rows.min((task + 1) * ROWS) {
-                let angles = row % positions * half..;
+                let angles = row / self.heads % positions * half..;
                 let (x, cos, sin) = (&x[row * d..][..d], &cos[angles.clone()][..half], &sin[angles][..half]);
                 // SAFETY: the row lies within the buffer and belongs to this task, and both features of a pair within it.
                 unsafe {
@@ -126,11 +188,12 @@ impl Op for Rope {
 
     fn reference(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
         let (x, cos, sin) = (&inputs[0], &inputs[1], &inputs[2]);
-        let (dims, half) = (x.dims().to_vec(), x.dim(D::Minus1)? / 2);
-        // (…, t, 2, d/2) or (…, t, d/2, 2).
+        let (dims, half) = (x.dims().to_vec(), cos.dim(D::Minus1)?);
+        let (cos, sin) = (&cos.unsqueeze(1)?, &sin.unsqueeze(1)?);
+        // (…, t, heads, 2, d/2) or (…, t, heads, d/2, 2).
         let (shape, axis) = match self.pairs {
-            RopePairs::Halves => ([2, half], dims.len() - 1),
-            RopePairs::Neighbours => ([half, 2], dims.len()),
+            RopePairs::Halves => ([self.heads, 2, half], dims.len()),
+            RopePairs::Neighbours => ([self.heads, half, 2], dims.len() + 1),
         };
         let pairs = x.reshape([&dims[..dims.len() - 1], &shape].concat())?;
         let part = |i: usize| pairs.narrow(axis, i, 1)?.squeeze(axis);
@@ -142,7 +205,8 @@ impl Op for Rope {
 
     fn cpu_forward(&self, inputs: &[View], _: bool) -> Result<Forward> {
         let dims = inputs[0].dims();
-        let data = self.turn(inputs[0].f32()?, inputs[1].f32()?, inputs[2].f32()?, dims[dims.len() - 1], false);
+        let d = dims[dims.len() - 1] / self.heads;
+        let data = self.turn(inputs[0].f32()?, inputs[1].f32()?, inputs[2].f32()?, d, false);
         Ok(Forward { outputs: vec![Output { data, shape: dims.into() }], saved: vec![] })
     }
 
@@ -150,7 +214,7 @@ impl Op for Rope {
         let Some(grad) = &pass.grads[0] else { bail!("rope: no gradient") };
         let dims = grad.dims();
         let (cos, sin) = (pass.inputs[1].f32()?, pass.inputs[2].f32()?);
-        Ok(vec![Some(self.turn(grad.f32()?, cos, sin, dims[dims.len() - 1], true)), None, None])
+        Ok(vec![Some(self.turn(grad.f32()?, cos, sin, dims[dims.len() - 1] / self.heads, true)), None, None])
     }
 
     fn gpu_forward(&self, gpu: &Gpu, inputs: &[View], _: bool) -> Result<Option<GpuForward>> {
