@@ -11,6 +11,7 @@ use zoo_char_gpt::CharGpt;
 use zoo_kernels::cpu::simd::{levels, with_level};
 use zoo_layers::optim::{Moments, Optimizer, Rule, clip_factor, decay_matrices, global_norm};
 use zoo_layers::{Mode, Params, ops};
+use zoo_llama::{Llama, Scaling};
 use zoo_stock_lstm::StockLstm;
 use zoo_test_skips::skipped;
 use zoo_trading_transformer::features::FEATURES;
@@ -22,7 +23,7 @@ type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
 const RELATIVE: f64 = 5e-6;
 const LOSSES: f64 = 1e-6;
 /// Fixtures by their script.
-const FIXTURES: [(&str, &str); 8] = [
+const FIXTURES: [(&str, &str); 10] = [
     ("stock_lstm", "stock_lstm.py"),
     ("char_gpt_seed", "char_gpt.py"),
     ("char_gpt_cpu", "char_gpt.py"),
@@ -31,6 +32,8 @@ const FIXTURES: [(&str, &str); 8] = [
     ("deepsif_transformer", "deepsif.py"),
     ("deepsif_lstm", "deepsif.py"),
     ("deepsif_post_ln", "deepsif.py"),
+    ("llama", "llama.py"),
+    ("llama_scaled", "llama.py"),
 ];
 
 fn fixture(name: &str) -> PathBuf {
@@ -126,6 +129,29 @@ fn model(name: &str, params: &Params) -> candle_core::Result<(Step, f64)> {
         };
         return Ok((Box::new(step), 0.999));
     }
+    if name.starts_with("llama") {
+        let config = zoo_llama::Config { vocabulary: 48, context: 24, layers: 2, heads: 4, ..Default::default() };
+        let config = zoo_llama::Config { key_heads: 2, head_width: 16, width: 32, hidden: 80, ..config };
+        let scaled = zoo_llama::Config {
+            rope_scaling: Scaling::Llama3,
+            rope_factor: 8.,
+            rope_first_context: 16,
+            ..config.clone()
+        };
+        let config = match name {
+            "llama_scaled" => zoo_llama::Config { tied: false, rope_base: 500_000., ..scaled },
+            _ => config,
+        };
+        let model = Llama::new(&config, params.builder())?;
+        let tokens = |name: &str| numbers(name, &[3, 24], 96.)?.abs()?.floor()?.to_dtype(DType::I64);
+        let (ids, targets) = (tokens("ids")?, tokens("targets")?);
+        let step = move |_| {
+            let logits = model.forward(&ids)?;
+            let loss = ops::cross_entropy(&logits, &targets, Default::default())?;
+            Ok((logits, loss))
+        };
+        return Ok((Box::new(step), 0.99));
+    }
     let config = match name {
         "char_gpt_seed" => zoo_char_gpt::Config::seed(),
         _ => zoo_char_gpt::Config { context: 16, layers: 2, width: 32, hidden: 128, ..Default::default() },
@@ -196,7 +222,14 @@ fn the_fixtures_are_what_their_scripts_write() -> Outcome {
         return Ok(());
     };
     let dir = tempfile::tempdir()?;
+    let has_transformers = Command::new(&python).args(["-c", "import transformers"]).output()?.status.success();
+    if !has_transformers {
+        skipped("transformers", "the Python that ZOO_TORCH names has no transformers to make Llamas' fixtures again");
+    }
     for (name, script) in FIXTURES {
+        if script == "llama.py" && !has_transformers {
+            continue;
+        }
         let again = dir.path().join(format!("{name}.safetensors"));
         let status = Command::new(&python).arg(fixture(script)).arg(&again).status()?;
         assert!(status.success(), "the script failed");

@@ -24,7 +24,7 @@ cp Cargo.lock "$check"
     for crate in layers training; do
         echo "zoo-$crate = { path = \"$root/models/shared/$crate\", features = [\"metal\"] }"
     done
-    for crate in char-gpt deepsif stock-lstm trading-transformer; do
+    for crate in char-gpt deepsif llama stock-lstm trading-transformer; do
         echo "zoo-$crate = { path = \"$root/models/$crate\", features = [\"metal\"] }"
     done
     echo '[patch.crates-io]'

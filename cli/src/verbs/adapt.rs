@@ -30,7 +30,7 @@ pub(crate) fn run<T: Import>(
     plan: &mut Plan,
     args: &Arguments,
     maps: &[Rules],
-) -> anyhow::Result<Option<(PathBuf, String)>> {
+) -> anyhow::Result<Vec<(PathBuf, String)>> {
     let known = || T::LAYOUTS.iter().map(|l| l.name).collect::<Vec<_>>().join(" and ");
     let to = match &args.to {
         None => None,
@@ -51,7 +51,7 @@ pub(crate) fn run<T: Import>(
         None => {
             let description = Description { model: T::NAME.into(), config: described.config, fitted: described.fitted };
             plan.metadata.extend(description.metadata().into_iter().map(|(k, v)| (k, v.into())));
-            Ok(None)
+            Ok(vec![])
         }
         Some(layout) => export::<T>(plan, layout, described, &args.output, args.force),
     }
@@ -97,11 +97,11 @@ fn import<T: Import>(plan: &mut Plan, args: &Arguments, maps: &[Rules]) -> anyho
         return Err(Error::Data(reason).into());
     };
     remark(format!("{input}: the layout is {}'s", layout.name));
-    plan.apply(&rules(layout.import)?)?;
     let mut entries = plan.metadata.clone();
+    plan.apply(&rules(layout.import)?)?;
+    let folder = if args.input.is_dir() { &args.input } else { args.input.parent().unwrap_or(Path::new("")) };
     if !layout.sidecar.is_empty() {
-        let beside = args.input.parent().unwrap_or(Path::new(".")).join(layout.sidecar);
-        let beside = if args.input.is_dir() { args.input.join(layout.sidecar) } else { beside };
+        let beside = folder.join(layout.sidecar);
         if beside.is_file() {
             let text = text_of(&beside, "the configuration of a checkpoint")?;
             let said: Map<String, Value> =
@@ -119,6 +119,7 @@ fn import<T: Import>(plan: &mut Plan, args: &Arguments, maps: &[Rules]) -> anyho
                 layout: layout.name,
                 tensors: &tensors,
                 entries: &entries,
+                folder,
                 data: data.as_deref(),
                 settings: &args.set,
                 doubts: &doubts,
@@ -133,10 +134,14 @@ fn import<T: Import>(plan: &mut Plan, args: &Arguments, maps: &[Rules]) -> anyho
             Described { config, fitted }
         }
     };
-    fits::<T>(plan, &described)?;
+    let config: ConfigOf<T> = serde_json::from_value(migrate(described.config.clone())?)?;
+    plan.apply(&rules(&T::reorder(layout, &config.model, false))?)?;
+    fits::<T>(plan, &config)?;
     // What the other program wrote beside the tensors is kept as it was.
     let foreign = std::mem::take(&mut plan.metadata);
-    let kept: Map<String, Value> = foreign.into_iter().filter(|(key, _)| key != OURS && key != "format").collect();
+    // A tokenizer was taken up as what is fitted.
+    let is_known = |key: &str| key == OURS || key == "format" || key.starts_with("tokenizer.");
+    let kept: Map<String, Value> = foreign.into_iter().filter(|(key, _)| !is_known(key)).collect();
     if !kept.is_empty() {
         plan.metadata.insert(format!("imported_{}", layout.name), Value::Object(kept).to_string().into());
     }
@@ -179,8 +184,7 @@ fn ours_within(entries: &Map<String, Value>) -> Option<Described> {
 }
 
 /// Whether the planned tensors are exactly the model's.
-fn fits<T: Import>(plan: &Plan, described: &Described) -> anyhow::Result<()> {
-    let config: ConfigOf<T> = serde_json::from_value(migrate(described.config.clone())?)?;
+fn fits<T: Import>(plan: &Plan, config: &ConfigOf<T>) -> anyhow::Result<()> {
     let present = plan.outputs.iter().map(|o| (o.name.as_str(), &o.shape[..]));
     let problems: Vec<String> = Params::mismatches(present, |vb| T::build(&config.model, vb))?
         .into_iter()
@@ -207,23 +211,29 @@ fn export<T: Import>(
     ours: Described,
     output: &Path,
     force: Force,
-) -> anyhow::Result<Option<(PathBuf, String)>> {
+) -> anyhow::Result<Vec<(PathBuf, String)>> {
     let config: ConfigOf<T> = serde_json::from_value(migrate(ours.config.clone())?)?;
-    let mut entries = T::entries(layout, &config.model)?;
+    let mut entries = T::entries(layout, &config.model, &ours.fitted)?;
+    plan.apply(&rules(&T::reorder(layout, &config.model, true))?)?;
     plan.apply(&rules(layout.export)?)?;
-    entries.insert(OURS.into(), serde_json::json!({ "config": ours.config, "fitted": ours.fitted }));
+    if layout.keeps_ours {
+        entries.insert(OURS.into(), serde_json::json!({ "config": ours.config, "fitted": ours.fitted }));
+    }
     if !layout.entry.is_empty() {
         plan.entry = Some(layout.entry.into());
     }
     if layout.sidecar.is_empty() {
         plan.metadata = entries;
-        return Ok(None);
+        return Ok(vec![]);
     }
     plan.metadata = Map::new();
-    let path = output.with_file_name(layout.sidecar);
-    if path == output {
-        return Err(Error::Usage(format!("{}: that is where its configuration goes", path.display())).into());
+    let mut files = vec![(layout.sidecar, format!("{:#}\n", Value::Object(entries)))];
+    files.extend(T::beside(layout, &ours.fitted)?);
+    let files: Vec<(PathBuf, String)> =
+        files.into_iter().map(|(name, text)| (output.with_file_name(name), text)).collect();
+    if let Some((path, _)) = files.iter().find(|(path, _)| path == output) {
+        return Err(Error::Usage(format!("{}: that is where another file of the model goes", path.display())).into());
     }
-    force.check([path.as_path()])?;
-    Ok(Some((path, format!("{:#}\n", Value::Object(entries)))))
+    force.check(files.iter().map(|(path, _)| path.as_path()))?;
+    Ok(files)
 }

@@ -72,8 +72,8 @@ pub(crate) struct Arguments {
     pub(crate) json: Json,
 }
 
-/// Takes a plan to a model's layout, by the user's rules first, or from it to another program's; the file to write beside it.
-pub(crate) type Adapt = fn(&mut Plan, &Arguments, &[Rules]) -> anyhow::Result<Option<(PathBuf, String)>>;
+/// Takes a plan to a model's layout, by the user's rules first, or from it to another program's; the files to write beside it.
+pub(crate) type Adapt = fn(&mut Plan, &Arguments, &[Rules]) -> anyhow::Result<Vec<(PathBuf, String)>>;
 
 /// `adapt` is that of the model that `--model` names.
 pub(crate) fn run(args: &Arguments, adapt: Option<Adapt>) -> anyhow::Result<ExitCode> {
@@ -110,16 +110,16 @@ pub(crate) fn run(args: &Arguments, adapt: Option<Adapt>) -> anyhow::Result<Exit
     plan.untied = args.untie;
     // Rules know the names that are read; those of a layout that is written they follow.
     let all = args.map.iter().map(|map| rules(map)).collect::<anyhow::Result<Vec<_>>>()?;
-    let sidecar = match adapt {
+    let sidecars = match adapt {
         Some(adapt) if args.to.is_none() => adapt(&mut plan, args, &all)?,
         Some(adapt) => {
-            let sidecar = adapt(&mut plan, args, &[])?;
+            let sidecars = adapt(&mut plan, args, &[])?;
             all.iter().try_for_each(|rules| plan.apply(rules))?;
-            sidecar
+            sidecars
         }
         None => {
             all.iter().try_for_each(|rules| plan.apply(rules))?;
-            None
+            vec![]
         }
     };
     if args.no_metadata {
@@ -163,7 +163,7 @@ pub(crate) fn run(args: &Arguments, adapt: Option<Adapt>) -> anyhow::Result<Exit
         }
         done => done?,
     };
-    if let Some((path, text)) = &sidecar {
+    for (path, text) in &sidecars {
         args.force.write(path, text.as_bytes())?;
         remark(format!("wrote {} beside it", path.display()));
     }
@@ -297,10 +297,16 @@ fn report(plan: &Plan, done: &Converted, args: &Arguments, format: Format, begun
     }
     if !done.changed.is_empty() {
         let mut rows = vec![["tensor", "largest difference", "relative error"].map(String::from).to_vec()];
-        for (name, d) in &done.changed {
+        for (name, d) in done.changed.iter().filter(|(_, d)| d.largest > 0.) {
             rows.push(vec![name.clone(), format!("{:.3e}", d.largest), format!("{:.3e}", d.relative())]);
         }
-        print(&table(&rows));
+        if rows.len() > 1 {
+            print(&table(&rows));
+        }
+        let exact = done.changed.len() + 1 - rows.len();
+        if exact > 0 {
+            print(&format!("{exact} tensors have another element type, and the same values\n"));
+        }
     }
     print(&notes(plan));
     for (name, to) in plan.ties(format) {

@@ -12,12 +12,12 @@ use zoo_trading_transformer::TradingTask;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    Zoo::new("zoo", env!("CARGO_PKG_VERSION"))
+    let zoo = Zoo::new("zoo", env!("CARGO_PKG_VERSION"))
         .model(Model::of::<StockTask>().predicts().imports())
         .model(Model::of::<CharTask>().generates().imports())
         .model(Model::of::<TradingTask>().predicts())
-        .model(Model::of::<DeepSifTask>().predicts().imports())
-        .experiments(zoo_trading_transformer::EXPERIMENTS)
-        .experiments(zoo_deepsif::EXPERIMENTS)
-        .main()
+        .model(Model::of::<DeepSifTask>().predicts().imports());
+    #[cfg(feature = "llama")]
+    let zoo = zoo.model(Model::of::<zoo_llama::LlamaTask>().generates().imports());
+    zoo.experiments(zoo_trading_transformer::EXPERIMENTS).experiments(zoo_deepsif::EXPERIMENTS).main()
 }

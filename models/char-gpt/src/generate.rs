@@ -1,7 +1,7 @@
 //! Writing text, character by character.
 
 use candle_core::{Device, Result, Tensor, bail};
-use zoo_layers::{Mode, Sampler, Sampling};
+use zoo_layers::{Mode, Pieces, Sampler, Sampling};
 
 use crate::{CharGpt, Vocabulary};
 
@@ -56,8 +56,7 @@ impl Writer {
         }
         let mut sampler = Sampler::new(sampling);
         let mut cache = self.model.cache();
-        // What is written but may yet turn out to begin a stop.
-        let mut held = String::new();
+        let mut pieces = Pieces::new(&sampling.stop);
         let mut unseen = ids.len();
         for _ in 0..sampling.tokens {
             let logits = if sampling.cache {
@@ -76,20 +75,14 @@ impl Writer {
             let next = sampler.draw(&logits.flatten_all()?.to_device(&Device::Cpu)?.to_vec1::<f32>()?, &ids)?;
             ids.push(next);
             let Some(c) = self.vocabulary.character(next) else { bail!("character {next} is not in the vocabulary") };
-            held.push(c);
-            if sampling.stop.iter().any(|s| held.ends_with(s.as_str())) {
-                let end = sampling.stop.iter().filter(|s| held.ends_with(s.as_str())).map(|s| s.len()).max();
-                held.truncate(held.len() - end.unwrap_or(0));
-                break;
-            }
-            let keep = sampling.stop.iter().map(|s| begun(&held, s)).max().unwrap_or(0);
-            let certain: String = held.drain(..held.len() - keep).collect();
-            if !certain.is_empty() && !sink(&certain) {
+            let (certain, ended) = pieces.push(c.encode_utf8(&mut [0; 4]));
+            if !certain.is_empty() && !sink(&certain) || ended {
                 return Ok(());
             }
         }
-        if !held.is_empty() {
-            sink(&held);
+        let rest = pieces.rest();
+        if !rest.is_empty() {
+            sink(&rest);
         }
         Ok(())
     }
@@ -99,12 +92,6 @@ impl Writer {
         let n = ids.len();
         Tensor::from_vec(ids, (1, n), &self.device)
     }
-}
-
-/// Bytes at the end of `text` that begin `stop`.
-fn begun(text: &str, stop: &str) -> usize {
-    let ends = stop.char_indices().map(|(at, _)| at).skip(1);
-    ends.filter(|&at| text.ends_with(&stop[..at])).max().unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -67,6 +67,7 @@ pub(crate) const LAYOUTS: &[Layout] = &[
         export: export!(),
         entry: "model",
         sidecar: "",
+        keeps_ours: true,
     },
     Layout {
         name: HUGGING_FACE,
@@ -74,6 +75,7 @@ pub(crate) const LAYOUTS: &[Layout] = &[
         export: concat!(export!(), transpose!()),
         entry: "",
         sidecar: "config.json",
+        keeps_ours: true,
     },
 ];
 

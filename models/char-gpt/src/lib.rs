@@ -29,8 +29,6 @@ mod task;
 mod vocabulary;
 
 pub use config::{Config, DataSettings, Gelu};
-#[cfg(feature = "train")]
-pub use data::dialogue;
 pub use generate::Writer;
 pub use model::CharGpt;
 #[cfg(feature = "train")]
@@ -39,5 +37,7 @@ pub use ngram::NGram;
 pub use task::CharTask;
 pub use vocabulary::Vocabulary;
 pub use zoo_layers::Sampling;
+#[cfg(feature = "train")]
+pub use zoo_training::text::dialogue;
 /// candle, in the version whose types show here.
 pub use {candle_core, candle_nn};

@@ -11,13 +11,14 @@ use zoo_layers::ops::cross_entropy;
 use zoo_layers::{Mode, Sampling};
 use zoo_training::config::{AdamConfig, ConfigOf};
 use zoo_training::health::{AttentionSettings, Probe, ProbeKind, Repair};
+use zoo_training::text::Source;
 use zoo_training::{
     Dataset, Error, Evaluation, Flag, Foreign, Generate, Import, Layout, Loss, Metrics, OptimizerConfig, Preset,
     Recipe, ScheduleKind, Split, Task, TrainConfig, over_batches,
 };
 
 use crate::config::NAME;
-use crate::data::{ALPHABET, Source, characters, doubts, read};
+use crate::data::{ALPHABET, characters, doubts, read};
 use crate::ngram::NGram;
 use crate::{CharGpt, Config, DataSettings, Vocabulary, Writer, layout};
 
@@ -463,7 +464,7 @@ impl Import for CharTask {
         layout::adopt(foreign)
     }
 
-    fn entries(layout: &Layout, config: &Config) -> zoo_training::Result<Map<String, Value>> {
+    fn entries(layout: &Layout, config: &Config, _: &Value) -> zoo_training::Result<Map<String, Value>> {
         layout::entries(layout, config)
     }
 }

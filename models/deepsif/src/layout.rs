@@ -11,7 +11,7 @@ const ACTIVATIONS: [(FilterActivation, &str); 3] =
 
 /// Its tensors have our names.
 pub(crate) const LAYOUTS: &[Layout] =
-    &[Layout { name: "published", import: "", export: "", entry: "state_dict", sidecar: "" }];
+    &[Layout { name: "published", import: "", export: "", entry: "state_dict", sidecar: "", keeps_ours: true }];
 
 pub(crate) fn recognize(tensors: &[(&str, &[usize])]) -> Option<&'static Layout> {
     let has = |wanted: &str| tensors.iter().any(|(name, _)| *name == wanted);

@@ -461,7 +461,7 @@ impl Import for DeepSifTask {
         layout::adopt(foreign)
     }
 
-    fn entries(_: &Layout, config: &Config) -> zoo_training::Result<Map<String, Value>> {
+    fn entries(_: &Layout, config: &Config, _: &Value) -> zoo_training::Result<Map<String, Value>> {
         layout::entries(config)
     }
 }

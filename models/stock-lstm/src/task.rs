@@ -173,7 +173,7 @@ impl Predict for StockTask {
 }
 
 /// PyTorch's `nn.LSTM` and `nn.Linear` in a module that calls them so; others are renamed by rules.
-const PYTORCH: Layout = Layout { name: "pytorch", import: "", export: "", entry: "", sidecar: "" };
+const PYTORCH: Layout = Layout { name: "pytorch", import: "", export: "", entry: "", sidecar: "", keeps_ours: true };
 
 impl Import for StockTask {
     const LAYOUTS: &'static [Layout] = &[PYTORCH];
@@ -218,7 +218,7 @@ impl Import for StockTask {
         Ok((config.model, config.data, task.fitted()))
     }
 
-    fn entries(_: &Layout, _: &Config) -> zoo_training::Result<Map<String, Value>> {
+    fn entries(_: &Layout, _: &Config, _: &Value) -> zoo_training::Result<Map<String, Value>> {
         Ok(Map::new())
     }
 }

@@ -327,7 +327,7 @@ fn write(file: &mut File, path: &Path, outline: &Outline, streams: Streams) -> R
         head.extend((t.len() as u64).to_le_bytes());
         head.extend(t.bytes());
     };
-    // Entries that came from a GGUF file keep their types; all others are texts.
+    // Entries that came from a GGUF file keep their types; others get those of their values.
     let mut texts = outline.texts();
     if outline.typed.is_empty() && !texts.contains_key("general.architecture") {
         let model = texts.get("model").cloned().unwrap_or_else(|| "zoo".into());
@@ -343,8 +343,16 @@ fn write(file: &mut File, path: &Path, outline: &Outline, streams: Streams) -> R
     }
     for (key, value) in &texts {
         text(&mut head, key);
-        head.extend(8u32.to_le_bytes());
-        text(&mut head, value);
+        match outline.metadata.get(key).and_then(typed) {
+            Some((kind, bytes)) => {
+                head.extend(kind.to_le_bytes());
+                head.extend(bytes);
+            }
+            None => {
+                head.extend(8u32.to_le_bytes());
+                text(&mut head, value);
+            }
+        }
     }
     let mut offset = 0u64;
     for i in &stored {
@@ -366,4 +374,46 @@ fn write(file: &mut File, path: &Path, outline: &Outline, streams: Streams) -> R
         file.write_all(&[0; 32][..padding]).map_err(Error::io(path))?;
     }
     file.flush().map_err(Error::io(path))
+}
+
+/// The type and the bytes of a number, a truth value, or a list of texts or numbers. Numbers take the narrowest type that programs
+/// expect and that holds them: u32 (in lists i32) or f32. Anything else is a text.
+fn typed(value: &Value) -> Option<(u32, Vec<u8>)> {
+    let scalar = |value: &Value, listed: bool| -> Option<(u32, Vec<u8>)> {
+        Some(match value {
+            Value::Bool(yes) => (7, vec![u8::from(*yes)]),
+            Value::Number(n) if n.is_f64() => {
+                let (wide, narrow) = (n.as_f64()?, n.as_f64()? as f32);
+                match f64::from(narrow) == wide {
+                    true => (6, narrow.to_le_bytes().into()),
+                    false => (12, wide.to_le_bytes().into()),
+                }
+            }
+            Value::Number(n) => match (n.as_i64(), n.as_u64()) {
+                (Some(n), _) if listed || n < 0 => match i32::try_from(n) {
+                    Ok(n) => (5, n.to_le_bytes().into()),
+                    Err(_) => (11, n.to_le_bytes().into()),
+                },
+                (_, Some(n)) => match u32::try_from(n) {
+                    Ok(n) => (4, n.to_le_bytes().into()),
+                    Err(_) => (10, n.to_le_bytes().into()),
+                },
+                _ => return None,
+            },
+            Value::String(text) if listed => (8, [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat()),
+            _ => return None,
+        })
+    };
+    let Value::Array(list) = value else { return scalar(value, false) };
+    let items = list.iter().map(|item| scalar(item, true)).collect::<Option<Vec<_>>>()?;
+    let kind = items.first()?.0;
+    let mut bytes = kind.to_le_bytes().to_vec();
+    bytes.extend((items.len() as u64).to_le_bytes());
+    for (of, item) in &items {
+        if *of != kind {
+            return None;
+        }
+        bytes.extend(item);
+    }
+    Some((9, bytes))
 }

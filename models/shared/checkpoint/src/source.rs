@@ -375,6 +375,14 @@ impl<'a> TensorView<'a> {
         Ok(self)
     }
 
+    /// With the first dimension as three, whose product it is.
+    pub(crate) fn unfold(mut self, sizes: [usize; 3]) -> Self {
+        let row = self.strides[0];
+        self.shape.splice(0..1, sizes);
+        self.strides.splice(0..1, [sizes[1] * sizes[2] * row, sizes[2] * row, row]);
+        self
+    }
+
     /// `len` indices of dimension `dim`, from `start` on.
     ///
     /// # Errors

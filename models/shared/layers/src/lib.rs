@@ -9,11 +9,12 @@ mod sampling;
 pub mod statistics;
 
 pub use layers::{
-    AttentionConfig, BlockConfig, Dropout, Embedding, KvCache, Linear, Lstm, LstmConfig, LstmOutput, Mlp, MlpConfig,
-    Mode, MultiHeadAttention, Norm, NormPlace, Qkv, RunningNorm, TransformerBlock, sinusoids,
+    AttentionConfig, BlockConfig, Dropout, Embedding, GatedMlp, GroupedAttention, GroupedConfig, KvCache, Linear, Lstm,
+    LstmConfig, LstmOutput, Mlp, MlpConfig, Mode, MultiHeadAttention, Norm, NormPlace, Qkv, Rotary, RunningNorm,
+    TransformerBlock, sinusoids,
 };
 pub use params::{Gradients, Param, Params, nearest};
-pub use sampling::{Sampler, Sampling};
+pub use sampling::{Pieces, Sampler, Sampling};
 pub use zoo_kernels::random;
 /// candle, in the version whose types show here.
 pub use {candle_core, candle_nn};

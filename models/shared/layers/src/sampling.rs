@@ -66,6 +66,42 @@ impl Sampling {
     }
 }
 
+/// Text on its way to a reader, who is to see nothing of what ends it.
+pub struct Pieces<'a> {
+    stop: &'a [String],
+    /// What may yet turn out to begin one of them.
+    held: String,
+}
+
+impl<'a> Pieces<'a> {
+    /// A text that ends before the first of `stop` (none of them empty).
+    pub fn new(stop: &'a [String]) -> Self {
+        Self { stop, held: String::new() }
+    }
+
+    /// Takes a piece of it: what is certain by now, and whether it has ended.
+    pub fn push(&mut self, piece: &str) -> (String, bool) {
+        self.held.push_str(piece);
+        if let Some(end) = self.stop.iter().filter_map(|stop| self.held.find(stop.as_str())).min() {
+            self.held.truncate(end);
+            return (std::mem::take(&mut self.held), true);
+        }
+        let keep = self.stop.iter().map(|stop| begun(&self.held, stop)).max().unwrap_or(0);
+        (self.held.drain(..self.held.len() - keep).collect(), false)
+    }
+
+    /// What is left when no more comes.
+    pub fn rest(self) -> String {
+        self.held
+    }
+}
+
+/// Bytes at the end of `text` that begin `stop`.
+fn begun(text: &str, stop: &str) -> usize {
+    let ends = stop.char_indices().map(|(at, _)| at).skip(1);
+    ends.filter(|&at| text.ends_with(&stop[..at])).max().unwrap_or(0)
+}
+
 /// Draws tokens from logits.
 pub struct Sampler<'a> {
     sampling: &'a Sampling,
@@ -100,16 +136,20 @@ impl<'a> Sampler<'a> {
             }
         }
         // From the likeliest down; of equals the one with the lower number first.
+        let before = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
         let mut order: Vec<usize> = (0..logits.len()).collect();
-        order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
-        let Some(&first) = order.first() else { bail!("sampling: no logits") };
+        let Some(first) = order.iter().copied().min_by(before) else { bail!("sampling: no logits") };
         if temperature == 0. {
             return Ok(first as u32);
         }
+        if (1..order.len()).contains(&top_k) {
+            order.select_nth_unstable_by(top_k - 1, before);
+            order.truncate(top_k);
+        }
+        order.sort_unstable_by(before);
         let weights: Vec<f64> = order.iter().map(|&i| ((logits[i] - logits[first]) / temperature).exp()).collect();
-        let mut kept = if top_k > 0 { top_k.min(weights.len()) } else { weights.len() };
         // Relative to the likeliest, whose weight is 1.
-        kept = kept.min(weights.iter().take_while(|w| **w >= min_p).count());
+        let mut kept = weights.iter().take_while(|w| **w >= min_p).count();
         let total: f64 = weights[..kept].iter().sum();
         let mut sum = 0.;
         for (i, w) in weights[..kept].iter().enumerate() {
@@ -134,6 +174,22 @@ impl<'a> Sampler<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reader_sees_nothing_of_what_ends_a_text() {
+        let stop = ["</s>".to_string(), "\n\n".to_string()];
+        for pieces in [&["a <", "b> ", "end</", "s> more"][..], &["a <b> end</s> more"], &["a <b> end\n", "\nmore"]] {
+            let (mut out, mut text, mut ended) = (Pieces::new(&stop), String::new(), false);
+            for piece in pieces {
+                let (certain, end) = out.push(piece);
+                text.push_str(&certain);
+                ended = end;
+            }
+            assert_eq!((text.as_str(), ended), ("a <b> end", true));
+        }
+        let mut out = Pieces::new(&stop);
+        assert_eq!((out.push("no end<"), out.rest()), (("no end".into(), false), "<".into()));
+    }
 
     #[test]
     fn filters_leave_what_they_say() -> Result<()> {

@@ -75,6 +75,7 @@ mod schedule;
 pub mod spread;
 mod state;
 mod task;
+pub mod text;
 mod trainer;
 
 pub use advice::Advice;

@@ -319,6 +319,9 @@ pub struct Layout {
     pub entry: &'static str,
     /// The file beside the weights that holds their configuration; empty if the weights' file does.
     pub sidecar: &'static str,
+    /// Whether its files keep our configuration, with what was fitted, beside their own. Where they do not, theirs have to say
+    /// enough for [`Import::adopt`].
+    pub keeps_ours: bool,
 }
 
 /// A checkpoint of another program, its tensors already renamed.
@@ -330,6 +333,8 @@ pub struct Foreign<'a> {
     pub tensors: &'a [(&'a str, &'a [usize])],
     /// What it says about itself.
     pub entries: &'a Map<String, Value>,
+    /// The folder that it lies in, where further files of it may be.
+    pub folder: &'a Path,
     /// The data that it was trained on, if the user named them.
     pub data: Option<&'a Path>,
     /// Settings that the user gave, as `KEY=VALUE`.
@@ -368,9 +373,25 @@ pub trait Import: Recipe {
     /// It does not say enough; the message says what is missing and how to give it.
     fn adopt(foreign: &Foreign) -> Result<(Self::Architecture, Self::Data, Value)>;
 
-    /// What another program wants to find beside the tensors.
+    /// What another program wants to find beside the tensors; `fitted` is what was fitted to the model's data.
     ///
     /// # Errors
     /// That program has no such model.
-    fn entries(layout: &Layout, architecture: &Self::Architecture) -> Result<Map<String, Value>>;
+    fn entries(layout: &Layout, architecture: &Self::Architecture, fitted: &Value) -> Result<Map<String, Value>>;
+
+    /// Rules that depend on sizes, such as those that reorder heads: behind [`Layout::import`] on the way in, before
+    /// [`Layout::export`] on the way out (`back`). None by default.
+    fn reorder(layout: &Layout, architecture: &Self::Architecture, back: bool) -> String {
+        let _ = (layout, architecture, back);
+        String::new()
+    }
+
+    /// Files that another program wants to find beside the weights and [`Layout::sidecar`], by name; none by default.
+    ///
+    /// # Errors
+    /// What was fitted is nothing that they can hold.
+    fn beside(layout: &Layout, fitted: &Value) -> Result<Vec<(&'static str, String)>> {
+        let _ = (layout, fitted);
+        Ok(vec![])
+    }
 }

@@ -64,6 +64,29 @@ impl<'a> Output<'a> {
         Ok(self)
     }
 
+    /// The rows of `heads` heads in the order in which rotary pairs are neighbours; `back` to that in which they are halves.
+    fn interleave(mut self, heads: usize, back: bool) -> std::result::Result<Self, String> {
+        let rows = self.shape.first().copied().unwrap_or(0);
+        if rows == 0 || !rows.is_multiple_of(2 * heads) {
+            return Err(format!(
+                "{} {:?} has no rows of {heads} heads of an even number of features",
+                self.name, self.shape
+            ));
+        }
+        let [view] = self.views.as_slice() else {
+            return Err(format!("{} was put together by a rule before: its rows cannot be reordered", self.name));
+        };
+        let half = rows / heads / 2;
+        let sizes = if back { [heads, half, 2] } else { [heads, 2, half] };
+        self.views = vec![view.clone().unfold(sizes).transpose(1, 2)?];
+        Ok(self)
+    }
+
+    /// Whether its rows were reordered: such a view has other dimensions than what it makes.
+    fn is_reordered(&self) -> bool {
+        self.views.iter().any(|v| v.shape.len() != self.shape.len())
+    }
+
     fn split(&self, dim: usize, parts: usize) -> std::result::Result<Vec<Self>, String> {
         let size = self.shape.get(dim).copied().unwrap_or(0);
         if size == 0 || size % parts != 0 {
@@ -261,12 +284,20 @@ impl<'a> Plan<'a> {
                 continue;
             }
             found = true;
+            let moves = matches!(rule.action, Action::Transpose | Action::Interleave { .. } | Action::Split { .. });
+            if moves && output.is_reordered() {
+                return Err(format!(
+                    "the rows of {} were reordered by a rule before: that rule has to come last",
+                    output.name
+                ));
+            }
             match &rule.action {
                 Action::Rename(template) => {
                     let name = expand(&output.name, template);
                     self.outputs.push(Output { name, ..output });
                 }
                 Action::Transpose => self.outputs.push(output.transpose()?),
+                Action::Interleave { heads, back } => self.outputs.push(output.interleave(*heads, *back)?),
                 Action::Split { dim, names } => {
                     let parts = output.split(*dim, names.len())?;
                     let named =
@@ -310,7 +341,12 @@ impl<'a> Plan<'a> {
                     |s: &[usize]| s.iter().enumerate().filter(|(k, _)| *k != dim).map(|(_, d)| *d).collect::<Vec<_>>();
                 let fits =
                     dim < part.shape.len() && rest(&part.shape) == rest(&whole.shape) && part.dtype == whole.dtype;
-                if !fits || part.views.len() > 1 || whole.shape.len() != part.shape.len() {
+                if !fits
+                    || part.views.len() > 1
+                    || part.is_reordered()
+                    || whole.is_reordered()
+                    || whole.shape.len() != part.shape.len()
+                {
                     let (a, b) = (&part.shape, &whole.shape);
                     return Err(format!(
                         "{} {a:?} of {} does not go behind {b:?} of {}",

@@ -14,6 +14,7 @@ use crate::Dtype;
 /// transpose .*\.c_attn\.weight
 /// split     (.*)\.in_proj_weight 0 -> $1.q.weight, $1.k.weight, $1.v.weight
 /// concat    (.*)\.q\.weight, $1.k.weight, $1.v.weight 0 -> $1.in_proj_weight
+/// interleave (.*)\.q\.weight 8
 /// cast      .*\.bias f32
 /// tie       lm_head.weight -> transformer.wte.weight
 /// drop      optimizer\..*
@@ -23,7 +24,9 @@ use crate::Dtype;
 /// They apply in their order, each to what those before it left. `drop-equal` drops a tensor whose values are those of
 /// another, such as a tied head that a file holds twice. A rule that finds nothing is an error, unless its first
 /// word ends with `?`. `drop` takes entries of the metadata, too. `split` makes equal parts along a dimension, `transpose`
-/// swaps the two last dimensions.
+/// swaps the two last dimensions. `interleave` is for matrices whose rows are the features of so many heads that a rotary
+/// embedding turns: rows i and i + d/2 of a head of d become rows 2i and 2i + 1, which is how GGUF files of Llamas have
+/// them; `deinterleave` leads back to Hugging Face's order.
 #[derive(Clone, Debug, Default)]
 pub struct Rules(pub(super) Vec<Rule>);
 
@@ -47,6 +50,11 @@ pub(super) struct Rule {
 pub(super) enum Action {
     Rename(String),
     Transpose,
+    /// The rows of so many heads; from pairs to halves if `back`.
+    Interleave {
+        heads: usize,
+        back: bool,
+    },
     Split {
         dim: usize,
         names: Vec<String>,
@@ -99,6 +107,12 @@ fn rule(line: &str) -> Result<Rule, String> {
     let (pattern, action) = match word {
         "rename" => (left.to_string(), Action::Rename(target()?.into())),
         "transpose" => (left.to_string(), Action::Transpose),
+        "interleave" | "deinterleave" => {
+            let (pattern, heads) = last_word("a number of heads")?;
+            let heads =
+                heads.parse().ok().filter(|n: &usize| *n > 0).ok_or(format!("{heads} is no number of heads"))?;
+            (pattern.trim().to_string(), Action::Interleave { heads, back: word == "deinterleave" })
+        }
         "split" => {
             let (pattern, dim) = last_word("a dimension")?;
             (pattern.trim().to_string(), Action::Split { dim: dimension(dim)?, names: list(target()?) })
@@ -118,14 +132,16 @@ fn rule(line: &str) -> Result<Rule, String> {
         "drop" => (left.to_string(), Action::Drop),
         other => {
             return Err(format!(
-                "there is no rule {other}: there are rename, transpose, split, concat, cast, tie, drop and drop-equal"
+                "there is no rule {other}: there are rename, transpose, interleave, deinterleave, split, concat, cast, tie, drop and drop-equal"
             ));
         }
     };
     if pattern.is_empty() {
         return Err("expected a pattern".into());
     }
-    if right.is_some() && matches!(action, Action::Transpose | Action::Cast(_) | Action::Drop) {
+    if right.is_some()
+        && matches!(action, Action::Transpose | Action::Interleave { .. } | Action::Cast(_) | Action::Drop)
+    {
         return Err(format!("{word} takes no `-> NAME`"));
     }
     let pattern = Regex::new(&format!("^(?:{pattern})$")).map_err(|e| {
@@ -161,6 +177,7 @@ mod tests {
             ("rename a", "expected `… -> NAME`"),
             ("rename ( -> b", "no regular expression"),
             ("split a x -> b", "x is no dimension"),
+            ("interleave a 0", "0 is no number of heads"),
             ("cast a f33", "no element type is called f33"),
             ("drop", "expected a pattern"),
             ("drop a -> b", "takes no"),

@@ -158,7 +158,7 @@ impl KvCache {
     }
 
     /// Adds `k` and `v` (b, t, c) and returns all there are.
-    fn append(&mut self, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+    pub(super) fn append(&mut self, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
         let (b, t, c) = k.dims3()?;
         if t == 0 {
             bail!("cache: no new positions")

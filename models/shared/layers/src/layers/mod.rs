@@ -3,6 +3,7 @@
 mod attention;
 mod dropout;
 mod embedding;
+mod grouped;
 mod linear;
 mod lstm;
 mod norm;
@@ -13,6 +14,7 @@ mod transformer;
 pub use attention::{AttentionConfig, KvCache, MultiHeadAttention, Qkv};
 pub use dropout::Dropout;
 pub use embedding::Embedding;
+pub use grouped::{GatedMlp, GroupedAttention, GroupedConfig, Rotary};
 pub use linear::Linear;
 pub use lstm::{Lstm, LstmConfig, LstmOutput};
 pub use norm::Norm;

@@ -1,0 +1,213 @@
+use serde::{Deserialize, Serialize};
+use zoo_layers::ops::RopeScaling;
+
+/// The model's name, which its weights carry.
+pub(crate) const NAME: &str = "llama";
+
+/// The table `[model]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Tokens that the model knows.
+    pub vocabulary: usize,
+    /// Tokens that it sees.
+    pub context: usize,
+    /// Blocks.
+    pub layers: usize,
+    /// Heads of queries in a block.
+    pub heads: usize,
+    /// Heads of keys and values, each shared by as many heads of queries.
+    pub key_heads: usize,
+    /// Features of a head.
+    pub head_width: usize,
+    /// Features of a place.
+    pub width: usize,
+    /// Features within the MLP of a block.
+    pub hidden: usize,
+    /// Whether the head is the embedding's table.
+    pub tied: bool,
+    /// Added to the mean square in the norms.
+    pub eps: f64,
+    /// The base of the rotary embedding's angles.
+    pub rope_base: f64,
+    /// How the angles are made smaller.
+    #[serde(default)]
+    pub rope_scaling: Scaling,
+    /// What they are divided by: all of them (`linear`), or those with a long period (`llama3`).
+    #[serde(default = "one")]
+    pub rope_factor: f64,
+    /// `llama3`: periods that fit fewer times than this into the first context are long.
+    #[serde(default = "one")]
+    pub rope_low: f64,
+    /// `llama3`: periods that fit more often than this stay as they are.
+    #[serde(default = "four")]
+    pub rope_high: f64,
+    /// `llama3`: the context that the model was trained on first, in tokens.
+    #[serde(default = "first_context")]
+    pub rope_first_context: usize,
+}
+
+fn one() -> f64 {
+    1.
+}
+
+fn four() -> f64 {
+    4.
+}
+
+fn first_context() -> usize {
+    8192
+}
+
+/// How rotary angles are made smaller.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scaling {
+    /// Not at all.
+    #[default]
+    None,
+    /// All of them.
+    Linear,
+    /// Those of slow pairs, as Llama 3.1 has it.
+    Llama3,
+}
+
+impl Default for Config {
+    /// 14 million parameters, to be trained from nothing on a text of one's own.
+    fn default() -> Self {
+        Self {
+            vocabulary: 4096,
+            context: 256,
+            layers: 8,
+            heads: 6,
+            key_heads: 2,
+            head_width: 64,
+            width: 384,
+            hidden: 1024,
+            tied: true,
+            eps: 1e-5,
+            rope_base: 10_000.,
+            rope_scaling: Scaling::None,
+            rope_factor: one(),
+            rope_low: one(),
+            rope_high: four(),
+            rope_first_context: first_context(),
+        }
+    }
+}
+
+impl Config {
+    /// SmolLM2-135M.
+    pub fn smollm2_135m() -> Self {
+        Self {
+            vocabulary: 49_152,
+            context: 8192,
+            layers: 30,
+            heads: 9,
+            key_heads: 3,
+            head_width: 64,
+            width: 576,
+            hidden: 1536,
+            rope_base: 100_000.,
+            ..Self::default()
+        }
+    }
+
+    /// Small enough for tests.
+    pub fn tiny() -> Self {
+        Self {
+            vocabulary: 300,
+            context: 32,
+            layers: 2,
+            heads: 4,
+            key_heads: 2,
+            head_width: 8,
+            width: 32,
+            hidden: 64,
+            ..Self::default()
+        }
+    }
+
+    /// How rotary angles are scaled, as the layers take it.
+    pub(crate) fn scaling(&self) -> Option<RopeScaling> {
+        let (factor, context) = (self.rope_factor, self.rope_first_context);
+        match self.rope_scaling {
+            Scaling::None => None,
+            Scaling::Linear => Some(RopeScaling::Linear(factor)),
+            Scaling::Llama3 => Some(RopeScaling::Llama3 { factor, low: self.rope_low, high: self.rope_high, context }),
+        }
+    }
+
+    /// What cannot work about these numbers, naming the key.
+    pub(crate) fn problem(&self) -> Option<String> {
+        let &Self { vocabulary, context, layers, heads, key_heads, head_width, width, hidden, eps, .. } = self;
+        if [vocabulary, context, layers, heads, key_heads, head_width, width, hidden].contains(&0) {
+            return Some(
+                "model.vocabulary, context, layers, heads, key_heads, head_width, width and hidden must be at least 1"
+                    .into(),
+            );
+        }
+        if layers > 1000 {
+            return Some(format!("model.layers is {layers}, expected at most 1000"));
+        }
+        if heads % key_heads != 0 {
+            return Some(format!("model.heads = {heads} cannot share model.key_heads = {key_heads} evenly"));
+        }
+        if head_width % 2 != 0 {
+            return Some(format!("model.head_width is {head_width}: rotary embedding turns pairs of features"));
+        }
+        if !(eps > 0. && eps.is_finite()) {
+            return Some(format!("model.eps is {eps}, expected a small number above 0"));
+        }
+        if !(self.rope_base > 0. && self.rope_base.is_finite()) {
+            return Some(format!("model.rope_base is {}, expected a number above 0", self.rope_base));
+        }
+        let &Self { rope_scaling, rope_factor, rope_low, rope_high, rope_first_context, .. } = self;
+        if rope_scaling != Scaling::None && !(rope_factor > 0. && rope_factor.is_finite()) {
+            return Some(format!("model.rope_factor is {rope_factor}, expected a number above 0"));
+        }
+        let ordered = rope_low > 0. && rope_high > rope_low && rope_high.is_finite() && rope_first_context > 0;
+        if rope_scaling == Scaling::Llama3 && !ordered {
+            return Some(
+                "model.rope_low and rope_first_context must be above 0, and model.rope_high above model.rope_low"
+                    .into(),
+            );
+        }
+        None
+    }
+}
+
+/// The table `[data]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DataSettings {
+    /// A text; generated dialogue if empty.
+    pub path: String,
+    /// The encoding of a text that is not UTF-8, such as `windows-1252`.
+    pub encoding: String,
+    /// The tokenizer: a `tokenizer.json`, or weights of a Llama with theirs. Without one, that of `train.init_from`, or one of
+    /// `model.vocabulary` tokens that is trained on the training part.
+    pub tokenizer: String,
+    /// Tokens of a window to learn from; `model.context` if 0.
+    pub window: usize,
+    /// Share of the text, at its end, that validates and judges.
+    pub valid: f64,
+    /// Windows of the validation part, evenly spaced, that are looked at while training; 0 for all. `zoo eval` looks at all.
+    pub eval_windows: usize,
+    /// Characters to generate where no file is given.
+    pub generated: usize,
+}
+
+impl Default for DataSettings {
+    fn default() -> Self {
+        Self {
+            path: String::new(),
+            encoding: String::new(),
+            tokenizer: String::new(),
+            window: 0,
+            valid: 0.1,
+            eval_windows: 64,
+            generated: 400_000,
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! Writing text, token by token.
+
+use std::path::Path;
+
+use candle_core::{Device, Error, Result, Tensor, bail};
+use zoo_checkpoint::Description;
+use zoo_layers::{Params, Pieces, Sampler, Sampling};
+
+use crate::config::NAME;
+use crate::{Config, Llama, Tokens, TokensFile};
+
+/// A trained [`Llama`] with its tokenizer.
+#[derive(Clone, Debug)]
+pub struct Writer {
+    model: Llama,
+    tokens: Tokens,
+    device: Device,
+}
+
+impl Llama {
+    /// Loads trained weights: weights, sizes and tokenizer are in the one file.
+    ///
+    /// # Errors
+    /// The file cannot be read, is not a Llama of this library's, or its tensors do not fit its own description.
+    pub fn load(path: &Path, device: &Device) -> Result<Writer> {
+        let (config, file, tensors): (Config, TokensFile, _) =
+            Description::open(path, NAME, device).map_err(Error::wrap)?;
+        let named = |e| Error::msg(format!("{}: {e}", path.display()));
+        let (model, _) = Params::restore(tensors, device, |vb| Self::new(&config, vb)).map_err(named)?;
+        Writer::new(model, Tokens::new(file).map_err(named)?, device).map_err(named)
+    }
+}
+
+impl Writer {
+    /// A model on `device` with its tokenizer.
+    ///
+    /// # Errors
+    /// More tokens than the model knows.
+    pub fn new(model: Llama, tokens: Tokens, device: &Device) -> Result<Self> {
+        if tokens.len() > model.vocabulary() {
+            bail!("a tokenizer of {} tokens for a model of {}", tokens.len(), model.vocabulary())
+        }
+        Ok(Self { model, tokens, device: device.clone() })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Llama {
+        &self.model
+    }
+
+    /// Its tokenizer.
+    pub fn tokens(&self) -> &Tokens {
+        &self.tokens
+    }
+
+    /// What the model writes behind `prompt`.
+    ///
+    /// # Errors
+    /// As [`Writer::stream`].
+    pub fn generate(&self, prompt: &str, sampling: &Sampling) -> Result<String> {
+        let mut text = String::new();
+        self.stream(prompt, sampling, &mut |piece| {
+            text.push_str(piece);
+            true
+        })?;
+        Ok(text)
+    }
+
+    /// Writes behind `prompt`, handing each piece to `sink` as it is certain; `sink` says whether to go on. The model ends the
+    /// text by a token of its own, or after `sampling.tokens` of them.
+    ///
+    /// The model sees its context at most. Beyond that it goes on from the later half of it, which is read anew.
+    ///
+    /// # Errors
+    /// An empty prompt for a model that has no token to begin with, or sampling numbers that make no sense.
+    pub fn stream(&self, prompt: &str, sampling: &Sampling, sink: &mut dyn FnMut(&str) -> bool) -> Result<()> {
+        sampling.validate()?;
+        let mut ids = self.tokens.encode(prompt, true)?;
+        if ids.is_empty() {
+            match self.tokens.begin() {
+                Some(begin) => ids.push(begin),
+                None => bail!("the prompt is empty, and the model has no token that begins a text"),
+            }
+        }
+        let context = self.model.context();
+        let mut sampler = Sampler::new(sampling);
+        let mut cache = self.model.cache(ids.len().saturating_add(sampling.tokens));
+        let mut pieces = Pieces::new(&sampling.stop);
+        // From which token on text is decoded, and how much of it was handed out: the bytes of a character may be apart, and whether
+        // a space stands before a token may depend on the one before.
+        let mut first = ids.len() - 1;
+        let mut shown = self.tokens.decode(&ids[first..])?;
+        let mut unseen = ids.len().min(context);
+        for _ in 0..sampling.tokens {
+            let logits = if sampling.cache {
+                let seen = cache.first().map_or(0, |c| c.len());
+                if seen + unseen > context {
+                    cache.iter_mut().for_each(|c| c.clear());
+                    unseen = (context / 2).max(1).min(ids.len());
+                }
+                self.model.forward_cached(&self.tensor(&ids[ids.len() - unseen..])?, &mut cache)?
+            } else {
+                let seen = &ids[ids.len().saturating_sub(context)..];
+                let all = self.model.forward(&self.tensor(seen)?)?;
+                all.narrow(1, seen.len() - 1, 1)?.squeeze(1)?
+            };
+            unseen = 1;
+            let next = sampler.draw(&logits.flatten_all()?.to_device(&Device::Cpu)?.to_vec1::<f32>()?, &ids)?;
+            if self.tokens.ends(next) {
+                break;
+            }
+            ids.push(next);
+            let text = self.tokens.decode(&ids[first..])?;
+            // An unfinished character shows as a replacement.
+            if text.ends_with('\u{fffd}') && ids.len() - first < LONGEST_CHARACTER {
+                continue;
+            }
+            let piece = text.strip_prefix(shown.as_str()).unwrap_or(&text);
+            let (certain, ended) = pieces.push(piece);
+            if !certain.is_empty() && !sink(&certain) || ended {
+                return Ok(());
+            }
+            first = ids.len() - 1;
+            shown = self.tokens.decode(&ids[first..])?;
+        }
+        let rest = pieces.rest();
+        if !rest.is_empty() {
+            sink(&rest);
+        }
+        Ok(())
+    }
+
+    fn tensor(&self, ids: &[u32]) -> Result<Tensor> {
+        let ids: Vec<i64> = ids.iter().map(|i| i64::from(*i)).collect();
+        let n = ids.len();
+        Tensor::from_vec(ids, (1, n), &self.device)
+    }
+}
+
+/// Tokens after which what is no text is shown as it is: a character has four bytes at most.
+const LONGEST_CHARACTER: usize = 6;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn writer() -> Result<Writer> {
+        let tokens = Tokens::train(&"to be or not to be, that is the question. ".repeat(30), 300)?;
+        let config = Config { vocabulary: tokens.len(), ..Config::tiny() };
+        let model = Llama::new(&config, Params::init(3, &Device::Cpu).eval_builder())?;
+        Writer::new(model, tokens, &Device::Cpu)
+    }
+
+    #[test]
+    fn the_same_seed_writes_the_same_text_in_pieces_or_at_once() -> Result<()> {
+        let writer = writer()?;
+        // Longer than the context of 32.
+        let sampling = Sampling { tokens: 80, ..Sampling::default() };
+        let text = writer.generate("to be", &sampling)?;
+        assert_eq!(text, writer.generate("to be", &sampling)?);
+        assert_ne!(text, writer.generate("to be", &Sampling { seed: 1, ..sampling.clone() })?);
+        let mut whole = String::new();
+        writer.stream("to be", &sampling, &mut |piece| {
+            whole.push_str(piece);
+            true
+        })?;
+        assert_eq!(text, whole);
+        // Up to the context the cache changes nothing.
+        let short = Sampling { tokens: 25, ..sampling };
+        assert_eq!(
+            writer.generate("to be", &short)?,
+            writer.generate("to be", &Sampling { cache: false, ..short.clone() })?
+        );
+        // An empty prompt begins with the token for that.
+        assert!(!writer.generate("", &short)?.is_empty());
+        Ok(())
+    }
+
+    #[test]
+    fn bytes_of_a_character_are_shown_together_and_a_stop_is_not_shown() -> Result<()> {
+        let writer = writer()?;
+        let sampling = Sampling { tokens: 300, ..Sampling::default() };
+        let mut pieces = vec![];
+        writer.stream("to be", &sampling, &mut |piece| {
+            pieces.push(piece.to_string());
+            true
+        })?;
+        let text = pieces.concat();
+        assert!(pieces.len() > 100);
+        let stop: String = text.chars().skip(30).take(4).collect();
+        let stopped = writer.generate("to be", &Sampling { stop: vec![stop.clone()], ..sampling })?;
+        assert_eq!(stopped, text[..text.find(&stop).unwrap_or(0)]);
+        Ok(())
+    }
+}

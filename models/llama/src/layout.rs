@@ -1,0 +1,372 @@
+//! How Hugging Face and llama.cpp name, lay out and describe the same weights.
+
+use serde_json::{Map, Value, json};
+use zoo_training::{Error, Foreign, Layout, Result};
+
+use crate::{Config, DataSettings, Scaling, Tokens, TokensFile};
+
+const HUGGING_FACE: &str = "huggingface";
+const GGUF: &str = "gguf";
+
+/// Ours are Hugging Face's names. GGUF has its own, and rotary pairs as neighbours.
+pub(crate) const LAYOUTS: &[Layout] = &[
+    Layout {
+        name: HUGGING_FACE,
+        import: r"
+            drop? .*\.rotary_emb\.inv_freq
+            rename? ((?:embed_tokens|layers|norm)\..*) -> model.$1
+            drop-equal? lm_head\.weight -> model.embed_tokens.weight
+        ",
+        export: "",
+        entry: "",
+        sidecar: "config.json",
+        keeps_ours: false,
+    },
+    Layout {
+        name: GGUF,
+        import: r"
+            rename token_embd\.weight -> model.embed_tokens.weight
+            rename? output\.weight -> lm_head.weight
+            rename output_norm\.weight -> model.norm.weight
+            rename blk\.(\d+)\.attn_norm\.weight -> model.layers.$1.input_layernorm.weight
+            rename blk\.(\d+)\.ffn_norm\.weight -> model.layers.$1.post_attention_layernorm.weight
+            rename blk\.(\d+)\.attn_([qkv])\.weight -> model.layers.$1.self_attn.$2_proj.weight
+            rename blk\.(\d+)\.attn_output\.weight -> model.layers.$1.self_attn.o_proj.weight
+            rename blk\.(\d+)\.ffn_(gate|up|down)\.weight -> model.layers.$1.mlp.$2_proj.weight
+            drop-equal? lm_head\.weight -> model.embed_tokens.weight
+        ",
+        export: r"
+            rename model\.embed_tokens\.weight -> token_embd.weight
+            rename? lm_head\.weight -> output.weight
+            rename model\.norm\.weight -> output_norm.weight
+            rename model\.layers\.(\d+)\.input_layernorm\.weight -> blk.$1.attn_norm.weight
+            rename model\.layers\.(\d+)\.post_attention_layernorm\.weight -> blk.$1.ffn_norm.weight
+            rename model\.layers\.(\d+)\.self_attn\.([qkv])_proj\.weight -> blk.$1.attn_$2.weight
+            rename model\.layers\.(\d+)\.self_attn\.o_proj\.weight -> blk.$1.attn_output.weight
+            rename model\.layers\.(\d+)\.mlp\.(gate|up|down)_proj\.weight -> blk.$1.ffn_$2.weight
+        ",
+        entry: "",
+        sidecar: "",
+        keeps_ours: false,
+    },
+];
+
+pub(crate) fn recognize(tensors: &[(&str, &[usize])]) -> Option<&'static Layout> {
+    let has = |wanted: &str| tensors.iter().any(|(name, _)| *name == wanted);
+    if has("blk.0.attn_q.weight") && has("blk.0.ffn_gate.weight") && has("token_embd.weight") {
+        return LAYOUTS.iter().find(|l| l.name == GGUF);
+    }
+    let prefix = ["", "model."].into_iter().find(|prefix| has(&format!("{prefix}embed_tokens.weight")))?;
+    let all = ["self_attn.q_proj", "mlp.gate_proj"].iter().all(|map| has(&format!("{prefix}layers.0.{map}.weight")));
+    LAYOUTS.iter().find(|l| all && l.name == HUGGING_FACE)
+}
+
+/// Rows of queries and keys, head by head.
+pub(crate) fn reorder(layout: &Layout, config: &Config, back: bool) -> String {
+    if layout.name != GGUF {
+        return String::new();
+    }
+    let rule = if back { "interleave" } else { "deinterleave" };
+    let of =
+        |map: &str, heads: usize| format!("{rule} model\\.layers\\.\\d+\\.self_attn\\.{map}_proj\\.weight {heads}\n");
+    of("q", config.heads) + &of("k", config.key_heads)
+}
+
+/// What a checkpoint says about itself, by its keys.
+struct Said<'a> {
+    entries: &'a Map<String, Value>,
+    source: &'static str,
+    prefix: &'static str,
+}
+
+impl<'a> Said<'a> {
+    fn get(&self, key: &str) -> Option<&'a Value> {
+        self.entries.get(&format!("{}{key}", self.prefix)).filter(|v| !v.is_null())
+    }
+
+    fn missing<T>(&self, key: &str) -> Result<T> {
+        Err(Error::Usage(format!("{} has no {}{key}, which the model needs", self.source, self.prefix)))
+    }
+
+    fn count(&self, key: &str) -> Result<usize> {
+        match self.get(key).and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok()) {
+            Some(n) => Ok(n),
+            None => self.missing(key),
+        }
+    }
+
+    fn number(&self, key: &str) -> Result<f64> {
+        self.get(key).and_then(Value::as_f64).map_or_else(|| self.missing(key), Ok)
+    }
+
+    fn lacks<T>(&self, what: String) -> Result<T> {
+        Err(Error::Usage(format!("{}: llama has no {what}", self.source)))
+    }
+}
+
+pub(crate) fn adopt(foreign: &Foreign) -> Result<(Config, DataSettings, Value)> {
+    let (config, tokens) = match foreign.layout {
+        GGUF => of_gguf(foreign)?,
+        _ => of_hugging_face(foreign)?,
+    };
+    if let Some(problem) = config.problem() {
+        return Err(Error::Data(problem));
+    }
+    let n = tokens.len();
+    if n > config.vocabulary {
+        return Err(Error::Data(format!("the tokenizer has {n} tokens, the model's embedding {}", config.vocabulary)));
+    }
+    // Windows of what a computer without a GPU can train on.
+    const WINDOW: usize = 256;
+    let data = DataSettings { window: WINDOW.min(config.context), ..DataSettings::default() };
+    let fitted = serde_json::to_value(tokens.file()).map_err(|e| Error::Data(e.to_string()))?;
+    Ok((config, data, fitted))
+}
+
+/// Rows and columns of a matrix.
+fn sizes(foreign: &Foreign, name: &str) -> Result<[usize; 2]> {
+    match foreign.tensors.iter().find(|(n, _)| *n == name) {
+        Some((_, [rows, columns])) => Ok([*rows, *columns]),
+        _ => Err(Error::Usage(format!("the {} checkpoint has no matrix {name}", foreign.layout))),
+    }
+}
+
+/// Sizes that the tensors tell; heads are those of a width that the caller knows.
+fn measured(foreign: &Foreign, head_width: usize) -> Result<Config> {
+    let [vocabulary, width] = sizes(foreign, "model.embed_tokens.weight")?;
+    let [queries, _] = sizes(foreign, "model.layers.0.self_attn.q_proj.weight")?;
+    let [keys, _] = sizes(foreign, "model.layers.0.self_attn.k_proj.weight")?;
+    let [hidden, _] = sizes(foreign, "model.layers.0.mlp.gate_proj.weight")?;
+    if head_width == 0 || queries % head_width != 0 || keys % head_width != 0 {
+        return Err(Error::Data(format!(
+            "{queries} rows of queries and {keys} of keys are no heads of {head_width} features"
+        )));
+    }
+    let layers = foreign.tensors.iter().filter(|(n, _)| n.ends_with(".input_layernorm.weight")).count();
+    let tied = !foreign.tensors.iter().any(|(n, _)| *n == "lm_head.weight");
+    let (heads, key_heads) = (queries / head_width, keys / head_width);
+    Ok(Config { vocabulary, layers, heads, key_heads, head_width, width, hidden, tied, ..Config::default() })
+}
+
+fn of_hugging_face(foreign: &Foreign) -> Result<(Config, Tokens)> {
+    let said = Said { entries: foreign.entries, source: "config.json", prefix: "" };
+    let (width, heads) = (said.count("hidden_size")?, said.count("num_attention_heads")?);
+    if let Some(kind) = said.get("model_type").and_then(Value::as_str).filter(|k| !["llama", "mistral"].contains(k)) {
+        return Err(Error::Usage(format!(
+            "config.json: model_type is {kind:?}: the tensors may have a Llama's names, the model is another"
+        )));
+    }
+    for key in ["attention_bias", "mlp_bias"] {
+        if said.get(key).and_then(Value::as_bool) == Some(true) {
+            return said.lacks(key.into());
+        }
+    }
+    if let Some(f) = said.get("hidden_act").and_then(Value::as_str).filter(|f| !["silu", "swish"].contains(f)) {
+        return said.lacks(format!("activation {f}"));
+    }
+    let context = said.count("max_position_embeddings")?;
+    if let Some(window) = said.get("sliding_window").and_then(Value::as_u64).filter(|w| *w < context as u64) {
+        return said
+            .lacks(format!("sliding window (of {window}); a shorter max_position_embeddings would not need one"));
+    }
+    let head_width = match said.get("head_dim") {
+        Some(_) => said.count("head_dim")?,
+        None => width.checked_div(heads).unwrap_or(0),
+    };
+    let measured = measured(foreign, head_width)?;
+    let known = [
+        ("hidden_size", measured.width),
+        ("num_attention_heads", measured.heads),
+        ("num_key_value_heads", measured.key_heads),
+        ("num_hidden_layers", measured.layers),
+        ("intermediate_size", measured.hidden),
+        ("vocab_size", measured.vocabulary),
+    ];
+    for (key, found) in known {
+        if let Some(n) = said.get(key).and_then(Value::as_u64).filter(|n| *n != found as u64) {
+            return Err(Error::Data(format!(
+                "config.json says {key} = {n}, its tensors have {found}: they are not of one model"
+            )));
+        }
+    }
+    // Older files have the two apart.
+    let rope = said.get("rope_parameters").or(said.get("rope_scaling"));
+    let base = rope.and_then(|r| r.get("rope_theta")).or(said.get("rope_theta")).and_then(Value::as_f64);
+    let config = Config {
+        context,
+        eps: said.number("rms_norm_eps")?,
+        rope_base: base.unwrap_or(10_000.),
+        ..scaled(measured, rope)?
+    };
+    let file = foreign.folder.join("tokenizer.json");
+    if !file.is_file() {
+        return Err(Error::Usage(format!(
+            "{}: there is no such file: the model's tokenizer belongs beside its weights",
+            file.display()
+        )));
+    }
+    Ok((config, Tokens::read(&file)?))
+}
+
+/// With the scaling of `rope_scaling`, or its like.
+fn scaled(config: Config, rope: Option<&Value>) -> Result<Config> {
+    let Some(rope) = rope else { return Ok(config) };
+    let number = |key: &str| match rope.get(key).and_then(Value::as_f64) {
+        Some(n) => Ok(n),
+        None => Err(Error::Usage(format!("config.json: the scaling of its rotary embedding has no {key}"))),
+    };
+    Ok(match rope.get("rope_type").or(rope.get("type")).and_then(Value::as_str) {
+        None | Some("default") => config,
+        Some("linear") => Config { rope_scaling: Scaling::Linear, rope_factor: number("factor")?, ..config },
+        Some("llama3") => Config {
+            rope_scaling: Scaling::Llama3,
+            rope_factor: number("factor")?,
+            rope_low: number("low_freq_factor")?,
+            rope_high: number("high_freq_factor")?,
+            rope_first_context: number("original_max_position_embeddings")? as usize,
+            ..config
+        },
+        Some(other) => {
+            return Err(Error::Usage(format!("config.json: llama has no scaling of rotary angles of type {other:?}")));
+        }
+    })
+}
+
+fn of_gguf(foreign: &Foreign) -> Result<(Config, Tokens)> {
+    let architecture = foreign.entries.get("general.architecture").and_then(Value::as_str).unwrap_or("none");
+    if architecture != "llama" {
+        return Err(Error::Usage(format!(
+            "its general.architecture is {architecture:?}: the tensors may have a Llama's names, the model is another"
+        )));
+    }
+    if foreign.tensors.iter().any(|(name, _)| *name == "rope_freqs.weight") {
+        return Err(Error::Usage(
+            "its rotary angles are scaled by rope_freqs.weight, of which the configuration cannot be told: convert the model from \
+             Hugging Face's folder"
+                .into(),
+        ));
+    }
+    let said = Said { entries: foreign.entries, source: "its header", prefix: "llama." };
+    let heads = said.count("attention.head_count")?;
+    let [queries, _] = sizes(foreign, "model.layers.0.self_attn.q_proj.weight")?;
+    let measured = measured(foreign, queries.checked_div(heads).unwrap_or(0))?;
+    let key_heads = said.count("attention.head_count_kv").unwrap_or(heads);
+    let known = [
+        ("embedding_length", measured.width),
+        ("block_count", measured.layers),
+        ("feed_forward_length", measured.hidden),
+        ("rope.dimension_count", measured.head_width),
+    ];
+    let found = known.iter().find(|(key, n)| said.get(key).and_then(Value::as_u64).is_some_and(|m| m != *n as u64));
+    if let Some((key, n)) =
+        found.or((key_heads != measured.key_heads).then_some(&("attention.head_count_kv", measured.key_heads)))
+    {
+        return Err(Error::Data(format!("its header has another llama.{key} than its tensors, which have {n}")));
+    }
+    let measured = match said.get("rope.scaling.type").and_then(Value::as_str) {
+        None | Some("none") => measured,
+        Some("linear") => {
+            Config { rope_scaling: Scaling::Linear, rope_factor: said.number("rope.scaling.factor")?, ..measured }
+        }
+        Some(other) => return said.lacks(format!("scaling of rotary angles of type {other:?}")),
+    };
+    let config = Config {
+        context: said.count("context_length")?,
+        // Written in f32.
+        eps: rounded(said.number("attention.layer_norm_rms_epsilon")?),
+        rope_base: said.get("rope.freq_base").and_then(Value::as_f64).unwrap_or(10_000.),
+        ..measured
+    };
+    Ok((config, Tokens::of_gguf(foreign.entries)?))
+}
+
+/// A number of f32 as one would have written it.
+fn rounded(value: f64) -> f64 {
+    (value as f32).to_string().parse().unwrap_or(value)
+}
+
+fn tokens(fitted: &Value) -> Result<Tokens> {
+    let file: TokensFile =
+        serde_json::from_value(fitted.clone()).map_err(|e| Error::Data(format!("its tokenizer: {e}")))?;
+    Ok(Tokens::new(file)?)
+}
+
+pub(crate) fn entries(layout: &Layout, config: &Config, fitted: &Value) -> Result<Map<String, Value>> {
+    let &Config {
+        vocabulary, context, layers, heads, key_heads, head_width, width, hidden, tied, eps, rope_base, ..
+    } = config;
+    let tokens = tokens(fitted)?;
+    let value = if layout.name == GGUF {
+        let mut value = json!({
+            "general.architecture": "llama", "general.name": "llama", "general.quantization_version": 2,
+            "llama.block_count": layers, "llama.context_length": context, "llama.embedding_length": width,
+            "llama.feed_forward_length": hidden, "llama.attention.head_count": heads,
+            "llama.attention.head_count_kv": key_heads, "llama.vocab_size": vocabulary,
+            "llama.rope.dimension_count": head_width, "llama.attention.key_length": head_width,
+            "llama.attention.value_length": head_width,
+            // As f32, which llama.cpp reads them as.
+            "llama.rope.freq_base": f64::from(rope_base as f32), "llama.attention.layer_norm_rms_epsilon": f64::from(eps as f32),
+        });
+        match config.rope_scaling {
+            Scaling::None => {}
+            Scaling::Linear => {
+                value["llama.rope.scaling.type"] = "linear".into();
+                value["llama.rope.scaling.factor"] = f64::from(config.rope_factor as f32).into();
+            }
+            Scaling::Llama3 => {
+                return Err(Error::Usage(
+                    "GGUF has Llama 3's scaling of rotary angles as a tensor (rope_freqs.weight), which is not made here: write \
+                     --to huggingface, which llama.cpp converts"
+                        .into(),
+                ));
+            }
+        }
+        let mut all = if let Value::Object(all) = value { all } else { Map::new() };
+        all.extend(tokens.gguf(vocabulary)?);
+        return Ok(all);
+    } else {
+        let rope = match config.rope_scaling {
+            Scaling::None => Value::Null,
+            Scaling::Linear => json!({ "rope_type": "linear", "factor": config.rope_factor }),
+            Scaling::Llama3 => json!({
+                "rope_type": "llama3", "factor": config.rope_factor, "low_freq_factor": config.rope_low,
+                "high_freq_factor": config.rope_high, "original_max_position_embeddings": config.rope_first_context,
+            }),
+        };
+        let mut value = json!({
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocabulary, "hidden_size": width,
+            "intermediate_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
+            "num_key_value_heads": key_heads, "head_dim": head_width, "hidden_act": "silu",
+            "max_position_embeddings": context, "initializer_range": 0.02, "rms_norm_eps": eps, "tie_word_embeddings": tied,
+            "rope_theta": rope_base, "rope_scaling": rope,
+            "attention_bias": false, "attention_dropout": 0.0, "mlp_bias": false, "pretraining_tp": 1, "use_cache": true,
+        });
+        let file = tokens.file();
+        value["bos_token_id"] = file.begin.map_or(Value::Null, Value::from);
+        value["eos_token_id"] = match file.ends.as_slice() {
+            [] => Value::Null,
+            [end] => (*end).into(),
+            ends => ends.into(),
+        };
+        value
+    };
+    Ok(if let Value::Object(entries) = value { entries } else { Map::new() })
+}
+
+/// The tokenizer's files.
+pub(crate) fn beside(layout: &Layout, fitted: &Value) -> Result<Vec<(&'static str, String)>> {
+    if layout.name != HUGGING_FACE {
+        return Ok(vec![]);
+    }
+    let tokens = tokens(fitted)?;
+    let file = tokens.file();
+    let text = |token: Option<&u32>| token.and_then(|id| tokens.text(*id)).map_or(Value::Null, Value::from);
+    let mut names = json!({
+        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": text(file.begin.as_ref()), "eos_token": text(file.ends.first()),
+        "clean_up_tokenization_spaces": false,
+    });
+    if let Some(template) = &file.chat_template {
+        names["chat_template"] = template.as_str().into();
+    }
+    Ok(vec![("tokenizer.json", format!("{:#}\n", file.tokenizer)), ("tokenizer_config.json", format!("{names:#}\n"))])
+}

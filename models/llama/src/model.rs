@@ -1,0 +1,225 @@
+//! The network.
+//!
+//! Letters: b batch, t positions, c features of a position, v tokens of the vocabulary.
+
+use candle_core::{Result, Tensor, bail};
+use candle_nn::VarBuilder;
+use zoo_layers::{Embedding, GatedMlp, GroupedAttention, GroupedConfig, KvCache, Norm, Rotary, init, ops};
+
+use crate::Config;
+
+/// Standard deviation of initial weights.
+const STDEV: f64 = 0.02;
+
+/// A Llama (Touvron et al. 2023): embedding, pre-norm blocks of grouped attention with rotary positions and a gated MLP, final
+/// RMS norm, head. Parameters have the names of Hugging Face's `LlamaForCausalLM`: `model.embed_tokens.weight`,
+/// `model.layers.0.self_attn.q_proj.weight`, …, `model.norm.weight`, and `lm_head.weight` unless it is tied.
+#[derive(Clone, Debug)]
+pub struct Llama {
+    tokens: Embedding,
+    blocks: Vec<Block>,
+    norm: Norm,
+    /// Absent if tied.
+    head: Option<Tensor>,
+    rotary: Rotary,
+    context: usize,
+}
+
+#[derive(Clone, Debug)]
+struct Block {
+    norms: [Norm; 2],
+    attention: GroupedAttention,
+    mlp: GatedMlp,
+}
+
+impl Block {
+    fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
+        let &Config { width, heads, key_heads, head_width, hidden, eps, .. } = config;
+        let weight = init::normal(0., STDEV);
+        // What is added to the residual stream 2·layers times starts smaller (GPT-2).
+        let out = init::normal(0., STDEV / (2. * config.layers as f64).sqrt());
+        let grouped = GroupedConfig { width, heads, key_heads, head_width, init: [weight, out] };
+        let norm = |name: &str| Norm::rms(width, eps, vb.pp(name));
+        Ok(Self {
+            norms: [norm("input_layernorm")?, norm("post_attention_layernorm")?],
+            attention: GroupedAttention::new(grouped, vb.pp("self_attn"))?,
+            mlp: GatedMlp::new(width, hidden, ops::Activation::Silu, [weight, out], vb.pp("mlp"))?,
+        })
+    }
+
+    /// (b, t, c) to (b, t, c).
+    fn forward(&self, x: &Tensor, rotary: &Rotary) -> Result<Tensor> {
+        let x = ops::add_dropout(x, &self.attention.forward(&self.norms[0].forward(x)?, rotary)?, None)?;
+        self.feed(&x)
+    }
+
+    fn forward_cached(&self, x: &Tensor, rotary: &Rotary, cache: &mut KvCache) -> Result<Tensor> {
+        let attended = self.attention.forward_cached(&self.norms[0].forward(x)?, rotary, cache)?;
+        self.feed(&ops::add_dropout(x, &attended, None)?)
+    }
+
+    fn feed(&self, x: &Tensor) -> Result<Tensor> {
+        ops::add_dropout(x, &self.mlp.forward(&self.norms[1].forward(x)?)?, None)
+    }
+}
+
+impl Llama {
+    /// Defines the parameters.
+    ///
+    /// # Errors
+    /// Numbers that cannot work; the message names the key.
+    pub fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
+        if let Some(problem) = config.problem() {
+            bail!("{problem}")
+        }
+        let &Config { vocabulary, context, layers, head_width, width, tied, eps, rope_base, .. } = config;
+        let weight = init::normal(0., STDEV);
+        let inner = vb.pp("model");
+        Ok(Self {
+            tokens: Embedding::new(vocabulary, width, weight, inner.pp("embed_tokens"))?,
+            blocks: (0..layers).map(|i| Block::new(config, inner.pp("layers").pp(i))).collect::<Result<_>>()?,
+            norm: Norm::rms(width, eps, inner.pp("norm"))?,
+            head: if tied {
+                None
+            } else {
+                Some(vb.pp("lm_head").get_with_hints((vocabulary, width), "weight", weight)?)
+            },
+            rotary: Rotary::new(context, head_width, rope_base, config.scaling(), vb.device())?,
+            context,
+        })
+    }
+
+    /// Numbers of tokens (b, t) to the logits (b, t, v) of those that follow each.
+    ///
+    /// # Errors
+    /// More positions than the context has.
+    pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
+        let mut x = self.tokens.forward(ids)?; // (b, t, c)
+        for block in &self.blocks {
+            x = block.forward(&x, &self.rotary)?;
+        }
+        self.logits(&x)
+    }
+
+    /// The logits (b, v) of what follows the new positions `ids` (b, t), behind those in `cache`.
+    ///
+    /// # Errors
+    /// More positions than the context has.
+    pub fn forward_cached(&self, ids: &Tensor, cache: &mut [KvCache]) -> Result<Tensor> {
+        let mut x = self.tokens.forward(ids)?.detach(); // (b, t, c)
+        for (block, cache) in self.blocks.iter().zip(cache) {
+            x = block.forward_cached(&x, &self.rotary, cache)?;
+        }
+        let t = x.dim(1)?;
+        self.logits(&x.narrow(1, t - 1, 1)?)?.squeeze(1) // (b, v)
+    }
+
+    /// Activations by name for numbers of tokens (b, t): the embedding, what is within and behind each block, the logits.
+    ///
+    /// # Errors
+    /// More positions than the context has.
+    pub fn activations(&self, ids: &Tensor) -> Result<Vec<(String, Tensor)>> {
+        let mut x = self.tokens.forward(ids)?;
+        let mut all = vec![("embedding".to_string(), x.clone())];
+        for (i, block) in self.blocks.iter().enumerate() {
+            let attended = block.attention.forward(&block.norms[0].forward(&x)?, &self.rotary)?;
+            x = ops::add_dropout(&x, &attended, None)?;
+            all.push((format!("layers.{i}.hidden"), block.mlp.hidden(&block.norms[1].forward(&x)?)?));
+            x = block.feed(&x)?;
+            all.push((format!("layers.{i}"), x.clone()));
+        }
+        all.push(("logits".to_string(), self.logits(&x)?));
+        Ok(all)
+    }
+
+    /// Tokens that it sees.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// Tokens that it knows.
+    pub fn vocabulary(&self) -> usize {
+        self.tokens.weight().dims()[0]
+    }
+
+    /// An empty cache for [`Llama::forward_cached`], with room for `positions`, at most the context.
+    pub fn cache(&self, positions: usize) -> Vec<KvCache> {
+        self.blocks.iter().map(|_| KvCache::new(positions.min(self.context))).collect()
+    }
+
+    fn logits(&self, x: &Tensor) -> Result<Tensor> {
+        let head = self.head.as_ref().unwrap_or(self.tokens.weight());
+        ops::linear(&self.norm.forward(x)?, head, None, ops::Activation::Identity) // (b, t, v)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+    use zoo_layers::Params;
+
+    use super::*;
+    use crate::Scaling;
+
+    fn ids(b: usize, t: usize) -> Result<Tensor> {
+        let ids: Vec<u32> = (0..(b * t) as u32).map(|i| i * 7 % 300).collect();
+        Tensor::from_vec(ids, (b, t), &Device::Cpu)
+    }
+
+    #[test]
+    fn a_cache_gives_the_logits_of_the_whole() -> Result<()> {
+        let scaled =
+            Config { rope_scaling: Scaling::Llama3, rope_factor: 4., rope_first_context: 16, ..Config::tiny() };
+        for config in [Config::tiny(), Config { tied: false, key_heads: 1, ..scaled }] {
+            let params = Params::init(1, &Device::Cpu);
+            let model = Llama::new(&config, params.builder())?;
+            let t = config.context;
+            let ids = ids(2, t)?;
+            let whole = model.forward(&ids)?;
+            let mut cache = model.cache(t);
+            // A prompt at once, then one after the other.
+            let mut logits = model.forward_cached(&ids.narrow(1, 0, 5)?, &mut cache)?;
+            for place in 5..=t {
+                let of_whole = whole.narrow(1, place - 1, 1)?.squeeze(1)?;
+                let error = (logits - of_whole)?.abs()?.max_all()?.to_scalar::<f32>()?;
+                assert!(error < 2e-6, "place {place}: {error}");
+                if place == t {
+                    break;
+                }
+                logits = model.forward_cached(&ids.narrow(1, place, 1)?, &mut cache)?;
+            }
+            assert!(model.forward_cached(&ids.narrow(1, 0, 1)?, &mut cache).is_err(), "the cache is full");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn every_parameter_gets_a_gradient() -> Result<()> {
+        for tied in [true, false] {
+            let params = Params::init(1, &Device::Cpu);
+            let model = Llama::new(&Config { tied, ..Config::tiny() }, params.builder())?;
+            let logits = model.forward(&ids(2, 9)?)?;
+            let grads = params.gradients(&logits.sqr()?.sum_all()?.backward()?);
+            assert_eq!(grads.missing(), Vec::<&str>::new());
+            let all =
+                grads.iter().map(|(name, g)| Ok((name, g.map_or(Ok(0.), |g| g.abs()?.sum_all()?.to_scalar::<f32>())?)));
+            for (name, size) in all.collect::<Result<Vec<_>>>()? {
+                assert!(size > 0., "{name}");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn presets_have_the_published_number_of_parameters() -> Result<()> {
+        let count = |config: &Config| -> Result<usize> {
+            let params = Params::init(1, &Device::Cpu);
+            Llama::new(config, params.builder())?;
+            Ok(params.all().iter().map(|p| p.var.elem_count()).sum())
+        };
+        assert_eq!(count(&Config::smollm2_135m())?, 134_515_008);
+        let message = count(&Config { key_heads: 4, heads: 6, ..Config::tiny() }).unwrap_err().to_string();
+        assert!(message.contains("model.heads = 6 cannot share model.key_heads = 4"), "{message}");
+        Ok(())
+    }
+}

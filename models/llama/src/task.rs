@@ -1,0 +1,446 @@
+//! What the trainer needs: windows of tokens, loss, metrics and baselines.
+
+use std::path::Path;
+
+use candle_core::{Device, Result, Tensor};
+use candle_nn::VarBuilder;
+use serde_json::{Map, Value};
+use zoo_checkpoint::Description;
+use zoo_layers::ops::cross_entropy;
+use zoo_layers::{Mode, Sampling};
+use zoo_training::config::{AdamConfig, ConfigOf, NoSettings};
+use zoo_training::health::{Probe, ProbeKind};
+use zoo_training::text::{self, Source, dialogue};
+use zoo_training::{
+    Error, Evaluation, Flag, Foreign, Generate, Import, Layout, Loss, Metrics, OptimizerConfig, Preset, Recipe,
+    ScheduleKind, Split, Task, TrainConfig, over_batches,
+};
+
+use crate::config::NAME;
+use crate::{Config, DataSettings, Llama, Tokens, TokensFile, Writer, layout};
+
+/// Tokens of a batch when evaluating: their logits are held at once.
+const BATCH: usize = 1024;
+/// Characters that may be generated.
+const MOST_GENERATED: usize = 100_000_000;
+/// Windows of the training part that are looked at where one is interested in its loss.
+const SOME: usize = 64;
+
+/// A text as tokens, and its windows.
+pub struct LlamaTask {
+    origin: String,
+    /// What was done to the text, and what is unusual with it.
+    remarks: Vec<String>,
+    tokens: Tokens,
+    /// Numbers of the tokens of the part to learn from, and of the one that validates.
+    parts: [Vec<u32>; 2],
+    /// Bytes of the two parts.
+    bytes: [usize; 2],
+    window: usize,
+    eval_windows: usize,
+    device: Device,
+}
+
+/// Which of the parts a split is.
+fn part(split: Split) -> usize {
+    match split {
+        Split::Train => 0,
+        Split::Valid | Split::Test => 1,
+    }
+}
+
+impl LlamaTask {
+    /// Windows of `t` + 1 tokens from these places on, as inputs (b, t) and targets (b, t).
+    fn windows(&self, split: Split, starts: &[usize], t: usize) -> Result<(Tensor, Tensor)> {
+        let text = &self.parts[part(split)];
+        let shifted = |shift: usize| {
+            let ids = starts.iter().flat_map(|s| &text[s + shift..s + shift + t]).map(|i| i64::from(*i)).collect();
+            Tensor::from_vec::<_, i64>(ids, (starts.len(), t), &self.device)
+        };
+        Ok((shifted(0)?, shifted(1)?))
+    }
+
+    fn start(&self, split: Split, sample: usize) -> usize {
+        match split {
+            Split::Train => sample,
+            Split::Valid | Split::Test => sample * self.window,
+        }
+    }
+
+    /// Sum of the losses of windows of `t` tokens from these places on.
+    fn sum(&self, model: &Llama, split: Split, starts: &[usize], t: usize) -> Result<f64> {
+        let batches: Vec<&[usize]> = starts.chunks((BATCH / t).max(1)).collect();
+        let sums = over_batches(batches.len(), |i| {
+            let batch = self.windows(split, batches[i], t)?;
+            let loss = self.loss(model, &batch, Mode::Eval)?.total.to_device(&Device::Cpu)?.to_scalar::<f32>()?;
+            Ok(vec![f64::from(loss) * (batches[i].len() * t) as f64])
+        })?;
+        Ok(sums.iter().flatten().sum())
+    }
+
+    /// Nats a token, and in units that models of other tokens share.
+    fn metrics(&self, split: Split, loss: f64) -> Metrics {
+        let part = part(split);
+        let tokens_a_byte = self.parts[part].len() as f64 / self.bytes[part].max(1) as f64;
+        let bits = loss / std::f64::consts::LN_2;
+        [("loss", loss), ("perplexity", loss.exp()), ("bits_per_byte", bits * tokens_a_byte)].into()
+    }
+
+    /// The loss of how often tokens are in the training part, whatever stands before them: each counted once more.
+    fn frequencies(&self) -> f64 {
+        let mut counts = vec![1f64; self.tokens.len()];
+        self.parts[0].iter().for_each(|token| counts[*token as usize] += 1.);
+        let total: f64 = counts.iter().sum();
+        let targets = self.parts[1].get(1..).unwrap_or_default();
+        -targets.iter().map(|token| (counts[*token as usize] / total).ln()).sum::<f64>() / targets.len().max(1) as f64
+    }
+}
+
+/// The tokenizer of weights of a Llama.
+fn of_weights(path: &Path) -> zoo_training::Result<(Config, TokensFile)> {
+    let file = zoo_checkpoint::open(path)?;
+    let texts = file.metadata.iter().filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_string()))).collect();
+    Ok(Description::parse(&texts, NAME, path)?.read::<Config, TokensFile>(path)?)
+}
+
+/// The tokenizer that `data.tokenizer` names, or one that is trained.
+fn tokens(source: &DataSettings, vocabulary: usize, text: &str) -> zoo_training::Result<Tokens> {
+    let path = Path::new(&source.tokenizer);
+    match () {
+        () if source.tokenizer.is_empty() => Ok(Tokens::train(text, vocabulary)?),
+        () if path.extension().is_some_and(|e| e == "json") => Ok(Tokens::read(path)?),
+        () => Ok(Tokens::new(of_weights(path)?.1)?),
+    }
+}
+
+impl Task for LlamaTask {
+    const NAME: &'static str = NAME;
+    type Architecture = Config;
+    type Data = DataSettings;
+    type Settings = NoSettings;
+    type Model = Llama;
+    /// Tokens (b, t) and those that follow each (b, t).
+    type Batch = (Tensor, Tensor);
+
+    fn build(config: &Config, vb: VarBuilder) -> Result<Llama> {
+        Llama::new(config, vb)
+    }
+
+    fn fingerprint(&self) -> String {
+        let numbers =
+            self.parts.iter().flat_map(|part| part.iter().copied().chain([u32::MAX])).flat_map(u32::to_le_bytes);
+        let bytes: Vec<u8> = numbers.chain(self.tokens.file().tokenizer.to_string().into_bytes()).collect();
+        zoo_checkpoint::sha256_of(&bytes)
+    }
+
+    fn fitted(&self) -> Value {
+        serde_json::to_value(self.tokens.file()).unwrap_or_default()
+    }
+
+    fn samples(&self, split: Split) -> usize {
+        let n = self.parts[part(split)].len();
+        match split {
+            // A window may begin at any token.
+            Split::Train => n - self.window,
+            Split::Valid | Split::Test => n.saturating_sub(1) / self.window,
+        }
+    }
+
+    fn batch(&self, split: Split, indices: &[usize]) -> Result<(Tensor, Tensor)> {
+        let starts: Vec<usize> = indices.iter().map(|i| self.start(split, *i)).collect();
+        self.windows(split, &starts, self.window)
+    }
+
+    /// Cross-entropy in nats, averaged over all tokens of the batch.
+    fn loss(&self, model: &Llama, (ids, targets): &(Tensor, Tensor), _: Mode) -> Result<Loss> {
+        Ok(Loss::new(cross_entropy(&model.forward(ids)?, targets, Default::default())?))
+    }
+
+    fn probes(&self, model: &Llama, (ids, _): &(Tensor, Tensor)) -> Result<Vec<Probe>> {
+        let kind = |name: &str| if name.ends_with("hidden") { ProbeKind::Activation } else { ProbeKind::Output };
+        let all = model.activations(ids)?;
+        Ok(all.iter().map(|(name, values)| Probe::new(name, kind(name), values)).collect())
+    }
+
+    fn validate(&self, model: &Llama, split: Split) -> Result<Metrics> {
+        let (all, step) = match split {
+            // Windows of the training part overlap: some of them tell enough.
+            Split::Train => (self.samples(split), self.samples(split).div_ceil(SOME)),
+            Split::Valid | Split::Test => (self.samples(split), 1),
+        };
+        let all = all / step.max(1);
+        let n = if self.eval_windows == 0 { all } else { all.min(self.eval_windows) };
+        let starts: Vec<usize> = (0..n).map(|i| self.start(split, i * all / n.max(1) * step)).collect();
+        let loss = self.sum(model, split, &starts, self.window)? / (n * self.window).max(1) as f64;
+        Ok(self.metrics(split, loss))
+    }
+}
+
+impl Recipe for LlamaTask {
+    const SUMMARY: &'static str = "Llama-family language model over tokens of byte pairs";
+    const PRESETS: &'static [Preset] = &[
+        Preset { name: "story", summary: "8 layers of 384, 4,096 tokens, trained from nothing", toml: "" },
+        Preset {
+            name: "smollm2-135m",
+            summary: "SmolLM2-135M's sizes, to train on from its weights (--init-from)",
+            toml: "[model]\nvocabulary = 49152\ncontext = 8192\nlayers = 30\nheads = 9\nkey_heads = 3\nhead_width = 64\nwidth = 576\n\
+                   hidden = 1536\ntied = true\nrope_base = 100000.0\n[data]\nwindow = 256\n\
+                   [train]\nbatch_size = 2\nlr = 3e-5\nmin_lr = 3e-6\nsteps = 200\nwarmup_steps = 10\neval_every = 50\n",
+        },
+        Preset {
+            name: "smollm2-360m",
+            summary: "SmolLM2-360M's sizes",
+            toml: "[model]\nvocabulary = 49152\ncontext = 8192\nlayers = 32\nheads = 15\nkey_heads = 5\nhead_width = 64\nwidth = 960\n\
+                   hidden = 2560\ntied = true\nrope_base = 100000.0\n[data]\nwindow = 256\n\
+                   [train]\nbatch_size = 2\nlr = 3e-5\nmin_lr = 3e-6\nsteps = 200\nwarmup_steps = 10\neval_every = 50\n",
+        },
+        Preset {
+            name: "tinyllama-1.1b",
+            summary: "TinyLlama-1.1B's sizes",
+            toml: "[model]\nvocabulary = 32000\ncontext = 2048\nlayers = 22\nheads = 32\nkey_heads = 4\nhead_width = 64\nwidth = 2048\n\
+                   hidden = 5632\ntied = false\nrope_base = 10000.0\n[data]\nwindow = 256\n\
+                   [train]\nbatch_size = 1\nlr = 2e-5\nmin_lr = 2e-6\nsteps = 200\nwarmup_steps = 10\neval_every = 50\n",
+        },
+        Preset {
+            name: "tiny",
+            summary: "for tests",
+            toml: "[model]\nvocabulary = 300\ncontext = 32\nlayers = 2\nheads = 4\nkey_heads = 2\nhead_width = 8\nwidth = 32\nhidden = 64\n\
+                   [data]\ngenerated = 20000\neval_windows = 16\n\
+                   [train]\nbatch_size = 8\nsteps = 40\neval_every = 20\nwarmup_steps = 10\n",
+        },
+    ];
+    const FLAGS: &'static [Flag] = &Flag::each([
+        (
+            "encoding",
+            Some("NAME"),
+            "data.encoding",
+            "The encoding of a text that is not UTF-8, such as windows-1252 or gbk",
+        ),
+        ("tokenizer", Some("FILE"), "data.tokenizer", "A tokenizer.json, or weights of a llama with theirs"),
+    ]);
+    const DATA: &'static str = "any text; generated dialogue without one";
+    const JUDGED: Split = Split::Valid;
+
+    fn training() -> TrainConfig {
+        TrainConfig {
+            steps: 1000,
+            batch_size: 8,
+            optimizer: OptimizerConfig::AdamW(AdamConfig { beta2: 0.95, weight_decay: 0.1, ..AdamConfig::default() }),
+            lr: 1e-3,
+            clip_norm: 1.,
+            schedule: ScheduleKind::Cosine,
+            warmup_steps: 50,
+            min_lr: 1e-4,
+            eval_every: 100,
+            ..TrainConfig::default()
+        }
+    }
+
+    fn settle(config: &mut ConfigOf<Self>) -> zoo_training::Result<()> {
+        let weights = config.train.init_from.clone();
+        if !weights.is_empty() && Path::new(&weights).exists() {
+            let (theirs, _) = of_weights(Path::new(&weights))?;
+            config.model.vocabulary = theirs.vocabulary;
+            if config.data.tokenizer.is_empty() {
+                // Numbers of tokens mean what they meant to the weights that a run begins with.
+                config.data.tokenizer = weights;
+            }
+        } else if !config.data.tokenizer.is_empty() {
+            let known = tokens(&config.data, 0, "")?.len();
+            // A table may have more rows than there are tokens.
+            config.model.vocabulary = config.model.vocabulary.max(known);
+        }
+        Ok(())
+    }
+
+    fn explain(config: &Config) -> String {
+        let &Config { vocabulary, layers, heads, key_heads, head_width, width, hidden, tied, .. } = config;
+        let (all, few) = (heads * head_width, key_heads * head_width);
+        let (attention, mlp) = (2 * width * all + 2 * width * few, 3 * width * hidden);
+        let parts = [
+            format!("embedding: {vocabulary} x {width}"),
+            format!(
+                "block: attention 2 x {width} x {all} + 2 x {width} x {few} = {attention}, MLP 3 x {width} x {hidden} = {mlp}, two \
+                 norms {}; {layers} times = {}",
+                2 * width,
+                layers * (attention + mlp + 2 * width)
+            ),
+            format!("final norm: {width}"),
+            if tied { "head: the embedding's table".into() } else { format!("head: {vocabulary} x {width}") },
+        ];
+        parts.join("\n")
+    }
+
+    fn flops(config: &Config) -> Option<f64> {
+        let &Config { vocabulary, context, layers, heads, key_heads, head_width, width, hidden, .. } = config;
+        let all = heads * head_width;
+        let of_weights =
+            layers * (2 * width * all + 2 * width * key_heads * head_width + 3 * width * hidden) + vocabulary * width;
+        // Scores and values of the half that causal attention sees.
+        Some(2. * (context * of_weights + layers * context * context * all) as f64)
+    }
+
+    fn check(config: &Config, fitted: &Value) -> zoo_training::Result<()> {
+        let file: TokensFile =
+            serde_json::from_value(fitted.clone()).map_err(|e| Error::Data(format!("its tokenizer: {e}")))?;
+        let n = Tokens::new(file)?.len();
+        match n <= config.vocabulary {
+            true => Ok(()),
+            false => Err(Error::Data(format!("model.vocabulary is {}, but there are {n} tokens", config.vocabulary))),
+        }
+    }
+
+    fn open(
+        config: &Config,
+        source: &DataSettings,
+        seed: u64,
+        fitted: Option<&Value>,
+        device: &Device,
+    ) -> zoo_training::Result<Self> {
+        if let Some(problem) = config.problem() {
+            return Err(Error::Usage(problem));
+        }
+        if source.generated > MOST_GENERATED {
+            let n = source.generated;
+            return Err(Error::Usage(format!("data.generated is {n}, expected at most {MOST_GENERATED}")));
+        }
+        if !(0. ..1.).contains(&source.valid) {
+            return Err(Error::Usage("data.valid must be a share that leaves a training part".into()));
+        }
+        let window = if source.window == 0 { config.context } else { source.window };
+        if window > config.context {
+            let context = config.context;
+            return Err(Error::Usage(format!(
+                "data.window is {window}, but the model sees model.context = {context} tokens"
+            )));
+        }
+        let Source { text, origin, mut remarks } = match source.path.as_str() {
+            "" => {
+                Source { text: dialogue(source.generated, seed), origin: "generated dialogue".into(), remarks: vec![] }
+            }
+            path => text::read(Path::new(path), &source.encoding, "")?,
+        };
+        // The last part validates, from a character on.
+        let mut cut = (text.len() as f64 * (1. - source.valid)) as usize;
+        while !text.is_char_boundary(cut) {
+            cut -= 1;
+        }
+        let (first, last) = text.split_at(cut);
+        let tokens = match fitted {
+            Some(fitted) => {
+                let file = serde_json::from_value(fitted.clone());
+                Tokens::new(file.map_err(|e| Error::Data(format!("the tokenizer in the weights: {e}")))?)?
+            }
+            None => tokens(source, config.vocabulary, first)?,
+        };
+        let known = tokens.len();
+        if known > config.vocabulary {
+            return Err(Error::Usage(format!(
+                "model.vocabulary is {}, but there are {known} tokens",
+                config.vocabulary
+            )));
+        }
+        if fitted.is_none() && source.tokenizer.is_empty() && known < config.vocabulary {
+            remarks.push(format!(
+                "the text yields {known} tokens, fewer than model.vocabulary = {}: the others are never used",
+                config.vocabulary
+            ));
+        }
+        let parts = [tokens.encode_long(first)?, tokens.encode_long(last)?];
+        let [train, valid] = [parts[0].len(), parts[1].len()];
+        if train <= window || (source.valid > 0. && valid <= window) {
+            return Err(Error::Data(format!(
+                "{origin}: {train} tokens to learn from and {valid} that validate: each part needs more than a window of {window} \
+                 (bring more text, or set data.window lower)"
+            )));
+        }
+        let bytes = [first.len(), last.len()];
+        let eval_windows = source.eval_windows;
+        Ok(Self { origin, remarks, tokens, parts, bytes, window, eval_windows, device: device.clone() })
+    }
+
+    fn describe_data(&self) -> String {
+        let [train, valid] = &self.parts;
+        let bytes = self.bytes[0] as f64 / train.len() as f64;
+        format!(
+            "{}, {} tokens of {bytes:.2} bytes, {} different; the last {} validate",
+            self.origin,
+            train.len() + valid.len(),
+            self.tokens.len(),
+            valid.len()
+        )
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.remarks.clone()
+    }
+
+    fn forward(&self, model: &Llama, (ids, _): &(Tensor, Tensor), _: Mode) -> Result<Tensor> {
+        model.forward(ids)
+    }
+
+    fn evaluate(&self, model: &Llama, split: Split) -> Result<Evaluation> {
+        let n = self.samples(split);
+        let starts: Vec<usize> = (0..n).map(|i| self.start(split, i)).collect();
+        let mut sum = self.sum(model, split, &starts, self.window)?;
+        // What is left is a shorter window.
+        let first = self.start(split, n);
+        let left = (self.parts[part(split)].len() - 1).saturating_sub(first);
+        if left > 0 && split != Split::Train {
+            sum += self.sum(model, split, &[first], left)?;
+        }
+        let tokens = n * self.window + if split == Split::Train { 0 } else { left };
+        let (loss, alone) = (sum / tokens.max(1) as f64, self.frequencies());
+        let metrics = self.metrics(split, loss);
+        let baselines = vec![("frequencies".into(), self.metrics(Split::Valid, alone))];
+        let (verb, of) = (if loss < alone { "beats" } else { "does not beat" }, metrics[2].1);
+        let remarks = vec![
+            format!("The model {verb} the frequencies of single tokens ({loss:.4} against {alone:.4} nats a token)."),
+            format!(
+                "A byte costs {of:.4} bits, by which models of other tokens can be compared; it saw the {} tokens of a window at most, and \
+                 less at its beginning.",
+                self.window
+            ),
+        ];
+        Ok(Evaluation { samples: tokens, metrics, baselines, remarks, ..Evaluation::default() })
+    }
+}
+
+impl Generate for LlamaTask {
+    fn generate(
+        model: &Llama,
+        fitted: &Value,
+        prompt: &str,
+        sampling: &Sampling,
+        device: &Device,
+        sink: &mut dyn FnMut(&str) -> bool,
+    ) -> zoo_training::Result<()> {
+        let file = serde_json::from_value(fitted.clone());
+        let tokens = Tokens::new(file.map_err(|e| Error::Data(format!("the tokenizer in the weights: {e}")))?)?;
+        Ok(Writer::new(model.clone(), tokens, device)?.stream(prompt, sampling, sink)?)
+    }
+}
+
+impl Import for LlamaTask {
+    const LAYOUTS: &'static [Layout] = layout::LAYOUTS;
+
+    fn recognize(tensors: &[(&str, &[usize])]) -> Option<&'static Layout> {
+        layout::recognize(tensors)
+    }
+
+    fn adopt(foreign: &Foreign) -> zoo_training::Result<(Config, DataSettings, Value)> {
+        layout::adopt(foreign)
+    }
+
+    fn entries(layout: &Layout, config: &Config, fitted: &Value) -> zoo_training::Result<Map<String, Value>> {
+        layout::entries(layout, config, fitted)
+    }
+
+    fn reorder(layout: &Layout, config: &Config, back: bool) -> String {
+        layout::reorder(layout, config, back)
+    }
+
+    fn beside(layout: &Layout, fitted: &Value) -> zoo_training::Result<Vec<(&'static str, String)>> {
+        layout::beside(layout, fitted)
+    }
+}

