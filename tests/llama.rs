@@ -69,7 +69,7 @@ fn of_gguf(path: &Path, prompt: &[u32]) -> Outcome<Tensor> {
 }
 
 fn logits(writer: &Writer, prompt: &[u32]) -> Outcome<Tensor> {
-    let all = writer.model().forward(&row(prompt)?)?;
+    let all = writer.model().forward(&row(prompt)?, None)?;
     Ok(all.narrow(1, prompt.len() - 1, 1)?.squeeze(1)?)
 }
 
@@ -174,6 +174,51 @@ fn checkpoints_that_say_too_little_or_something_else_are_refused() -> Outcome {
     let message = refused(dir, &convert, 1);
     assert!(message.contains("hf/tokenizer.json: tokenizer"), "{message}");
     assert!(!dir.join("new.safetensors").exists());
+    Ok(())
+}
+
+#[test]
+fn conversations_are_learnt_by_their_answers_and_go_on_by_the_template() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let dir = dir.path();
+    trained(dir, &[])?;
+    std::fs::create_dir(dir.join("hf"))?;
+    said(dir, &["convert", "run", "hf/model.safetensors", "--model", "llama", "--to", "huggingface"]);
+    let message = refused(dir, &["generate", "llama", "--checkpoint", "run", "--chat", "--prompt", "Hello"], 1);
+    assert!(message.contains("no chat template"), "{message}");
+    // A template of one's own, in the file where it belongs.
+    let template = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}";
+    let path = dir.join("hf/tokenizer_config.json");
+    let mut names: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
+    names["chat_template"] = template.into();
+    std::fs::write(&path, names.to_string())?;
+    let talk = |i: usize| {
+        let messages = serde_json::json!([
+            { "role": "user", "content": format!("How many dogs, {i}?") }, { "role": "assistant", "content": "Seven lazy dogs." },
+        ]);
+        serde_json::json!({ "messages": messages }).to_string() + "\n"
+    };
+    std::fs::write(dir.join("talk.jsonl"), (0..60).map(talk).collect::<String>())?;
+    let train = [
+        "train",
+        "llama",
+        "--preset",
+        "tiny",
+        "--steps",
+        "60",
+        "--data",
+        "talk.jsonl",
+        "--tokenizer",
+        "hf/tokenizer.json",
+    ];
+    let settings = ["--set", "model.context=64", "--set", "train.lr=0.01", "--out", "talk"];
+    let output = zoo(dir, &[&train[..], &settings].concat());
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && text.contains("in answers, which alone are learnt"), "{text}");
+    // It has learnt the one answer that there is, and ends it.
+    let asked =
+        ["generate", "llama", "--checkpoint", "talk", "--chat", "--prompt", "How many dogs, 7?", "--temperature", "0"];
+    assert_eq!(said(dir, &asked).trim(), "Seven lazy dogs.");
     Ok(())
 }
 

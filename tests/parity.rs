@@ -146,7 +146,7 @@ fn model(name: &str, params: &Params) -> candle_core::Result<(Step, f64)> {
         let tokens = |name: &str| numbers(name, &[3, 24], 96.)?.abs()?.floor()?.to_dtype(DType::I64);
         let (ids, targets) = (tokens("ids")?, tokens("targets")?);
         let step = move |_| {
-            let logits = model.forward(&ids)?;
+            let logits = model.forward(&ids, None)?;
             let loss = ops::cross_entropy(&logits, &targets, Default::default())?;
             Ok((logits, loss))
         };

@@ -18,7 +18,7 @@ use crate::signals::{STOPPED, stop_flag};
 use crate::weights::weights;
 
 /// What GGUF files are written in.
-const BLOCKS: [&str; 4] = ["q8_0", "q6_k", "q4_k", "q4_0"];
+const BLOCKS: [&str; 10] = ["q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0", "q3_k", "q2_k"];
 
 fn usage(reason: impl Into<String>) -> anyhow::Error {
     Error::Usage(reason.into()).into()
@@ -57,7 +57,7 @@ pub(crate) struct Arguments {
     /// The element type of all floating-point tensors: f32, f16, bf16 or f64
     #[arg(long, value_name = "DTYPE")]
     pub(crate) dtype: Option<String>,
-    /// Write matrices as GGUF's blocks: q8_0, q6_k, q4_k or q4_0
+    /// Write matrices as GGUF's blocks: q8_0, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1, q4_0, q3_k or q2_k
     #[arg(long, value_name = "BLOCKS", conflicts_with = "dtype")]
     pub(crate) quantize: Option<String>,
     /// Write several safetensors files of at most this size, and their index: 5GB
@@ -272,6 +272,12 @@ fn notes(plan: &Plan) -> String {
         let shown = &plan.dropped[..plan.dropped.len().min(SHOWN)];
         text += &format!("dropped by rules: {}{more}\n", shown.join(", "));
     }
+    let mut instead: Vec<Blocks> = plan.instead.iter().map(|(_, blocks)| *blocks).collect();
+    instead.dedup();
+    for blocks in instead {
+        let n = plan.instead.iter().filter(|(_, b)| *b == blocks).count();
+        text += &format!("{} for {n} tensors whose rows are no whole blocks of 256\n", blocks.name());
+    }
     for (name, why) in &plan.kept {
         text += &format!("not quantized: {name} ({why})\n");
     }
@@ -291,6 +297,7 @@ fn report(plan: &Plan, done: &Converted, args: &Arguments, format: Format, begun
             "input": args.input, "output": args.output, "format": format.name(), "files": done.files,
             "tensors": done.tensors, "bytes": done.bytes, "largest_difference": largest, "changed": changed,
             "tied": plan.ties(format), "dropped": plan.dropped, "seconds": seconds,
+            "quantized_otherwise": plan.instead.iter().map(|(name, b)| json!({ "name": name, "blocks": b.name() })).collect::<Vec<_>>(),
             "not_quantized": plan.kept.iter().map(|(name, why)| json!({ "name": name, "why": why })).collect::<Vec<_>>(),
         }));
         return Ok(());

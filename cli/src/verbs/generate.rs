@@ -26,7 +26,13 @@ pub(crate) struct Arguments {
     /// The text to go on from; - reads it from stdin. A new line by default
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, allow_hyphen_values = true)]
     pub(crate) prompt: String,
-    /// Characters to write
+    /// The prompt is what somebody says to a model made for conversations, which answers
+    #[arg(long)]
+    pub(crate) chat: bool,
+    /// What the model is told before the conversation
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    pub(crate) system: Option<String>,
+    /// Characters, or tokens, to write
     #[arg(long, value_name = "N", default_value_t = 500)]
     pub(crate) tokens: usize,
     /// Below 1 safer, above 1 wilder, 0 for always the likeliest
@@ -89,6 +95,14 @@ pub(crate) fn run<T: Generate>(args: &Arguments) -> anyhow::Result<ExitCode> {
     };
     let path = weights(&args.checkpoint.checkpoint)?;
     let Loaded { model, fitted, .. } = Loaded::<T>::read(&path, &device)?;
+    let (prompt, asked) = match args.chat {
+        true => {
+            let system = args.system.as_deref().map(|text| ("system", text));
+            let messages: Vec<(&str, &str)> = system.into_iter().chain([("user", prompt.as_str())]).collect();
+            (T::conversation(&fitted, &messages)?, String::new())
+        }
+        false => (prompt.clone(), prompt),
+    };
     let stop = stop_flag()?;
     let stopped = || stop.load(Ordering::Relaxed);
     let mut texts = vec![];
@@ -96,7 +110,7 @@ pub(crate) fn run<T: Generate>(args: &Arguments) -> anyhow::Result<ExitCode> {
         let sampling = Sampling { sample, ..sampling.clone() };
         // What stands before the text, written once there is some: a refused prompt leaves stdout empty.
         let between = if sample > 0 { "\n---\n" } else { "" };
-        let mut head = (!args.json.json).then(|| format!("{between}{prompt}"));
+        let mut head = (!args.json.json).then(|| format!("{between}{asked}"));
         let (started, mut text, mut failed) = (Instant::now(), String::new(), None);
         let mut write = |piece: &str| {
             text.push_str(piece);

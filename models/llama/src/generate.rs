@@ -75,7 +75,10 @@ impl Writer {
     /// An empty prompt for a model that has no token to begin with, or sampling numbers that make no sense.
     pub fn stream(&self, prompt: &str, sampling: &Sampling, sink: &mut dyn FnMut(&str) -> bool) -> Result<()> {
         sampling.validate()?;
-        let mut ids = self.tokens.encode(prompt, true)?;
+        // A chat template may have written what begins a text.
+        let begin = self.tokens.begin().and_then(|id| self.tokens.text(id));
+        let begun = begin.is_some_and(|begin| prompt.starts_with(&begin));
+        let mut ids = self.tokens.encode(prompt, !begun)?;
         if ids.is_empty() {
             match self.tokens.begin() {
                 Some(begin) => ids.push(begin),
@@ -101,7 +104,7 @@ impl Writer {
                 self.model.forward_cached(&self.tensor(&ids[ids.len() - unseen..])?, &mut cache)?
             } else {
                 let seen = &ids[ids.len().saturating_sub(context)..];
-                let all = self.model.forward(&self.tensor(seen)?)?;
+                let all = self.model.forward(&self.tensor(seen)?, None)?;
                 all.narrow(1, seen.len() - 1, 1)?.squeeze(1)?
             };
             unseen = 1;

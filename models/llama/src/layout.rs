@@ -3,7 +3,8 @@
 use serde_json::{Map, Value, json};
 use zoo_training::{Error, Foreign, Layout, Result};
 
-use crate::{Config, DataSettings, Scaling, Tokens, TokensFile};
+use crate::task::in_weights;
+use crate::{Config, DataSettings, Scaling, Tokens};
 
 const HUGGING_FACE: &str = "huggingface";
 const GGUF: &str = "gguf";
@@ -285,17 +286,11 @@ fn rounded(value: f64) -> f64 {
     (value as f32).to_string().parse().unwrap_or(value)
 }
 
-fn tokens(fitted: &Value) -> Result<Tokens> {
-    let file: TokensFile =
-        serde_json::from_value(fitted.clone()).map_err(|e| Error::Data(format!("its tokenizer: {e}")))?;
-    Ok(Tokens::new(file)?)
-}
-
 pub(crate) fn entries(layout: &Layout, config: &Config, fitted: &Value) -> Result<Map<String, Value>> {
     let &Config {
         vocabulary, context, layers, heads, key_heads, head_width, width, hidden, tied, eps, rope_base, ..
     } = config;
-    let tokens = tokens(fitted)?;
+    let tokens = in_weights(fitted)?;
     let value = if layout.name == GGUF {
         let mut value = json!({
             "general.architecture": "llama", "general.name": "llama", "general.quantization_version": 2,
@@ -358,7 +353,7 @@ pub(crate) fn beside(layout: &Layout, fitted: &Value) -> Result<Vec<(&'static st
     if layout.name != HUGGING_FACE {
         return Ok(vec![]);
     }
-    let tokens = tokens(fitted)?;
+    let tokens = in_weights(fitted)?;
     let file = tokens.file();
     let text = |token: Option<&u32>| token.and_then(|id| tokens.text(*id)).map_or(Value::Null, Value::from);
     let mut names = json!({

@@ -16,7 +16,10 @@
 //! `zoo convert --model llama` makes such weights of a folder of Hugging Face's or a GGUF file, and leads back. The crate's feature
 //! `train` (on by default) adds data and the task that `zoo train llama` runs.
 
+mod chat;
 mod config;
+#[cfg(feature = "train")]
+mod corpus;
 mod generate;
 #[cfg(feature = "train")]
 mod layout;
@@ -25,7 +28,10 @@ mod model;
 mod task;
 mod tokens;
 
+pub use chat::Message;
 pub use config::{Config, DataSettings, Scaling};
+#[cfg(feature = "train")]
+pub use corpus::Batch;
 pub use generate::Writer;
 pub use model::Llama;
 #[cfg(feature = "train")]

@@ -48,9 +48,12 @@ impl Block {
     }
 
     /// (b, t, c) to (b, t, c).
-    fn forward(&self, x: &Tensor, rotary: &Rotary) -> Result<Tensor> {
-        let x = ops::add_dropout(x, &self.attention.forward(&self.norms[0].forward(x)?, rotary)?, None)?;
-        self.feed(&x)
+    fn forward(&self, x: &Tensor, rotary: &Rotary, mask: Option<&Tensor>) -> Result<Tensor> {
+        self.feed(&self.attend(x, rotary, mask)?)
+    }
+
+    fn attend(&self, x: &Tensor, rotary: &Rotary, mask: Option<&Tensor>) -> Result<Tensor> {
+        ops::add_dropout(x, &self.attention.forward(&self.norms[0].forward(x)?, rotary, mask)?, None)
     }
 
     fn forward_cached(&self, x: &Tensor, rotary: &Rotary, cache: &mut KvCache) -> Result<Tensor> {
@@ -89,14 +92,15 @@ impl Llama {
         })
     }
 
-    /// Numbers of tokens (b, t) to the logits (b, t, v) of those that follow each.
+    /// Numbers of tokens (b, t) to the logits (b, t, v) of those that follow each. `mask` is added to the scores of all heads and
+    /// broadcasts to (b, 1, t, t): where a window has several documents, it keeps them apart.
     ///
     /// # Errors
-    /// More positions than the context has.
-    pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
+    /// More positions than the context has, or a mask of another shape.
+    pub fn forward(&self, ids: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
         let mut x = self.tokens.forward(ids)?; // (b, t, c)
         for block in &self.blocks {
-            x = block.forward(&x, &self.rotary)?;
+            x = block.forward(&x, &self.rotary, mask)?;
         }
         self.logits(&x)
     }
@@ -118,12 +122,11 @@ impl Llama {
     ///
     /// # Errors
     /// More positions than the context has.
-    pub fn activations(&self, ids: &Tensor) -> Result<Vec<(String, Tensor)>> {
+    pub fn activations(&self, ids: &Tensor, mask: Option<&Tensor>) -> Result<Vec<(String, Tensor)>> {
         let mut x = self.tokens.forward(ids)?;
         let mut all = vec![("embedding".to_string(), x.clone())];
         for (i, block) in self.blocks.iter().enumerate() {
-            let attended = block.attention.forward(&block.norms[0].forward(&x)?, &self.rotary)?;
-            x = ops::add_dropout(&x, &attended, None)?;
+            x = block.attend(&x, &self.rotary, mask)?;
             all.push((format!("layers.{i}.hidden"), block.mlp.hidden(&block.norms[1].forward(&x)?)?));
             x = block.feed(&x)?;
             all.push((format!("layers.{i}"), x.clone()));
@@ -175,7 +178,7 @@ mod tests {
             let model = Llama::new(&config, params.builder())?;
             let t = config.context;
             let ids = ids(2, t)?;
-            let whole = model.forward(&ids)?;
+            let whole = model.forward(&ids, None)?;
             let mut cache = model.cache(t);
             // A prompt at once, then one after the other.
             let mut logits = model.forward_cached(&ids.narrow(1, 0, 5)?, &mut cache)?;
@@ -198,7 +201,7 @@ mod tests {
         for tied in [true, false] {
             let params = Params::init(1, &Device::Cpu);
             let model = Llama::new(&Config { tied, ..Config::tiny() }, params.builder())?;
-            let logits = model.forward(&ids(2, 9)?)?;
+            let logits = model.forward(&ids(2, 9)?, None)?;
             let grads = params.gradients(&logits.sqr()?.sum_all()?.backward()?);
             assert_eq!(grads.missing(), Vec::<&str>::new());
             let all =

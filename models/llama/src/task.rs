@@ -6,18 +6,18 @@ use candle_core::{Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use serde_json::{Map, Value};
 use zoo_checkpoint::Description;
-use zoo_layers::ops::cross_entropy;
+use zoo_layers::ops::{CrossEntropyOptions, cross_entropy};
 use zoo_layers::{Mode, Sampling};
 use zoo_training::config::{AdamConfig, ConfigOf, NoSettings};
 use zoo_training::health::{Probe, ProbeKind};
-use zoo_training::text::{self, Source, dialogue};
 use zoo_training::{
     Error, Evaluation, Flag, Foreign, Generate, Import, Layout, Loss, Metrics, OptimizerConfig, Preset, Recipe,
     ScheduleKind, Split, Task, TrainConfig, over_batches,
 };
 
 use crate::config::NAME;
-use crate::{Config, DataSettings, Llama, Tokens, TokensFile, Writer, layout};
+use crate::corpus::{Batch, Corpus, Documents, IGNORED, documents};
+use crate::{Config, DataSettings, Llama, Message, Tokens, TokensFile, Writer, layout};
 
 /// Tokens of a batch when evaluating: their logits are held at once.
 const BATCH: usize = 1024;
@@ -26,62 +26,45 @@ const MOST_GENERATED: usize = 100_000_000;
 /// Windows of the training part that are looked at where one is interested in its loss.
 const SOME: usize = 64;
 
-/// A text as tokens, and its windows.
+/// Documents as tokens, and their windows.
 pub struct LlamaTask {
     origin: String,
-    /// What was done to the text, and what is unusual with it.
+    /// What was done to the documents, and what is unusual with them.
     remarks: Vec<String>,
     tokens: Tokens,
-    /// Numbers of the tokens of the part to learn from, and of the one that validates.
-    parts: [Vec<u32>; 2],
-    /// Bytes of the two parts.
-    bytes: [usize; 2],
+    /// The part to learn from, and the one that validates.
+    parts: [Corpus; 2],
     window: usize,
     eval_windows: usize,
     device: Device,
 }
 
-/// Which of the parts a split is.
-fn part(split: Split) -> usize {
-    match split {
-        Split::Train => 0,
-        Split::Valid | Split::Test => 1,
-    }
-}
-
 impl LlamaTask {
-    /// Windows of `t` + 1 tokens from these places on, as inputs (b, t) and targets (b, t).
-    fn windows(&self, split: Split, starts: &[usize], t: usize) -> Result<(Tensor, Tensor)> {
-        let text = &self.parts[part(split)];
-        let shifted = |shift: usize| {
-            let ids = starts.iter().flat_map(|s| &text[s + shift..s + shift + t]).map(|i| i64::from(*i)).collect();
-            Tensor::from_vec::<_, i64>(ids, (starts.len(), t), &self.device)
-        };
-        Ok((shifted(0)?, shifted(1)?))
-    }
-
-    fn start(&self, split: Split, sample: usize) -> usize {
+    fn part(&self, split: Split) -> &Corpus {
         match split {
-            Split::Train => sample,
-            Split::Valid | Split::Test => sample * self.window,
+            Split::Train => &self.parts[0],
+            Split::Valid | Split::Test => &self.parts[1],
         }
     }
 
-    /// Sum of the losses of windows of `t` tokens from these places on.
-    fn sum(&self, model: &Llama, split: Split, starts: &[usize], t: usize) -> Result<f64> {
+    /// Sum of the losses of windows of `t` tokens from these places on, and the number of targets.
+    fn sum(&self, model: &Llama, split: Split, starts: &[usize], t: usize) -> Result<(f64, f64)> {
         let batches: Vec<&[usize]> = starts.chunks((BATCH / t).max(1)).collect();
         let sums = over_batches(batches.len(), |i| {
-            let batch = self.windows(split, batches[i], t)?;
+            let (batch, count) = self.part(split).windows(batches[i], t, true, &self.device)?;
+            if count == 0 {
+                return Ok(vec![0., 0.]);
+            }
             let loss = self.loss(model, &batch, Mode::Eval)?.total.to_device(&Device::Cpu)?.to_scalar::<f32>()?;
-            Ok(vec![f64::from(loss) * (batches[i].len() * t) as f64])
+            Ok(vec![f64::from(loss) * count as f64, count as f64])
         })?;
-        Ok(sums.iter().flatten().sum())
+        Ok(sums.iter().fold((0., 0.), |(loss, count), sum| (loss + sum[0], count + sum[1])))
     }
 
     /// Nats a token, and in units that models of other tokens share.
     fn metrics(&self, split: Split, loss: f64) -> Metrics {
-        let part = part(split);
-        let tokens_a_byte = self.parts[part].len() as f64 / self.bytes[part].max(1) as f64;
+        let part = self.part(split);
+        let tokens_a_byte = part.targets as f64 / part.bytes.max(1) as f64;
         let bits = loss / std::f64::consts::LN_2;
         [("loss", loss), ("perplexity", loss.exp()), ("bits_per_byte", bits * tokens_a_byte)].into()
     }
@@ -89,9 +72,9 @@ impl LlamaTask {
     /// The loss of how often tokens are in the training part, whatever stands before them: each counted once more.
     fn frequencies(&self) -> f64 {
         let mut counts = vec![1f64; self.tokens.len()];
-        self.parts[0].iter().for_each(|token| counts[*token as usize] += 1.);
+        self.parts[0].ids.iter().for_each(|token| counts[*token as usize] += 1.);
         let total: f64 = counts.iter().sum();
-        let targets = self.parts[1].get(1..).unwrap_or_default();
+        let targets = self.parts[1].ids.get(1..).unwrap_or_default();
         -targets.iter().map(|token| (counts[*token as usize] / total).ln()).sum::<f64>() / targets.len().max(1) as f64
     }
 }
@@ -103,14 +86,20 @@ fn of_weights(path: &Path) -> zoo_training::Result<(Config, TokensFile)> {
     Ok(Description::parse(&texts, NAME, path)?.read::<Config, TokensFile>(path)?)
 }
 
-/// The tokenizer that `data.tokenizer` names, or one that is trained.
-fn tokens(source: &DataSettings, vocabulary: usize, text: &str) -> zoo_training::Result<Tokens> {
+/// The tokenizer that `data.tokenizer` names.
+fn tokens(source: &DataSettings) -> zoo_training::Result<Tokens> {
     let path = Path::new(&source.tokenizer);
-    match () {
-        () if source.tokenizer.is_empty() => Ok(Tokens::train(text, vocabulary)?),
-        () if path.extension().is_some_and(|e| e == "json") => Ok(Tokens::read(path)?),
-        () => Ok(Tokens::new(of_weights(path)?.1)?),
+    match path.extension().is_some_and(|e| e == "json") {
+        true => Ok(Tokens::read(path)?),
+        false => Ok(Tokens::new(of_weights(path)?.1)?),
     }
+}
+
+/// The tokenizer that weights have with them.
+pub(crate) fn in_weights(fitted: &Value) -> zoo_training::Result<Tokens> {
+    let file: TokensFile = serde_json::from_value(fitted.clone())
+        .map_err(|e| Error::Data(format!("the tokenizer in the weights: {e}")))?;
+    Ok(Tokens::new(file)?)
 }
 
 impl Task for LlamaTask {
@@ -119,18 +108,16 @@ impl Task for LlamaTask {
     type Data = DataSettings;
     type Settings = NoSettings;
     type Model = Llama;
-    /// Tokens (b, t) and those that follow each (b, t).
-    type Batch = (Tensor, Tensor);
+    type Batch = Batch;
 
     fn build(config: &Config, vb: VarBuilder) -> Result<Llama> {
         Llama::new(config, vb)
     }
 
     fn fingerprint(&self) -> String {
-        let numbers =
-            self.parts.iter().flat_map(|part| part.iter().copied().chain([u32::MAX])).flat_map(u32::to_le_bytes);
-        let bytes: Vec<u8> = numbers.chain(self.tokens.file().tokenizer.to_string().into_bytes()).collect();
-        zoo_checkpoint::sha256_of(&bytes)
+        let bytes: Vec<u8> = self.parts.iter().flat_map(|part| part.bytes().chain([255; 4])).collect();
+        let tokens = self.tokens.file().tokenizer.to_string().into_bytes();
+        zoo_checkpoint::sha256_of(&[bytes, tokens].concat())
     }
 
     fn fitted(&self) -> Value {
@@ -138,27 +125,24 @@ impl Task for LlamaTask {
     }
 
     fn samples(&self, split: Split) -> usize {
-        let n = self.parts[part(split)].len();
-        match split {
-            // A window may begin at any token.
-            Split::Train => n - self.window,
-            Split::Valid | Split::Test => n.saturating_sub(1) / self.window,
-        }
+        self.part(split).samples(split, self.window)
     }
 
-    fn batch(&self, split: Split, indices: &[usize]) -> Result<(Tensor, Tensor)> {
-        let starts: Vec<usize> = indices.iter().map(|i| self.start(split, *i)).collect();
-        self.windows(split, &starts, self.window)
+    fn batch(&self, split: Split, indices: &[usize]) -> Result<Batch> {
+        let part = self.part(split);
+        let starts: Vec<usize> = indices.iter().map(|i| part.start(split, *i, self.window)).collect();
+        Ok(part.windows(&starts, self.window, false, &self.device)?.0)
     }
 
-    /// Cross-entropy in nats, averaged over all tokens of the batch.
-    fn loss(&self, model: &Llama, (ids, targets): &(Tensor, Tensor), _: Mode) -> Result<Loss> {
-        Ok(Loss::new(cross_entropy(&model.forward(ids)?, targets, Default::default())?))
+    /// Cross-entropy in nats, averaged over the tokens of the batch that are to be learnt.
+    fn loss(&self, model: &Llama, batch: &Batch, mode: Mode) -> Result<Loss> {
+        let options = CrossEntropyOptions { ignore_index: Some(IGNORED), ..Default::default() };
+        Ok(Loss::new(cross_entropy(&self.forward(model, batch, mode)?, &batch.targets, options)?))
     }
 
-    fn probes(&self, model: &Llama, (ids, _): &(Tensor, Tensor)) -> Result<Vec<Probe>> {
+    fn probes(&self, model: &Llama, Batch { ids, mask, .. }: &Batch) -> Result<Vec<Probe>> {
         let kind = |name: &str| if name.ends_with("hidden") { ProbeKind::Activation } else { ProbeKind::Output };
-        let all = model.activations(ids)?;
+        let all = model.activations(ids, mask.as_ref())?;
         Ok(all.iter().map(|(name, values)| Probe::new(name, kind(name), values)).collect())
     }
 
@@ -170,9 +154,10 @@ impl Task for LlamaTask {
         };
         let all = all / step.max(1);
         let n = if self.eval_windows == 0 { all } else { all.min(self.eval_windows) };
-        let starts: Vec<usize> = (0..n).map(|i| self.start(split, i * all / n.max(1) * step)).collect();
-        let loss = self.sum(model, split, &starts, self.window)? / (n * self.window).max(1) as f64;
-        Ok(self.metrics(split, loss))
+        let start = |i: usize| self.part(split).start(split, i * all / n.max(1) * step, self.window);
+        let starts: Vec<usize> = (0..n).map(start).collect();
+        let (loss, targets) = self.sum(model, split, &starts, self.window)?;
+        Ok(self.metrics(split, loss / targets.max(1.)))
     }
 }
 
@@ -218,7 +203,7 @@ impl Recipe for LlamaTask {
         ),
         ("tokenizer", Some("FILE"), "data.tokenizer", "A tokenizer.json, or weights of a llama with theirs"),
     ]);
-    const DATA: &'static str = "any text; generated dialogue without one";
+    const DATA: &'static str = "any text, a folder of them, or JSONL with text, prompt and response, or messages; generated dialogue without one";
     const JUDGED: Split = Split::Valid;
 
     fn training() -> TrainConfig {
@@ -246,7 +231,7 @@ impl Recipe for LlamaTask {
                 config.data.tokenizer = weights;
             }
         } else if !config.data.tokenizer.is_empty() {
-            let known = tokens(&config.data, 0, "")?.len();
+            let known = tokens(&config.data)?.len();
             // A table may have more rows than there are tokens.
             config.model.vocabulary = config.model.vocabulary.max(known);
         }
@@ -281,9 +266,7 @@ impl Recipe for LlamaTask {
     }
 
     fn check(config: &Config, fitted: &Value) -> zoo_training::Result<()> {
-        let file: TokensFile =
-            serde_json::from_value(fitted.clone()).map_err(|e| Error::Data(format!("its tokenizer: {e}")))?;
-        let n = Tokens::new(file)?.len();
+        let n = in_weights(fitted)?.len();
         match n <= config.vocabulary {
             true => Ok(()),
             false => Err(Error::Data(format!("model.vocabulary is {}, but there are {n} tokens", config.vocabulary))),
@@ -314,60 +297,73 @@ impl Recipe for LlamaTask {
                 "data.window is {window}, but the model sees model.context = {context} tokens"
             )));
         }
-        let Source { text, origin, mut remarks } = match source.path.as_str() {
-            "" => {
-                Source { text: dialogue(source.generated, seed), origin: "generated dialogue".into(), remarks: vec![] }
-            }
-            path => text::read(Path::new(path), &source.encoding, "")?,
+        let known = match fitted {
+            Some(fitted) => Some(in_weights(fitted)?),
+            None if source.tokenizer.is_empty() => None,
+            None => Some(tokens(source)?),
         };
-        // The last part validates, from a character on.
-        let mut cut = (text.len() as f64 * (1. - source.valid)) as usize;
-        while !text.is_char_boundary(cut) {
-            cut -= 1;
-        }
-        let (first, last) = text.split_at(cut);
-        let tokens = match fitted {
-            Some(fitted) => {
-                let file = serde_json::from_value(fitted.clone());
-                Tokens::new(file.map_err(|e| Error::Data(format!("the tokenizer in the weights: {e}")))?)?
+        let mut documents = documents(source, seed, known.as_ref())?;
+        let [first, last] = documents.split(source.valid)?;
+        let Documents { origin, mut remarks, answers, .. } = documents;
+        let tokens = match known {
+            Some(tokens) => tokens,
+            None => {
+                let text: String = first.iter().flatten().map(|(text, _)| text.as_str()).collect();
+                let tokens = Tokens::train(&text, config.vocabulary)?;
+                if tokens.len() < config.vocabulary {
+                    remarks.push(format!(
+                        "the text yields {} tokens, fewer than model.vocabulary = {}: the others are never used",
+                        tokens.len(),
+                        config.vocabulary
+                    ));
+                }
+                tokens
             }
-            None => tokens(source, config.vocabulary, first)?,
         };
-        let known = tokens.len();
-        if known > config.vocabulary {
-            return Err(Error::Usage(format!(
-                "model.vocabulary is {}, but there are {known} tokens",
-                config.vocabulary
-            )));
+        if tokens.len() > config.vocabulary {
+            let (known, rows) = (tokens.len(), config.vocabulary);
+            return Err(Error::Usage(format!("model.vocabulary is {rows}, but there are {known} tokens")));
         }
-        if fitted.is_none() && source.tokenizer.is_empty() && known < config.vocabulary {
+        let (first, without) = Corpus::new(&first, answers, &tokens, window)?;
+        let (last, more_without) = Corpus::new(&last, answers, &tokens, window)?;
+        if without + more_without > 0 {
             remarks.push(format!(
-                "the text yields {known} tokens, fewer than model.vocabulary = {}: the others are never used",
-                config.vocabulary
+                "{} documents have no answer within their first {window} tokens (data.window), and are left out",
+                without + more_without
             ));
         }
-        let parts = [tokens.encode_long(first)?, tokens.encode_long(last)?];
-        let [train, valid] = [parts[0].len(), parts[1].len()];
-        if train <= window || (source.valid > 0. && valid <= window) {
+        let too_few = match answers {
+            true => first.starts.is_empty() || (source.valid > 0. && last.starts.is_empty()),
+            false => first.ids.len() <= window || (source.valid > 0. && last.ids.len() <= window),
+        };
+        if too_few {
             return Err(Error::Data(format!(
-                "{origin}: {train} tokens to learn from and {valid} that validate: each part needs more than a window of {window} \
-                 (bring more text, or set data.window lower)"
+                "{origin}: {} tokens to learn from and {} that validate: each part needs more than a window of {window} (bring more text, or \
+                 set data.window lower)",
+                first.ids.len(),
+                last.ids.len()
             )));
         }
-        let bytes = [first.len(), last.len()];
         let eval_windows = source.eval_windows;
-        Ok(Self { origin, remarks, tokens, parts, bytes, window, eval_windows, device: device.clone() })
+        Ok(Self { origin, remarks, tokens, parts: [first, last], window, eval_windows, device: device.clone() })
     }
 
     fn describe_data(&self) -> String {
         let [train, valid] = &self.parts;
-        let bytes = self.bytes[0] as f64 / train.len() as f64;
+        let documents = train.starts.len() + valid.starts.len();
+        let documents = if documents > 2 { format!("{documents} documents, ") } else { String::new() };
+        let answers = if train.learns_all() {
+            String::new()
+        } else {
+            format!(", {} of them in answers, which alone are learnt", train.targets + valid.targets)
+        };
+        let bytes = train.bytes as f64 / train.targets.max(1) as f64;
         format!(
-            "{}, {} tokens of {bytes:.2} bytes, {} different; the last {} validate",
+            "{}, {documents}{} tokens{answers}, {bytes:.2} bytes each, {} different; the last {} validate",
             self.origin,
-            train.len() + valid.len(),
+            train.ids.len() + valid.ids.len(),
             self.tokens.len(),
-            valid.len()
+            valid.ids.len()
         )
     }
 
@@ -375,26 +371,26 @@ impl Recipe for LlamaTask {
         self.remarks.clone()
     }
 
-    fn forward(&self, model: &Llama, (ids, _): &(Tensor, Tensor), _: Mode) -> Result<Tensor> {
-        model.forward(ids)
+    fn forward(&self, model: &Llama, Batch { ids, mask, .. }: &Batch, _: Mode) -> Result<Tensor> {
+        model.forward(ids, mask.as_ref())
     }
 
     fn evaluate(&self, model: &Llama, split: Split) -> Result<Evaluation> {
-        let n = self.samples(split);
-        let starts: Vec<usize> = (0..n).map(|i| self.start(split, i)).collect();
-        let mut sum = self.sum(model, split, &starts, self.window)?;
+        let (part, n) = (self.part(split), self.samples(split));
+        let starts: Vec<usize> = (0..n).map(|i| part.start(split, i, self.window)).collect();
+        let (mut sum, mut targets) = self.sum(model, split, &starts, self.window)?;
         // What is left is a shorter window.
-        let first = self.start(split, n);
-        let left = (self.parts[part(split)].len() - 1).saturating_sub(first);
-        if left > 0 && split != Split::Train {
-            sum += self.sum(model, split, &[first], left)?;
+        let first = n * self.window;
+        let left = (part.ids.len().max(1) - 1).saturating_sub(first);
+        if left > 0 && part.learns_all() && split != Split::Train {
+            let (loss, count) = self.sum(model, split, &[first], left)?;
+            (sum, targets) = (sum + loss, targets + count);
         }
-        let tokens = n * self.window + if split == Split::Train { 0 } else { left };
-        let (loss, alone) = (sum / tokens.max(1) as f64, self.frequencies());
+        let (loss, alone) = (sum / targets.max(1.), self.frequencies());
         let metrics = self.metrics(split, loss);
         let baselines = vec![("frequencies".into(), self.metrics(Split::Valid, alone))];
         let (verb, of) = (if loss < alone { "beats" } else { "does not beat" }, metrics[2].1);
-        let remarks = vec![
+        let mut remarks = vec![
             format!("The model {verb} the frequencies of single tokens ({loss:.4} against {alone:.4} nats a token)."),
             format!(
                 "A byte costs {of:.4} bits, by which models of other tokens can be compared; it saw the {} tokens of a window at most, and \
@@ -402,7 +398,10 @@ impl Recipe for LlamaTask {
                 self.window
             ),
         ];
-        Ok(Evaluation { samples: tokens, metrics, baselines, remarks, ..Evaluation::default() })
+        if !part.learns_all() {
+            remarks.push("Answers alone count; what was asked does not.".into());
+        }
+        Ok(Evaluation { samples: targets as usize, metrics, baselines, remarks, ..Evaluation::default() })
     }
 }
 
@@ -415,9 +414,12 @@ impl Generate for LlamaTask {
         device: &Device,
         sink: &mut dyn FnMut(&str) -> bool,
     ) -> zoo_training::Result<()> {
-        let file = serde_json::from_value(fitted.clone());
-        let tokens = Tokens::new(file.map_err(|e| Error::Data(format!("the tokenizer in the weights: {e}")))?)?;
-        Ok(Writer::new(model.clone(), tokens, device)?.stream(prompt, sampling, sink)?)
+        Ok(Writer::new(model.clone(), in_weights(fitted)?, device)?.stream(prompt, sampling, sink)?)
+    }
+
+    fn conversation(fitted: &Value, messages: &[(&str, &str)]) -> zoo_training::Result<String> {
+        let messages: Vec<Message> = messages.iter().map(|(role, content)| Message::new(role, content)).collect();
+        Ok(in_weights(fitted)?.chat(&messages, true)?)
     }
 }
 

@@ -114,6 +114,18 @@ impl Blocks {
         self.row().1
     }
 
+    /// The type of 32 elements that llama.cpp takes where rows are no whole blocks of 256 (for IQ4_NL, which is not made here, Q4_0).
+    pub fn of_32(self) -> Option<Self> {
+        let smaller = match self {
+            Self::Candle(Q2K | Q3K) => Q4_0,
+            Self::Candle(Q4K) => Q5_0,
+            Self::Candle(Q5K) => Q5_1,
+            Self::Candle(Q6K) => Q8_0,
+            _ => return None,
+        };
+        Some(Self::Candle(smaller))
+    }
+
     /// Its number in a file.
     pub(crate) fn number(self) -> u32 {
         self.row().2

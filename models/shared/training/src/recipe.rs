@@ -11,7 +11,7 @@ use zoo_layers::{Mode, Sampling};
 
 use crate::config::{Config, ConfigOf, Overrides, changed};
 use crate::metrics::Name;
-use crate::{Metrics, Result, Split, Task, TrainConfig};
+use crate::{Error, Metrics, Result, Split, Task, TrainConfig};
 
 /// A named set of settings over a task's defaults.
 #[derive(Clone, Copy, Debug)]
@@ -304,6 +304,16 @@ pub trait Generate: Recipe {
         device: &Device,
         sink: &mut dyn FnMut(&str) -> bool,
     ) -> Result<()>;
+
+    /// The prompt by which a model made for conversations answers what `messages` say, each a role (`system`, `user`) and a text.
+    /// Other models refuse, which is the default.
+    ///
+    /// # Errors
+    /// The model was not made for conversations.
+    fn conversation(fitted: &Value, messages: &[(&str, &str)]) -> Result<String> {
+        let _ = (fitted, messages);
+        Err(Error::Usage(format!("{} goes on with texts, and was not made for conversations", Self::NAME)))
+    }
 }
 
 /// How another program names and lays out the same weights.

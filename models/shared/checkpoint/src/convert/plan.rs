@@ -176,6 +176,8 @@ pub struct Plan<'a> {
     pub lost: Vec<String>,
     /// Tensors that were to be quantized and are not, and why.
     pub kept: Vec<(String, String)>,
+    /// Tensors that are quantized in other blocks than was asked for, as those do not fit.
+    pub instead: Vec<(String, Blocks)>,
 }
 
 impl<'a> Plan<'a> {
@@ -191,6 +193,7 @@ impl<'a> Plan<'a> {
             dropped: vec![],
             lost: source.left_out.clone(),
             kept: vec![],
+            instead: vec![],
         }
     }
 
@@ -391,28 +394,35 @@ impl<'a> Plan<'a> {
         self.outputs.iter_mut().filter(|o| o.dtype.is_float()).for_each(|o| o.dtype = dtype);
     }
 
-    /// All matrices of floating-point numbers as blocks; the rest stays, and `kept` says why.
+    /// All matrices of floating-point numbers as blocks, those whose rows do not divide into blocks of 256 as smaller ones
+    /// ([`Blocks::of_32`]), which `instead` names; the rest stays, and `kept` says why.
     ///
     /// # Errors
     /// No tensor can be quantized.
     pub fn quantize(&mut self, to: Blocks) -> Result<()> {
         let block = to.elements();
+        let mut any = false;
         for o in self.outputs.iter_mut().filter(|o| o.dtype.is_float()) {
             let row = o.shape.last().copied().unwrap_or(0);
+            let fits = |blocks: &Blocks| row > 0 && row % blocks.elements() == 0;
             if o.shape.len() < 2 {
                 self.kept.push((o.name.clone(), "no matrix".into()));
-            } else if row == 0 || row % block != 0 {
+                continue;
+            }
+            let Some(blocks) = Some(to).filter(fits).or(to.of_32().filter(fits)) else {
                 self.kept.push((o.name.clone(), format!("rows of {row} are no whole blocks of {block}")));
-            } else {
-                o.dtype = Dtype::Quantized(to);
+                continue;
+            };
+            o.dtype = Dtype::Quantized(blocks);
+            any = true;
+            if blocks != to {
+                self.instead.push((o.name.clone(), blocks));
             }
         }
-        match self.outputs.iter().any(|o| o.dtype == Dtype::Quantized(to)) {
-            true => Ok(()),
-            false => {
-                self.refuse(format!("no tensor is a matrix with rows of whole blocks of {block}: nothing to quantize"))
-            }
+        if any {
+            return Ok(());
         }
+        self.refuse(format!("no tensor is a matrix with rows of whole blocks of {block}: nothing to quantize"))
     }
 
     /// Makes element types fit a format: what is in blocks becomes f32 where there are none.

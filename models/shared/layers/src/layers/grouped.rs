@@ -88,13 +88,13 @@ impl GroupedAttention {
         })
     }
 
-    /// (b, t, c) to (b, t, c).
+    /// (b, t, c) to (b, t, c); `mask` is added to the scores and broadcasts to (b, heads, t, t).
     ///
     /// # Errors
     /// Other shapes, or more positions than `rotary` knows.
-    pub fn forward(&self, x: &Tensor, rotary: &Rotary) -> Result<Tensor> {
+    pub fn forward(&self, x: &Tensor, rotary: &Rotary, mask: Option<&Tensor>) -> Result<Tensor> {
         let [q, k, v] = self.project(x, rotary, 0)?;
-        self.attend(&q, &k, &v)
+        self.attend(&q, &k, &v, mask)
     }
 
     /// Attention of new positions `x` (b, t, c) over those in `cache` and themselves; they are added to it. No graph is
@@ -105,7 +105,7 @@ impl GroupedAttention {
     pub fn forward_cached(&self, x: &Tensor, rotary: &Rotary, cache: &mut KvCache) -> Result<Tensor> {
         let [q, k, v] = self.project(x, rotary, cache.len())?;
         let (k, v) = cache.append(&k, &v)?;
-        Ok(self.attend(&q, &k, &v)?.detach())
+        Ok(self.attend(&q, &k, &v, None)?.detach())
     }
 
     /// Queries, keys and values, (b, t, heads d) each, of positions from `first` on.
@@ -116,9 +116,9 @@ impl GroupedAttention {
         Ok([q, rotary.turn(&k.forward(x)?, self.key_heads, first)?, v.forward(x)?])
     }
 
-    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
         let options = AttentionOptions { causal: true, ..Default::default() };
-        self.output.forward(&attention(q, k, v, self.heads, None, options)?)
+        self.output.forward(&attention(q, k, v, self.heads, mask, options)?)
     }
 }
 

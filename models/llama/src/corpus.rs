@@ -1,0 +1,362 @@
+//! What a model learns from: documents as tokens.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Result, Tensor};
+use serde::Deserialize;
+use zoo_training::text::{Source, dialogue, read};
+use zoo_training::{Error, Split};
+
+use crate::{DataSettings, Message, Tokens};
+
+/// Targets that do not count.
+pub(crate) const IGNORED: i64 = -100;
+/// Bytes of a file of conversations.
+const LARGEST: u64 = 1 << 33;
+/// Files of a folder.
+const MOST_FILES: usize = 100_000;
+
+/// A document, in pieces with whether each is to be learnt.
+type Document = Vec<(String, bool)>;
+
+/// Documents as they were read.
+pub(crate) struct Documents {
+    /// What they are called in messages.
+    pub(crate) origin: String,
+    /// What was done to them, in words.
+    pub(crate) remarks: Vec<String>,
+    pub(crate) texts: Vec<Document>,
+    /// Whether answers alone are learnt.
+    pub(crate) answers: bool,
+}
+
+/// A line of a JSONL file.
+#[derive(Deserialize)]
+struct Line {
+    text: Option<String>,
+    prompt: Option<String>,
+    #[serde(alias = "completion")]
+    response: Option<String>,
+    messages: Option<Vec<Message>>,
+}
+
+/// Reads a text, the texts of a folder, a JSONL file (`text`; `prompt` and `response`; or `messages`), or makes dialogue up. Of
+/// conversations, `tokens` has the template.
+pub(crate) fn documents(source: &DataSettings, seed: u64, tokens: Option<&Tokens>) -> zoo_training::Result<Documents> {
+    let path = Path::new(&source.path);
+    let whole = |text: String| vec![(text, true)];
+    if source.path.is_empty() {
+        let texts = vec![whole(dialogue(source.generated, seed))];
+        return Ok(Documents { origin: "generated dialogue".into(), remarks: vec![], texts, answers: false });
+    }
+    let origin = path.display().to_string();
+    if path.is_dir() {
+        let (mut texts, mut remarks) = (vec![], vec![]);
+        for file in files(path)? {
+            let Source { text, origin, remarks: of_file } = read(&file, &source.encoding, "")?;
+            texts.push(whole(text));
+            remarks.extend(of_file.into_iter().map(|remark| format!("{origin}: {remark}")));
+        }
+        if texts.is_empty() {
+            return Err(Error::Data(format!("{origin}: the folder has no files")));
+        }
+        return Ok(Documents { origin, remarks, texts, answers: false });
+    }
+    if path.extension().is_some_and(|e| e == "jsonl" || e == "ndjson") {
+        return conversations(path, tokens);
+    }
+    let Source { text, origin, remarks } = read(path, &source.encoding, "")?;
+    Ok(Documents { origin, remarks, texts: vec![whole(text)], answers: false })
+}
+
+/// The files of a folder by name, without hidden ones and folders.
+fn files(folder: &Path) -> zoo_training::Result<Vec<PathBuf>> {
+    let mut files = vec![];
+    for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
+        let entry = entry.map_err(Error::io(folder))?;
+        let hidden = entry.file_name().to_string_lossy().starts_with('.');
+        if !hidden && entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            files.push(entry.path());
+        }
+        if files.len() > MOST_FILES {
+            return Err(Error::Data(format!("{}: more than {MOST_FILES} files", folder.display())));
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn conversations(path: &Path, tokens: Option<&Tokens>) -> zoo_training::Result<Documents> {
+    let bytes = zoo_checkpoint::bytes_of(path, "a file of documents", LARGEST)?;
+    let origin = path.display().to_string();
+    let text = String::from_utf8(bytes).map_err(|e| Error::Data(format!("{origin}: no UTF-8: {e}")))?;
+    let (mut texts, mut answers) = (vec![], false);
+    for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let refuse = |why: String| Error::Data(format!("{origin}: line {}: {why}", i + 1));
+        let said: Line = serde_json::from_str(line).map_err(|e| refuse(e.to_string()))?;
+        texts.push(match said {
+            Line { text: Some(text), prompt: None, response: None, messages: None } => vec![(text, true)],
+            Line { text: None, prompt: Some(prompt), response: Some(response), messages: None } => {
+                answers = true;
+                vec![(prompt, false), (response, true)]
+            }
+            Line { text: None, prompt: None, response: None, messages: Some(messages) } => {
+                answers = true;
+                // A tokenizer that is to be trained has no template yet: it sees what is said.
+                match tokens {
+                    Some(tokens) => tokens.chat_pieces(&messages).map_err(|e| refuse(e.to_string()))?,
+                    None => messages.into_iter().map(|m| (m.content, true)).collect(),
+                }
+            }
+            _ => return Err(refuse("expected text, or prompt and response, or messages".into())),
+        });
+    }
+    match texts.is_empty() {
+        true => Err(Error::Data(format!("{origin}: the file has no lines"))),
+        false => Ok(Documents { origin, remarks: vec![], texts, answers }),
+    }
+}
+
+impl Documents {
+    /// The part to learn from and the last `share`, which validates: of a single text behind a character, else whole documents.
+    pub(crate) fn split(&mut self, share: f64) -> zoo_training::Result<[Vec<Document>; 2]> {
+        let mut first = std::mem::take(&mut self.texts);
+        if let ([document], false) = (first.as_slice(), self.answers) {
+            let text: String = document.iter().map(|(piece, _)| piece.as_str()).collect();
+            let mut cut = (text.len() as f64 * (1. - share)) as usize;
+            while !text.is_char_boundary(cut) {
+                cut -= 1;
+            }
+            let part = |text: &str| if text.is_empty() { vec![] } else { vec![vec![(text.to_string(), true)]] };
+            return Ok([part(&text[..cut]), part(&text[cut..])]);
+        }
+        let n = first.len();
+        let kept = n - ((n as f64 * share).ceil() as usize).min(n);
+        if kept == 0 {
+            return Err(Error::Data(format!(
+                "{}: {n} documents leave none to learn from (data.valid = {share})",
+                self.origin
+            )));
+        }
+        let last = first.split_off(kept);
+        Ok([first, last])
+    }
+}
+
+/// Tokens of documents, one behind the other.
+pub(crate) struct Corpus {
+    pub(crate) ids: Vec<u32>,
+    /// Whether each is to be learnt; empty if all are.
+    learnt: Vec<bool>,
+    /// Where documents begin; windows of several are masked.
+    pub(crate) starts: Vec<usize>,
+    /// Tokens that are learnt, and the bytes that they stand for.
+    pub(crate) targets: usize,
+    pub(crate) bytes: usize,
+    /// Whether a sample is a document, and not any window.
+    is_by_document: bool,
+}
+
+/// Windows of documents.
+#[derive(Clone)]
+pub struct Batch {
+    /// Tokens (b, t).
+    pub(crate) ids: Tensor,
+    /// Those that follow each (b, t); [`IGNORED`] where none is to be learnt.
+    pub(crate) targets: Tensor,
+    /// Added to scores (b, 1, t, t): a place does not see other documents. Absent where no window has several.
+    pub(crate) mask: Option<Tensor>,
+}
+
+impl Corpus {
+    /// Tokens of documents, each behind the token that ends texts, if there is one. Of conversations, those without anything to
+    /// learn within a window are left out; their number comes beside.
+    pub(crate) fn new(
+        documents: &[Document],
+        answers: bool,
+        tokens: &Tokens,
+        window: usize,
+    ) -> zoo_training::Result<(Self, usize)> {
+        let (mut ids, mut learnt, mut starts) = (vec![], vec![], vec![]);
+        let (mut bytes, mut left_out) = (0, 0);
+        let several = documents.len() > 1 || answers;
+        let end = tokens.file().ends.first().copied();
+        for document in documents {
+            let start = ids.len();
+            for (text, learn) in document {
+                let piece = tokens.encode_long(text)?;
+                learnt.resize(ids.len() + piece.len(), *learn);
+                ids.extend(piece);
+                bytes += if *learn { text.len() } else { 0 };
+            }
+            // A template may have written it.
+            if let Some(end) = end.filter(|end| several && ids.last() != Some(end)) {
+                ids.push(end);
+                learnt.push(true);
+            }
+            let seen = learnt.len().min(start + window + 1);
+            if answers && !learnt[(start + 1).min(seen)..seen].contains(&true) {
+                left_out += 1;
+                let text: usize = document.iter().filter(|(_, learn)| *learn).map(|(text, _)| text.len()).sum();
+                bytes -= text;
+                ids.truncate(start);
+                learnt.truncate(start);
+                continue;
+            }
+            starts.push(start);
+        }
+        let targets = learnt.iter().filter(|l| **l).count();
+        if targets == learnt.len() {
+            learnt = vec![];
+        }
+        Ok((Self { ids, learnt, starts, targets, bytes, is_by_document: answers }, left_out))
+    }
+
+    /// Samples of windows of `t` tokens.
+    pub(crate) fn samples(&self, split: Split, t: usize) -> usize {
+        match split {
+            _ if self.is_by_document => self.starts.len(),
+            // A window may begin at any token.
+            Split::Train => self.ids.len().saturating_sub(t),
+            Split::Valid | Split::Test => self.ids.len().saturating_sub(1) / t,
+        }
+    }
+
+    /// Where a sample begins.
+    pub(crate) fn start(&self, split: Split, sample: usize, t: usize) -> usize {
+        match split {
+            _ if self.is_by_document => self.starts[sample],
+            Split::Train => sample,
+            Split::Valid | Split::Test => sample * t,
+        }
+    }
+
+    /// The document that a token is of.
+    fn document(&self, at: usize) -> usize {
+        self.starts.partition_point(|start| *start <= at)
+    }
+
+    /// Windows of `t` tokens from these places on, and how many targets count. Where samples are documents and windows are to be
+    /// `alone`, a window ends with its document.
+    pub(crate) fn windows(&self, starts: &[usize], t: usize, alone: bool, device: &Device) -> Result<(Batch, usize)> {
+        let b = starts.len();
+        let (mut ids, mut targets, mut count) = (vec![0i64; b * t], vec![IGNORED; b * t], 0);
+        let mut documents = vec![usize::MAX; b * t];
+        for (row, start) in starts.iter().enumerate() {
+            let first = self.document(*start);
+            for i in 0..t.min(self.ids.len().saturating_sub(*start)) {
+                let at = start + i;
+                let of = self.document(at);
+                if alone && self.is_by_document && of != first {
+                    break;
+                }
+                (ids[row * t + i], documents[row * t + i]) = (i64::from(self.ids[at]), of);
+                let Some(next) = self.ids.get(at + 1) else { continue };
+                if self.learnt.get(at + 1).is_none_or(|learnt| *learnt) && self.document(at + 1) == of {
+                    targets[row * t + i] = i64::from(*next);
+                    count += 1;
+                }
+            }
+        }
+        let several = documents.chunks_exact(t).any(|row| row.iter().any(|d| *d != row[0] && *d != usize::MAX));
+        let mask = several.then(|| {
+            let apart = |(row, i, j): (usize, usize, usize)| documents[row * t + i] != documents[row * t + j];
+            let of = |e: usize| if apart((e / (t * t), e / t % t, e % t)) { f32::NEG_INFINITY } else { 0. };
+            Tensor::from_vec((0..b * t * t).map(of).collect::<Vec<f32>>(), (b, 1, t, t), device)
+        });
+        let tensor = |values: Vec<i64>| Tensor::from_vec(values, (b, t), device);
+        Ok((Batch { ids: tensor(ids)?, targets: tensor(targets)?, mask: mask.transpose()? }, count))
+    }
+
+    /// Whether all tokens are learnt.
+    pub(crate) fn learns_all(&self) -> bool {
+        self.learnt.is_empty()
+    }
+
+    /// Bytes that differ where what is learnt differs.
+    pub(crate) fn bytes(&self) -> impl Iterator<Item = u8> + '_ {
+        let numbers = self.ids.iter().copied().chain(self.starts.iter().map(|s| *s as u32)).flat_map(u32::to_le_bytes);
+        numbers.chain(self.learnt.iter().map(|l| u8::from(*l)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use zoo_layers::Params;
+
+    use super::*;
+    use crate::{Config, Llama};
+
+    fn tokens() -> Result<Tokens> {
+        Tokens::train(&"one two three four five six ".repeat(40), 290)
+    }
+
+    fn values(t: &Tensor) -> Result<Vec<Vec<i64>>> {
+        t.to_vec2()
+    }
+
+    #[test]
+    fn a_window_over_documents_learns_nothing_across_them_and_sees_nothing_of_others() -> zoo_training::Result<()> {
+        let tokens = tokens()?;
+        let texts = ["one two three", "four five", "six six six six"].map(|text| vec![(text.to_string(), true)]);
+        let (corpus, left_out) = Corpus::new(&texts, false, &tokens, 8)?;
+        assert_eq!((left_out, corpus.starts.len(), corpus.learns_all()), (0, 3, true));
+        let t = corpus.ids.len() - 1;
+        let (batch, count) = corpus.windows(&[0], t, false, &Device::Cpu)?;
+        let targets = &values(&batch.targets)?[0];
+        // All but the first token of each document, which nothing before it tells.
+        assert_eq!(count, corpus.ids.len() - 3);
+        let across: Vec<usize> = (0..t).filter(|i| targets[*i] == IGNORED).map(|i| i + 1).collect();
+        assert_eq!(across, corpus.starts[1..]);
+        // Within a window of several, a document's logits are those that it has alone.
+        let config = Config { vocabulary: tokens.len(), context: 64, ..Config::tiny() };
+        let params = Params::init(1, &Device::Cpu);
+        let model = Llama::new(&config, params.builder())?;
+        let whole = model.forward(&batch.ids, batch.mask.as_ref())?;
+        let (start, end) = (corpus.starts[1], corpus.starts[2]);
+        let alone = model.forward(&batch.ids.narrow(1, start, end - start)?, None)?;
+        let off = |whole: Tensor| -> Result<f32> {
+            (whole.narrow(1, start, end - start)? - &alone)?.abs()?.max_all()?.to_scalar::<f32>()
+        };
+        assert!(off(whole)? < 1e-5);
+        assert!(off(model.forward(&batch.ids, None)?)? > 1e-3);
+        Ok(())
+    }
+
+    #[test]
+    fn of_conversations_answers_are_learnt_and_each_is_a_sample() -> zoo_training::Result<()> {
+        let tokens = tokens()?;
+        let file = tempfile::Builder::new().suffix(".jsonl").tempfile().map_err(Error::io(Path::new("temporary")))?;
+        let lines = "{\"prompt\": \"one two \", \"response\": \"three\"}\n\n{\"prompt\": \"four \", \"completion\": \"five six\"}\n";
+        std::fs::write(file.path(), lines).map_err(Error::io(file.path()))?;
+        let source = DataSettings { path: file.path().display().to_string(), ..DataSettings::default() };
+        let mut all = documents(&source, 0, Some(&tokens))?;
+        assert!(all.answers);
+        let [first, last] = all.split(0.5)?;
+        assert_eq!((first.len(), last.len()), (1, 1));
+        let (corpus, _) = Corpus::new(&first, true, &tokens, 16)?;
+        assert_eq!((corpus.samples(Split::Train, 16), corpus.bytes), (1, "three".len()));
+        let (batch, count) = corpus.windows(&[0], 16, false, &Device::Cpu)?;
+        let learnt: Vec<u32> =
+            values(&batch.targets)?[0].iter().filter(|t| **t != IGNORED).map(|t| *t as u32).collect();
+        // The answer, and the token that ends it.
+        let mut expected = tokens.encode("three", false)?;
+        expected.push(0);
+        assert_eq!((learnt.len(), &learnt), (count, &expected));
+        // An answer that no window reaches is left out, and said.
+        let far = vec![vec![("one two ".repeat(30), false), ("three".to_string(), true)]];
+        assert_eq!(Corpus::new(&far, true, &tokens, 16)?.1, 1);
+        for (line, says) in [
+            ("{\"prompt\": \"a\"}", "line 1: expected text, or prompt and response"),
+            ("{\"text\": \"a\"", "line 1: EOF"),
+            ("{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]}", "line 1: the model has no chat template"),
+        ] {
+            std::fs::write(file.path(), line).map_err(Error::io(file.path()))?;
+            let said = documents(&source, 0, Some(&tokens));
+            let message = said.map(|_| ()).unwrap_err().to_string();
+            // A conversation without an answer asks for none.
+            assert!(message.contains(says) || message.contains("no answer"), "{message}");
+        }
+        Ok(())
+    }
+}
