@@ -134,7 +134,7 @@ fn import<T: Import>(plan: &mut Plan, args: &Arguments, maps: &[Rules]) -> anyho
             Described { config, fitted }
         }
     };
-    let config: ConfigOf<T> = serde_json::from_value(migrate(described.config.clone())?)?;
+    let config = configuration::<T>(&described.config, &args.input)?;
     plan.apply(&rules(&T::reorder(layout, &config.model, false))?)?;
     fits::<T>(plan, &config)?;
     // What the other program wrote beside the tensors is kept as it was.
@@ -183,6 +183,11 @@ fn ours_within(entries: &Map<String, Value>) -> Option<Described> {
     Some(Described { config: ours.get("config")?.clone(), fitted: ours.get("fitted")?.clone() })
 }
 
+fn configuration<T: Import>(config: &Value, path: &Path) -> anyhow::Result<ConfigOf<T>> {
+    let config = serde_json::from_value(migrate(config.clone())?);
+    config.with_context(|| format!("{}: its configuration", path.display()))
+}
+
 /// Whether the planned tensors are exactly the model's.
 fn fits<T: Import>(plan: &Plan, config: &ConfigOf<T>) -> anyhow::Result<()> {
     let present = plan.outputs.iter().map(|o| (o.name.as_str(), &o.shape[..]));
@@ -212,7 +217,7 @@ fn export<T: Import>(
     output: &Path,
     force: Force,
 ) -> anyhow::Result<Vec<(PathBuf, String)>> {
-    let config: ConfigOf<T> = serde_json::from_value(migrate(ours.config.clone())?)?;
+    let config = configuration::<T>(&ours.config, plan.path())?;
     let mut entries = T::entries(layout, &config.model, &ours.fitted)?;
     plan.apply(&rules(&T::reorder(layout, &config.model, true))?)?;
     plan.apply(&rules(layout.export)?)?;

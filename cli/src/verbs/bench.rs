@@ -136,7 +136,7 @@ fn case<T: Recipe>(preset: Option<&str>, options: &Options) -> anyhow::Result<Ca
         ComputeType::F32 => options.peak,
         of_products => with_products(of_products, || matmul_peak(device, config.train.compute()))?,
     };
-    let share = T::flops(&config.model).map(|flops| 3. * flops * batch as f64 / train / peak);
+    let share = T::flops(&config.model, &config.data).map(|flops| 3. * flops * batch as f64 / train / peak);
     let preset = preset.unwrap_or("default");
     let name = format!("{} {preset} b{batch}", T::NAME);
     let row = vec![

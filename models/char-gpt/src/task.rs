@@ -311,7 +311,7 @@ impl Recipe for CharTask {
         parts.join("\n")
     }
 
-    fn flops(config: &Config) -> Option<f64> {
+    fn flops(config: &Config, _: &DataSettings) -> Option<f64> {
         let &Config { vocabulary, context, layers, width, hidden, .. } = config;
         let of_weights = layers * (4 * width * width + 2 * width * hidden) + vocabulary * width;
         // Scores and values of the half that causal attention sees.

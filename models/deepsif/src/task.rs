@@ -321,7 +321,7 @@ impl Recipe for DeepSifTask {
     }
 
     /// Of a second: 500 time steps.
-    fn flops(config: &Config) -> Option<f64> {
+    fn flops(config: &Config, _: &DataSettings) -> Option<f64> {
         let &Config { kind, sensors: n, sources: m, filter: h, width: d, layers, hidden, .. } = config;
         let t = crate::simulation::RATE;
         if kind == Kind::Graph {

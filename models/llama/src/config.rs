@@ -211,3 +211,10 @@ impl Default for DataSettings {
         }
     }
 }
+
+impl DataSettings {
+    /// Tokens of a window for a model.
+    pub(crate) fn window(&self, model: &Config) -> usize {
+        if self.window == 0 { model.context } else { self.window }
+    }
+}

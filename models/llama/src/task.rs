@@ -256,13 +256,13 @@ impl Recipe for LlamaTask {
         parts.join("\n")
     }
 
-    fn flops(config: &Config) -> Option<f64> {
-        let &Config { vocabulary, context, layers, heads, key_heads, head_width, width, hidden, .. } = config;
-        let all = heads * head_width;
+    fn flops(config: &Config, source: &DataSettings) -> Option<f64> {
+        let &Config { vocabulary, layers, heads, key_heads, head_width, width, hidden, .. } = config;
+        let (t, all) = (source.window(config), heads * head_width);
         let of_weights =
             layers * (2 * width * all + 2 * width * key_heads * head_width + 3 * width * hidden) + vocabulary * width;
         // Scores and values of the half that causal attention sees.
-        Some(2. * (context * of_weights + layers * context * context * all) as f64)
+        Some(2. * (t * of_weights + layers * t * t * all) as f64)
     }
 
     fn check(config: &Config, fitted: &Value) -> zoo_training::Result<()> {
@@ -290,7 +290,7 @@ impl Recipe for LlamaTask {
         if !(0. ..1.).contains(&source.valid) {
             return Err(Error::Usage("data.valid must be a share that leaves a training part".into()));
         }
-        let window = if source.window == 0 { config.context } else { source.window };
+        let window = source.window(config);
         if window > config.context {
             let context = config.context;
             return Err(Error::Usage(format!(

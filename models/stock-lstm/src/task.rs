@@ -111,7 +111,7 @@ impl Recipe for StockTask {
         parts.join("\n")
     }
 
-    fn flops(config: &Config) -> Option<f64> {
+    fn flops(config: &Config, _: &DataSettings) -> Option<f64> {
         let &Config { input, hidden, layers, window, .. } = config;
         let per_day: usize = (0..layers).map(|l| 4 * hidden * (if l == 0 { input } else { hidden } + hidden)).sum();
         Some(2. * (window * per_day + hidden) as f64)

@@ -202,7 +202,7 @@ impl Recipe for TradingTask {
         )
     }
 
-    fn flops(config: &Config) -> Option<f64> {
+    fn flops(config: &Config, _: &DataSettings) -> Option<f64> {
         let &Config { bars, width: d, hidden, layers, features_dim, .. } = config;
         let a_bar = FEATURES * d + layers * (4 * d * d + 2 * d * hidden + 2 * bars * d) + d;
         let top = match config.head {

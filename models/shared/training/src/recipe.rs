@@ -211,8 +211,8 @@ pub trait Recipe: Task {
     }
 
     /// Floating-point operations in the matrix products of a forward pass of one sample, if they are known.
-    fn flops(architecture: &Self::Architecture) -> Option<f64> {
-        let _ = architecture;
+    fn flops(architecture: &Self::Architecture, source: &Self::Data) -> Option<f64> {
+        let _ = (architecture, source);
         None
     }
 }

@@ -55,7 +55,7 @@ impl<'scope> Saver<'scope> {
         Self { jobs, worker, done }
     }
 
-    /// Weights of a good evaluation; the tensors must be copies.
+    /// Weights of a good evaluation; the tensors must be copies, or [`Saver::wait`] is to follow.
     pub(crate) fn best(
         &self,
         step: u64,
@@ -66,7 +66,7 @@ impl<'scope> Saver<'scope> {
         self.send(Job::Best { step, weights, metadata, best })
     }
 
-    /// A checkpoint; the tensors must be copies.
+    /// A checkpoint; the tensors must be copies, or [`Saver::wait`] is to follow.
     pub(crate) fn checkpoint(&self, snapshot: Snapshot) -> Result<()> {
         self.send(Job::Checkpoint(Box::new(snapshot)))
     }

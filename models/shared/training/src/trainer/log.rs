@@ -76,7 +76,12 @@ impl<T: Task> Trainer<'_, T> {
             run.journal().append(&json!({ "step": step, split.name(): metrics.object() }))?;
         }
         if let (Some(saver), true) = (saver, kept) {
-            saver.best(step, copies(self.evaluated().tensors())?, self.description()?.metadata(), best)?;
+            let weights = self.evaluated().tensors();
+            let waits = bytes(&weights) > LARGE;
+            saver.best(step, handed(weights, waits)?, self.description()?.metadata(), best)?;
+            if waits {
+                saver.wait()?;
+            }
         }
         observer.observe(&Event::Evaluated { step, metrics: &metrics, best });
         self.metrics = metrics;
@@ -88,14 +93,19 @@ impl<T: Task> Trainer<'_, T> {
         let Some(saver) = saver else { return Ok(()) };
         // Before the first rollout there is nothing to keep of it.
         let experience = self.experience.as_ref().filter(|_| self.state.rollout.is_some());
+        let (weights, optimizer) = (self.params.tensors(), self.optimizer.state());
+        let average = self.average.as_ref().map(|a| a.tensors());
+        let all = bytes(&weights) + bytes(&optimizer) + average.as_deref().map_or(0, bytes);
+        let waits = all > LARGE;
         saver.checkpoint(Snapshot {
-            weights: copies(self.params.tensors())?,
+            weights: handed(weights, waits)?,
             metadata: self.description()?.metadata(),
-            optimizer: copies(self.optimizer.state())?,
-            average: self.average.as_ref().map(|a| copies(a.tensors())).transpose()?,
+            optimizer: handed(optimizer, waits)?,
+            average: average.map(|tensors| handed(tensors, waits)).transpose()?,
             experience: experience.map(|e| e.state()).transpose()?,
             state: self.state.clone(),
-        })
+        })?;
+        if waits { saver.wait() } else { Ok(()) }
     }
 
     pub(super) fn description(&self) -> Result<Description> {
@@ -103,7 +113,16 @@ impl<T: Task> Trainer<'_, T> {
     }
 }
 
-/// Copies that later steps do not change.
-fn copies(tensors: Vec<(String, Tensor)>) -> Result<Vec<(String, Tensor)>> {
-    tensors.into_iter().map(|(name, t)| Ok((name, t.to_device(&Device::Cpu)?.copy()?))).collect()
+/// Bytes of what is saved, beyond which training waits until it is on disk: a copy, beside which it could go on, would take as much
+/// memory again.
+const LARGE: usize = 1 << 30;
+
+fn bytes(tensors: &[(String, Tensor)]) -> usize {
+    tensors.iter().map(|(_, t)| t.elem_count() * t.dtype().size_in_bytes()).sum()
+}
+
+/// What the saver gets: copies, which later steps do not change, or the tensors themselves where the saver is waited for.
+fn handed(tensors: Vec<(String, Tensor)>, waits: bool) -> Result<Vec<(String, Tensor)>> {
+    let of = |t: Tensor| if waits { t.to_device(&Device::Cpu) } else { t.to_device(&Device::Cpu)?.copy() };
+    tensors.into_iter().map(|(name, t)| Ok((name, of(t)?))).collect()
 }
