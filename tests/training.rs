@@ -3,12 +3,13 @@
 use candle_core::Device;
 use zoo_char_gpt::{CharGpt, CharTask, Sampling};
 use zoo_deepsif::DeepSifTask;
+use zoo_llama::LlamaTask;
 use zoo_market::simulate;
 use zoo_stock_lstm::{Config, DataSettings, Forecaster, StockLstm, StockTask};
 use zoo_training::config::{Overrides, resolve, to_toml};
 use zoo_training::{End, Error, Recipe, RunFiles, Silent, Split, Task, Trainer};
 
-type Outcome = Result<(), Box<dyn std::error::Error>>;
+type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
 fn settings(set: &[&str]) -> Vec<String> {
     let base = ["data.simulated_days=300", "model.window=20", "model.hidden=20", "train.epochs=2"];
@@ -39,6 +40,43 @@ fn every_parameter_gets_a_gradient_and_moves() -> Outcome {
             assert_eq!(moved, old.elem_count(), "{name}: only {moved} of {} elements moved", old.elem_count());
         }
     }
+    Ok(())
+}
+
+/// Weights after some steps of a preset for tests.
+fn weights_after<T: Recipe>(preset: &str, set: &[&str]) -> Outcome<Vec<(String, Vec<f32>)>> {
+    let set: Vec<String> = ["train.steps=4"].iter().chain(set).map(|s| s.to_string()).collect();
+    let mut config = resolve::<T>(&Overrides { preset: Some(preset), set: &set, ..Overrides::default() })?;
+    T::settle(&mut config)?;
+    let task = T::open(&config.model, &config.data, 1, None, &Device::Cpu)?;
+    let mut trainer = Trainer::new(&task, &config, &Device::Cpu)?;
+    trainer.train(&mut Silent, &|| false)?;
+    let values = |(name, t): (String, candle_core::Tensor)| Ok((name, t.flatten_all()?.to_vec1::<f32>()?));
+    trainer.params().tensors().into_iter().map(values).collect()
+}
+
+#[test]
+fn activations_that_are_computed_again_change_no_bit() -> Outcome {
+    for dtype in ["train.dtype=f32", "train.dtype=bf16"] {
+        let again = [dtype, "train.recompute=true"];
+        // With dropout.
+        assert_eq!(weights_after::<CharTask>("tiny", &[dtype])?, weights_after::<CharTask>("tiny", &again)?, "{dtype}");
+        assert_eq!(
+            weights_after::<LlamaTask>("tiny", &[dtype])?,
+            weights_after::<LlamaTask>("tiny", &again)?,
+            "{dtype}"
+        );
+        assert_eq!(
+            weights_after::<DeepSifTask>("tiny", &[dtype])?,
+            weights_after::<DeepSifTask>("tiny", &again)?,
+            "{dtype}"
+        );
+    }
+    let message = match weights_after::<StockTask>("default", &["train.recompute=true"]) {
+        Ok(_) => String::new(),
+        Err(e) => e.to_string(),
+    };
+    assert!(message.contains("train.recompute") && message.contains("stock-lstm"), "{message}");
     Ok(())
 }
 

@@ -125,6 +125,10 @@ impl Task for CharTask {
         CharGpt::new(config, vb)
     }
 
+    fn recomputes(_: &Config) -> bool {
+        true
+    }
+
     fn fingerprint(&self) -> String {
         let numbers = self.text.iter().copied().chain([self.valid as u32]).flat_map(u32::to_le_bytes);
         let bytes: Vec<u8> = numbers.chain(self.vocabulary.text().into_bytes()).collect();

@@ -81,6 +81,10 @@ impl Task for DeepSifTask {
         Network::new(config, vb)
     }
 
+    fn recomputes(config: &Config) -> bool {
+        matches!(config.kind, Kind::Transformer | Kind::PostLn)
+    }
+
     fn fingerprint(&self) -> String {
         let (head, source) = (self.samples.head(), self.samples.source());
         let mut bytes: Vec<u8> = head.lead_field.iter().flat_map(|v| v.to_le_bytes()).collect();

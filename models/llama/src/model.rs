@@ -4,7 +4,7 @@
 
 use candle_core::{Result, Tensor, bail};
 use candle_nn::VarBuilder;
-use zoo_layers::{Embedding, GatedMlp, GroupedAttention, GroupedConfig, KvCache, Norm, Rotary, init, ops};
+use zoo_layers::{Embedding, GatedMlp, GroupedAttention, GroupedConfig, KvCache, Norm, Rotary, init, ops, recomputed};
 
 use crate::Config;
 
@@ -49,7 +49,10 @@ impl Block {
 
     /// (b, t, c) to (b, t, c).
     fn forward(&self, x: &Tensor, rotary: &Rotary, mask: Option<&Tensor>) -> Result<Tensor> {
-        self.feed(&self.attend(x, rotary, mask)?)
+        let norms = self.norms.iter().flat_map(Norm::parameters);
+        let params = self.attention.parameters().chain(self.mlp.parameters()).chain(norms).cloned().collect();
+        let (block, rotary, mask) = (self.clone(), rotary.clone(), mask.cloned());
+        recomputed(x, params, move |x| block.feed(&block.attend(x, &rotary, mask.as_ref())?))
     }
 
     fn attend(&self, x: &Tensor, rotary: &Rotary, mask: Option<&Tensor>) -> Result<Tensor> {

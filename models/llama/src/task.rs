@@ -114,6 +114,10 @@ impl Task for LlamaTask {
         Llama::new(config, vb)
     }
 
+    fn recomputes(_: &Config) -> bool {
+        true
+    }
+
     fn fingerprint(&self) -> String {
         let bytes: Vec<u8> = self.parts.iter().flat_map(|part| part.bytes().chain([255; 4])).collect();
         let tokens = self.tokens.file().tokenizer.to_string().into_bytes();

@@ -59,6 +59,10 @@ impl Task for TradingTask {
         TradingTransformer::new(config, vb)
     }
 
+    fn recomputes(_: &Config) -> bool {
+        true
+    }
+
     fn fingerprint(&self) -> String {
         self.0.fingerprint()
     }

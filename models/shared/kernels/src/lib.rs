@@ -7,8 +7,8 @@ pub mod gpu;
 pub mod random;
 
 pub use autograd::{
-    Backward, Forward, GpuForward, Op, Output, View, apply, apply_one, autocast, backward, backward_scaled, foreign,
-    reading,
+    Backward, Forward, GpuForward, Op, Output, View, apply, apply_one, autocast, backward, backward_from,
+    backward_scaled, foreign, reading,
 };
 /// candle, in the version whose types show here.
 pub use candle_core;

@@ -141,6 +141,13 @@ pub trait Task: Sized + Sync + 'static {
         Ok(None)
     }
 
+    /// Whether the model has parts that `train.recompute` computes again ([`zoo_layers::recomputed`]; transformer blocks are such). It is
+    /// refused for models that have none, which is the default.
+    fn recomputes(architecture: &Self::Architecture) -> bool {
+        let _ = architecture;
+        false
+    }
+
     /// What is usual of the model's gradients.
     fn health() -> Profile {
         Profile::default()

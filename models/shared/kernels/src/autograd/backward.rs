@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use candle_core::backprop::GradStore;
-use candle_core::{Layout, Result, Storage, Tensor, TensorId};
+use candle_core::{Layout, Result, Storage, Tensor, TensorId, bail};
 
 use super::link::{Call, Role, nodes};
 
@@ -55,6 +55,27 @@ pub fn backward_scaled(loss: &Tensor, scale: f64) -> Result<GradStore> {
     if kinds.iter().any(|(_, kind)| matches!(kind, Kind::Foreign)) {
         return if scale == 1. { loss.backward() } else { (loss * scale)?.backward() };
     }
+    let gradient = Tensor::full(scale as f32, loss.shape(), loss.device())?.to_dtype(loss.dtype())?;
+    pass(kinds, loss, gradient)
+}
+
+/// The gradients of a loss whose gradient by `output` is `gradient`, of the same shape, by all variables that `output` depends on.
+///
+/// # Errors
+/// Another shape; those of the operations' backward passes.
+pub fn backward_from(output: &Tensor, gradient: &Tensor) -> Result<GradStore> {
+    if gradient.dims() != output.dims() {
+        bail!("backward: a gradient {:?} of an output {:?}", gradient.dims(), output.dims())
+    }
+    let kinds = kinds(output);
+    if kinds.iter().any(|(_, kind)| matches!(kind, Kind::Foreign)) {
+        return (output * gradient.detach())?.sum_all()?.backward();
+    }
+    pass(kinds, output, gradient.detach())
+}
+
+/// From the last node, whose gradient is known, to the variables.
+fn pass(kinds: Vec<(&Tensor, Kind)>, last: &Tensor, gradient: Tensor) -> Result<GradStore> {
     let views = kinds.iter().filter_map(|(t, kind)| match kind {
         Kind::Alias(view) => Some((t.id(), view)),
         _ => None,
@@ -62,7 +83,7 @@ pub fn backward_scaled(loss: &Tensor, scale: f64) -> Result<GradStore> {
     let mut sums = Sums { views: views.collect(), grads: HashMap::new() };
     // A call's outputs come before the node that runs its backward pass.
     let mut waiting: HashMap<*const Call, Vec<Option<Tensor>>> = HashMap::new();
-    sums.add(loss, Tensor::full(scale as f32, loss.shape(), loss.device())?.to_dtype(loss.dtype())?)?;
+    sums.add(last, gradient)?;
     for (node, kind) in &kinds {
         let Kind::Node(call, role) = kind else { continue };
         let outputs = waiting.entry(Arc::as_ptr(call)).or_insert_with(|| vec![None; call.outputs()]);

@@ -9,5 +9,5 @@ mod op;
 pub use apply::{apply, apply_one};
 pub use autocast::autocast;
 pub(crate) use autocast::autocast_apart;
-pub use backward::{backward, backward_scaled, foreign};
+pub use backward::{backward, backward_from, backward_scaled, foreign};
 pub use op::{Backward, Forward, GpuForward, Op, Output, View, reading};

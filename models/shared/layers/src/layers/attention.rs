@@ -113,6 +113,15 @@ impl MultiHeadAttention {
         Ok(self.output.forward(&attention(&q, &k, &v, self.config.heads, None, options)?)?.detach())
     }
 
+    /// Its parameters.
+    pub fn parameters(&self) -> impl Iterator<Item = &Tensor> {
+        let input: Vec<&Tensor> = match &self.input {
+            Maps::Packed(weight, bias) => std::iter::once(weight).chain(bias).collect(),
+            Maps::Separate(maps) => maps.iter().flat_map(Linear::parameters).collect(),
+        };
+        input.into_iter().chain(self.output.parameters())
+    }
+
     /// Queries, keys and values, (b, t, c) each.
     fn project(&self, x: &Tensor) -> Result<[Tensor; 3]> {
         x.dims3()?;

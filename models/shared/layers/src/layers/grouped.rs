@@ -108,6 +108,11 @@ impl GroupedAttention {
         Ok(self.attend(&q, &k, &v, None)?.detach())
     }
 
+    /// Its parameters.
+    pub fn parameters(&self) -> impl Iterator<Item = &Tensor> {
+        self.maps.iter().chain([&self.output]).flat_map(Linear::parameters)
+    }
+
     /// Queries, keys and values, (b, t, heads d) each, of positions from `first` on.
     fn project(&self, x: &Tensor, rotary: &Rotary, first: usize) -> Result<[Tensor; 3]> {
         x.dims3()?;
@@ -145,6 +150,11 @@ impl GatedMlp {
             down: map(hidden, width, init[1], "down_proj")?,
             activation,
         })
+    }
+
+    /// Its parameters.
+    pub fn parameters(&self) -> impl Iterator<Item = &Tensor> {
+        [&self.gate, &self.up, &self.down].into_iter().flat_map(Linear::parameters)
     }
 
     /// What is in between, (…, c) to (…, hidden).

@@ -29,6 +29,11 @@ impl Linear {
         Ok(Self { weight, bias })
     }
 
+    /// Its parameters.
+    pub fn parameters(&self) -> impl Iterator<Item = &Tensor> {
+        std::iter::once(&self.weight).chain(&self.bias)
+    }
+
     pub(super) fn affine(&self) -> Affine<'_> {
         Affine { weight: &self.weight, bias: self.bias.as_ref() }
     }

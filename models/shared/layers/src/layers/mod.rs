@@ -8,6 +8,7 @@ mod linear;
 mod lstm;
 mod norm;
 mod positions;
+mod recompute;
 mod running_norm;
 mod transformer;
 
@@ -19,6 +20,7 @@ pub use linear::Linear;
 pub use lstm::{Lstm, LstmConfig, LstmOutput};
 pub use norm::Norm;
 pub use positions::sinusoids;
+pub use recompute::{recomputed, with_recompute};
 pub use running_norm::RunningNorm;
 pub use transformer::{BlockConfig, Mlp, MlpConfig, NormPlace, TransformerBlock};
 

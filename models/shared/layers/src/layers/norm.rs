@@ -34,6 +34,11 @@ impl Norm {
         }
     }
 
+    /// Its parameters.
+    pub fn parameters(&self) -> impl Iterator<Item = &Tensor> {
+        std::iter::once(&self.weight).chain(&self.bias)
+    }
+
     pub(super) fn before_branch(&self) -> PreNorm<'_> {
         PreNorm { kind: self.kind, eps: self.eps, weight: Some(&self.weight), bias: self.bias.as_ref() }
     }

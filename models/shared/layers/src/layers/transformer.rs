@@ -1,7 +1,7 @@
 use candle_core::{Result, Tensor, bail};
 use candle_nn::VarBuilder;
 
-use super::{AttentionConfig, Dropout, KvCache, Linear, Mode, MultiHeadAttention, Norm};
+use super::{AttentionConfig, Dropout, KvCache, Linear, Mode, MultiHeadAttention, Norm, recomputed};
 use crate::init::{self, Init};
 use crate::ops::{Activation, MlpBranch};
 
@@ -43,6 +43,10 @@ impl Mlp {
             activation,
             dropout: Dropout::new(dropout, &format!("{}.hidden_dropout", vb.prefix())),
         })
+    }
+
+    fn parameters(&self) -> impl Iterator<Item = &Tensor> {
+        self.first.parameters().chain(self.second.parameters())
     }
 
     /// What is in between, behind the activation, (…, c) to (…, hidden).
@@ -127,8 +131,18 @@ impl TransformerBlock {
         })
     }
 
-    /// (b, t, c) to (b, t, c).
+    /// (b, t, c) to (b, t, c). Within [`with_recompute`](crate::with_recompute) its activations are not kept.
     pub fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        let block = self.clone();
+        recomputed(x, self.parameters(), move |x| block.kept(x, mode))
+    }
+
+    fn parameters(&self) -> Vec<Tensor> {
+        let norms = self.norms.iter().flat_map(Norm::parameters);
+        self.attention.parameters().chain(self.mlp.parameters()).chain(norms).cloned().collect()
+    }
+
+    fn kept(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
         let ([norm1, norm2], [drop1, drop2]) = (&self.norms, &self.dropouts);
         match self.place {
             NormPlace::Pre => {

@@ -35,4 +35,4 @@ pub use rope::{RopePairs, RopeScaling, rope, rope_angles, rope_angles_of, rope_f
 pub use sequence_loss::sequence_loss;
 pub use softmax::{log_softmax, softmax};
 pub use zoo_kernels::cpu::simd::fused;
-pub use zoo_kernels::{autocast, backward, backward_scaled, foreign};
+pub use zoo_kernels::{autocast, backward, backward_from, backward_scaled, foreign};

@@ -207,6 +207,9 @@ train_config! {
     ema: f64 = 0.;
     /// Batches that a second thread prepares ahead; 0 for none.
     prefetch: usize = 0, Speed;
+    /// Computes the activations of each transformer block again in the backward pass instead of keeping them, on a CPU: a step takes
+    /// a third longer and less memory.
+    recompute: bool = false, Speed;
     /// Seconds that the processes of a run wait for one of them that does not answer; 0 for ever.
     rank_timeout: u64 = 300, Speed;
     /// What happens at a loss or gradient that is not finite.

@@ -99,6 +99,15 @@ impl<'a, T: Task> Trainer<'a, T> {
         let train = &config.train;
         train.validate()?;
         config.task.validate(train)?;
+        if train.recompute && !device.is_cpu() {
+            return Err(Error::Usage("train.recompute is for CPUs: on other devices activations are kept".into()));
+        }
+        if train.recompute && !T::recomputes(&config.model) {
+            return Err(Error::Usage(format!(
+                "train.recompute: {} with this configuration has no transformer blocks whose activations could be computed again",
+                T::NAME
+            )));
+        }
         let experience = task.experience(config)?;
         if experience.is_some() && (train.overfit_batch || train.accumulate != 1) {
             return Err(Error::Usage(

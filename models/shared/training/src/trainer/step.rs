@@ -5,7 +5,7 @@ use candle_core::cuda::{gemm_reduced_precision_f32, set_gemm_reduced_precision_f
 use serde_json::json;
 use zoo_layers::ops::{autocast, backward_scaled, foreign, fused};
 use zoo_layers::optim::{clip_factor, global_norm};
-use zoo_layers::{Gradients, Mode};
+use zoo_layers::{Gradients, Mode, with_recompute};
 
 use super::{Fetch, Trainer};
 use crate::config::ComputeType;
@@ -51,7 +51,7 @@ pub fn with_products<R>(dtype: ComputeType, compute: impl FnOnce() -> R) -> R {
 impl<T: Task> Trainer<'_, T> {
     /// Loss, terms and gradients of a step's micro-batches, each by its share of the samples, whichever process computes them.
     pub(super) fn micro_steps(&mut self, lr: f64, batch: Fetch<T>, interrupted: &dyn Fn() -> bool) -> Result<Step> {
-        let TrainConfig { seed, accumulate: count, .. } = self.config.train;
+        let TrainConfig { seed, accumulate: count, recompute, .. } = self.config.train;
         let compute = self.config.train.compute();
         let scale = self.state.loss_scale.map_or(1., |s| s.factor);
         let (mut losses, mut tree, mut foreign_shapes) = (vec![], Tree::new(count), vec![]);
@@ -73,8 +73,9 @@ impl<T: Task> Trainer<'_, T> {
                 Some(experience) => experience.batch(self.batches.at(number))?,
                 None => batch(number)?,
             };
-            let result =
-                autocast(compute, || self.task.loss(&self.model, &samples, Mode::Train { seed, step: number }))?;
+            let result = with_recompute(recompute, || {
+                autocast(compute, || self.task.loss(&self.model, &samples, Mode::Train { seed, step: number }))
+            })?;
             // Without kernels for it, all of a graph is candle's.
             let kernels = fused() && (compute != DType::F16 || !result.total.device().is_cpu());
             if !std::mem::replace(&mut self.graph_seen, true) && kernels {

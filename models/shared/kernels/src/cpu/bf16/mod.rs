@@ -33,7 +33,7 @@ pub(super) fn apart<R>(f: impl FnOnce() -> R) -> R {
 }
 
 /// Whether products of matrices read bf16.
-pub(super) fn is_on() -> bool {
+pub fn is_on() -> bool {
     ON.get().unwrap_or(false)
 }
 
