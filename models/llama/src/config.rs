@@ -16,7 +16,7 @@ pub struct Config {
     pub layers: usize,
     /// Heads of queries in a block.
     pub heads: usize,
-    /// Heads of keys and values, each shared by as many heads of queries.
+    /// Heads of keys and values, each shared by the same number of heads of queries.
     pub key_heads: usize,
     /// Features of a head.
     pub head_width: usize,
@@ -149,6 +149,10 @@ impl Config {
         }
         if layers > 1000 {
             return Some(format!("model.layers is {layers}, expected at most 1000"));
+        }
+        const LONGEST: usize = 1 << 20;
+        if context > LONGEST {
+            return Some(format!("model.context is {context}, expected at most {LONGEST}"));
         }
         if heads % key_heads != 0 {
             return Some(format!("model.heads = {heads} cannot share model.key_heads = {key_heads} evenly"));

@@ -102,11 +102,13 @@ fn conversations(path: &Path, tokens: Option<&Tokens>) -> zoo_training::Result<D
             }
             Line { text: None, prompt: None, response: None, messages: Some(messages) } => {
                 answers = true;
-                // A tokenizer that is to be trained has no template yet: it sees what is said.
-                match tokens {
-                    Some(tokens) => tokens.chat_pieces(&messages).map_err(|e| refuse(e.to_string()))?,
-                    None => messages.into_iter().map(|m| (m.content, true)).collect(),
-                }
+                let Some(tokens) = tokens else {
+                    return Err(refuse(
+                        "a conversation is written by the chat template of a tokenizer: name one by --tokenizer, or weights by --init-from"
+                            .into(),
+                    ));
+                };
+                tokens.chat_pieces(&messages).map_err(|e| refuse(e.to_string()))?
             }
             _ => return Err(refuse("expected text, or prompt and response, or messages".into())),
         });
@@ -168,29 +170,49 @@ pub struct Batch {
     pub(crate) mask: Option<Tensor>,
 }
 
+/// A document's tokens, each with whether it is to be learnt. One of several pieces is tokenized as a whole, as the model will see it.
+fn tokens_of(document: &Document, tokens: &Tokens) -> Result<Vec<(u32, bool)>> {
+    if let [(text, learn)] = document.as_slice() {
+        return Ok(tokens.encode_long(text)?.into_iter().map(|id| (id, *learn)).collect());
+    }
+    let text: String = document.iter().map(|(piece, _)| piece.as_str()).collect();
+    let ends = document.iter().scan(0, |end, (piece, learn)| {
+        *end += piece.len();
+        Some((*end, *learn))
+    });
+    let ends: Vec<(usize, bool)> = ends.collect();
+    let begin = tokens.begin().and_then(|id| tokens.text(id));
+    let begun = begin.is_some_and(|begin| text.starts_with(&begin));
+    let of = |(id, at): (u32, Option<usize>)| {
+        let learn = at.is_some_and(|at| ends.iter().find(|(end, _)| at < *end).is_some_and(|(_, learn)| *learn));
+        (id, learn)
+    };
+    Ok(tokens.encode_at(&text, !begun)?.into_iter().map(of).collect())
+}
+
 impl Corpus {
-    /// Tokens of documents, each behind the token that ends texts, if there is one. Of conversations, those without anything to
-    /// learn within a window are left out; their number comes beside.
+    /// Tokens of documents, each followed by the token that ends a text, if there is one. Of conversations, those without anything to
+    /// learn within a window are left out. What was left out or cut comes beside, in words.
     pub(crate) fn new(
         documents: &[Document],
         answers: bool,
         tokens: &Tokens,
         window: usize,
-    ) -> zoo_training::Result<(Self, usize)> {
+    ) -> zoo_training::Result<(Self, Vec<String>)> {
         let (mut ids, mut learnt, mut starts) = (vec![], vec![], vec![]);
-        let (mut bytes, mut left_out) = (0, 0);
+        let (mut bytes, mut left_out, mut cut) = (0, 0, 0);
         let several = documents.len() > 1 || answers;
         let end = tokens.file().ends.first().copied();
         for document in documents {
             let start = ids.len();
-            for (text, learn) in document {
-                let piece = tokens.encode_long(text)?;
-                learnt.resize(ids.len() + piece.len(), *learn);
-                ids.extend(piece);
-                bytes += if *learn { text.len() } else { 0 };
+            for (id, learn) in tokens_of(document, tokens)? {
+                ids.push(id);
+                learnt.push(learn);
             }
-            // A template may have written it.
-            if let Some(end) = end.filter(|end| several && ids.last() != Some(end)) {
+            bytes += document.iter().filter(|(_, learn)| *learn).map(|(text, _)| text.len()).sum::<usize>();
+            // A template may have written it, with a new line behind it.
+            let ended = ids[start..].iter().rev().take(2).any(|token| tokens.ends(*token));
+            if let Some(end) = end.filter(|_| several && !ended) {
                 ids.push(end);
                 learnt.push(true);
             }
@@ -203,13 +225,37 @@ impl Corpus {
                 learnt.truncate(start);
                 continue;
             }
+            cut += usize::from(answers && ids.len() > start + window + 1);
             starts.push(start);
         }
         let targets = learnt.iter().filter(|l| **l).count();
         if targets == learnt.len() {
             learnt = vec![];
         }
-        Ok((Self { ids, learnt, starts, targets, bytes, is_by_document: answers }, left_out))
+        let mut said = vec![];
+        for (n, what) in [
+            (left_out, "have no answer within their first"),
+            (cut, "are longer than a window, and what lies beyond is neither learnt nor judged: their first"),
+        ] {
+            if n > 0 {
+                let then =
+                    if what.starts_with("have") { " (data.window), and are left out" } else { " count (data.window)" };
+                said.push(format!("{n} documents {what} {window} tokens{then}"));
+            }
+        }
+        Ok((Self { ids, learnt, starts, targets, bytes, is_by_document: answers }, said))
+    }
+
+    /// Whether a sample is a document, and not any window.
+    pub(crate) fn is_by_document(&self) -> bool {
+        self.is_by_document
+    }
+
+    /// Tokens that are learnt, but for those that begin a document.
+    pub(crate) fn learnt(&self) -> impl Iterator<Item = u32> + '_ {
+        let begins: std::collections::HashSet<usize> = self.starts.iter().copied().collect();
+        let counts = move |at: &usize| self.learnt.get(*at).is_none_or(|l| *l) && !begins.contains(at);
+        (0..self.ids.len()).filter(counts).map(|at| self.ids[at])
     }
 
     /// Samples of windows of `t` tokens.
@@ -300,7 +346,7 @@ mod tests {
         let tokens = tokens()?;
         let texts = ["one two three", "four five", "six six six six"].map(|text| vec![(text.to_string(), true)]);
         let (corpus, left_out) = Corpus::new(&texts, false, &tokens, 8)?;
-        assert_eq!((left_out, corpus.starts.len(), corpus.learns_all()), (0, 3, true));
+        assert_eq!((left_out.len(), corpus.starts.len(), corpus.learns_all()), (0, 3, true));
         let t = corpus.ids.len() - 1;
         let (batch, count) = corpus.windows(&[0], t, false, &Device::Cpu)?;
         let targets = &values(&batch.targets)?[0];
@@ -345,17 +391,20 @@ mod tests {
         assert_eq!((learnt.len(), &learnt), (count, &expected));
         // An answer that no window reaches is left out, and said.
         let far = vec![vec![("one two ".repeat(30), false), ("three".to_string(), true)]];
-        assert_eq!(Corpus::new(&far, true, &tokens, 16)?.1, 1);
+        assert_eq!(Corpus::new(&far, true, &tokens, 16)?.1.len(), 1);
         for (line, says) in [
             ("{\"prompt\": \"a\"}", "line 1: expected text, or prompt and response"),
             ("{\"text\": \"a\"", "line 1: EOF"),
-            ("{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]}", "line 1: the model has no chat template"),
+            ("{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]}", "line 1: the conversation has no answer"),
+            (
+                "{\"messages\": [{\"role\": \"assistant\", \"content\": \"a\"}]}",
+                "line 1: the model has no chat template",
+            ),
         ] {
             std::fs::write(file.path(), line).map_err(Error::io(file.path()))?;
             let said = documents(&source, 0, Some(&tokens));
             let message = said.map(|_| ()).unwrap_err().to_string();
-            // A conversation without an answer asks for none.
-            assert!(message.contains(says) || message.contains("no answer"), "{message}");
+            assert!(message.contains(says), "{message}");
         }
         Ok(())
     }

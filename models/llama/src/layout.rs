@@ -165,6 +165,23 @@ fn of_hugging_face(foreign: &Foreign) -> Result<(Config, Tokens)> {
     if let Some(f) = said.get("hidden_act").and_then(Value::as_str).filter(|f| !["silu", "swish"].contains(f)) {
         return said.lacks(format!("activation {f}"));
     }
+    let ties = said.get("tie_word_embeddings").and_then(Value::as_bool);
+    let has_head = foreign.tensors.iter().any(|(name, _)| *name == "lm_head.weight");
+    match ties {
+        Some(true) if has_head => {
+            return Err(Error::Data(
+                "config.json ties the head to the embedding, but lm_head.weight has other values".into(),
+            ));
+        }
+        Some(false) if !has_head => {
+            return Err(Error::Data(
+                "config.json has a head of its own, but lm_head.weight is missing, or has the embedding's values: set \
+                 tie_word_embeddings to true if they are tied"
+                    .into(),
+            ));
+        }
+        _ => {}
+    }
     let context = said.count("max_position_embeddings")?;
     if let Some(window) = said.get("sliding_window").and_then(Value::as_u64).filter(|w| *w < context as u64) {
         return said

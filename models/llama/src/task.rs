@@ -69,13 +69,14 @@ impl LlamaTask {
         [("loss", loss), ("perplexity", loss.exp()), ("bits_per_byte", bits * tokens_a_byte)].into()
     }
 
-    /// The loss of how often tokens are in the training part, whatever stands before them: each counted once more.
+    /// The loss of how often tokens are among those learnt in training, whatever stands before them: each counted once more.
     fn frequencies(&self) -> f64 {
         let mut counts = vec![1f64; self.tokens.len()];
-        self.parts[0].ids.iter().for_each(|token| counts[*token as usize] += 1.);
+        self.parts[0].learnt().for_each(|token| counts[token as usize] += 1.);
         let total: f64 = counts.iter().sum();
-        let targets = self.parts[1].ids.get(1..).unwrap_or_default();
-        -targets.iter().map(|token| (counts[*token as usize] / total).ln()).sum::<f64>() / targets.len().max(1) as f64
+        let (sum, n) =
+            self.parts[1].learnt().fold((0., 0.), |(sum, n), t| (sum - (counts[t as usize] / total).ln(), n + 1.));
+        sum / f64::max(n, 1.)
     }
 }
 
@@ -138,7 +139,8 @@ impl Task for LlamaTask {
         Ok(part.windows(&starts, self.window, false, &self.device)?.0)
     }
 
-    /// Cross-entropy in nats, averaged over the tokens of the batch that are to be learnt.
+    /// Cross-entropy in nats, averaged over the tokens of the batch that are to be learnt. Micro-batches (`train.accumulate`) count by their
+    /// samples, not by their tokens.
     fn loss(&self, model: &Llama, batch: &Batch, mode: Mode) -> Result<Loss> {
         let options = CrossEntropyOptions { ignore_index: Some(IGNORED), ..Default::default() };
         Ok(Loss::new(cross_entropy(&self.forward(model, batch, mode)?, &batch.targets, options)?))
@@ -228,11 +230,19 @@ impl Recipe for LlamaTask {
     fn settle(config: &mut ConfigOf<Self>) -> zoo_training::Result<()> {
         let weights = config.train.init_from.clone();
         if !weights.is_empty() && Path::new(&weights).exists() {
-            let (theirs, _) = of_weights(Path::new(&weights))?;
-            config.model.vocabulary = theirs.vocabulary;
+            let (theirs, file) = of_weights(Path::new(&weights))?;
+            // What shows in no shape of theirs.
+            let Config { vocabulary, eps, rope_base, rope_scaling, rope_factor, .. } = theirs;
+            let Config { rope_low, rope_high, rope_first_context, .. } = theirs;
+            config.model = Config { vocabulary, eps, rope_base, rope_scaling, rope_factor, ..config.model.clone() };
+            config.model = Config { rope_low, rope_high, rope_first_context, ..config.model.clone() };
+            // Numbers of tokens mean what they meant to the weights that a run begins with.
             if config.data.tokenizer.is_empty() {
-                // Numbers of tokens mean what they meant to the weights that a run begins with.
                 config.data.tokenizer = weights;
+            } else if tokens(&config.data)?.file().tokenizer != Tokens::new(file)?.file().tokenizer {
+                return Err(Error::Usage(format!(
+                    "data.tokenizer is not that of {weights}: leave it out (its tokens have other numbers)"
+                )));
             }
         } else if !config.data.tokenizer.is_empty() {
             let known = tokens(&config.data)?.len();
@@ -330,12 +340,8 @@ impl Recipe for LlamaTask {
         }
         let (first, without) = Corpus::new(&first, answers, &tokens, window)?;
         let (last, more_without) = Corpus::new(&last, answers, &tokens, window)?;
-        if without + more_without > 0 {
-            remarks.push(format!(
-                "{} documents have no answer within their first {window} tokens (data.window), and are left out",
-                without + more_without
-            ));
-        }
+        remarks.extend(without.into_iter().map(|remark| format!("to learn from: {remark}")));
+        remarks.extend(more_without.into_iter().map(|remark| format!("to validate: {remark}")));
         let too_few = match answers {
             true => first.starts.is_empty() || (source.valid > 0. && last.starts.is_empty()),
             false => first.ids.len() <= window || (source.valid > 0. && last.ids.len() <= window),
@@ -386,7 +392,7 @@ impl Recipe for LlamaTask {
         // What is left is a shorter window.
         let first = n * self.window;
         let left = (part.ids.len().max(1) - 1).saturating_sub(first);
-        if left > 0 && part.learns_all() && split != Split::Train {
+        if left > 0 && !part.is_by_document() && split != Split::Train {
             let (loss, count) = self.sum(model, split, &[first], left)?;
             (sum, targets) = (sum + loss, targets + count);
         }

@@ -35,6 +35,8 @@ pub struct TokensFile {
 pub struct Tokens {
     tokenizer: Tokenizer,
     file: TokensFile,
+    /// One more than the largest number of a token.
+    len: usize,
 }
 
 fn said(what: &str) -> impl Fn(tokenizers::Error) -> Error + '_ {
@@ -46,14 +48,23 @@ impl Tokens {
     ///
     /// # Errors
     /// It is none.
-    pub fn new(file: TokensFile) -> Result<Self> {
+    pub fn new(mut file: TokensFile) -> Result<Self> {
+        // What a training of somebody's cut texts to, or filled them up to, is no property of the tokens.
+        for key in ["truncation", "padding"] {
+            if let Some(value) = file.tokenizer.get_mut(key) {
+                *value = Value::Null;
+            }
+        }
+        let prefix = file.tokenizer.pointer("/model/continuing_subword_prefix").and_then(Value::as_str);
+        if prefix.is_some_and(|prefix| !prefix.is_empty()) {
+            bail!("tokenizer: its byte pairs have a continuing_subword_prefix, which those of Llamas have not")
+        }
         // As text: some of its parts are read from borrowed texts alone.
         let tokenizer = Tokenizer::from_bytes(file.tokenizer.to_string()).map_err(said("tokenizer"))?;
-        let tokens = Self { tokenizer, file };
-        let n = tokens.len() as u32;
-        match tokens.file.begin.iter().chain(&tokens.file.ends).find(|token| **token >= n) {
+        let n = tokenizer.get_vocab(true).values().max().map_or(0, |last| *last as usize + 1);
+        match file.begin.iter().chain(&file.ends).find(|token| **token as usize >= n) {
             Some(token) => bail!("tokenizer: it has {n} tokens, and a text would begin or end with token {token}"),
-            None => Ok(tokens),
+            None => Ok(Self { tokenizer, file, len: n }),
         }
     }
 
@@ -67,12 +78,16 @@ impl Tokens {
         let named = |e: String| Error::msg(format!("{}: {e}", path.display()));
         let bytes = zoo_checkpoint::bytes_of(path, "a tokenizer", LARGEST).map_err(Error::wrap)?;
         let tokenizer: Value = serde_json::from_slice(&bytes).map_err(|e| named(format!("no JSON: {e}")))?;
-        let beside = |name: &str| -> Map<String, Value> {
-            let bytes = zoo_checkpoint::bytes_of(&path.with_file_name(name), "a configuration", LARGEST);
-            bytes.ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
+        let beside = |name: &str| -> Result<Map<String, Value>> {
+            let file = path.with_file_name(name);
+            if !file.exists() {
+                return Ok(Map::new());
+            }
+            let bytes = zoo_checkpoint::bytes_of(&file, "a configuration", LARGEST).map_err(Error::wrap)?;
+            serde_json::from_slice(&bytes).map_err(|e| Error::msg(format!("{}: no JSON object: {e}", file.display())))
         };
-        let [names, generation, config] =
-            ["tokenizer_config.json", "generation_config.json", "config.json"].map(beside);
+        let (names, generation) = (beside("tokenizer_config.json")?, beside("generation_config.json")?);
+        let config = beside("config.json")?;
         let file = TokensFile { tokenizer, begin: None, ends: vec![], chat_template: None };
         let mut tokens = Self::new(file).map_err(|e| named(e.to_string()))?;
         let number = |key: &str| [&generation, &config].into_iter().find_map(|file| file.get(key));
@@ -89,15 +104,22 @@ impl Tokens {
             let value = names.get(key)?;
             tokens.tokenizer.token_to_id(value.as_str().or_else(|| value.get("content")?.as_str())?)
         };
-        let (begin, mut ends) = (numbers(number("bos_token_id")).first().copied(), numbers(number("eos_token_id")));
-        let (begin, end) = (named_token("bos_token").or(begin), named_token("eos_token"));
-        ends.extend(end.filter(|end| !ends.contains(end)));
-        // In a file of its own, in newer folders.
-        let template = path.with_file_name("chat_template.jinja");
-        let template = zoo_checkpoint::bytes_of(&template, "a template", LARGEST).ok();
-        tokens.file.chat_template = match template.and_then(|bytes| String::from_utf8(bytes).ok()) {
-            Some(template) => Some(template),
-            None => names.get("chat_template").and_then(Value::as_str).map(str::to_string),
+        let begin = named_token("bos_token").or(numbers(number("bos_token_id")).first().copied());
+        // The tokenizer's own comes first: it is what a template writes.
+        let mut ends: Vec<u32> = named_token("eos_token").into_iter().collect();
+        ends.extend(numbers(number("eos_token_id")).into_iter().filter(|end| !ends.contains(end)).collect::<Vec<_>>());
+        // In a file of its own, in newer folders; one of several by name, in some.
+        let file = path.with_file_name("chat_template.jinja");
+        tokens.file.chat_template = match names.get("chat_template") {
+            _ if file.exists() => {
+                let bytes = zoo_checkpoint::bytes_of(&file, "a chat template", LARGEST).map_err(Error::wrap)?;
+                Some(String::from_utf8(bytes).map_err(|_| Error::msg(format!("{}: no UTF-8", file.display())))?)
+            }
+            Some(Value::Array(several)) => {
+                let default = several.iter().find(|t| t.get("name").and_then(Value::as_str) == Some("default"));
+                default.and_then(|t| t.get("template")?.as_str()).map(str::to_string)
+            }
+            one => one.and_then(Value::as_str).map(str::to_string),
         };
         (tokens.file.begin, tokens.file.ends) = (begin, ends);
         Self::new(tokens.file).map_err(|e| named(e.to_string()))
@@ -114,7 +136,10 @@ impl Tokens {
         let says = |key: &str| get(key).and_then(Value::as_bool);
         let number = |key: &str| get(key).and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok());
         let begin = number("ggml.bos_token_id");
-        let end = number("ggml.eos_token_id");
+        // Of a text, of what somebody says, and of a message.
+        let mut ends: Vec<u32> =
+            ["eos", "eot", "eom"].iter().filter_map(|end| number(&format!("ggml.{end}_token_id"))).collect();
+        ends.dedup();
         let types: Vec<u64> = match get("ggml.token_type") {
             Some(Value::Array(types)) => types.iter().map(|t| t.as_u64().unwrap_or(1)).collect(),
             _ => vec![1; tokens.len()],
@@ -199,7 +224,7 @@ impl Tokens {
             ("post_processor".into(), processor),
         ]);
         let chat_template = get("chat_template").and_then(Value::as_str).map(str::to_string);
-        Self::new(TokensFile { tokenizer: parts, begin, ends: end.into_iter().collect(), chat_template })
+        Self::new(TokensFile { tokenizer: parts, begin, ends, chat_template })
     }
 
     /// Entries of a GGUF file that say the same, for llama.cpp.
@@ -243,8 +268,9 @@ impl Tokens {
             "tokenizer.ggml.token_type": types, "tokenizer.ggml.merges": merges,
             "tokenizer.ggml.add_bos_token": adds_begin, "tokenizer.ggml.add_space_prefix": false,
         });
-        let ends = self.file.ends.first();
-        for (key, token) in [("bos", self.file.begin.as_ref()), ("eos", ends), ("padding", ends)] {
+        let (end, other_end) = (self.file.ends.first(), self.file.ends.get(1));
+        let special = [("bos", self.file.begin.as_ref()), ("eos", end), ("eot", other_end), ("padding", end)];
+        for (key, token) in special {
             if let Some(token) = token {
                 entries[format!("tokenizer.ggml.{key}_token_id")] = (*token).into();
             }
@@ -281,9 +307,9 @@ impl Tokens {
         Self::new(TokensFile { tokenizer, begin: Some(0), ends: vec![0], chat_template: None })
     }
 
-    /// How many there are.
+    /// One more than the largest number of a token.
     pub fn len(&self) -> usize {
-        self.tokenizer.get_vocab_size(true)
+        self.len
     }
 
     /// Whether there are none.
@@ -317,6 +343,17 @@ impl Tokens {
     /// The tokenizer's.
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
         Ok(self.tokenizer.encode_fast(text, special).map_err(said("tokenizer"))?.get_ids().to_vec())
+    }
+
+    /// Numbers of a text's tokens as [`Tokens::encode`] gives them, each with where it begins in the text, in bytes; none for those that
+    /// the tokenizer adds.
+    ///
+    /// # Errors
+    /// The tokenizer's.
+    pub(crate) fn encode_at(&self, text: &str, special: bool) -> Result<Vec<(u32, Option<usize>)>> {
+        let encoding = self.tokenizer.encode(text, special).map_err(said("tokenizer"))?;
+        let all = encoding.get_ids().iter().zip(encoding.get_offsets()).zip(encoding.get_special_tokens_mask());
+        Ok(all.map(|((id, (start, _)), added)| (*id, (*added == 0).then_some(*start))).collect())
     }
 
     /// Numbers of the tokens of a long text, in pieces of about 1 MiB that end behind a line, in parallel.
@@ -378,7 +415,9 @@ fn splits() -> Vec<(&'static [&'static str], Value)> {
 fn merges(tokens: &[String], scores: &[f64]) -> Vec<Value> {
     let numbers: HashMap<&str, usize> = tokens.iter().enumerate().map(|(i, t)| (t.as_str(), i)).collect();
     let mut all: Vec<(f64, usize, usize)> = vec![];
-    for (token, score) in tokens.iter().zip(scores) {
+    // Longer ones are no words, and would take long.
+    const LONGEST: usize = 512;
+    for (token, score) in tokens.iter().zip(scores).filter(|(token, _)| token.len() <= LONGEST) {
         let cuts = token.char_indices().skip(1).map(|(at, _)| token.split_at(at));
         let mut found: Vec<_> = cuts.filter_map(|(a, b)| Some((*numbers.get(a)?, *numbers.get(b)?))).collect();
         found.sort_unstable();

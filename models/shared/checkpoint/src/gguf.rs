@@ -376,44 +376,69 @@ fn write(file: &mut File, path: &Path, outline: &Outline, streams: Streams) -> R
     file.flush().map_err(Error::io(path))
 }
 
-/// The type and the bytes of a number, a truth value, or a list of texts or numbers. Numbers take the narrowest type that programs
-/// expect and that holds them: u32 (in lists i32) or f32. Anything else is a text.
+/// The type and the bytes of a number, a truth value, or a list of texts, truth values or numbers. Numbers take the narrowest type that
+/// programs expect and that holds them, all of a list the same: u32 (in lists i32) or f32. Anything else is a text.
 fn typed(value: &Value) -> Option<(u32, Vec<u8>)> {
-    let scalar = |value: &Value, listed: bool| -> Option<(u32, Vec<u8>)> {
-        Some(match value {
-            Value::Bool(yes) => (7, vec![u8::from(*yes)]),
-            Value::Number(n) if n.is_f64() => {
-                let (wide, narrow) = (n.as_f64()?, n.as_f64()? as f32);
-                match f64::from(narrow) == wide {
-                    true => (6, narrow.to_le_bytes().into()),
-                    false => (12, wide.to_le_bytes().into()),
-                }
-            }
-            Value::Number(n) => match (n.as_i64(), n.as_u64()) {
-                (Some(n), _) if listed || n < 0 => match i32::try_from(n) {
-                    Ok(n) => (5, n.to_le_bytes().into()),
-                    Err(_) => (11, n.to_le_bytes().into()),
-                },
-                (_, Some(n)) => match u32::try_from(n) {
-                    Ok(n) => (4, n.to_le_bytes().into()),
-                    Err(_) => (10, n.to_le_bytes().into()),
-                },
-                _ => return None,
-            },
-            Value::String(text) if listed => (8, [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat()),
-            _ => return None,
-        })
+    let Value::Array(list) = value else {
+        let kind = kind_of(value, false).filter(|kind| *kind != 8)?;
+        return Some((kind, bytes_as(value, kind)?));
     };
-    let Value::Array(list) = value else { return scalar(value, false) };
-    let items = list.iter().map(|item| scalar(item, true)).collect::<Option<Vec<_>>>()?;
-    let kind = items.first()?.0;
-    let mut bytes = kind.to_le_bytes().to_vec();
-    bytes.extend((items.len() as u64).to_le_bytes());
-    for (of, item) in &items {
-        if *of != kind {
-            return None;
-        }
-        bytes.extend(item);
+    let kinds = list.iter().map(|item| kind_of(item, true)).collect::<Option<Vec<u32>>>()?;
+    let kind = match kinds.as_slice() {
+        [] => 8,
+        [first, ..] if kinds.iter().all(|k| k == first) => *first,
+        _ if kinds.iter().all(|k| matches!(k, 5 | 11)) => 11,
+        _ if kinds.iter().all(|k| matches!(k, 6 | 12)) => 12,
+        _ => return None,
+    };
+    let mut bytes = [&kind.to_le_bytes()[..], &(list.len() as u64).to_le_bytes()].concat();
+    for item in list {
+        bytes.extend(bytes_as(item, kind)?);
     }
     Some((9, bytes))
+}
+
+fn kind_of(value: &Value, listed: bool) -> Option<u32> {
+    Some(match value {
+        Value::Bool(_) => 7,
+        Value::String(_) => 8,
+        Value::Number(n) if n.is_f64() => {
+            let wide = n.as_f64()?;
+            if f64::from(wide as f32) == wide { 6 } else { 12 }
+        }
+        Value::Number(n) => match n.as_i64() {
+            Some(n) if listed || n < 0 => {
+                if i32::try_from(n).is_ok() {
+                    5
+                } else {
+                    11
+                }
+            }
+            _ => {
+                if u32::try_from(n.as_u64()?).is_ok() {
+                    4
+                } else {
+                    10
+                }
+            }
+        },
+        _ => return None,
+    })
+}
+
+fn bytes_as(value: &Value, kind: u32) -> Option<Vec<u8>> {
+    Some(match kind {
+        4 => u32::try_from(value.as_u64()?).ok()?.to_le_bytes().into(),
+        5 => i32::try_from(value.as_i64()?).ok()?.to_le_bytes().into(),
+        6 => (value.as_f64()? as f32).to_le_bytes().into(),
+        7 => vec![u8::from(value.as_bool()?)],
+        8 => {
+            let text = value.as_str()?;
+            [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat()
+        }
+        10 => value.as_u64()?.to_le_bytes().into(),
+        11 => value.as_i64()?.to_le_bytes().into(),
+        12 => value.as_f64()?.to_le_bytes().into(),
+        _ => return None,
+    })
 }

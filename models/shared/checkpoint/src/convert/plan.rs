@@ -67,7 +67,7 @@ impl<'a> Output<'a> {
     /// The rows of `heads` heads in the order in which rotary pairs are neighbours; `back` to that in which they are halves.
     fn interleave(mut self, heads: usize, back: bool) -> std::result::Result<Self, String> {
         let rows = self.shape.first().copied().unwrap_or(0);
-        if rows == 0 || !rows.is_multiple_of(2 * heads) {
+        if rows == 0 || heads.checked_mul(2).is_none_or(|halves| !rows.is_multiple_of(halves)) {
             return Err(format!(
                 "{} {:?} has no rows of {heads} heads of an even number of features",
                 self.name, self.shape

@@ -46,7 +46,7 @@ pub struct GroupedConfig {
     pub width: usize,
     /// Heads of queries.
     pub heads: usize,
-    /// Heads of keys and values, each shared by as many heads of queries.
+    /// Heads of keys and values, each shared by the same number of heads of queries.
     pub key_heads: usize,
     /// Features of a head.
     pub head_width: usize,

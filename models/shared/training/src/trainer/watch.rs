@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use zoo_layers::ops::backward;
 use zoo_layers::optim::global_norm;
 use zoo_layers::random::{Purpose, Stream};
-use zoo_layers::{Gradients, Mode, Param, Params};
+use zoo_layers::{Gradients, Mode, Param, Params, with_recompute};
 
 use super::guard::{NonFinite, Refusal};
 use super::{Step, Trainer};
@@ -122,8 +122,10 @@ impl<T: Task> Trainer<'_, T> {
     pub fn examine(&mut self) -> Result<(Check, Report)> {
         self.collect(&mut Silent)?;
         let batch = self.spread(self.config.train.batch_size)?;
-        let loss = self.task.loss(&self.model, &batch, Mode::Eval)?.total;
+        let again = self.config.train.recompute;
+        let loss = with_recompute(again, || self.task.loss(&self.model, &batch, Mode::Eval))?.total;
         let grads = self.params.gradients(&backward(&loss)?);
+        drop(loss);
         let trainable = self.params.trainable();
         let probes = self.task.probes(&self.model, &batch)?;
         let watched = Watched::of(&trainable, &grads, None);
