@@ -50,9 +50,9 @@ pub(crate) fn run_tables(run: &Path) -> anyhow::Result<Table> {
     Ok(RunFiles::at(run).read_config()?.tables)
 }
 
-/// A model's parameters with initial values.
-pub(crate) fn initial<T: Recipe>(config: &ConfigOf<T>) -> anyhow::Result<Params> {
-    let params = Params::init(config.train.seed, &Device::Cpu);
+/// A model's parameters, without values.
+pub(crate) fn outline<T: Recipe>(config: &ConfigOf<T>) -> anyhow::Result<Params> {
+    let params = Params::zeros(&Device::Cpu);
     T::build(&config.model, params.builder())?;
     Ok(params)
 }

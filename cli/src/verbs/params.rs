@@ -9,7 +9,7 @@ use zoo_training::{Error, Recipe, Table};
 
 use crate::arguments::{Json, ModelName, Settings, Values};
 use crate::output::{grouped, print, print_json, table};
-use crate::settings::{configured, initial};
+use crate::settings::{configured, outline};
 use crate::weights::{Loaded, weights};
 
 #[derive(Args)]
@@ -55,7 +55,7 @@ pub(crate) fn run<T: Recipe>(args: &Arguments) -> anyhow::Result<()> {
             let mut config = configured::<T>(&args.settings, Values::default())?;
             T::settle(&mut config)?;
             let preset = args.settings.preset.as_deref().or(T::PRESETS.first().map(|p| p.name));
-            (initial::<T>(&config)?, config.model, preset.into(), false)
+            (outline::<T>(&config)?, config.model, preset.into(), false)
         }
     };
     let all = params.all();

@@ -1,6 +1,6 @@
 //! Writing text, character by character.
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use zoo_layers::{Mode, Pieces, Sampler, Sampling};
 
 use crate::{CharGpt, Vocabulary};
@@ -72,7 +72,8 @@ impl Writer {
                 all.narrow(1, seen.len() - 1, 1)?.squeeze(1)?
             };
             unseen = 1;
-            let next = sampler.draw(&logits.flatten_all()?.to_device(&Device::Cpu)?.to_vec1::<f32>()?, &ids)?;
+            let next = sampler
+                .draw(&logits.flatten_all()?.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.to_vec1::<f32>()?, &ids)?;
             ids.push(next);
             let Some(c) = self.vocabulary.character(next) else { bail!("character {next} is not in the vocabulary") };
             let (certain, ended) = pieces.push(c.encode_utf8(&mut [0; 4]));

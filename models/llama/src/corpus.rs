@@ -51,8 +51,14 @@ pub(crate) fn documents(source: &DataSettings, seed: u64, tokens: Option<&Tokens
     }
     let origin = path.display().to_string();
     if path.is_dir() {
-        let (mut texts, mut remarks) = (vec![], vec![]);
+        let (mut texts, mut remarks, mut answers) = (vec![], vec![], false);
         for file in files(path)? {
+            if is_lines(&file) {
+                let lines = conversations(&file, tokens)?;
+                texts.extend(lines.texts);
+                answers |= lines.answers;
+                continue;
+            }
             let Source { text, origin, remarks: of_file } = read(&file, &source.encoding, "")?;
             texts.push(whole(text));
             remarks.extend(of_file.into_iter().map(|remark| format!("{origin}: {remark}")));
@@ -60,13 +66,18 @@ pub(crate) fn documents(source: &DataSettings, seed: u64, tokens: Option<&Tokens
         if texts.is_empty() {
             return Err(Error::Data(format!("{origin}: the folder has no files")));
         }
-        return Ok(Documents { origin, remarks, texts, answers: false });
+        return Ok(Documents { origin, remarks, texts, answers });
     }
-    if path.extension().is_some_and(|e| e == "jsonl" || e == "ndjson") {
+    if is_lines(path) {
         return conversations(path, tokens);
     }
     let Source { text, origin, remarks } = read(path, &source.encoding, "")?;
     Ok(Documents { origin, remarks, texts: vec![whole(text)], answers: false })
+}
+
+/// Whether a file has a document a line.
+fn is_lines(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e == "jsonl" || e == "ndjson")
 }
 
 /// The files of a folder by name, without hidden ones and folders.
@@ -120,27 +131,40 @@ fn conversations(path: &Path, tokens: Option<&Tokens>) -> zoo_training::Result<D
 }
 
 impl Documents {
-    /// The part to learn from and the last `share`, which validates: of a single text behind a character, else whole documents.
+    /// The part to learn from and the last `share` of the bytes, which validates. Where it falls within a text, that is cut behind a
+    /// character; conversations stay whole.
     pub(crate) fn split(&mut self, share: f64) -> zoo_training::Result<[Vec<Document>; 2]> {
+        let size = |document: &Document| document.iter().map(|(text, _)| text.len()).sum::<usize>();
         let mut first = std::mem::take(&mut self.texts);
-        if let ([document], false) = (first.as_slice(), self.answers) {
-            let text: String = document.iter().map(|(piece, _)| piece.as_str()).collect();
-            let mut cut = (text.len() as f64 * (1. - share)) as usize;
-            while !text.is_char_boundary(cut) {
-                cut -= 1;
-            }
-            let part = |text: &str| if text.is_empty() { vec![] } else { vec![vec![(text.to_string(), true)]] };
-            return Ok([part(&text[..cut]), part(&text[cut..])]);
+        if share == 0. {
+            return Ok([first, vec![]]);
         }
-        let n = first.len();
-        let kept = n - ((n as f64 * share).ceil() as usize).min(n);
-        if kept == 0 {
+        let all: usize = first.iter().map(size).sum();
+        let mut left = (all as f64 * (1. - share)) as usize;
+        let mut kept = 0;
+        while kept < first.len() && size(&first[kept]) <= left {
+            left -= size(&first[kept]);
+            kept += 1;
+        }
+        let mut last = first.split_off(kept.min(first.len()));
+        if let (false, Some(document)) = (self.answers, last.first_mut()) {
+            let text: String = document.iter().map(|(piece, _)| piece.as_str()).collect();
+            while !text.is_char_boundary(left) {
+                left -= 1;
+            }
+            let (before, behind) = text.split_at(left);
+            if !before.is_empty() {
+                first.push(vec![(before.to_string(), true)]);
+            }
+            *document = vec![(behind.to_string(), true)];
+        }
+        if first.is_empty() {
             return Err(Error::Data(format!(
-                "{}: {n} documents leave none to learn from (data.valid = {share})",
-                self.origin
+                "{}: {} documents leave none to learn from (data.valid = {share})",
+                self.origin,
+                last.len()
             )));
         }
-        let last = first.split_off(kept);
         Ok([first, last])
     }
 }

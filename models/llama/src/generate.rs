@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use candle_core::{Device, Error, Result, Tensor, bail};
+use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use zoo_checkpoint::Description;
 use zoo_layers::{Params, Pieces, Sampler, Sampling};
 
@@ -72,7 +72,8 @@ impl Writer {
     /// The model sees its context at most. Beyond that it goes on from the later half of it, which is read anew.
     ///
     /// # Errors
-    /// An empty prompt for a model that has no token to begin with, or sampling numbers that make no sense.
+    /// An empty prompt for a model that has no token to begin with, a prompt longer than the context, or sampling numbers that make no
+    /// sense.
     pub fn stream(&self, prompt: &str, sampling: &Sampling, sink: &mut dyn FnMut(&str) -> bool) -> Result<()> {
         sampling.validate()?;
         // A chat template may have written what begins a text.
@@ -86,6 +87,9 @@ impl Writer {
             }
         }
         let context = self.model.context();
+        if ids.len() > context {
+            bail!("the prompt has {} tokens, and the model sees {context}: its beginning would be lost", ids.len())
+        }
         let mut sampler = Sampler::new(sampling);
         let mut cache = self.model.cache(ids.len().saturating_add(sampling.tokens));
         let mut pieces = Pieces::new(&sampling.stop);
@@ -93,7 +97,7 @@ impl Writer {
         // a space stands before a token may depend on the one before.
         let mut first = ids.len() - 1;
         let mut shown = self.tokens.decode(&ids[first..])?;
-        let mut unseen = ids.len().min(context);
+        let mut unseen = ids.len();
         for _ in 0..sampling.tokens {
             let logits = if sampling.cache {
                 let seen = cache.first().map_or(0, |c| c.len());
@@ -108,7 +112,8 @@ impl Writer {
                 all.narrow(1, seen.len() - 1, 1)?.squeeze(1)?
             };
             unseen = 1;
-            let next = sampler.draw(&logits.flatten_all()?.to_device(&Device::Cpu)?.to_vec1::<f32>()?, &ids)?;
+            let next = sampler
+                .draw(&logits.flatten_all()?.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.to_vec1::<f32>()?, &ids)?;
             if self.tokens.ends(next) {
                 break;
             }

@@ -347,11 +347,14 @@ impl Recipe for LlamaTask {
             false => first.ids.len() <= window || (source.valid > 0. && last.ids.len() <= window),
         };
         if too_few {
+            let (train, valid) = (first.ids.len(), last.ids.len());
+            let way = match answers {
+                true => "set data.window higher, or bring more documents",
+                false => "bring more text, or set data.window lower",
+            };
+            let said = if remarks.is_empty() { String::new() } else { format!("; {}", remarks.join("; ")) };
             return Err(Error::Data(format!(
-                "{origin}: {} tokens to learn from and {} that validate: each part needs more than a window of {window} (bring more text, or \
-                 set data.window lower)",
-                first.ids.len(),
-                last.ids.len()
+                "{origin}: {train} tokens to learn from and {valid} that validate are too few for windows of {window}: {way}{said}"
             )));
         }
         let eval_windows = source.eval_windows;

@@ -383,6 +383,17 @@ impl<'a> TensorView<'a> {
         self
     }
 
+    /// The first three dimensions as one again, where its rows follow each other.
+    pub(crate) fn fold(mut self) -> Option<Self> {
+        let ([a, b, c], row) = (self.shape.first_chunk::<3>().copied()?, *self.strides.get(2)?);
+        if self.strides[..3] != [b * c * row, c * row, row] {
+            return None;
+        }
+        self.shape.splice(0..3, [a * b * c]);
+        self.strides.splice(0..3, [row]);
+        Some(self)
+    }
+
     /// `len` indices of dimension `dim`, from `start` on.
     ///
     /// # Errors

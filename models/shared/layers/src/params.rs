@@ -31,6 +31,8 @@ enum Origin {
     Seed(u64),
     /// Take loaded tensors by name.
     Loaded(BTreeMap<String, Tensor>),
+    /// None are drawn.
+    Zeros,
 }
 
 struct Inner {
@@ -63,7 +65,7 @@ impl Params {
         let (params, index, frozen) = (vec![], HashMap::new(), Arc::new(|_: &str| false));
         let loaded = match &source {
             Origin::Loaded(tensors) => tensors.values().map(Tensor::elem_count).sum(),
-            Origin::Seed(_) => 0,
+            Origin::Seed(_) | Origin::Zeros => 0,
         };
         let (shared, room) = (BTreeSet::new(), SPARE + 2 * loaded);
         let inner = Inner { source, params, index, frozen, track, shared, room, is_complete: false };
@@ -74,6 +76,11 @@ impl Params {
     /// change the others'.
     pub fn init(seed: u64, device: &Device) -> Self {
         Self::new(Origin::Seed(seed), device, true)
+    }
+
+    /// Trainable parameters that are all zero, for their names and shapes: nothing is drawn, and memory is taken where it is written to.
+    pub fn zeros(device: &Device) -> Self {
+        Self::new(Origin::Zeros, device, true)
     }
 
     /// A model over `tensors`, for one that only runs: its parameters are constants, and no graph is recorded. To train on, see
@@ -324,6 +331,7 @@ impl Backend {
             Origin::Seed(seed) => {
                 draw(init, shape, Stream::new(*seed, Purpose::Init, layer_id(name), 0), device)?.to_dtype(dtype)
             }
+            Origin::Zeros => Tensor::zeros(shape, dtype, device),
             Origin::Loaded(tensors) => match tensors.get(name) {
                 Some(t) if t.shape() == shape => t.to_dtype(dtype)?.to_device(device),
                 _ if inner.is_complete => bail!("{name} is not among the tensors that were loaded"),
@@ -364,7 +372,10 @@ impl SimpleBackend for Backend {
                 at
             }
             None => {
-                let var = Var::from_tensor(&Self::create(inner, &shape, name, init, dtype, device)?.detach())?;
+                let var = match inner.source {
+                    Origin::Zeros => Var::zeros(&shape, dtype, device)?,
+                    _ => Var::from_tensor(&Self::create(inner, &shape, name, init, dtype, device)?.detach())?,
+                };
                 let buffer = is_buffer(name);
                 let trainable = inner.track && !buffer && !is_frozen;
                 inner.params.push(Param { name: name.to_string(), var, trainable, buffer });
@@ -391,7 +402,7 @@ impl SimpleBackend for Backend {
     fn contains_tensor(&self, name: &str) -> bool {
         let inner = self.params.lock();
         match &inner.source {
-            Origin::Seed(_) => inner.index.contains_key(name),
+            Origin::Seed(_) | Origin::Zeros => inner.index.contains_key(name),
             Origin::Loaded(tensors) => tensors.contains_key(name),
         }
     }

@@ -78,7 +78,21 @@ impl<'a> Output<'a> {
         };
         let half = rows / heads / 2;
         let sizes = if back { [heads, half, 2] } else { [heads, 2, half] };
-        self.views = vec![view.clone().unfold(sizes).transpose(1, 2)?];
+        let view = match self.is_reordered() {
+            false => view.clone().unfold(sizes).transpose(1, 2)?,
+            // What a rule before did may be what this one undoes.
+            true => match view
+                .shape
+                .starts_with(&sizes)
+                .then(|| view.clone().transpose(1, 2))
+                .transpose()?
+                .and_then(TensorView::fold)
+            {
+                Some(whole) => whole,
+                None => return Err(format!("the rows of {} were reordered by a rule before", self.name)),
+            },
+        };
+        self.views = vec![view];
         Ok(self)
     }
 
@@ -287,7 +301,7 @@ impl<'a> Plan<'a> {
                 continue;
             }
             found = true;
-            let moves = matches!(rule.action, Action::Transpose | Action::Interleave { .. } | Action::Split { .. });
+            let moves = matches!(rule.action, Action::Transpose | Action::Split { .. });
             if moves && output.is_reordered() {
                 return Err(format!(
                     "the rows of {} were reordered by a rule before: that rule has to come last",
