@@ -2,9 +2,8 @@
 
 use std::path::Path;
 
-use candle_core::Device;
 use toml::Table;
-use zoo_layers::Params;
+use zoo_layers::{Outlined, Params};
 use zoo_training::config::{ConfigFile, ConfigOf, Overrides, changed, resolve};
 use zoo_training::{Recipe, RunFiles};
 
@@ -51,8 +50,6 @@ pub(crate) fn run_tables(run: &Path) -> anyhow::Result<Table> {
 }
 
 /// A model's parameters, without values.
-pub(crate) fn outline<T: Recipe>(config: &ConfigOf<T>) -> anyhow::Result<Params> {
-    let params = Params::zeros(&Device::Cpu);
-    T::build(&config.model, params.builder())?;
-    Ok(params)
+pub(crate) fn outline<T: Recipe>(config: &ConfigOf<T>) -> anyhow::Result<Vec<Outlined>> {
+    Ok(Params::outline(|vb| T::build(&config.model, vb))?)
 }

@@ -6,6 +6,8 @@ use zoo_training::config::{Overrides, resolve};
 
 use crate::arguments::Json;
 use crate::output::{grouped, print, print_json};
+use zoo_layers::Outlined;
+
 use crate::settings::outline;
 
 #[derive(clap::Args)]
@@ -42,7 +44,7 @@ pub(crate) fn describe<T: Recipe>(abilities: &Abilities) -> anyhow::Result<Descr
         let mut config = resolve::<T>(&Overrides { preset: Some(p.name), ..Overrides::default() })?;
         // What the built-in data decide; others may decide otherwise.
         T::settle(&mut config)?;
-        let count: usize = outline::<T>(&config)?.all().iter().map(|p| p.var.elem_count()).sum();
+        let count: usize = outline::<T>(&config)?.iter().map(Outlined::count).sum();
         text.push_str(&format!("  preset {}: {}, {} parameters\n", p.name, p.summary, grouped(count)));
         presets.push(json!({ "name": p.name, "summary": p.summary, "parameters": count }));
     }

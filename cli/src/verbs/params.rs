@@ -7,6 +7,8 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 use zoo_training::{Error, Recipe, Table};
 
+use zoo_layers::Outlined;
+
 use crate::arguments::{Json, ModelName, Settings, Values};
 use crate::output::{grouped, print, print_json, table};
 use crate::settings::{configured, outline};
@@ -43,33 +45,31 @@ fn channels<T: Recipe>(fitted: &Value, json: Json) -> anyhow::Result<()> {
 }
 
 pub(crate) fn run<T: Recipe>(args: &Arguments) -> anyhow::Result<()> {
-    let (params, architecture, preset, trainable) = match &args.checkpoint {
+    let (all, architecture, preset) = match &args.checkpoint {
         Some(path) => {
             let loaded = Loaded::<T>::read(&weights(path)?, &Device::Cpu)?;
             if args.channels {
                 return channels::<T>(&loaded.fitted, args.json);
             }
-            (loaded.params, loaded.config.model, Value::Null, true)
+            // Loaded weights are constants here, but would train.
+            let of = |p: zoo_layers::Param| {
+                let dtype = p.var.dtype().as_str();
+                (Outlined { name: p.name, shape: p.var.dims().to_vec(), trainable: !p.buffer }, dtype)
+            };
+            (loaded.params.all().into_iter().map(of).collect::<Vec<_>>(), loaded.config.model, Value::Null)
         }
         None => {
             let mut config = configured::<T>(&args.settings, Values::default())?;
             T::settle(&mut config)?;
             let preset = args.settings.preset.as_deref().or(T::PRESETS.first().map(|p| p.name));
-            (outline::<T>(&config)?, config.model, preset.into(), false)
+            let all = outline::<T>(&config)?.into_iter().map(|p| (p, "f32")).collect();
+            (all, config.model, preset.into())
         }
     };
-    let all = params.all();
-    // Loaded weights are constants here, but would train.
-    let trains = |p: &zoo_layers::Param| p.trainable || (trainable && !p.buffer);
-    let total: usize = all.iter().map(|p| p.var.elem_count()).sum();
-    let of_trainable: usize = all.iter().filter(|p| trains(p)).map(|p| p.var.elem_count()).sum();
+    let total: usize = all.iter().map(|(p, _)| p.count()).sum();
+    let of_trainable: usize = all.iter().filter(|(p, _)| p.trainable).map(|(p, _)| p.count()).sum();
     if args.json.json {
-        let tensor = |p: &zoo_layers::Param| {
-            json!({
-                "name": p.name, "shape": p.var.dims(), "dtype": p.var.dtype().as_str(),
-                "count": p.var.elem_count(), "trainable": trains(p),
-            })
-        };
+        let tensor = |(p, dtype): &(Outlined, &str)| json!({ "name": p.name, "shape": p.shape, "dtype": dtype, "count": p.count(), "trainable": p.trainable });
         let tensors: Vec<Value> = all.iter().map(tensor).collect();
         print_json(
             &json!({ "model": T::NAME, "preset": preset, "total": total, "trainable": of_trainable, "tensors": tensors }),
@@ -77,13 +77,8 @@ pub(crate) fn run<T: Recipe>(args: &Arguments) -> anyhow::Result<()> {
         return Ok(());
     }
     let mut rows = vec![["tensor", "shape", "dtype", "parameters"].map(String::from).to_vec()];
-    for p in &all {
-        rows.push(vec![
-            p.name.clone(),
-            format!("{:?}", p.var.dims()),
-            p.var.dtype().as_str().into(),
-            grouped(p.var.elem_count()),
-        ]);
+    for (p, dtype) in &all {
+        rows.push(vec![p.name.clone(), format!("{:?}", p.shape), dtype.to_string(), grouped(p.count())]);
     }
     rows.push(vec![format!("{} tensors", all.len()), String::new(), String::new(), grouped(total)]);
     let frozen = if of_trainable < total { format!("trainable: {}\n", grouped(of_trainable)) } else { String::new() };

@@ -345,15 +345,15 @@ impl Tokens {
         Ok(self.tokenizer.encode_fast(text, special).map_err(said("tokenizer"))?.get_ids().to_vec())
     }
 
-    /// Numbers of a text's tokens as [`Tokens::encode`] gives them, each with where it begins in the text, in bytes; none for those that
-    /// the tokenizer adds.
+    /// Numbers of a text's tokens as [`Tokens::encode`] gives them, each with the place of its last byte in the text; none for those that the
+    /// tokenizer adds.
     ///
     /// # Errors
     /// The tokenizer's.
     pub(crate) fn encode_at(&self, text: &str, special: bool) -> Result<Vec<(u32, Option<usize>)>> {
         let encoding = self.tokenizer.encode(text, special).map_err(said("tokenizer"))?;
         let all = encoding.get_ids().iter().zip(encoding.get_offsets()).zip(encoding.get_special_tokens_mask());
-        Ok(all.map(|((id, (start, _)), added)| (*id, (*added == 0).then_some(*start))).collect())
+        Ok(all.map(|((id, (_, end)), added)| (*id, (*added == 0).then(|| end.saturating_sub(1)))).collect())
     }
 
     /// Numbers of the tokens of a long text, in pieces of about 1 MiB that end behind a line, in parallel.

@@ -13,7 +13,7 @@ pub use layers::{
     LstmConfig, LstmOutput, Mlp, MlpConfig, Mode, MultiHeadAttention, Norm, NormPlace, Qkv, Rotary, RunningNorm,
     TransformerBlock, recomputed, sinusoids, with_recompute,
 };
-pub use params::{Gradients, Param, Params, nearest};
+pub use params::{Gradients, Outlined, Param, Params, nearest};
 pub use sampling::{Pieces, Sampler, Sampling};
 pub use zoo_kernels::random;
 /// candle, in the version whose types show here.

@@ -26,13 +26,31 @@ pub struct Param {
     pub buffer: bool,
 }
 
+/// A parameter without values: see [`Params::outline`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outlined {
+    /// Its name.
+    pub name: String,
+    /// Its sizes.
+    pub shape: Vec<usize>,
+    /// Whether training changes it.
+    pub trainable: bool,
+}
+
+impl Outlined {
+    /// Its elements.
+    pub fn count(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
 enum Origin {
     /// Draw initial values from this seed.
     Seed(u64),
     /// Take loaded tensors by name.
     Loaded(BTreeMap<String, Tensor>),
-    /// None are drawn.
-    Zeros,
+    /// Make none: names and shapes are all that is asked for.
+    Outline(Vec<Outlined>),
 }
 
 struct Inner {
@@ -65,7 +83,7 @@ impl Params {
         let (params, index, frozen) = (vec![], HashMap::new(), Arc::new(|_: &str| false));
         let loaded = match &source {
             Origin::Loaded(tensors) => tensors.values().map(Tensor::elem_count).sum(),
-            Origin::Seed(_) | Origin::Zeros => 0,
+            Origin::Seed(_) | Origin::Outline(_) => 0,
         };
         let (shared, room) = (BTreeSet::new(), SPARE + 2 * loaded);
         let inner = Inner { source, params, index, frozen, track, shared, room, is_complete: false };
@@ -78,9 +96,19 @@ impl Params {
         Self::new(Origin::Seed(seed), device, true)
     }
 
-    /// Trainable parameters that are all zero, for their names and shapes: nothing is drawn, and memory is taken where it is written to.
-    pub fn zeros(device: &Device) -> Self {
-        Self::new(Origin::Zeros, device, true)
+    /// The parameters that `build` defines, in their order. No values are made: what it is handed takes no memory, and is of use for
+    /// nothing else.
+    ///
+    /// # Errors
+    /// Those of `build`.
+    pub fn outline<M>(build: impl FnOnce(VarBuilder<'static>) -> Result<M>) -> Result<Vec<Outlined>> {
+        let params = Self::new(Origin::Outline(vec![]), &Device::Cpu, true);
+        build(params.builder())?;
+        let mut inner = params.lock();
+        match &mut inner.source {
+            Origin::Outline(all) => Ok(std::mem::take(all)),
+            _ => Ok(vec![]),
+        }
     }
 
     /// A model over `tensors`, for one that only runs: its parameters are constants, and no graph is recorded. To train on, see
@@ -331,7 +359,7 @@ impl Backend {
             Origin::Seed(seed) => {
                 draw(init, shape, Stream::new(*seed, Purpose::Init, layer_id(name), 0), device)?.to_dtype(dtype)
             }
-            Origin::Zeros => Tensor::zeros(shape, dtype, device),
+            Origin::Outline(_) => bail!("{name} has no values"),
             Origin::Loaded(tensors) => match tensors.get(name) {
                 Some(t) if t.shape() == shape => t.to_dtype(dtype)?.to_device(device),
                 _ if inner.is_complete => bail!("{name} is not among the tensors that were loaded"),
@@ -364,6 +392,13 @@ impl SimpleBackend for Backend {
         let frozen = self.params.lock().frozen.clone();
         let is_frozen = frozen(name);
         let inner = &mut *self.params.lock();
+        if let Origin::Outline(all) = &mut inner.source {
+            if !all.iter().any(|p| p.name == name) {
+                let trainable = !is_buffer(name) && !is_frozen;
+                all.push(Outlined { name: name.to_string(), shape: shape.dims().to_vec(), trainable });
+            }
+            return Tensor::zeros((), dtype, device)?.broadcast_as(shape);
+        }
         let at = match inner.index.get(name) {
             Some(&at) => {
                 if !self.frozen {
@@ -372,10 +407,7 @@ impl SimpleBackend for Backend {
                 at
             }
             None => {
-                let var = match inner.source {
-                    Origin::Zeros => Var::zeros(&shape, dtype, device)?,
-                    _ => Var::from_tensor(&Self::create(inner, &shape, name, init, dtype, device)?.detach())?,
-                };
+                let var = Var::from_tensor(&Self::create(inner, &shape, name, init, dtype, device)?.detach())?;
                 let buffer = is_buffer(name);
                 let trainable = inner.track && !buffer && !is_frozen;
                 inner.params.push(Param { name: name.to_string(), var, trainable, buffer });
@@ -402,7 +434,8 @@ impl SimpleBackend for Backend {
     fn contains_tensor(&self, name: &str) -> bool {
         let inner = self.params.lock();
         match &inner.source {
-            Origin::Seed(_) | Origin::Zeros => inner.index.contains_key(name),
+            Origin::Seed(_) => inner.index.contains_key(name),
+            Origin::Outline(all) => all.iter().any(|p| p.name == name),
             Origin::Loaded(tensors) => tensors.contains_key(name),
         }
     }

@@ -62,7 +62,7 @@ pub(crate) fn description<T: Task>(task: &T, config: &ConfigOf<T>) -> Result<Des
     // Nor does it matter to them how fast they came to be: the same weights are the same bytes.
     for (key, value) in config["train"].as_object_mut().into_iter().flatten() {
         if TrainConfig::effect(key) == Effect::Speed {
-            *value = 0.into();
+            *value = if value.is_boolean() { false.into() } else { 0.into() };
         }
     }
     Ok(Description { model: T::NAME.into(), config, fitted: task.fitted() })
