@@ -224,7 +224,7 @@ impl Corpus {
         window: usize,
     ) -> zoo_training::Result<(Self, Vec<String>)> {
         let (mut ids, mut learnt, mut starts) = (vec![], vec![], vec![]);
-        let (mut bytes, mut left_out, mut cut) = (0, 0, 0);
+        let (mut bytes, mut left_out, mut longer) = (0, 0, 0);
         let several = documents.len() > 1 || answers;
         let end = tokens.file().ends.first().copied();
         for document in documents {
@@ -233,7 +233,6 @@ impl Corpus {
                 ids.push(id);
                 learnt.push(learn);
             }
-            bytes += document.iter().filter(|(_, learn)| *learn).map(|(text, _)| text.len()).sum::<usize>();
             // A template may have written it, with a new line behind it.
             let ended = ids[start..].iter().rev().take(2).any(|token| tokens.ends(*token));
             if let Some(end) = end.filter(|_| several && !ended) {
@@ -243,13 +242,12 @@ impl Corpus {
             let seen = learnt.len().min(start + window + 1);
             if answers && !learnt[(start + 1).min(seen)..seen].contains(&true) {
                 left_out += 1;
-                let text: usize = document.iter().filter(|(_, learn)| *learn).map(|(text, _)| text.len()).sum();
-                bytes -= text;
                 ids.truncate(start);
                 learnt.truncate(start);
                 continue;
             }
-            cut += usize::from(answers && ids.len() > start + window + 1);
+            bytes += document.iter().filter(|(_, learn)| *learn).map(|(text, _)| text.len()).sum::<usize>();
+            longer += usize::from(answers && ids.len() > start + window + 1);
             starts.push(start);
         }
         let targets = learnt.iter().filter(|l| **l).count();
@@ -257,15 +255,15 @@ impl Corpus {
             learnt = vec![];
         }
         let mut said = vec![];
-        for (n, what) in [
-            (left_out, "have no answer within their first"),
-            (cut, "are longer than a window, and what lies beyond is neither learnt nor judged: their first"),
-        ] {
-            if n > 0 {
-                let then =
-                    if what.starts_with("have") { " (data.window), and are left out" } else { " count (data.window)" };
-                said.push(format!("{n} documents {what} {window} tokens{then}"));
-            }
+        if left_out > 0 {
+            said.push(format!(
+                "{left_out} documents have no answer within their first {window} tokens (data.window), and are left out"
+            ));
+        }
+        if longer > 0 {
+            said.push(format!(
+                "{longer} documents are longer than a window of {window} tokens (data.window), and what lies beyond is neither learnt nor judged"
+            ));
         }
         Ok((Self { ids, learnt, starts, targets, bytes, is_by_document: answers }, said))
     }
@@ -277,8 +275,7 @@ impl Corpus {
 
     /// Tokens that are learnt, but for those that begin a document.
     pub(crate) fn learnt(&self) -> impl Iterator<Item = u32> + '_ {
-        let begins: std::collections::HashSet<usize> = self.starts.iter().copied().collect();
-        let counts = move |at: &usize| self.learnt.get(*at).is_none_or(|l| *l) && !begins.contains(at);
+        let counts = |at: &usize| self.learnt.get(*at).is_none_or(|l| *l) && self.starts.binary_search(at).is_err();
         (0..self.ids.len()).filter(counts).map(|at| self.ids[at])
     }
 

@@ -232,10 +232,8 @@ impl Recipe for LlamaTask {
         if !weights.is_empty() && Path::new(&weights).exists() {
             let (theirs, file) = of_weights(Path::new(&weights))?;
             // What shows in no shape of theirs.
-            let Config { vocabulary, eps, rope_base, rope_scaling, rope_factor, .. } = theirs;
-            let Config { rope_low, rope_high, rope_first_context, .. } = theirs;
-            config.model = Config { vocabulary, eps, rope_base, rope_scaling, rope_factor, ..config.model.clone() };
-            config.model = Config { rope_low, rope_high, rope_first_context, ..config.model.clone() };
+            let Config { context, layers, heads, key_heads, head_width, width, hidden, tied, .. } = config.model;
+            config.model = Config { context, layers, heads, key_heads, head_width, width, hidden, tied, ..theirs };
             // Numbers of tokens mean what they meant to the weights that a run begins with.
             if config.data.tokenizer.is_empty() {
                 config.data.tokenizer = weights;

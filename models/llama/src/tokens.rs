@@ -61,10 +61,16 @@ impl Tokens {
         }
         // As text: some of its parts are read from borrowed texts alone.
         let tokenizer = Tokenizer::from_bytes(file.tokenizer.to_string()).map_err(said("tokenizer"))?;
-        let n = tokenizer.get_vocab(true).values().max().map_or(0, |last| *last as usize + 1);
-        match file.begin.iter().chain(&file.ends).find(|token| **token as usize >= n) {
+        let len = tokenizer.get_vocab(true).values().max().map_or(0, |last| *last as usize + 1);
+        Self { tokenizer, file, len }.checked()
+    }
+
+    /// Refuses a beginning or an end that is none of the tokens.
+    fn checked(self) -> Result<Self> {
+        let n = self.len;
+        match self.file.begin.iter().chain(&self.file.ends).find(|token| **token as usize >= n) {
             Some(token) => bail!("tokenizer: it has {n} tokens, and a text would begin or end with token {token}"),
-            None => Ok(Self { tokenizer, file, len: n }),
+            None => Ok(self),
         }
     }
 
@@ -122,7 +128,7 @@ impl Tokens {
             one => one.and_then(Value::as_str).map(str::to_string),
         };
         (tokens.file.begin, tokens.file.ends) = (begin, ends);
-        Self::new(tokens.file).map_err(|e| named(e.to_string()))
+        tokens.checked().map_err(|e| named(e.to_string()))
     }
 
     /// The tokenizer within a GGUF file, by its entries.

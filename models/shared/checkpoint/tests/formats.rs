@@ -342,3 +342,62 @@ mod properties {
         }
     }
 }
+
+#[test]
+fn rows_of_rotary_heads_are_reordered_and_led_back() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let path = |name: &str| dir.path().join(name);
+    let rows = candle_core::Tensor::arange(0f32, 24., &Device::Cpu)?.reshape((8, 3))?;
+    zoo_checkpoint::write(&path("q.safetensors"), &[("q".into(), rows.clone())], &BTreeMap::new())?;
+    let source = open(&path("q.safetensors"))?;
+    let converted = |rules: &str, name: &str| -> Result<Vec<f32>, Box<dyn std::error::Error>> {
+        let mut plan = Plan::new(&source);
+        plan.apply(&rules.parse::<Rules>()?)?;
+        let format = Format::by_extension(&path(name)).ok_or("a format")?;
+        plan.write(&path(name), format, None)?;
+        let file = zoo_checkpoint::read(&path(name), &Device::Cpu)?;
+        Ok(file.tensors["q"].narrow(1, 0, 1)?.flatten_all()?.to_vec1::<f32>()?.into_iter().map(|v| v / 3.).collect())
+    };
+    let whole = [0., 1., 2., 3., 4., 5., 6., 7.];
+    // Two heads of four: halves become neighbours.
+    assert_eq!(converted("interleave q 2", "pairs.gguf")?, [0., 2., 1., 3., 4., 6., 5., 7.]);
+    assert_eq!(converted("deinterleave q 1", "halves.npz")?, [0., 2., 4., 6., 1., 3., 5., 7.]);
+    for (i, back) in ["interleave q 2\ndeinterleave q 2", "deinterleave q 4\ninterleave q 4"].iter().enumerate() {
+        assert_eq!(converted(back, &format!("back-{i}.gguf"))?, whole);
+    }
+    for (rules, says) in [
+        ("interleave q 3", "no rows of 3 heads"),
+        ("interleave q 2\ninterleave q 1", "reordered by a rule before"),
+        ("interleave q 2\ntranspose q", "has to come last"),
+        ("interleave q 9223372036854775809", "no rows of 9223372036854775809 heads"),
+    ] {
+        let said = converted(rules, "never.gguf").map(|_| String::new()).unwrap_or_else(|e| e.to_string());
+        assert!(said.contains(says) && !path("never.gguf").exists(), "{rules}: {said}");
+    }
+    Ok(())
+}
+
+#[test]
+fn entries_of_a_gguf_file_have_the_types_of_their_values() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let path = |name: &str| dir.path().join(name);
+    let ones = candle_core::Tensor::ones((2, 2), candle_core::DType::F32, &Device::Cpu)?;
+    zoo_checkpoint::write(&path("a.safetensors"), &[("a".into(), ones)], &BTreeMap::new())?;
+    let source = open(&path("a.safetensors"))?;
+    let mut plan = Plan::new(&source);
+    let entries = serde_json::json!({
+        "general.architecture": "some", "count": 3, "large": 3_000_000_000_000u64, "less": -3, "half": 0.5, "tenth": 0.1, "yes": true,
+        "counts": [1, 2], "wide": [1, 3_000_000_000u64], "floats": [0.5, 0.1], "texts": ["a", "b"], "none": [],
+    });
+    plan.metadata = entries.as_object().cloned().ok_or("entries")?;
+    plan.write(&path("a.gguf"), Format::by_extension(&path("a.gguf")).ok_or("a format")?, None)?;
+    let source = open(&path("a.gguf"))?;
+    assert_eq!(source.metadata, plan.metadata);
+    // To another of the format: what changed has its new value, and the rest its old type.
+    let mut plan = Plan::new(&source);
+    plan.metadata.insert("general.architecture".into(), "another".into());
+    plan.metadata.insert("count".into(), 4.into());
+    plan.write(&path("b.gguf"), source.format, None)?;
+    assert_eq!(open(&path("b.gguf"))?.metadata, plan.metadata);
+    Ok(())
+}

@@ -462,7 +462,9 @@ impl<'a> Plan<'a> {
             }
         });
         let typed = if format == self.source.format { self.source.typed.clone() } else { vec![] };
-        let typed = typed.into_iter().filter(|t| self.metadata.contains_key(&t.key)).collect();
+        // What says something else now has its type by its value.
+        let kept = |key: &str| self.metadata.get(key).is_some_and(|value| self.source.metadata.get(key) == Some(value));
+        let typed = typed.into_iter().filter(|t| kept(&t.key)).collect();
         Outline { tensors: planned.collect(), metadata: self.metadata.clone(), entry: self.entry.clone(), typed }
     }
 
