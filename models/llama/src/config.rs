@@ -216,6 +216,7 @@ impl Default for DataSettings {
     }
 }
 
+#[cfg(feature = "train")]
 impl DataSettings {
     /// Tokens of a window for a model.
     pub(crate) fn window(&self, model: &Config) -> usize {

@@ -356,6 +356,7 @@ impl Tokens {
     ///
     /// # Errors
     /// The tokenizer's.
+    #[cfg(feature = "train")]
     pub(crate) fn encode_at(&self, text: &str, special: bool) -> Result<Vec<(u32, Option<usize>)>> {
         let encoding = self.tokenizer.encode(text, special).map_err(said("tokenizer"))?;
         let all = encoding.get_ids().iter().zip(encoding.get_offsets()).zip(encoding.get_special_tokens_mask());
