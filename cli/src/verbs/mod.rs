@@ -19,6 +19,7 @@ pub(crate) mod predict;
 pub(crate) mod report;
 pub(crate) mod reproduce;
 pub(crate) mod sheet;
+pub(crate) mod tokenizer;
 pub(crate) mod train;
 pub(crate) mod tune;
 #[cfg(feature = "watch")]

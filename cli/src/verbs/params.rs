@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use candle_core::Device;
 use clap::Args;
 use serde_json::{Map, Value, json};
-use zoo_training::{Error, Recipe, Table};
+use zoo_training::config::ConfigOf;
+use zoo_training::{Error, Memory, Recipe, Table};
 
 use zoo_layers::Outlined;
 
@@ -26,8 +27,53 @@ pub(crate) struct Arguments {
     /// The channels that these weights take, in their order
     #[arg(long, requires = "checkpoint")]
     pub(crate) channels: bool,
+    /// Say what memory a training step with these settings needs
+    #[arg(long, conflicts_with = "checkpoint")]
+    pub(crate) memory: bool,
     #[command(flatten)]
     pub(crate) json: Json,
+}
+
+/// Bytes of a program that has read its data: code, threads, a tokenizer.
+const PROGRAM: f64 = 1e8;
+/// Memory that an allocator holds beside what is in use.
+const HELD: f64 = 1.05;
+/// Weights up to this size are copied to be saved while training goes on.
+const COPIED: f64 = (1u64 << 30) as f64;
+
+/// What a step needs, part by part, in bytes, and the most at any moment.
+fn memory<T: Recipe>(config: &ConfigOf<T>, trainable: usize, all: usize, json: Json) -> anyhow::Result<()> {
+    let train = &config.train;
+    let Some(Memory { kept, turn, evaluated, probed }) = T::memory(&config.model, &config.data, train) else {
+        return Err(Error::Usage(format!("--memory: what the passes of {} hold is not known", T::NAME)).into());
+    };
+    const FLOAT: usize = 4;
+    let of = |numbers: usize| (numbers * FLOAT) as f64;
+    let averaged = if train.ema > 0. { of(all) } else { 0. };
+    let (parameters, state, gradients) = (of(all) + averaged, of(trainable * train.optimizer.state()), of(trainable));
+    let copied = if of(all) < COPIED { of(all) } else { 0. };
+    let checked = if train.health_every > 0 { 2. * gradients + probed } else { 0. };
+    let passing = [
+        ("forward and backward pass", (kept + turn).max(gradients + turn / 4.)),
+        ("update and health check", gradients.max(checked)),
+        ("evaluation and saving", evaluated + copied),
+    ];
+    let most = passing.iter().map(|(_, bytes)| *bytes).fold(0., f64::max);
+    let total = HELD * (PROGRAM + parameters + state + most);
+    if json.json {
+        let passing: Map<String, Value> =
+            passing.iter().map(|(what, bytes)| (what.replace(' ', "_"), json!(bytes.round()))).collect();
+        print_json(&json!({
+            "model": T::NAME, "parameters": parameters, "optimizer": state, "at_a_time": passing, "total": total.round(),
+        }));
+        return Ok(());
+    }
+    let row = |what: &str, bytes: f64| vec![what.to_string(), format!("{:.2} GB", bytes / 1e9)];
+    let mut rows = vec![row("parameters", parameters), row("optimizer", state)];
+    rows.extend(passing.iter().map(|(what, bytes)| row(&format!("{what} (one at a time)"), *bytes)));
+    rows.push(row("at most, with the program", total));
+    print(&table(&rows));
+    Ok(())
 }
 
 fn channels<T: Recipe>(fitted: &Value, json: Json) -> anyhow::Result<()> {
@@ -62,7 +108,12 @@ pub(crate) fn run<T: Recipe>(args: &Arguments) -> anyhow::Result<()> {
             let mut config = configured::<T>(&args.settings, Values::default())?;
             T::settle(&mut config)?;
             let preset = args.settings.preset.as_deref().or(T::PRESETS.first().map(|p| p.name));
-            let all = outline::<T>(&config)?.into_iter().map(|p| (p, "f32")).collect();
+            let all: Vec<_> = outline::<T>(&config)?.into_iter().map(|p| (p, "f32")).collect();
+            if args.memory {
+                let trained = all.iter().filter(|(p, _)| p.trainable).map(|(p, _)| p.count()).sum();
+                let all = all.iter().map(|(p, _)| p.count()).sum();
+                return memory::<T>(&config, trained, all, args.json);
+            }
             (all, config.model, preset.into())
         }
     };

@@ -35,7 +35,7 @@ fn main() -> ExitCode {
         .model(Model::of::<TradingTask>().predicts())
         .model(Model::of::<DeepSifTask>().predicts().imports());
     #[cfg(feature = "llama")]
-    let zoo = zoo.model(Model::of::<zoo_llama::LlamaTask>().generates().imports());
+    let zoo = zoo.model(Model::of::<zoo_llama::LlamaTask>().generates().imports().tokenizes());
     zoo.experiments(zoo_trading_transformer::EXPERIMENTS).experiments(zoo_deepsif::EXPERIMENTS).main()
 }
 

@@ -38,7 +38,8 @@ impl Writer {
         Ok(text)
     }
 
-    /// Writes behind `prompt`, handing each piece to `sink` as it is certain; `sink` says whether to go on.
+    /// Writes behind `prompt`, handing each piece to `sink` as it is certain; `sink` says whether to go on. Returns how many
+    /// characters the model wrote.
     ///
     /// The model sees its context at most. Beyond that it goes on from the later half of it: positions are learned for
     /// positions 0 to context - 1, so what is kept has to be read anew, which costs a pass over half a context every half
@@ -47,7 +48,7 @@ impl Writer {
     ///
     /// # Errors
     /// A character of the prompt or of a stop that the model does not know, or sampling numbers that make no sense.
-    pub fn stream(&self, prompt: &str, sampling: &Sampling, sink: &mut dyn FnMut(&str) -> bool) -> Result<()> {
+    pub fn stream(&self, prompt: &str, sampling: &Sampling, sink: &mut dyn FnMut(&str) -> bool) -> Result<usize> {
         sampling.validate()?;
         sampling.stop.iter().try_for_each(|stop| self.vocabulary.encode(stop).map(drop))?;
         let mut ids = self.vocabulary.encode(prompt)?;
@@ -57,7 +58,7 @@ impl Writer {
         let mut sampler = Sampler::new(sampling);
         let mut cache = self.model.cache();
         let mut pieces = Pieces::new(&sampling.stop);
-        let mut unseen = ids.len();
+        let (asked, mut unseen) = (ids.len(), ids.len());
         for _ in 0..sampling.tokens {
             let logits = if sampling.cache {
                 let seen = cache.first().map_or(0, |c| c.len());
@@ -78,14 +79,14 @@ impl Writer {
             let Some(c) = self.vocabulary.character(next) else { bail!("character {next} is not in the vocabulary") };
             let (certain, ended) = pieces.push(c.encode_utf8(&mut [0; 4]));
             if !certain.is_empty() && !sink(&certain) || ended {
-                return Ok(());
+                return Ok(ids.len() - asked);
             }
         }
         let rest = pieces.rest();
         if !rest.is_empty() {
             sink(&rest);
         }
-        Ok(())
+        Ok(ids.len() - asked)
     }
 
     fn tensor(&self, ids: &[u32]) -> Result<Tensor> {

@@ -409,8 +409,11 @@ impl Recipe for CharTask {
         }
         let characters = n * self.context + left;
         let known: HashSet<String> = words(&self.characters(&self.text[..self.valid])).collect();
+        // Characters have one to four bytes; by bytes, models of other units can be compared.
+        let per_byte = characters as f64 / self.characters(&self.text[self.valid + 1..]).len().max(1) as f64;
         let judged = |loss: f64, text: &str| {
             let mut metrics = metrics(loss);
+            metrics.push("bits_per_byte", loss / std::f64::consts::LN_2 * per_byte);
             metrics.push("known_words", share_known(text, &known));
             metrics
         };
@@ -451,7 +454,7 @@ impl Generate for CharTask {
         sampling: &Sampling,
         device: &Device,
         sink: &mut dyn FnMut(&str) -> bool,
-    ) -> zoo_training::Result<()> {
+    ) -> zoo_training::Result<usize> {
         let vocabulary = Vocabulary::new(fitted.as_str().unwrap_or_default())?;
         Ok(Writer::new(model.clone(), vocabulary, device)?.stream(prompt, sampling, sink)?)
     }

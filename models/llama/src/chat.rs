@@ -93,7 +93,7 @@ mod tests {
         {% endfor %}{% if add_generation_prompt %}{{ '<s>assistant\n' }}{% endif %}";
 
     fn tokens(template: Option<&str>) -> Result<Tokens> {
-        let tokens = Tokens::train(&"hello there ".repeat(30), 280)?;
+        let tokens = Tokens::train(["hello there ".repeat(30).as_str()], 280)?;
         Tokens::new(TokensFile { chat_template: template.map(Into::into), ..tokens.file().clone() })
     }
 

@@ -1,12 +1,15 @@
 //! What a model learns from: documents as tokens.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
 use serde::Deserialize;
 use zoo_training::text::{Source, dialogue, read};
 use zoo_training::{Error, Split};
 
+use crate::shards::Shards;
 use crate::{DataSettings, Message, Tokens};
 
 /// Targets that do not count.
@@ -32,12 +35,12 @@ pub(crate) struct Documents {
 
 /// A line of a JSONL file.
 #[derive(Deserialize)]
-struct Line {
-    text: Option<String>,
-    prompt: Option<String>,
+pub(crate) struct Line {
+    pub(crate) text: Option<String>,
+    pub(crate) prompt: Option<String>,
     #[serde(alias = "completion")]
-    response: Option<String>,
-    messages: Option<Vec<Message>>,
+    pub(crate) response: Option<String>,
+    pub(crate) messages: Option<Vec<Message>>,
 }
 
 /// Reads a text, the texts of a folder, a JSONL file (`text`; `prompt` and `response`; or `messages`), or makes dialogue up. Of
@@ -76,12 +79,12 @@ pub(crate) fn documents(source: &DataSettings, seed: u64, tokens: Option<&Tokens
 }
 
 /// Whether a file has a document a line.
-fn is_lines(path: &Path) -> bool {
+pub(crate) fn is_lines(path: &Path) -> bool {
     path.extension().is_some_and(|e| e == "jsonl" || e == "ndjson")
 }
 
 /// The files of a folder by name, without hidden ones and folders.
-fn files(folder: &Path) -> zoo_training::Result<Vec<PathBuf>> {
+pub(crate) fn files(folder: &Path) -> zoo_training::Result<Vec<PathBuf>> {
     let mut files = vec![];
     for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
         let entry = entry.map_err(Error::io(folder))?;
@@ -169,12 +172,23 @@ impl Documents {
     }
 }
 
+/// Tokens, one behind the other.
+enum Ids {
+    Held(Vec<u32>),
+    /// So many from a first one on.
+    Stored {
+        shards: Arc<Shards>,
+        first: usize,
+        len: usize,
+    },
+}
+
 /// Tokens of documents, one behind the other.
 pub(crate) struct Corpus {
-    pub(crate) ids: Vec<u32>,
+    ids: Ids,
     /// Whether each is to be learnt; empty if all are.
     learnt: Vec<bool>,
-    /// Where documents begin; windows of several are masked.
+    /// Where documents begin; windows of several are masked. Of stored tokens, those that end texts tell.
     pub(crate) starts: Vec<usize>,
     /// Tokens that are learnt, and the bytes that they stand for.
     pub(crate) targets: usize,
@@ -265,7 +279,71 @@ impl Corpus {
                 "{longer} documents are longer than a window of {window} tokens (data.window), and what lies beyond is neither learnt nor judged"
             ));
         }
-        Ok((Self { ids, learnt, starts, targets, bytes, is_by_document: answers }, said))
+        Ok((Self { ids: Ids::Held(ids), learnt, starts, targets, bytes, is_by_document: answers }, said))
+    }
+
+    /// Stored tokens: those to learn from, and the last `share` of them, at most 4,194,304, which validate.
+    pub(crate) fn stored(shards: Shards, share: f64) -> zoo_training::Result<[Self; 2]> {
+        const MOST: usize = 1 << 22;
+        let (all, shards) = (shards.len(), Arc::new(shards));
+        let valid = ((all as f64 * share).ceil() as usize).min(MOST).min(all);
+        let part = |first: usize, len: usize, bytes: u64| Self {
+            ids: Ids::Stored { shards: shards.clone(), first, len },
+            learnt: vec![],
+            starts: vec![],
+            targets: len,
+            bytes: bytes as usize,
+            is_by_document: false,
+        };
+        let mut last = part(all - valid, valid, 0);
+        let mut bytes = 0;
+        last.each(valid, &mut |id| bytes += shards.tokenizer().bytes_of(id))?;
+        last.bytes = bytes;
+        Ok([part(0, all - valid, shards.bytes().saturating_sub(bytes as u64)), last])
+    }
+
+    /// Tokens.
+    pub(crate) fn len(&self) -> usize {
+        match &self.ids {
+            Ids::Held(ids) => ids.len(),
+            Ids::Stored { len, .. } => *len,
+        }
+    }
+
+    /// The first `most` tokens, one after the other.
+    fn each(&self, most: usize, f: &mut dyn FnMut(u32)) -> zoo_training::Result<()> {
+        match &self.ids {
+            Ids::Held(ids) => ids.iter().take(most).for_each(|id| f(*id)),
+            Ids::Stored { shards, first, len } => {
+                const AT_ONCE: usize = 1 << 20;
+                let most = most.min(*len);
+                for at in (0..most).step_by(AT_ONCE) {
+                    shards.read(first + at, AT_ONCE.min(most - at))?.into_iter().for_each(&mut *f);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Tokens from `start` on, at most `n`, and the number of the document of each, counted from anywhere.
+    fn part(&self, start: usize, n: usize) -> Result<(Cow<'_, [u32]>, Vec<usize>)> {
+        match &self.ids {
+            Ids::Held(ids) => {
+                let part = &ids[start.min(ids.len())..ids.len().min(start.saturating_add(n))];
+                Ok((part.into(), (start..start + part.len()).map(|at| self.document(at)).collect()))
+            }
+            Ids::Stored { shards, first, len } => {
+                let n = n.min(len.saturating_sub(start));
+                let ids = shards.read(first + start, n).map_err(|e| candle_core::Error::Msg(e.to_string()))?;
+                let documents = ids.iter().scan(0, |document, id| {
+                    let of = *document;
+                    *document += usize::from(shards.tokenizer().ends(*id));
+                    Some(of)
+                });
+                let documents = documents.collect();
+                Ok((ids.into(), documents))
+            }
+        }
     }
 
     /// Whether a sample is a document, and not any window.
@@ -273,10 +351,17 @@ impl Corpus {
         self.is_by_document
     }
 
-    /// Tokens that are learnt, but for those that begin a document.
-    pub(crate) fn learnt(&self) -> impl Iterator<Item = u32> + '_ {
-        let counts = |at: &usize| self.learnt.get(*at).is_none_or(|l| *l) && self.starts.binary_search(at).is_err();
-        (0..self.ids.len()).filter(counts).map(|at| self.ids[at])
+    /// Tokens that are learnt, but for those that begin a document, one after the other; of stored ones, the first 16,777,216.
+    pub(crate) fn each_learnt(&self, f: &mut dyn FnMut(u32)) -> zoo_training::Result<()> {
+        const MOST: usize = 1 << 24;
+        let stored = matches!(self.ids, Ids::Stored { .. });
+        let mut at = 0;
+        self.each(if stored { MOST } else { usize::MAX }, &mut |id| {
+            if self.learnt.get(at).is_none_or(|l| *l) && self.starts.binary_search(&at).is_err() {
+                f(id);
+            }
+            at += 1;
+        })
     }
 
     /// Samples of windows of `t` tokens.
@@ -284,8 +369,8 @@ impl Corpus {
         match split {
             _ if self.is_by_document => self.starts.len(),
             // A window may begin at any token.
-            Split::Train => self.ids.len().saturating_sub(t),
-            Split::Valid | Split::Test => self.ids.len().saturating_sub(1) / t,
+            Split::Train => self.len().saturating_sub(t),
+            Split::Valid | Split::Test => self.len().saturating_sub(1) / t,
         }
     }
 
@@ -310,16 +395,14 @@ impl Corpus {
         let (mut ids, mut targets, mut count) = (vec![0i64; b * t], vec![IGNORED; b * t], 0);
         let mut documents = vec![usize::MAX; b * t];
         for (row, start) in starts.iter().enumerate() {
-            let first = self.document(*start);
-            for i in 0..t.min(self.ids.len().saturating_sub(*start)) {
-                let at = start + i;
-                let of = self.document(at);
-                if alone && self.is_by_document && of != first {
+            let (part, of) = self.part(*start, t + 1)?;
+            for i in 0..t.min(part.len()) {
+                if alone && self.is_by_document && of[i] != of[0] {
                     break;
                 }
-                (ids[row * t + i], documents[row * t + i]) = (i64::from(self.ids[at]), of);
-                let Some(next) = self.ids.get(at + 1) else { continue };
-                if self.learnt.get(at + 1).is_none_or(|learnt| *learnt) && self.document(at + 1) == of {
+                (ids[row * t + i], documents[row * t + i]) = (i64::from(part[i]), of[i]);
+                let Some(next) = part.get(i + 1) else { continue };
+                if self.learnt.get(start + i + 1).is_none_or(|learnt| *learnt) && of[i + 1] == of[i] {
                     targets[row * t + i] = i64::from(*next);
                     count += 1;
                 }
@@ -341,9 +424,14 @@ impl Corpus {
     }
 
     /// Bytes that differ where what is learnt differs.
-    pub(crate) fn bytes(&self) -> impl Iterator<Item = u8> + '_ {
-        let numbers = self.ids.iter().copied().chain(self.starts.iter().map(|s| *s as u32)).flat_map(u32::to_le_bytes);
-        numbers.chain(self.learnt.iter().map(|l| u8::from(*l)))
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        match &self.ids {
+            Ids::Held(ids) => {
+                let numbers = ids.iter().copied().chain(self.starts.iter().map(|s| *s as u32));
+                numbers.flat_map(u32::to_le_bytes).chain(self.learnt.iter().map(|l| u8::from(*l))).collect()
+            }
+            Ids::Stored { shards, first, len } => [shards.index(), &first.to_le_bytes(), &len.to_le_bytes()].concat(),
+        }
     }
 }
 
@@ -355,7 +443,7 @@ mod tests {
     use crate::{Config, Llama};
 
     fn tokens() -> Result<Tokens> {
-        Tokens::train(&"one two three four five six ".repeat(40), 290)
+        Tokens::train(["one two three four five six ".repeat(40).as_str()], 290)
     }
 
     fn values(t: &Tensor) -> Result<Vec<Vec<i64>>> {
@@ -368,11 +456,11 @@ mod tests {
         let texts = ["one two three", "four five", "six six six six"].map(|text| vec![(text.to_string(), true)]);
         let (corpus, left_out) = Corpus::new(&texts, false, &tokens, 8)?;
         assert_eq!((left_out.len(), corpus.starts.len(), corpus.learns_all()), (0, 3, true));
-        let t = corpus.ids.len() - 1;
+        let t = corpus.len() - 1;
         let (batch, count) = corpus.windows(&[0], t, false, &Device::Cpu)?;
         let targets = &values(&batch.targets)?[0];
         // All but the first token of each document, which nothing before it tells.
-        assert_eq!(count, corpus.ids.len() - 3);
+        assert_eq!(count, corpus.len() - 3);
         let across: Vec<usize> = (0..t).filter(|i| targets[*i] == IGNORED).map(|i| i + 1).collect();
         assert_eq!(across, corpus.starts[1..]);
         // Within a window of several, a document's logits are those that it has alone.

@@ -18,11 +18,16 @@ pub struct Writer {
 }
 
 impl Llama {
-    /// Loads trained weights: weights, sizes and tokenizer are in the one file.
+    /// Loads trained weights: weights, sizes and tokenizer are in the one file. One of llama.cpp's (GGUF) stays in its few bits, on the
+    /// CPU whatever `device` is.
     ///
     /// # Errors
-    /// The file cannot be read, is not a Llama of this library's, or its tensors do not fit its own description.
+    /// The file cannot be read, is not a Llama of this library's or of llama.cpp's, or its tensors do not fit its own description.
     pub fn load(path: &Path, device: &Device) -> Result<Writer> {
+        let source = zoo_checkpoint::open(path).map_err(Error::wrap)?;
+        if Self::is_gguf(&source) {
+            return Self::of_gguf(&source);
+        }
         let (config, file, tensors): (Config, TokensFile, _) =
             Description::open(path, NAME, device).map_err(Error::wrap)?;
         let named = |e| Error::msg(format!("{}: {e}", path.display()));
@@ -67,14 +72,14 @@ impl Writer {
     }
 
     /// Writes behind `prompt`, handing each piece to `sink` as it is certain; `sink` says whether to go on. The model ends the
-    /// text by a token of its own, or after `sampling.tokens` of them.
+    /// text by a token of its own, or after `sampling.tokens` of them. Returns how many tokens it wrote.
     ///
     /// The model sees its context at most. Beyond that it goes on from the later half of it, which is read anew.
     ///
     /// # Errors
     /// An empty prompt for a model that has no token to begin with, a prompt longer than the context, or sampling numbers that make no
     /// sense.
-    pub fn stream(&self, prompt: &str, sampling: &Sampling, sink: &mut dyn FnMut(&str) -> bool) -> Result<()> {
+    pub fn stream(&self, prompt: &str, sampling: &Sampling, sink: &mut dyn FnMut(&str) -> bool) -> Result<usize> {
         sampling.validate()?;
         // A chat template may have written what begins a text.
         let begin = self.tokens.begin().and_then(|id| self.tokens.text(id));
@@ -97,7 +102,7 @@ impl Writer {
         // a space stands before a token may depend on the one before.
         let mut first = ids.len() - 1;
         let mut shown = self.tokens.decode(&ids[first..])?;
-        let mut unseen = ids.len();
+        let (asked, mut unseen) = (ids.len(), ids.len());
         for _ in 0..sampling.tokens {
             let logits = if sampling.cache {
                 let seen = cache.first().map_or(0, |c| c.len());
@@ -126,7 +131,7 @@ impl Writer {
             let piece = text.strip_prefix(shown.as_str()).unwrap_or(&text);
             let (certain, ended) = pieces.push(piece);
             if !certain.is_empty() && !sink(&certain) || ended {
-                return Ok(());
+                return Ok(ids.len() - asked);
             }
             first = ids.len() - 1;
             shown = self.tokens.decode(&ids[first..])?;
@@ -135,7 +140,7 @@ impl Writer {
         if !rest.is_empty() {
             sink(&rest);
         }
-        Ok(())
+        Ok(ids.len() - asked)
     }
 
     fn tensor(&self, ids: &[u32]) -> Result<Tensor> {
@@ -153,7 +158,7 @@ mod tests {
     use super::*;
 
     fn writer() -> Result<Writer> {
-        let tokens = Tokens::train(&"to be or not to be, that is the question. ".repeat(30), 300)?;
+        let tokens = Tokens::train(["to be or not to be, that is the question. ".repeat(30).as_str()], 300)?;
         let config = Config { vocabulary: tokens.len(), ..Config::tiny() };
         let model = Llama::new(&config, Params::init(3, &Device::Cpu).eval_builder())?;
         Writer::new(model, tokens, &Device::Cpu)

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 use zoo_training::{Error, Foreign, Layout, Result};
 
+use crate::gguf::{self, Said, measured};
 use crate::task::in_weights;
 use crate::{Config, DataSettings, Scaling, Tokens};
 
@@ -25,17 +26,7 @@ pub(crate) const LAYOUTS: &[Layout] = &[
     },
     Layout {
         name: GGUF,
-        import: r"
-            rename token_embd\.weight -> model.embed_tokens.weight
-            rename? output\.weight -> lm_head.weight
-            rename output_norm\.weight -> model.norm.weight
-            rename blk\.(\d+)\.attn_norm\.weight -> model.layers.$1.input_layernorm.weight
-            rename blk\.(\d+)\.ffn_norm\.weight -> model.layers.$1.post_attention_layernorm.weight
-            rename blk\.(\d+)\.attn_([qkv])\.weight -> model.layers.$1.self_attn.$2_proj.weight
-            rename blk\.(\d+)\.attn_output\.weight -> model.layers.$1.self_attn.o_proj.weight
-            rename blk\.(\d+)\.ffn_(gate|up|down)\.weight -> model.layers.$1.mlp.$2_proj.weight
-            drop-equal? lm_head\.weight -> model.embed_tokens.weight
-        ",
+        import: gguf::IMPORT,
         export: r"
             rename model\.embed_tokens\.weight -> token_embd.weight
             rename? lm_head\.weight -> output.weight
@@ -73,41 +64,12 @@ pub(crate) fn reorder(layout: &Layout, config: &Config, back: bool) -> String {
     of("q", config.heads) + &of("k", config.key_heads)
 }
 
-/// What a checkpoint says about itself, by its keys.
-struct Said<'a> {
-    entries: &'a Map<String, Value>,
-    source: &'static str,
-    prefix: &'static str,
-}
-
-impl<'a> Said<'a> {
-    fn get(&self, key: &str) -> Option<&'a Value> {
-        self.entries.get(&format!("{}{key}", self.prefix)).filter(|v| !v.is_null())
-    }
-
-    fn missing<T>(&self, key: &str) -> Result<T> {
-        Err(Error::Usage(format!("{} has no {}{key}, which the model needs", self.source, self.prefix)))
-    }
-
-    fn count(&self, key: &str) -> Result<usize> {
-        match self.get(key).and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok()) {
-            Some(n) => Ok(n),
-            None => self.missing(key),
-        }
-    }
-
-    fn number(&self, key: &str) -> Result<f64> {
-        self.get(key).and_then(Value::as_f64).map_or_else(|| self.missing(key), Ok)
-    }
-
-    fn lacks<T>(&self, what: String) -> Result<T> {
-        Err(Error::Usage(format!("{}: llama has no {what}", self.source)))
-    }
-}
-
 pub(crate) fn adopt(foreign: &Foreign) -> Result<(Config, DataSettings, Value)> {
     let (config, tokens) = match foreign.layout {
-        GGUF => of_gguf(foreign)?,
+        GGUF => {
+            let divisors = gguf::divisors(&zoo_checkpoint::open(foreign.path)?)?;
+            gguf::described(foreign.tensors, foreign.entries, divisors.as_deref()).map_err(usage)?
+        }
         _ => of_hugging_face(foreign)?,
     };
     if let Some(problem) = config.problem() {
@@ -124,34 +86,14 @@ pub(crate) fn adopt(foreign: &Foreign) -> Result<(Config, DataSettings, Value)> 
     Ok((config, data, fitted))
 }
 
-/// Rows and columns of a matrix.
-fn sizes(foreign: &Foreign, name: &str) -> Result<[usize; 2]> {
-    match foreign.tensors.iter().find(|(n, _)| *n == name) {
-        Some((_, [rows, columns])) => Ok([*rows, *columns]),
-        _ => Err(Error::Usage(format!("the {} checkpoint has no matrix {name}", foreign.layout))),
-    }
-}
-
-/// Sizes that the tensors tell; heads are those of a width that the caller knows.
-fn measured(foreign: &Foreign, head_width: usize) -> Result<Config> {
-    let [vocabulary, width] = sizes(foreign, "model.embed_tokens.weight")?;
-    let [queries, _] = sizes(foreign, "model.layers.0.self_attn.q_proj.weight")?;
-    let [keys, _] = sizes(foreign, "model.layers.0.self_attn.k_proj.weight")?;
-    let [hidden, _] = sizes(foreign, "model.layers.0.mlp.gate_proj.weight")?;
-    if head_width == 0 || queries % head_width != 0 || keys % head_width != 0 {
-        return Err(Error::Data(format!(
-            "{queries} rows of queries and {keys} of keys are no heads of {head_width} features"
-        )));
-    }
-    let layers = foreign.tensors.iter().filter(|(n, _)| n.ends_with(".input_layernorm.weight")).count();
-    let tied = !foreign.tensors.iter().any(|(n, _)| *n == "lm_head.weight");
-    let (heads, key_heads) = (queries / head_width, keys / head_width);
-    Ok(Config { vocabulary, layers, heads, key_heads, head_width, width, hidden, tied, ..Config::default() })
+/// What a checkpoint lacks, as the user's to mend.
+fn usage(e: candle_core::Error) -> Error {
+    Error::Usage(e.to_string())
 }
 
 fn of_hugging_face(foreign: &Foreign) -> Result<(Config, Tokens)> {
     let said = Said { entries: foreign.entries, source: "config.json", prefix: "" };
-    let (width, heads) = (said.count("hidden_size")?, said.count("num_attention_heads")?);
+    let (width, heads) = (said.count("hidden_size").map_err(usage)?, said.count("num_attention_heads").map_err(usage)?);
     if let Some(kind) = said.get("model_type").and_then(Value::as_str).filter(|k| !["llama", "mistral"].contains(k)) {
         return Err(Error::Usage(format!(
             "config.json: model_type is {kind:?}: the tensors may have a Llama's names, the model is another"
@@ -159,11 +101,11 @@ fn of_hugging_face(foreign: &Foreign) -> Result<(Config, Tokens)> {
     }
     for key in ["attention_bias", "mlp_bias"] {
         if said.get(key).and_then(Value::as_bool) == Some(true) {
-            return said.lacks(key.into());
+            return said.lacks(key.into()).map_err(usage);
         }
     }
     if let Some(f) = said.get("hidden_act").and_then(Value::as_str).filter(|f| !["silu", "swish"].contains(f)) {
-        return said.lacks(format!("activation {f}"));
+        return said.lacks(format!("activation {f}")).map_err(usage);
     }
     let ties = said.get("tie_word_embeddings").and_then(Value::as_bool);
     let has_head = foreign.tensors.iter().any(|(name, _)| *name == "lm_head.weight");
@@ -182,16 +124,16 @@ fn of_hugging_face(foreign: &Foreign) -> Result<(Config, Tokens)> {
         }
         _ => {}
     }
-    let context = said.count("max_position_embeddings")?;
+    let context = said.count("max_position_embeddings").map_err(usage)?;
     if let Some(window) = said.get("sliding_window").and_then(Value::as_u64).filter(|w| *w < context as u64) {
-        return said
-            .lacks(format!("sliding window (of {window}); a shorter max_position_embeddings would not need one"));
+        let what = format!("sliding window (of {window}); a shorter max_position_embeddings would not need one");
+        return said.lacks(what).map_err(usage);
     }
     let head_width = match said.get("head_dim") {
-        Some(_) => said.count("head_dim")?,
+        Some(_) => said.count("head_dim").map_err(usage)?,
         None => width.checked_div(heads).unwrap_or(0),
     };
-    let measured = measured(foreign, head_width)?;
+    let measured = measured(foreign.tensors, head_width).map_err(|e| Error::Data(e.to_string()))?;
     let known = [
         ("hidden_size", measured.width),
         ("num_attention_heads", measured.heads),
@@ -212,7 +154,7 @@ fn of_hugging_face(foreign: &Foreign) -> Result<(Config, Tokens)> {
     let base = rope.and_then(|r| r.get("rope_theta")).or(said.get("rope_theta")).and_then(Value::as_f64);
     let config = Config {
         context,
-        eps: said.number("rms_norm_eps")?,
+        eps: said.number("rms_norm_eps").map_err(usage)?,
         rope_base: base.unwrap_or(10_000.),
         ..scaled(measured, rope)?
     };
@@ -248,59 +190,6 @@ fn scaled(config: Config, rope: Option<&Value>) -> Result<Config> {
             return Err(Error::Usage(format!("config.json: llama has no scaling of rotary angles of type {other:?}")));
         }
     })
-}
-
-fn of_gguf(foreign: &Foreign) -> Result<(Config, Tokens)> {
-    let architecture = foreign.entries.get("general.architecture").and_then(Value::as_str).unwrap_or("none");
-    if architecture != "llama" {
-        return Err(Error::Usage(format!(
-            "its general.architecture is {architecture:?}: the tensors may have a Llama's names, the model is another"
-        )));
-    }
-    if foreign.tensors.iter().any(|(name, _)| *name == "rope_freqs.weight") {
-        return Err(Error::Usage(
-            "its rotary angles are scaled by rope_freqs.weight, of which the configuration cannot be told: convert the model from \
-             Hugging Face's folder"
-                .into(),
-        ));
-    }
-    let said = Said { entries: foreign.entries, source: "its header", prefix: "llama." };
-    let heads = said.count("attention.head_count")?;
-    let [queries, _] = sizes(foreign, "model.layers.0.self_attn.q_proj.weight")?;
-    let measured = measured(foreign, queries.checked_div(heads).unwrap_or(0))?;
-    let key_heads = said.count("attention.head_count_kv").unwrap_or(heads);
-    let known = [
-        ("embedding_length", measured.width),
-        ("block_count", measured.layers),
-        ("feed_forward_length", measured.hidden),
-        ("rope.dimension_count", measured.head_width),
-    ];
-    let found = known.iter().find(|(key, n)| said.get(key).and_then(Value::as_u64).is_some_and(|m| m != *n as u64));
-    if let Some((key, n)) =
-        found.or((key_heads != measured.key_heads).then_some(&("attention.head_count_kv", measured.key_heads)))
-    {
-        return Err(Error::Data(format!("its header has another llama.{key} than its tensors, which have {n}")));
-    }
-    let measured = match said.get("rope.scaling.type").and_then(Value::as_str) {
-        None | Some("none") => measured,
-        Some("linear") => {
-            Config { rope_scaling: Scaling::Linear, rope_factor: said.number("rope.scaling.factor")?, ..measured }
-        }
-        Some(other) => return said.lacks(format!("scaling of rotary angles of type {other:?}")),
-    };
-    let config = Config {
-        context: said.count("context_length")?,
-        // Written in f32.
-        eps: rounded(said.number("attention.layer_norm_rms_epsilon")?),
-        rope_base: said.get("rope.freq_base").and_then(Value::as_f64).unwrap_or(10_000.),
-        ..measured
-    };
-    Ok((config, Tokens::of_gguf(foreign.entries)?))
-}
-
-/// A number of f32 as one would have written it.
-fn rounded(value: f64) -> f64 {
-    (value as f32).to_string().parse().unwrap_or(value)
 }
 
 pub(crate) fn entries(layout: &Layout, config: &Config, fitted: &Value) -> Result<Map<String, Value>> {

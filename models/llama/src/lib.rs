@@ -21,9 +21,12 @@ mod config;
 #[cfg(feature = "train")]
 mod corpus;
 mod generate;
+mod gguf;
 #[cfg(feature = "train")]
 mod layout;
 mod model;
+#[cfg(feature = "train")]
+mod shards;
 #[cfg(feature = "train")]
 mod task;
 mod tokens;

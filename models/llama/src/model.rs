@@ -2,9 +2,11 @@
 //!
 //! Letters: b batch, t positions, c features of a position, v tokens of the vocabulary.
 
-use candle_core::{Result, Tensor, bail};
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, Result, Tensor, bail};
 use candle_nn::VarBuilder;
-use zoo_layers::{Embedding, GatedMlp, GroupedAttention, GroupedConfig, KvCache, Norm, Rotary, init, ops, recomputed};
+use zoo_layers::{GatedMlp, GroupedAttention, GroupedConfig, KvCache, Norm, Rotary, Weight, init, ops, recomputed};
 
 use crate::Config;
 
@@ -16,11 +18,12 @@ const STDEV: f64 = 0.02;
 /// `model.layers.0.self_attn.q_proj.weight`, …, `model.norm.weight`, and `lm_head.weight` unless it is tied.
 #[derive(Clone, Debug)]
 pub struct Llama {
-    tokens: Embedding,
+    /// A row for each token.
+    table: Weight,
     blocks: Vec<Block>,
     norm: Norm,
     /// Absent if tied.
-    head: Option<Tensor>,
+    head: Option<Weight>,
     rotary: Rotary,
     context: usize,
 }
@@ -32,19 +35,60 @@ struct Block {
     mlp: GatedMlp,
 }
 
+/// Weights by name, of which each is taken once.
+struct Weights(BTreeMap<String, Weight>);
+
+impl Weights {
+    fn take(&mut self, name: &str, size: [usize; 2]) -> Result<Weight> {
+        match self.0.remove(name) {
+            Some(weight) if weight.dims() == size => Ok(weight),
+            Some(weight) => bail!("{name} is {:?}, expected {size:?}", weight.dims()),
+            None => bail!("missing {name} {size:?}"),
+        }
+    }
+}
+
 impl Block {
     fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
-        let &Config { width, heads, key_heads, head_width, hidden, eps, .. } = config;
-        let weight = init::normal(0., STDEV);
-        // What is added to the residual stream 2·layers times starts smaller (GPT-2).
-        let out = init::normal(0., STDEV / (2. * config.layers as f64).sqrt());
-        let grouped = GroupedConfig { width, heads, key_heads, head_width, init: [weight, out] };
-        let norm = |name: &str| Norm::rms(width, eps, vb.pp(name));
+        let &Config { width, hidden, .. } = config;
+        let grouped = Self::grouped(config);
         Ok(Self {
-            norms: [norm("input_layernorm")?, norm("post_attention_layernorm")?],
+            norms: Self::norms(config, &vb)?,
             attention: GroupedAttention::new(grouped, vb.pp("self_attn"))?,
-            mlp: GatedMlp::new(width, hidden, ops::Activation::Silu, [weight, out], vb.pp("mlp"))?,
+            mlp: GatedMlp::new(width, hidden, ops::Activation::Silu, grouped.init, vb.pp("mlp"))?,
         })
+    }
+
+    /// With `weights`, whose names begin with `prefix`; `vb` has the norms.
+    fn of_weights(config: &Config, vb: VarBuilder, weights: &mut Weights, prefix: &str) -> Result<Self> {
+        let &Config { width, heads, key_heads, head_width, hidden, .. } = config;
+        let (all, few) = (heads * head_width, key_heads * head_width);
+        let mut take = |name: &str, size| weights.take(&format!("{prefix}{name}_proj.weight"), size);
+        let attention = [
+            take("self_attn.q", [all, width])?,
+            take("self_attn.k", [few, width])?,
+            take("self_attn.v", [few, width])?,
+            take("self_attn.o", [width, all])?,
+        ];
+        let mlp =
+            [take("mlp.gate", [hidden, width])?, take("mlp.up", [hidden, width])?, take("mlp.down", [width, hidden])?];
+        Ok(Self {
+            norms: Self::norms(config, &vb)?,
+            attention: GroupedAttention::of_weights(Self::grouped(config), attention)?,
+            mlp: GatedMlp::of_weights(ops::Activation::Silu, mlp)?,
+        })
+    }
+
+    fn grouped(config: &Config) -> GroupedConfig {
+        let &Config { width, heads, key_heads, head_width, .. } = config;
+        // What is added to the residual stream 2·layers times starts smaller (GPT-2).
+        let out = STDEV / (2. * config.layers as f64).sqrt();
+        GroupedConfig { width, heads, key_heads, head_width, init: [init::normal(0., STDEV), init::normal(0., out)] }
+    }
+
+    fn norms(config: &Config, vb: &VarBuilder) -> Result<[Norm; 2]> {
+        let norm = |name: &str| Norm::rms(config.width, config.eps, vb.pp(name));
+        Ok([norm("input_layernorm")?, norm("post_attention_layernorm")?])
     }
 
     /// (b, t, c) to (b, t, c).
@@ -82,17 +126,47 @@ impl Llama {
         let weight = init::normal(0., STDEV);
         let inner = vb.pp("model");
         Ok(Self {
-            tokens: Embedding::new(vocabulary, width, weight, inner.pp("embed_tokens"))?,
+            table: Weight::new(width, vocabulary, weight, inner.pp("embed_tokens"))?,
             blocks: (0..layers).map(|i| Block::new(config, inner.pp("layers").pp(i))).collect::<Result<_>>()?,
             norm: Norm::rms(width, eps, inner.pp("norm"))?,
-            head: if tied {
-                None
-            } else {
-                Some(vb.pp("lm_head").get_with_hints((vocabulary, width), "weight", weight)?)
-            },
+            head: (!tied).then(|| Weight::new(width, vocabulary, weight, vb.pp("lm_head"))).transpose()?,
             rotary: Rotary::new(context, head_width, rope_base, config.scaling(), vb.device())?,
             context,
         })
+    }
+
+    /// Of these weights by their names, such as quantized ones; norms have to be plain.
+    ///
+    /// # Errors
+    /// As [`Llama::new`]; weights that are missing, of other shapes, or not the model's.
+    pub fn of_weights(config: &Config, weights: BTreeMap<String, Weight>) -> Result<Self> {
+        if let Some(problem) = config.problem() {
+            bail!("{problem}")
+        }
+        let &Config { vocabulary, context, layers, head_width, width, tied, eps, rope_base, .. } = config;
+        let (norms, matrices): (BTreeMap<_, _>, _) = weights.into_iter().partition(|(_, w)| w.dims().len() == 1);
+        let known = 2 * layers + 1;
+        if norms.len() != known {
+            bail!("{} norms, expected {known}", norms.len())
+        }
+        let norms = norms.into_iter().filter_map(|(name, weight)| Some((name, weight.parameter()?.clone()))).collect();
+        let vb = VarBuilder::from_tensors(norms, DType::F32, &Device::Cpu);
+        let (inner, mut weights) = (vb.pp("model"), Weights(matrices));
+        let block = |i: usize, weights: &mut Weights| {
+            Block::of_weights(config, inner.pp("layers").pp(i), weights, &format!("model.layers.{i}."))
+        };
+        let model = Self {
+            table: weights.take("model.embed_tokens.weight", [vocabulary, width])?,
+            blocks: (0..layers).map(|i| block(i, &mut weights)).collect::<Result<_>>()?,
+            norm: Norm::rms(width, eps, inner.pp("norm"))?,
+            head: (!tied).then(|| weights.take("lm_head.weight", [vocabulary, width])).transpose()?,
+            rotary: Rotary::new(context, head_width, rope_base, config.scaling(), &Device::Cpu)?,
+            context,
+        };
+        match weights.0.keys().next() {
+            None => Ok(model),
+            Some(name) => bail!("unexpected {name}"),
+        }
     }
 
     /// Numbers of tokens (b, t) to the logits (b, t, v) of those that follow each. `mask` is added to the scores of all heads and
@@ -101,7 +175,7 @@ impl Llama {
     /// # Errors
     /// More positions than the context has, or a mask of another shape.
     pub fn forward(&self, ids: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-        let mut x = self.tokens.forward(ids)?; // (b, t, c)
+        let mut x = self.table.rows(ids)?; // (b, t, c)
         for block in &self.blocks {
             x = block.forward(&x, &self.rotary, mask)?;
         }
@@ -113,7 +187,7 @@ impl Llama {
     /// # Errors
     /// More positions than the context has.
     pub fn forward_cached(&self, ids: &Tensor, cache: &mut [KvCache]) -> Result<Tensor> {
-        let mut x = self.tokens.forward(ids)?.detach(); // (b, t, c)
+        let mut x = self.table.rows(ids)?.detach(); // (b, t, c)
         for (block, cache) in self.blocks.iter().zip(cache) {
             x = block.forward_cached(&x, &self.rotary, cache)?;
         }
@@ -121,20 +195,20 @@ impl Llama {
         self.logits(&x.narrow(1, t - 1, 1)?)?.squeeze(1) // (b, v)
     }
 
-    /// Activations by name for numbers of tokens (b, t): the embedding, what is within and behind each block, the logits.
+    /// Activations by name for numbers of tokens (b, t), without a graph: the embedding, what is within and behind each block, the logits.
     ///
     /// # Errors
     /// More positions than the context has.
     pub fn activations(&self, ids: &Tensor, mask: Option<&Tensor>) -> Result<Vec<(String, Tensor)>> {
-        let mut x = self.tokens.forward(ids)?;
+        let mut x = self.table.rows(ids)?.detach();
         let mut all = vec![("embedding".to_string(), x.clone())];
         for (i, block) in self.blocks.iter().enumerate() {
-            x = block.attend(&x, &self.rotary, mask)?;
-            all.push((format!("layers.{i}.hidden"), block.mlp.hidden(&block.norms[1].forward(&x)?)?));
-            x = block.feed(&x)?;
+            x = block.attend(&x, &self.rotary, mask)?.detach();
+            all.push((format!("layers.{i}.hidden"), block.mlp.hidden(&block.norms[1].forward(&x)?)?.detach()));
+            x = block.feed(&x)?.detach();
             all.push((format!("layers.{i}"), x.clone()));
         }
-        all.push(("logits".to_string(), self.logits(&x)?));
+        all.push(("logits".to_string(), self.logits(&x)?.detach()));
         Ok(all)
     }
 
@@ -145,7 +219,7 @@ impl Llama {
 
     /// Tokens that it knows.
     pub fn vocabulary(&self) -> usize {
-        self.tokens.weight().dims()[0]
+        self.table.dims()[0]
     }
 
     /// An empty cache for [`Llama::forward_cached`], with room for `positions`, at most the context.
@@ -154,14 +228,12 @@ impl Llama {
     }
 
     fn logits(&self, x: &Tensor) -> Result<Tensor> {
-        let head = self.head.as_ref().unwrap_or(self.tokens.weight());
-        ops::linear(&self.norm.forward(x)?, head, None, ops::Activation::Identity) // (b, t, v)
+        self.head.as_ref().unwrap_or(&self.table).forward(&self.norm.forward(x)?) // (b, t, v)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
     use zoo_layers::Params;
 
     use super::*;

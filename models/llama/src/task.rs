@@ -5,18 +5,19 @@ use std::path::Path;
 use candle_core::{Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use serde_json::{Map, Value};
-use zoo_checkpoint::Description;
+use zoo_checkpoint::{Description, Source};
 use zoo_layers::ops::{CrossEntropyOptions, cross_entropy};
 use zoo_layers::{Mode, Sampling};
 use zoo_training::config::{AdamConfig, ConfigOf, NoSettings};
-use zoo_training::health::{Probe, ProbeKind};
+use zoo_training::health::{Probe, ProbeKind, Profile};
 use zoo_training::{
-    Error, Evaluation, Flag, Foreign, Generate, Import, Layout, Loss, Metrics, OptimizerConfig, Preset, Recipe,
-    ScheduleKind, Split, Task, TrainConfig, over_batches,
+    Encoded, Error, Evaluation, Flag, Foreign, Generate, Import, Layout, Loss, Memory, Metrics, OptimizerConfig,
+    Preset, Recipe, ScheduleKind, Split, Task, Tokenize, TrainConfig, over_batches,
 };
 
 use crate::config::NAME;
 use crate::corpus::{Batch, Corpus, Documents, IGNORED, documents};
+use crate::shards::{self, Shards};
 use crate::{Config, DataSettings, Llama, Message, Tokens, TokensFile, Writer, layout};
 
 /// Tokens of a batch when evaluating: their logits are held at once.
@@ -40,6 +41,33 @@ pub struct LlamaTask {
 }
 
 impl LlamaTask {
+    /// Tokens that lie in a folder; their tokenizer is that of `known`, if there is one.
+    fn stored(
+        config: &Config,
+        source: &DataSettings,
+        known: Option<Tokens>,
+        device: &Device,
+    ) -> zoo_training::Result<Self> {
+        let shards = Shards::open(Path::new(&source.path))?;
+        let (origin, tokens) = (source.path.clone(), shards.tokenizer().clone());
+        if known.is_some_and(|known| known.file().tokenizer != tokens.file().tokenizer) {
+            return Err(Error::Usage(format!(
+                "{origin}: its tokens are of another tokenizer than the weights': write them anew by zoo tokenizer encode --tokenizer"
+            )));
+        }
+        known_to(config, &tokens)?;
+        let parts = Corpus::stored(shards, source.valid)?;
+        let (window, eval_windows) = (source.window(config), source.eval_windows);
+        let [train, valid] = parts.each_ref().map(Corpus::len);
+        if train <= window || (source.valid > 0. && valid <= window) {
+            return Err(Error::Data(format!(
+                "{origin}: {train} tokens to learn from and {valid} that validate are too few for windows of {window}: bring more text, or \
+                 set data.window lower"
+            )));
+        }
+        Ok(Self { origin, remarks: vec![], tokens, parts, window, eval_windows, device: device.clone() })
+    }
+
     fn part(&self, split: Split) -> &Corpus {
         match split {
             Split::Train => &self.parts[0],
@@ -70,13 +98,25 @@ impl LlamaTask {
     }
 
     /// The loss of how often tokens are among those learnt in training, whatever stands before them: each counted once more.
-    fn frequencies(&self) -> f64 {
+    fn frequencies(&self) -> zoo_training::Result<f64> {
         let mut counts = vec![1f64; self.tokens.len()];
-        self.parts[0].learnt().for_each(|token| counts[token as usize] += 1.);
+        self.parts[0].each_learnt(&mut |token| counts[token as usize] += 1.)?;
         let total: f64 = counts.iter().sum();
-        let (sum, n) =
-            self.parts[1].learnt().fold((0., 0.), |(sum, n), t| (sum - (counts[t as usize] / total).ln(), n + 1.));
-        sum / f64::max(n, 1.)
+        let (mut sum, mut n) = (0., 0.);
+        self.parts[1].each_learnt(&mut |token| {
+            sum -= (counts[token as usize] / total).ln();
+            n += 1.;
+        })?;
+        Ok(sum / f64::max(n, 1.))
+    }
+}
+
+/// Refuses more tokens than the model has rows for.
+fn known_to(config: &Config, tokens: &Tokens) -> zoo_training::Result<()> {
+    let (known, rows) = (tokens.len(), config.vocabulary);
+    match known <= rows {
+        true => Ok(()),
+        false => Err(Error::Usage(format!("model.vocabulary is {rows}, but there are {known} tokens"))),
     }
 }
 
@@ -87,9 +127,8 @@ fn of_weights(path: &Path) -> zoo_training::Result<(Config, TokensFile)> {
     Ok(Description::parse(&texts, NAME, path)?.read::<Config, TokensFile>(path)?)
 }
 
-/// The tokenizer that `data.tokenizer` names.
-fn tokens(source: &DataSettings) -> zoo_training::Result<Tokens> {
-    let path = Path::new(&source.tokenizer);
+/// The tokenizer of a `tokenizer.json`, or of weights.
+fn tokens(path: &Path) -> zoo_training::Result<Tokens> {
     match path.extension().is_some_and(|e| e == "json") {
         true => Ok(Tokens::read(path)?),
         false => Ok(Tokens::new(of_weights(path)?.1)?),
@@ -120,7 +159,7 @@ impl Task for LlamaTask {
     }
 
     fn fingerprint(&self) -> String {
-        let bytes: Vec<u8> = self.parts.iter().flat_map(|part| part.bytes().chain([255; 4])).collect();
+        let bytes: Vec<u8> = self.parts.iter().flat_map(|part| part.bytes().into_iter().chain([255; 4])).collect();
         let tokens = self.tokens.file().tokenizer.to_string().into_bytes();
         zoo_checkpoint::sha256_of(&[bytes, tokens].concat())
     }
@@ -237,17 +276,26 @@ impl Recipe for LlamaTask {
             // Numbers of tokens mean what they meant to the weights that a run begins with.
             if config.data.tokenizer.is_empty() {
                 config.data.tokenizer = weights;
-            } else if tokens(&config.data)?.file().tokenizer != Tokens::new(file)?.file().tokenizer {
+            } else if tokens(Path::new(&config.data.tokenizer))?.file().tokenizer != Tokens::new(file)?.file().tokenizer
+            {
                 return Err(Error::Usage(format!(
                     "data.tokenizer is not that of {weights}: leave it out (its tokens have other numbers)"
                 )));
             }
+        } else if Shards::are_in(Path::new(&config.data.path)) {
+            let known = Shards::open(Path::new(&config.data.path))?.tokenizer().len();
+            config.model.vocabulary = config.model.vocabulary.max(known);
         } else if !config.data.tokenizer.is_empty() {
-            let known = tokens(&config.data)?.len();
+            let known = tokens(Path::new(&config.data.tokenizer))?.len();
             // A table may have more rows than there are tokens.
             config.model.vocabulary = config.model.vocabulary.max(known);
         }
         Ok(())
+    }
+
+    fn health() -> Profile {
+        // From gentle fine-tuning to the pretraining of the smallest of the family, by Muon too.
+        Profile { lr: Some(1e-6..=0.05), clip: Some(0.5..=1.), ..Profile::default() }
     }
 
     fn explain(config: &Config) -> String {
@@ -266,6 +314,27 @@ impl Recipe for LlamaTask {
             if tied { "head: the embedding's table".into() } else { format!("head: {vocabulary} x {width}") },
         ];
         parts.join("\n")
+    }
+
+    fn memory(config: &Config, source: &DataSettings, train: &TrainConfig) -> Option<Memory> {
+        const FLOAT: f64 = 4.;
+        let &Config { vocabulary, layers, heads, key_heads, head_width, width, hidden, .. } = config;
+        let window = source.window(config) as f64;
+        let tokens = train.batch_size as f64 * window;
+        // Inputs and outputs of norms, maps, attention and MLP.
+        let block = (6 * width + 3 * (heads + key_heads) * head_width + 3 * hidden) as f64;
+        // A block that is computed again has its input kept, and one at a time the others.
+        let blocks = if train.recompute { block + (layers * width) as f64 } else { layers as f64 * block };
+        let (rows, table) = (vocabulary as f64, (vocabulary * width) as f64);
+        let (evaluated, probed) = (BATCH.max(window as usize) as f64, train.watched() as f64 * window);
+        let probe = (layers * (hidden + width)) as f64;
+        Some(Memory {
+            kept: FLOAT * tokens * blocks,
+            // Logits, their shares, their gradient, and both factors in the order of a product.
+            turn: FLOAT * (4. * tokens * rows + 2. * table),
+            evaluated: FLOAT * evaluated * (2. * rows + block),
+            probed: FLOAT * probed * (2. * rows + probe + block),
+        })
     }
 
     fn flops(config: &Config, source: &DataSettings) -> Option<f64> {
@@ -312,16 +381,19 @@ impl Recipe for LlamaTask {
         let known = match fitted {
             Some(fitted) => Some(in_weights(fitted)?),
             None if source.tokenizer.is_empty() => None,
-            None => Some(tokens(source)?),
+            None => Some(tokens(Path::new(&source.tokenizer))?),
         };
+        if Shards::are_in(Path::new(&source.path)) {
+            return Self::stored(config, source, known, device);
+        }
         let mut documents = documents(source, seed, known.as_ref())?;
         let [first, last] = documents.split(source.valid)?;
         let Documents { origin, mut remarks, answers, .. } = documents;
         let tokens = match known {
             Some(tokens) => tokens,
             None => {
-                let text: String = first.iter().flatten().map(|(text, _)| text.as_str()).collect();
-                let tokens = Tokens::train(&text, config.vocabulary)?;
+                let texts = first.iter().flatten().map(|(text, _)| text.as_str());
+                let tokens = Tokens::train(texts, config.vocabulary)?;
                 if tokens.len() < config.vocabulary {
                     remarks.push(format!(
                         "the text yields {} tokens, fewer than model.vocabulary = {}: the others are never used",
@@ -332,20 +404,17 @@ impl Recipe for LlamaTask {
                 tokens
             }
         };
-        if tokens.len() > config.vocabulary {
-            let (known, rows) = (tokens.len(), config.vocabulary);
-            return Err(Error::Usage(format!("model.vocabulary is {rows}, but there are {known} tokens")));
-        }
+        known_to(config, &tokens)?;
         let (first, without) = Corpus::new(&first, answers, &tokens, window)?;
         let (last, more_without) = Corpus::new(&last, answers, &tokens, window)?;
         remarks.extend(without.into_iter().map(|remark| format!("to learn from: {remark}")));
         remarks.extend(more_without.into_iter().map(|remark| format!("to validate: {remark}")));
         let too_few = match answers {
             true => first.starts.is_empty() || (source.valid > 0. && last.starts.is_empty()),
-            false => first.ids.len() <= window || (source.valid > 0. && last.ids.len() <= window),
+            false => first.len() <= window || (source.valid > 0. && last.len() <= window),
         };
         if too_few {
-            let (train, valid) = (first.ids.len(), last.ids.len());
+            let (train, valid) = (first.len(), last.len());
             let way = match answers {
                 true => "set data.window higher, or bring more documents",
                 false => "bring more text, or set data.window lower",
@@ -372,9 +441,9 @@ impl Recipe for LlamaTask {
         format!(
             "{}, {documents}{} tokens{answers}, {bytes:.2} bytes each, {} different; the last {} validate",
             self.origin,
-            train.ids.len() + valid.ids.len(),
+            train.len() + valid.len(),
             self.tokens.len(),
-            valid.ids.len()
+            valid.len()
         )
     }
 
@@ -392,12 +461,13 @@ impl Recipe for LlamaTask {
         let (mut sum, mut targets) = self.sum(model, split, &starts, self.window)?;
         // What is left is a shorter window.
         let first = n * self.window;
-        let left = (part.ids.len().max(1) - 1).saturating_sub(first);
+        let left = (part.len().max(1) - 1).saturating_sub(first);
         if left > 0 && !part.is_by_document() && split != Split::Train {
             let (loss, count) = self.sum(model, split, &[first], left)?;
             (sum, targets) = (sum + loss, targets + count);
         }
-        let (loss, alone) = (sum / targets.max(1.), self.frequencies());
+        let (loss, alone) =
+            (sum / targets.max(1.), self.frequencies().map_err(|e| candle_core::Error::Msg(e.to_string()))?);
         let metrics = self.metrics(split, loss);
         let baselines = vec![("frequencies".into(), self.metrics(Split::Valid, alone))];
         let (verb, of) = (if loss < alone { "beats" } else { "does not beat" }, metrics[2].1);
@@ -417,6 +487,15 @@ impl Recipe for LlamaTask {
 }
 
 impl Generate for LlamaTask {
+    fn of_foreign(source: &Source) -> zoo_training::Result<Option<(Llama, Value)>> {
+        if !Llama::is_gguf(source) {
+            return Ok(None);
+        }
+        let writer = Llama::of_gguf(source)?;
+        let fitted = serde_json::to_value(writer.tokens().file()).unwrap_or_default();
+        Ok(Some((writer.model().clone(), fitted)))
+    }
+
     fn generate(
         model: &Llama,
         fitted: &Value,
@@ -424,7 +503,7 @@ impl Generate for LlamaTask {
         sampling: &Sampling,
         device: &Device,
         sink: &mut dyn FnMut(&str) -> bool,
-    ) -> zoo_training::Result<()> {
+    ) -> zoo_training::Result<usize> {
         Ok(Writer::new(model.clone(), in_weights(fitted)?, device)?.stream(prompt, sampling, sink)?)
     }
 
@@ -455,5 +534,28 @@ impl Import for LlamaTask {
 
     fn beside(layout: &Layout, fitted: &Value) -> zoo_training::Result<Vec<(&'static str, String)>> {
         layout::beside(layout, fitted)
+    }
+}
+
+impl Tokenize for LlamaTask {
+    fn train_tokenizer(text: &Path, encoding: &str, vocabulary: usize) -> zoo_training::Result<(String, Vec<String>)> {
+        let source =
+            DataSettings { path: text.display().to_string(), encoding: encoding.into(), ..DataSettings::default() };
+        let Documents { texts, mut remarks, .. } = documents(&source, 0, None)?;
+        let tokens = Tokens::train(texts.iter().flatten().map(|(text, _)| text.as_str()), vocabulary)?;
+        if tokens.len() < vocabulary {
+            remarks.push(format!("the text yields {} tokens, fewer than {vocabulary}", tokens.len()));
+        }
+        Ok((format!("{:#}\n", tokens.file().tokenizer), remarks))
+    }
+
+    fn encode(
+        text: &Path,
+        encoding: &str,
+        tokenizer: &Path,
+        folder: &Path,
+        shard: usize,
+    ) -> zoo_training::Result<Encoded> {
+        shards::encode(text, encoding, &tokens(tokenizer)?, folder, shard)
     }
 }

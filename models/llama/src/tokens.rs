@@ -35,8 +35,8 @@ pub struct TokensFile {
 pub struct Tokens {
     tokenizer: Tokenizer,
     file: TokensFile,
-    /// One more than the largest number of a token.
-    len: usize,
+    /// Bytes of text that each token stands for, as many as the largest number of one, and one more.
+    bytes: Vec<usize>,
 }
 
 fn said(what: &str) -> impl Fn(tokenizers::Error) -> Error + '_ {
@@ -62,12 +62,24 @@ impl Tokens {
         // As text: some of its parts are read from borrowed texts alone.
         let tokenizer = Tokenizer::from_bytes(file.tokenizer.to_string()).map_err(said("tokenizer"))?;
         let len = tokenizer.get_vocab(true).values().max().map_or(0, |last| *last as usize + 1);
-        Self { tokenizer, file, len }.checked()
+        let (mut bytes, byte_level) = (vec![0; len], file.tokenizer.to_string().contains("\"ByteLevel\""));
+        for (token, id) in tokenizer.get_vocab(false) {
+            // A character for each byte; or pieces of text with another space, and bytes by their number.
+            bytes[id as usize] = match byte_level {
+                true => token.chars().count(),
+                false if token.len() == "<0x00>".len() && token.starts_with("<0x") => 1,
+                false => token.replace('\u{2581}', " ").len(),
+            };
+        }
+        for (id, token) in tokenizer.get_added_tokens_decoder() {
+            bytes[id as usize] = if token.special { 0 } else { token.content.len() };
+        }
+        Self { tokenizer, file, bytes }.checked()
     }
 
     /// Refuses a beginning or an end that is none of the tokens.
     fn checked(self) -> Result<Self> {
-        let n = self.len;
+        let n = self.len();
         match self.file.begin.iter().chain(&self.file.ends).find(|token| **token as usize >= n) {
             Some(token) => bail!("tokenizer: it has {n} tokens, and a text would begin or end with token {token}"),
             None => Ok(self),
@@ -110,10 +122,15 @@ impl Tokens {
             let value = names.get(key)?;
             tokens.tokenizer.token_to_id(value.as_str().or_else(|| value.get("content")?.as_str())?)
         };
-        let begin = named_token("bos_token").or(numbers(number("bos_token_id")).first().copied());
+        let mut begin = named_token("bos_token").or(numbers(number("bos_token_id")).first().copied());
         // The tokenizer's own comes first: it is what a template writes.
         let mut ends: Vec<u32> = named_token("eos_token").into_iter().collect();
         ends.extend(numbers(number("eos_token_id")).into_iter().filter(|end| !ends.contains(end)).collect::<Vec<_>>());
+        // With nothing beside it, that of GPT-2 and of the tokenizers that are trained here.
+        if ends.is_empty() && begin.is_none() {
+            ends.extend(tokens.tokenizer.token_to_id(END));
+            begin = ends.first().copied();
+        }
         // In a file of its own, in newer folders; one of several by name, in some.
         let file = path.with_file_name("chat_template.jinja");
         tokens.file.chat_template = match names.get("chat_template") {
@@ -287,12 +304,12 @@ impl Tokens {
         Ok(if let Value::Object(entries) = entries { entries } else { Map::new() })
     }
 
-    /// Trains byte-level pairs (Sennrich et al. 2016, as GPT-2 splits texts) on `text`: at most `vocabulary` tokens, the first of
-    /// which ends texts. The same text gives the same tokens.
+    /// Trains byte-level pairs (Sennrich et al. 2016, as GPT-2 splits texts) on texts: at most `vocabulary` tokens, the first of
+    /// which ends texts. The same texts give the same tokens.
     ///
     /// # Errors
     /// Fewer tokens than there are bytes.
-    pub fn train(text: &str, vocabulary: usize) -> Result<Self> {
+    pub fn train<'a>(texts: impl IntoIterator<Item = &'a str>, vocabulary: usize) -> Result<Self> {
         const LEAST: usize = 257;
         if vocabulary < LEAST {
             bail!("tokenizer: {vocabulary} tokens are fewer than the 256 bytes and the end of a text")
@@ -307,7 +324,8 @@ impl Tokens {
             .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
             .build();
         let mut trainer = TrainerWrapper::from(trainer);
-        tokenizer.train(&mut trainer, pieces(text).into_iter()).map_err(said("tokenizer"))?;
+        let all: Vec<&str> = texts.into_iter().flat_map(pieces).collect();
+        tokenizer.train(&mut trainer, all.into_iter()).map_err(said("tokenizer"))?;
         let written = tokenizer.to_string(false).map_err(said("tokenizer"))?;
         let tokenizer = serde_json::from_str(&written).map_err(Error::wrap)?;
         Self::new(TokensFile { tokenizer, begin: Some(0), ends: vec![0], chat_template: None })
@@ -315,7 +333,7 @@ impl Tokens {
 
     /// One more than the largest number of a token.
     pub fn len(&self) -> usize {
-        self.len
+        self.bytes.len()
     }
 
     /// Whether there are none.
@@ -341,6 +359,11 @@ impl Tokens {
     /// Whether a token ends a text.
     pub fn ends(&self, token: u32) -> bool {
         self.file.ends.contains(&token)
+    }
+
+    /// Bytes of text that a token stands for; 0 of special ones.
+    pub fn bytes_of(&self, token: u32) -> usize {
+        self.bytes.get(token as usize).copied().unwrap_or(0)
     }
 
     /// Numbers of a text's tokens; with `special`, with those that the tokenizer puts around a text.
@@ -443,21 +466,21 @@ mod tests {
     #[test]
     fn trained_tokens_are_the_same_again_and_keep_any_text() -> Result<()> {
         let text = TEXT.repeat(50);
-        let tokens = Tokens::train(&text, 300)?;
-        assert_eq!(tokens.file(), Tokens::train(&text, 300)?.file());
+        let tokens = Tokens::train([text.as_str()], 300)?;
+        assert_eq!(tokens.file(), Tokens::train([text.as_str()], 300)?.file());
         for text in ["the cat", "", " \n\t ", "Zürich 你好 🦀\u{301}", "a\0b", "<|endoftext|> is a token"] {
             let ids = tokens.encode(text, false)?;
             assert_eq!(tokens.decode(&ids)?, text.replace(END, ""));
         }
         assert!(tokens.encode("the cat", false)?.len() < 7);
         assert_eq!(tokens.encode(&text, false)?, tokens.encode_long(&text)?);
-        assert!(Tokens::train(&text, 256).is_err());
+        assert!(Tokens::train([text.as_str()], 256).is_err());
         Ok(())
     }
 
     #[test]
     fn a_gguf_says_the_same_as_the_tokenizer_it_was_written_from() -> Result<()> {
-        let tokens = Tokens::train(&TEXT.repeat(50), 300)?;
+        let tokens = Tokens::train([TEXT.repeat(50).as_str()], 300)?;
         let n = tokens.len();
         let entries = tokens.gguf(n + 2)?;
         let again = Tokens::of_gguf(&entries)?;

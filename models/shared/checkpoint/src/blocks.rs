@@ -72,9 +72,9 @@ const TABLE: &[(Blocks, &str, u32, usize, usize)] = &[
 ];
 
 /// The 16 values of IQ4.
-const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+pub(crate) const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 /// Twice the 16 values of a float with 1 sign, 2 exponent and 1 mantissa bits.
-const FP4: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+pub(crate) const FP4: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
 /// The grids one behind the other.
 const CODEBOOKS: &[u8; 33_792] = include_bytes!("codebooks.bin");

@@ -5,6 +5,7 @@ mod atomic;
 mod blocks;
 mod cast;
 mod codec;
+mod codes;
 mod content;
 mod convert;
 mod description;
@@ -40,6 +41,7 @@ pub use blocks::Blocks;
 /// candle, in the version whose types show here.
 pub use candle_core;
 pub use cast::Difference;
+pub use codes::Codes;
 pub use content::{Stats, average, compare, content_hash, stats};
 pub use convert::{Converted, Output, Plan, Rules, index_of};
 pub use description::Description;

@@ -92,8 +92,8 @@ pub use number_table::{NumberTable, Scaling};
 pub use observer::{Event, Observer, Silent};
 pub use ranks::{Collective, Ranks, Solo, Tree, over_batches};
 pub use recipe::{
-    Dataset, Evaluation, Flag, Foreign, Generate, Import, Layout, Picture, Predict, Prediction, Preset, Raster, Recipe,
-    Request, Table, Trials,
+    Dataset, Encoded, Evaluation, Flag, Foreign, Generate, Import, Layout, Memory, Picture, Predict, Prediction,
+    Preset, Raster, Recipe, Request, Table, Tokenize, Trials,
 };
 pub use record::Difference;
 pub use run::{RunDirectory, RunFiles, RunState};

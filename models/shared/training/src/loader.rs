@@ -15,9 +15,45 @@ pub struct Batches {
     samples: usize,
     batch_size: usize,
     seed: u64,
-    /// The epoch whose order is at hand.
+    /// The epoch whose order is at hand; of many samples, it is the micro-step's alone.
     epoch: Option<u64>,
     order: Vec<usize>,
+}
+
+/// Up to so many samples, the order of an epoch is a shuffled list (32 MiB at most).
+const LISTED: usize = 1 << 22;
+
+/// An order of 0..n of which each place is computed by itself: a Feistel network (Luby and Rackoff 1988) over the next power of four, whose
+/// numbers from n on are led through it again (Black and Rogaway 2002).
+struct Permutation {
+    n: usize,
+    /// Bits of each half of a number.
+    bits: u32,
+    stream: Stream,
+}
+
+impl Permutation {
+    fn new(n: usize, stream: Stream) -> Self {
+        Self { n, bits: (usize::BITS - n.saturating_sub(1).leading_zeros()).div_ceil(2).max(1), stream }
+    }
+
+    /// What stands at `place`, which is below n.
+    fn at(&self, place: usize) -> usize {
+        const ROUNDS: u64 = 8;
+        let mask = (1u64 << self.bits) - 1;
+        let mut number = place as u64;
+        loop {
+            let (mut left, mut right) = (number >> self.bits, number & mask);
+            for round in 0..ROUNDS {
+                let word = u64::from(self.stream.block(ROUNDS * right + round)[0]);
+                (left, right) = (right, left ^ (word & mask));
+            }
+            number = left << self.bits | right;
+            if number < self.n as u64 {
+                return number as usize;
+            }
+        }
+    }
 }
 
 impl Batches {
@@ -40,13 +76,20 @@ impl Batches {
     /// The samples of micro-step `number`, from 0.
     pub fn at(&mut self, number: u64) -> &[usize] {
         let (epoch, within) = (number / self.per_epoch(), (number % self.per_epoch()) as usize);
+        let first = within * self.batch_size;
+        let places = first..self.samples.min(first + self.batch_size);
+        if self.samples > LISTED {
+            let all = Permutation::new(self.samples, Stream::new(self.seed, Purpose::Shuffle, 0, epoch));
+            self.order.clear();
+            self.order.extend(places.map(|place| all.at(place)));
+            return &self.order;
+        }
         if self.epoch != Some(epoch) {
             self.order = (0..self.samples).collect();
             Stream::new(self.seed, Purpose::Shuffle, 0, epoch).shuffle(&mut self.order);
             self.epoch = Some(epoch);
         }
-        let first = within * self.batch_size;
-        &self.order[first..self.samples.min(first + self.batch_size)]
+        &self.order[places]
     }
 }
 
@@ -149,5 +192,37 @@ mod tests {
             assert_eq!(order, (0..10).collect::<Vec<_>>());
         }
         assert_eq!(batches.at(2).len(), 2);
+    }
+
+    #[test]
+    fn computed_orders_take_every_sample_once_and_look_random() {
+        for n in [1, 2, 3, 5, 64, 1000, 4097] {
+            let order = |epoch: u64| -> Vec<usize> {
+                let all = Permutation::new(n, Stream::new(1, Purpose::Shuffle, 0, epoch));
+                (0..n).map(|place| all.at(place)).collect()
+            };
+            let (mut first, second) = (order(0), order(1));
+            if n < 1000 {
+                first.sort_unstable();
+                assert_eq!(first, (0..n).collect::<Vec<_>>());
+                continue;
+            }
+            assert_ne!(first, second);
+            // Ascents, fixed points and the distance of neighbours are those of a random permutation.
+            let ascents = first.windows(2).filter(|pair| pair[0] < pair[1]).count() as f64 / n as f64;
+            let fixed = first.iter().enumerate().filter(|(i, v)| i == *v).count();
+            let apart = first.windows(2).map(|pair| pair[0].abs_diff(pair[1])).sum::<usize>() as f64 / (n * n) as f64;
+            assert!(
+                (ascents - 0.5).abs() < 0.03 && fixed < 8 && (apart - 1. / 3.).abs() < 0.02,
+                "{ascents} {fixed} {apart}"
+            );
+            first.sort_unstable();
+            assert_eq!(first, (0..n).collect::<Vec<_>>());
+        }
+        // More samples than are listed: micro-steps do not depend on each other, and are no list.
+        let mut batches = Batches::new(usize::MAX / 4, 5, 3);
+        let (last, first) = (batches.at(77).to_vec(), batches.at(0).to_vec());
+        assert_eq!((batches.at(77), first.len()), (&last[..], 5));
+        assert_ne!(first, last);
     }
 }

@@ -7,6 +7,7 @@ use candle_core::{Device, Tensor};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+use zoo_checkpoint::Source;
 use zoo_layers::{Mode, Sampling};
 
 use crate::config::{Config, ConfigOf, Overrides, changed};
@@ -210,11 +211,30 @@ pub trait Recipe: Task {
         None
     }
 
+    /// What passes over batches hold in memory, beside parameters and their like, if it is known.
+    fn memory(architecture: &Self::Architecture, source: &Self::Data, train: &TrainConfig) -> Option<Memory> {
+        let _ = (architecture, source, train);
+        None
+    }
+
     /// Floating-point operations in the matrix products of a forward pass of one sample, if they are known.
     fn flops(architecture: &Self::Architecture, source: &Self::Data) -> Option<f64> {
         let _ = (architecture, source);
         None
     }
+}
+
+/// Bytes that passes over batches hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Memory {
+    /// What the forward pass of a micro-batch keeps for the backward pass.
+    pub kept: f64,
+    /// What is there beside it where the backward pass begins: outputs, their gradients, and what their product works in.
+    pub turn: f64,
+    /// What an evaluation holds.
+    pub evaluated: f64,
+    /// The activations that a health check looks at.
+    pub probed: f64,
 }
 
 /// What a prediction is asked for.
@@ -292,7 +312,7 @@ pub trait Predict: Recipe {
 
 /// A model that writes text.
 pub trait Generate: Recipe {
-    /// Writes text behind `prompt`, handing each piece to `sink`, which says whether to go on.
+    /// Writes text behind `prompt`, handing each piece to `sink`, which says whether to go on. Returns how many tokens it wrote.
     ///
     /// # Errors
     /// A prompt that cannot be read.
@@ -303,7 +323,17 @@ pub trait Generate: Recipe {
         sampling: &Sampling,
         device: &Device,
         sink: &mut dyn FnMut(&str) -> bool,
-    ) -> Result<()>;
+    ) -> Result<usize>;
+
+    /// A model of weights that stay as another program wrote them, such as the blocks of a GGUF file, on the CPU, and what was fitted; none if
+    /// the model reads no such file, which is the default.
+    ///
+    /// # Errors
+    /// The file is damaged, or another model's.
+    fn of_foreign(source: &Source) -> Result<Option<(Self::Model, Value)>> {
+        let _ = source;
+        Ok(None)
+    }
 
     /// The prompt by which a model made for conversations answers what `messages` say, each a role (`system`, `user`) and a text.
     /// Other models refuse, which is the default.
@@ -314,6 +344,35 @@ pub trait Generate: Recipe {
         let _ = (fitted, messages);
         Err(Error::Usage(format!("{} goes on with texts, and was not made for conversations", Self::NAME)))
     }
+}
+
+/// What [`Tokenize::encode`] wrote.
+#[derive(Clone, Debug, Default)]
+pub struct Encoded {
+    /// Tokens.
+    pub tokens: usize,
+    /// Bytes of text that they stand for.
+    pub bytes: u64,
+    /// Files of tokens.
+    pub files: usize,
+    /// What was done to the texts, in words.
+    pub remarks: Vec<String>,
+}
+
+/// A model whose tokenizer is a file of its own.
+pub trait Tokenize: Recipe {
+    /// A tokenizer of at most `vocabulary` tokens for a text, the texts of a folder, or the documents of a JSONL file: the content of its
+    /// file, and what was done to the texts, in words.
+    ///
+    /// # Errors
+    /// Texts that cannot be read, or too few tokens.
+    fn train_tokenizer(text: &Path, encoding: &str, vocabulary: usize) -> Result<(String, Vec<String>)>;
+
+    /// Writes the tokens of such texts into `folder`, `shard` of them to a file, as data to train on.
+    ///
+    /// # Errors
+    /// Texts that cannot be read; a folder that has files.
+    fn encode(text: &Path, encoding: &str, tokenizer: &Path, folder: &Path, shard: usize) -> Result<Encoded>;
 }
 
 /// How another program names and lays out the same weights.
@@ -343,6 +402,8 @@ pub struct Foreign<'a> {
     pub tensors: &'a [(&'a str, &'a [usize])],
     /// What it says about itself.
     pub entries: &'a Map<String, Value>,
+    /// The file, or the folder of one with others beside it.
+    pub path: &'a Path,
     /// The folder that it lies in, where further files of it may be.
     pub folder: &'a Path,
     /// The data that it was trained on, if the user named them.

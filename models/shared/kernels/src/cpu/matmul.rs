@@ -96,8 +96,10 @@ pub fn matmul(size: [usize; 3], a: Matrix, b: Matrix) -> Vec<f32> {
 
 /// With up to so many rows, bringing the other factor into the order that a large product wants costs more than it gains.
 const FEW: usize = 64;
-/// Columns of the result that a task takes, with few rows.
+/// Columns of the result that a task takes at least, with few rows.
 const COLUMNS: usize = 32;
+/// Elements of the other factor that a task reads at least, with few rows: some microseconds from memory.
+const READ: usize = 1 << 15;
 
 /// C (m, n) = x (m, k) · wᵀ (k, n) + bias, for row-major x and w (n, k); the rows of C are `c_row` apart.
 ///
@@ -135,9 +137,9 @@ pub unsafe fn affine_into(
     let level = simd::level()?;
     let x = if rounds { Cow::Owned(vector::bf16_of(level, x)) } else { Cow::Borrowed(x) };
     let x = &*x;
-    // A task has some tens of microseconds of work, or all there is.
-    let columns = COLUMNS.max((PARALLEL / 2).checked_div(m * k).unwrap_or(n)).max(1);
-    parallel::chunks(n, columns, |columns| {
+    // A task has some microseconds of work, or all there is.
+    let least = COLUMNS.max((PARALLEL / 2).checked_div(m * k).unwrap_or(n).min(READ.checked_div(k).unwrap_or(n)));
+    parallel::chunks(n, parallel::shares(n, least), |columns| {
         level.run(FewRows { m, k, columns, x, w, bias, c, c_row, rounds });
     });
     Ok(())
@@ -172,6 +174,13 @@ impl WithSimd for FewRows<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, s: S) {
         let (m, columns) = (self.m, self.columns.clone());
+        if m == 1 {
+            // SAFETY: row j of w lies within it, the result within the caller's columns.
+            columns.for_each(|j| unsafe {
+                if self.rounds { self.dot::<S, true>(s, j) } else { self.dot::<S, false>(s, j) }
+            });
+            return;
+        }
         let mut j = columns.start;
         while j < columns.end {
             let wide = columns.end - j >= 4;
@@ -199,6 +208,37 @@ impl WithSimd for FewRows<'_> {
 }
 
 impl FewRows<'_> {
+    /// One row of x times row j of w. Rows of w one after the other are one stream from memory, which is all that limits this.
+    ///
+    /// # Safety
+    /// Row j of w is there.
+    #[inline(always)]
+    unsafe fn dot<S: Simd, const ROUNDS: bool>(&self, s: S, j: usize) {
+        /// Sums, as an addition takes as long as several multiplications.
+        const SUMS: usize = 4;
+        let Self { k, x, w, bias, c, .. } = *self;
+        let (x, w) = (x.as_ptr(), w.as_ptr().wrapping_add(j * k));
+        let mut sums = [s.splat_f32s(0.); SUMS];
+        for first in (0..k).step_by(SUMS * S::F32_LANES) {
+            for (part, sum) in sums.iter_mut().enumerate() {
+                let e = first + part * S::F32_LANES;
+                if e < k {
+                    // SAFETY: the caller's promise; rows have k elements.
+                    unsafe {
+                        let w = vector::read(s, w, e, k);
+                        let w = if ROUNDS { vector::bf16(s, w) } else { w };
+                        *sum = s.mul_add_e_f32s(vector::read(s, x, e, k), w, *sum);
+                    }
+                }
+            }
+        }
+        let [one, two, three, four] = sums;
+        let sum = s.add_f32s(s.add_f32s(one, two), s.add_f32s(three, four));
+        let start = bias.map_or(0., |bias| bias[j]);
+        // SAFETY: the caller's promise.
+        unsafe { c.at(j).write(start + s.reduce_sum_f32s(sum)) }
+    }
+
     /// # Safety
     /// M rows of x from i on and N of w from j on are there.
     #[inline(always)]

@@ -3,6 +3,7 @@
 pub mod bf16;
 mod buffer;
 pub mod matmul;
+pub mod packed;
 pub mod parallel;
 pub mod product;
 pub mod simd;

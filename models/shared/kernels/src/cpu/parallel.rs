@@ -45,3 +45,29 @@ pub fn chunks(n: usize, size: usize, f: impl Fn(Range<usize>) + Sync + Send) {
     let size = size.max(1);
     for_each(n.div_ceil(size), |i| f(i * size..n.min(i.saturating_add(1).saturating_mul(size))));
 }
+
+/// The size of ranges for [`chunks`] of 0..n that have at least `least` each and of which every thread gets as many as the others: for work
+/// whose results do not depend on the ranges.
+pub fn shares(n: usize, least: usize) -> usize {
+    let (ranges, threads) = ((n / least.max(1)).max(1), rayon::current_num_threads());
+    n.div_ceil(if ranges > threads { ranges - ranges % threads } else { ranges })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_as_many_for_each_thread() {
+        let threads = rayon::current_num_threads();
+        for (n, least) in [(0, 1), (1, 1), (5, 0), (576, 57), (192, 100), (1000, 1), (49_152, 57)] {
+            let size = shares(n, least);
+            let ranges = n.checked_div(size).map_or(0, |_| n.div_ceil(size));
+            assert!(n < 2 * least.max(1) || size >= least, "{n} {least}");
+            assert!(
+                ranges < 2 * threads || ranges % threads == 0 || n - (ranges - 1) * size < size,
+                "{n} {least} {ranges}"
+            );
+        }
+    }
+}

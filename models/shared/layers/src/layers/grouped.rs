@@ -1,7 +1,8 @@
 use candle_core::{Device, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 
-use super::{KvCache, Linear};
+use super::KvCache;
+use super::weight::{Weight, Weights};
 use crate::init::Init;
 use crate::ops::{
     Activation, AttentionOptions, RopePairs, RopeScaling, attention, gated, rope_angles_of, rope_frequencies,
@@ -54,14 +55,25 @@ pub struct GroupedConfig {
     pub init: [Init; 2],
 }
 
+impl GroupedConfig {
+    fn check(&self) -> Result<()> {
+        let &Self { heads, key_heads, head_width, .. } = self;
+        if key_heads == 0 || heads % key_heads != 0 || heads.checked_mul(head_width).is_none_or(|c| c == 0) {
+            bail!("attention: {heads} heads of {head_width} features cannot share {key_heads} of keys and values")
+        }
+        Ok(())
+    }
+}
+
 /// Causal self-attention with rotary positions in which heads of queries share those of keys and values, without biases, as
 /// Llama has it: `q_proj`, `k_proj`, `v_proj`, `o_proj`.
 #[derive(Clone, Debug)]
 pub struct GroupedAttention {
     heads: usize,
     key_heads: usize,
-    maps: [Linear; 3],
-    output: Linear,
+    /// Of queries, keys and values.
+    inputs: Weights<3>,
+    output: Weight,
 }
 
 impl GroupedAttention {
@@ -71,21 +83,32 @@ impl GroupedAttention {
     /// Heads of keys that do not divide those of queries; sizes of zero.
     pub fn new(config: GroupedConfig, vb: VarBuilder) -> Result<Self> {
         let GroupedConfig { width, heads, key_heads, head_width, init } = config;
-        if key_heads == 0 || heads % key_heads != 0 || heads.checked_mul(head_width).is_none_or(|c| c == 0) {
-            bail!("attention: {heads} heads of {head_width} features cannot share {key_heads} of keys and values")
-        }
-        let map = |from, to, init, name: &str| Linear::with_init(from, to, false, init, vb.pp(name));
+        config.check()?;
+        let map = |from, to, init, name: &str| Weight::new(from, to, init, vb.pp(name));
         let (all, few) = (heads * head_width, key_heads * head_width);
-        Ok(Self {
-            heads,
-            key_heads,
-            maps: [
-                map(width, all, init[0], "q_proj")?,
-                map(width, few, init[0], "k_proj")?,
-                map(width, few, init[0], "v_proj")?,
-            ],
-            output: map(all, width, init[1], "o_proj")?,
-        })
+        let inputs = [
+            map(width, all, init[0], "q_proj")?,
+            map(width, few, init[0], "k_proj")?,
+            map(width, few, init[0], "v_proj")?,
+        ];
+        let output = map(all, width, init[1], "o_proj")?;
+        Ok(Self { heads, key_heads, inputs: Weights::new(inputs), output })
+    }
+
+    /// Of these weights: of queries, keys, values and the way out.
+    ///
+    /// # Errors
+    /// As [`GroupedAttention::new`]; weights of other sizes.
+    pub fn of_weights(config: GroupedConfig, [q, k, v, output]: [Weight; 4]) -> Result<Self> {
+        config.check()?;
+        let GroupedConfig { width, heads, key_heads, head_width, .. } = config;
+        let (all, few) = (heads * head_width, key_heads * head_width);
+        let expected = [[all, width], [few, width], [few, width], [width, all]];
+        let dims = [&q, &k, &v, &output].map(Weight::dims);
+        if dims != expected {
+            bail!("attention: weights of {dims:?}, expected {expected:?}")
+        }
+        Ok(Self { heads, key_heads, inputs: Weights::new([q, k, v]), output })
     }
 
     /// (b, t, c) to (b, t, c); `mask` is added to the scores and broadcasts to (b, heads, t, t).
@@ -110,15 +133,15 @@ impl GroupedAttention {
 
     /// Its parameters.
     pub fn parameters(&self) -> impl Iterator<Item = &Tensor> {
-        self.maps.iter().chain([&self.output]).flat_map(Linear::parameters)
+        self.inputs.parameters().chain(self.output.parameter())
     }
 
     /// Queries, keys and values, (b, t, heads d) each, of positions from `first` on.
     fn project(&self, x: &Tensor, rotary: &Rotary, first: usize) -> Result<[Tensor; 3]> {
         x.dims3()?;
-        let [q, k, v] = &self.maps;
-        let q = rotary.turn(&q.forward(x)?, self.heads, first)?;
-        Ok([q, rotary.turn(&k.forward(x)?, self.key_heads, first)?, v.forward(x)?])
+        let [q, k, v] = self.inputs.forward(x)?;
+        let q = rotary.turn(&q, self.heads, first)?;
+        Ok([q, rotary.turn(&k, self.key_heads, first)?, v])
     }
 
     fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
@@ -131,9 +154,9 @@ impl GroupedAttention {
 /// `gate_proj`, `up_proj`, `down_proj`.
 #[derive(Clone, Debug)]
 pub struct GatedMlp {
-    gate: Linear,
-    up: Linear,
-    down: Linear,
+    /// The one that lets through, and the one that is let through.
+    inputs: Weights<2>,
+    down: Weight,
     activation: Activation,
 }
 
@@ -143,18 +166,27 @@ impl GatedMlp {
     /// # Errors
     /// candle's.
     pub fn new(width: usize, hidden: usize, activation: Activation, init: [Init; 2], vb: VarBuilder) -> Result<Self> {
-        let map = |from, to, init, name: &str| Linear::with_init(from, to, false, init, vb.pp(name));
-        Ok(Self {
-            gate: map(width, hidden, init[0], "gate_proj")?,
-            up: map(width, hidden, init[0], "up_proj")?,
-            down: map(hidden, width, init[1], "down_proj")?,
-            activation,
-        })
+        let map = |from, to, init, name: &str| Weight::new(from, to, init, vb.pp(name));
+        let inputs = [map(width, hidden, init[0], "gate_proj")?, map(width, hidden, init[0], "up_proj")?];
+        Ok(Self { inputs: Weights::new(inputs), down: map(hidden, width, init[1], "down_proj")?, activation })
+    }
+
+    /// Of these weights: of gate, up and down.
+    ///
+    /// # Errors
+    /// Weights of sizes that do not fit each other.
+    pub fn of_weights(activation: Activation, [gate, up, down]: [Weight; 3]) -> Result<Self> {
+        let dims = [&gate, &up, &down].map(Weight::dims);
+        match dims.each_ref().map(Vec::as_slice) {
+            [[a, b], [c, d], [e, f]] if (a, b) == (c, d) && (a, b) == (f, e) => {}
+            _ => bail!("gated MLP: weights of {dims:?} do not fit each other"),
+        }
+        Ok(Self { inputs: Weights::new([gate, up]), down, activation })
     }
 
     /// Its parameters.
     pub fn parameters(&self) -> impl Iterator<Item = &Tensor> {
-        [&self.gate, &self.up, &self.down].into_iter().flat_map(Linear::parameters)
+        self.inputs.parameters().chain(self.down.parameter())
     }
 
     /// What is in between, (…, c) to (…, hidden).
@@ -162,7 +194,8 @@ impl GatedMlp {
     /// # Errors
     /// Other shapes.
     pub fn hidden(&self, x: &Tensor) -> Result<Tensor> {
-        gated(&self.gate.forward(x)?, &self.up.forward(x)?, self.activation)
+        let [gate, up] = self.inputs.forward(x)?;
+        gated(&gate, &up, self.activation)
     }
 
     /// (…, c) to (…, c).

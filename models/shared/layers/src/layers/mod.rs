@@ -11,6 +11,7 @@ mod positions;
 mod recompute;
 mod running_norm;
 mod transformer;
+mod weight;
 
 pub use attention::{AttentionConfig, KvCache, MultiHeadAttention, Qkv};
 pub use dropout::Dropout;
@@ -23,6 +24,7 @@ pub use positions::sinusoids;
 pub use recompute::{recomputed, with_recompute};
 pub use running_norm::RunningNorm;
 pub use transformer::{BlockConfig, Mlp, MlpConfig, NormPlace, TransformerBlock};
+pub use weight::Weight;
 
 /// Whether a forward pass trains or evaluates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

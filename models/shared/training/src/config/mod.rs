@@ -253,6 +253,13 @@ impl TrainConfig {
         self.dtype.compute()
     }
 
+    /// Samples whose activations a health check looks at: a check must cost next to nothing.
+    pub fn watched(&self) -> usize {
+        const FEWEST: usize = 4;
+        const MOST: usize = 16;
+        (self.batch_size / 4).clamp(FEWEST, MOST).min(self.batch_size)
+    }
+
     /// The names that `freeze` stands for.
     ///
     /// # Errors

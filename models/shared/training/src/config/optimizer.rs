@@ -22,6 +22,18 @@ pub enum OptimizerConfig {
     Muon(MuonConfig),
 }
 
+impl OptimizerConfig {
+    /// Numbers of state for each parameter; at most, where matrices have fewer.
+    pub fn state(&self) -> usize {
+        let momentum = |momentum: f64| usize::from(momentum != 0.);
+        match self {
+            Self::AdamW(_) | Self::Adam(_) | Self::Muon(_) => 2,
+            Self::Sgd(config) => momentum(config.momentum),
+            Self::RmsProp(config) => 1 + momentum(config.momentum),
+        }
+    }
+}
+
 /// Constants of Adam and AdamW.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]

@@ -16,10 +16,6 @@ use crate::record::value_of;
 use crate::saver::Saver;
 use crate::{Error, Event, Observer, OnCritical, Result, Silent, Split, Task};
 
-/// Most samples of the batch whose activations are watched: a check must cost next to nothing.
-const SAMPLES: usize = 16;
-/// Fewest of them.
-const FEWEST: usize = 4;
 /// Checks between two times that the learning rate is halved: what was done needs time to show.
 const PATIENCE: u64 = 5;
 /// Halvings after which there is no learning rate left to speak of.
@@ -110,8 +106,7 @@ impl<T: Task> Trainer<'_, T> {
 
     /// Activations of a few samples.
     fn activations(&self) -> candle_core::Result<Vec<Probe>> {
-        let n = (self.config.train.batch_size / 4).clamp(FEWEST, SAMPLES);
-        self.task.probes(&self.model, &self.spread(n)?)
+        self.task.probes(&self.model, &self.spread(self.config.train.watched())?)
     }
 
     /// Diagnoses the model by one forward and one backward pass without dropout. Does not change the run, except that a task
