@@ -123,6 +123,9 @@ fn what_is_written_is_the_same_model_to_candle_and_comes_back_whole() -> Outcome
         };
         assert_eq!(write(&file), write(&plain), "{kind}");
     }
+    // Without llama.cpp's names and tokenizer, it is our weights in another format.
+    said(dir, &["convert", "run", "ours.gguf"]);
+    assert_eq!(distance(&logits(&Llama::load(&dir.join("ours.gguf"), &CPU)?, &prompt)?, &expected)?, 0.);
     // From one of the format to another, the blocks are those that the weights themselves give.
     said(dir, &["convert", "model.gguf", "again.gguf", "--model", "llama", "--to", "gguf", "--quantize", "q8_0"]);
     assert_eq!(distance(&of_gguf(&dir.join("again.gguf"), &prompt)?, &of_gguf(&dir.join("q8.gguf"), &prompt)?)?, 0.);
@@ -141,6 +144,25 @@ fn what_is_written_is_the_same_model_to_candle_and_comes_back_whole() -> Outcome
             Ok(said["metrics"]["bits_per_byte"].as_f64().ok_or("bits per byte")?)
         };
         assert!((loss(to)? - loss("run")?).abs() < 1e-9);
+    }
+    Ok(())
+}
+
+#[test]
+fn blocks_of_256_are_read_as_they_are() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let dir = dir.path();
+    trained(dir, &["--set", "model.width=256", "--set", "model.head_width=64", "--set", "model.hidden=256"])?;
+    let ours = Llama::load(&dir.join("run/best.safetensors"), &CPU)?;
+    let prompt = ours.tokens().encode("Line 7: the quick brown café ☕", true)?;
+    for kind in ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k"] {
+        let (file, plain) = (format!("{kind}.gguf"), format!("{kind}.safetensors"));
+        said(dir, &["convert", "run", &file, "--model", "llama", "--to", "gguf", "--quantize", kind]);
+        assert!(said(dir, &["inspect", &file]).contains(&kind.to_uppercase()), "{kind}");
+        said(dir, &["convert", &file, &plain, "--model", "llama"]);
+        let few = logits(&Llama::load(&dir.join(&file), &CPU)?, &prompt)?;
+        let off = distance(&few, &logits(&Llama::load(&dir.join(&plain), &CPU)?, &prompt)?)?;
+        assert!(off < 1e-5, "{kind}: {off}");
     }
     Ok(())
 }
@@ -308,11 +330,16 @@ fn tokens_on_disk_are_data() -> Outcome {
     said(dir, &["tokenizer", "encode", "text.txt", "--tokenizer", "t.json", "--out", "tokens", "--shard", "1000"]);
     let message = refused(dir, &["tokenizer", "encode", "text.txt", "--tokenizer", "t.json", "--out", "tokens"], 2);
     assert!(message.contains("name a new one"), "{message}");
-    let train = |out: &str, steps: &str| {
-        let args = ["train", "llama", "--preset", "tiny", "--data", "tokens", "--out", out, "--steps", steps];
-        said(dir, &[&args[..], &["--set", "train.checkpoint_every=5"]].concat());
+    let train = |out: &str, more: &[&str]| {
+        let args = ["train", "llama", "--preset", "tiny", "--data", "tokens", "--out", out];
+        said(dir, &[&args[..], &["--steps", "10", "--set", "train.checkpoint_every=4"], more].concat());
     };
-    train("whole", "10");
+    train("whole", &[]);
+    // From the checkpoint of step 8 on, it ends where it ended.
+    train("again", &[]);
+    std::fs::remove_dir_all(dir.join("again/checkpoints/step-00000010"))?;
+    said(dir, &["train", "llama", "--resume", "again"]);
+    said(dir, &["diff", "whole/last.safetensors", "again/last.safetensors"]);
     let eval = |data: &str| -> Outcome<f64> {
         let said: Value =
             serde_json::from_str(&said(dir, &["eval", "llama", "--checkpoint", "whole", "--data", data, "--json"]))?;

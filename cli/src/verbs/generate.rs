@@ -95,11 +95,7 @@ pub(crate) fn run<T: Generate>(args: &Arguments) -> anyhow::Result<ExitCode> {
     };
     let path = weights(&args.checkpoint.checkpoint)?;
     let source = zoo_checkpoint::open(&path)?;
-    let (model, fitted) = match T::of_foreign(&source)? {
-        Some(_) if !device.is_cpu() => {
-            let reason = "quantized weights are multiplied on the CPU: leave --device out, or make weights of it by zoo convert --model";
-            return Err(Error::Usage(format!("{}: {reason} {}", path.display(), T::NAME)).into());
-        }
+    let (model, fitted) = match T::of_foreign(&source, &device)? {
         Some(foreign) => foreign,
         None => {
             let Loaded { model, fitted, .. } = Loaded::<T>::of(&source, &device)?;

@@ -6,7 +6,7 @@ use candle_core::Device;
 use clap::Args;
 use serde_json::{Map, Value, json};
 use zoo_training::config::ConfigOf;
-use zoo_training::{Error, Memory, Recipe, Table};
+use zoo_training::{Error, LARGE, Memory, Recipe, Table};
 
 use zoo_layers::Outlined;
 
@@ -38,8 +38,6 @@ pub(crate) struct Arguments {
 const PROGRAM: f64 = 1e8;
 /// Memory that an allocator holds beside what is in use.
 const HELD: f64 = 1.05;
-/// Weights up to this size are copied to be saved while training goes on.
-const COPIED: f64 = (1u64 << 30) as f64;
 
 /// What a step needs, part by part, in bytes, and the most at any moment.
 fn memory<T: Recipe>(config: &ConfigOf<T>, trainable: usize, all: usize, json: Json) -> anyhow::Result<()> {
@@ -51,25 +49,30 @@ fn memory<T: Recipe>(config: &ConfigOf<T>, trainable: usize, all: usize, json: J
     let of = |numbers: usize| (numbers * FLOAT) as f64;
     let averaged = if train.ema > 0. { of(all) } else { 0. };
     let (parameters, state, gradients) = (of(all) + averaged, of(trainable * train.optimizer.state()), of(trainable));
-    let copied = if of(all) < COPIED { of(all) } else { 0. };
+    // What is saved while training goes on is copied: the best weights, and a checkpoint.
+    let small = |bytes: f64| if bytes <= LARGE as f64 { bytes } else { 0. };
+    let copied = small(of(all)) + small(parameters + state);
+    // Sums of micro-batches, along a binary tree.
+    let gradients = gradients * (1. + (train.accumulate.max(1) as f64).log2().ceil());
     let checked = if train.health_every > 0 { 2. * gradients + probed } else { 0. };
     let passing = [
         ("forward and backward pass", (kept + turn).max(gradients + turn / 4.)),
         ("update and health check", gradients.max(checked)),
-        ("evaluation and saving", evaluated + copied),
+        ("evaluation", evaluated),
     ];
     let most = passing.iter().map(|(_, bytes)| *bytes).fold(0., f64::max);
-    let total = HELD * (PROGRAM + parameters + state + most);
+    let total = HELD * (PROGRAM + parameters + state + copied + most);
     if json.json {
         let passing: Map<String, Value> =
             passing.iter().map(|(what, bytes)| (what.replace(' ', "_"), json!(bytes.round()))).collect();
         print_json(&json!({
-            "model": T::NAME, "parameters": parameters, "optimizer": state, "at_a_time": passing, "total": total.round(),
+            "model": T::NAME, "parameters": parameters, "optimizer": state, "being_saved": copied, "at_a_time": passing, "total": total.round(),
         }));
         return Ok(());
     }
     let row = |what: &str, bytes: f64| vec![what.to_string(), format!("{:.2} GB", bytes / 1e9)];
-    let mut rows = vec![row("parameters", parameters), row("optimizer", state)];
+    let mut rows =
+        vec![row("parameters", parameters), row("optimizer", state), row("copies that are being saved", copied)];
     rows.extend(passing.iter().map(|(what, bytes)| row(&format!("{what} (one at a time)"), *bytes)));
     rows.push(row("at most, with the program", total));
     print(&table(&rows));

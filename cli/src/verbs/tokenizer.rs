@@ -23,8 +23,8 @@ pub(crate) enum Action {
         /// The text
         text: PathBuf,
         /// Tokens, at most
-        #[arg(long, value_name = "N", default_value_t = 4096)]
-        vocab: usize,
+        #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(257..=1 << 24))]
+        vocab: u32,
         /// The file to write
         #[arg(long, value_name = "FILE", default_value = "tokenizer.json")]
         out: PathBuf,
@@ -62,7 +62,7 @@ pub(crate) fn run<T: Tokenize>(action: &Action) -> anyhow::Result<()> {
     match action {
         Action::Train { text, vocab, out, encoding, force, json } => {
             force.check([out.as_path()])?;
-            let (content, remarks) = T::train_tokenizer(text, encoding, *vocab)?;
+            let (content, remarks) = T::train_tokenizer(text, encoding, *vocab as usize)?;
             remarks.into_iter().for_each(|said| remark(format!("{}: {said}", text.display())));
             force.write(out, content.as_bytes())?;
             let seconds = started.elapsed().as_secs_f64();

@@ -185,7 +185,7 @@ impl Config {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataSettings {
-    /// A text, a folder of texts, or a JSONL file with `text`, `prompt` and `response`, or `messages`; generated dialogue if empty.
+    /// A text, a folder of texts or of tokens (`zoo tokenizer encode`), or a JSONL file with `text`, `prompt` and `response`, or `messages`; generated dialogue if empty.
     pub path: String,
     /// The encoding of a text that is not UTF-8, such as `windows-1252`.
     pub encoding: String,
@@ -194,7 +194,7 @@ pub struct DataSettings {
     pub tokenizer: String,
     /// Tokens of a window to learn from; `model.context` if 0.
     pub window: usize,
-    /// Share of the text, or of the documents, at its end, that validates and judges.
+    /// Share of the text, or of the documents, at its end, that validates and judges; of stored tokens at most 4,194,304.
     pub valid: f64,
     /// Windows of the validation part, evenly spaced, that are looked at while training; 0 for all. `zoo eval` looks at all.
     pub eval_windows: usize,

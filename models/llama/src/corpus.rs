@@ -188,7 +188,7 @@ pub(crate) struct Corpus {
     ids: Ids,
     /// Whether each is to be learnt; empty if all are.
     learnt: Vec<bool>,
-    /// Where documents begin; windows of several are masked. Of stored tokens, those that end texts tell.
+    /// Where documents begin; windows of several are masked. Stored tokens tell it themselves.
     pub(crate) starts: Vec<usize>,
     /// Tokens that are learnt, and the bytes that they stand for.
     pub(crate) targets: usize,
@@ -297,7 +297,7 @@ impl Corpus {
         };
         let mut last = part(all - valid, valid, 0);
         let mut bytes = 0;
-        last.each(valid, &mut |id| bytes += shards.tokenizer().bytes_of(id))?;
+        last.each(valid, &mut |id, _| bytes += shards.tokenizer().bytes_of(id))?;
         last.bytes = bytes;
         Ok([part(0, all - valid, shards.bytes().saturating_sub(bytes as u64)), last])
     }
@@ -310,15 +310,18 @@ impl Corpus {
         }
     }
 
-    /// The first `most` tokens, one after the other.
-    fn each(&self, most: usize, f: &mut dyn FnMut(u32)) -> zoo_training::Result<()> {
+    /// The first `most` tokens, one after the other, each with whether a document begins with it.
+    fn each(&self, most: usize, f: &mut dyn FnMut(u32, bool)) -> zoo_training::Result<()> {
         match &self.ids {
-            Ids::Held(ids) => ids.iter().take(most).for_each(|id| f(*id)),
+            Ids::Held(ids) => {
+                let begins = |at: &usize| self.starts.binary_search(at).is_ok();
+                ids.iter().enumerate().take(most).for_each(|(at, id)| f(*id, begins(&at)));
+            }
             Ids::Stored { shards, first, len } => {
                 const AT_ONCE: usize = 1 << 20;
                 let most = most.min(*len);
                 for at in (0..most).step_by(AT_ONCE) {
-                    shards.read(first + at, AT_ONCE.min(most - at))?.into_iter().for_each(&mut *f);
+                    shards.read(first + at, AT_ONCE.min(most - at))?.into_iter().for_each(|(id, begins)| f(id, begins));
                 }
             }
         }
@@ -334,14 +337,13 @@ impl Corpus {
             }
             Ids::Stored { shards, first, len } => {
                 let n = n.min(len.saturating_sub(start));
-                let ids = shards.read(first + start, n).map_err(|e| candle_core::Error::Msg(e.to_string()))?;
-                let documents = ids.iter().scan(0, |document, id| {
-                    let of = *document;
-                    *document += usize::from(shards.tokenizer().ends(*id));
-                    Some(of)
+                let read = shards.read(first + start, n).map_err(|e| candle_core::Error::Msg(e.to_string()))?;
+                let documents = read.iter().scan(0, |document, (_, begins)| {
+                    *document += usize::from(*begins);
+                    Some(*document)
                 });
                 let documents = documents.collect();
-                Ok((ids.into(), documents))
+                Ok((read.into_iter().map(|(id, _)| id).collect(), documents))
             }
         }
     }
@@ -356,8 +358,8 @@ impl Corpus {
         const MOST: usize = 1 << 24;
         let stored = matches!(self.ids, Ids::Stored { .. });
         let mut at = 0;
-        self.each(if stored { MOST } else { usize::MAX }, &mut |id| {
-            if self.learnt.get(at).is_none_or(|l| *l) && self.starts.binary_search(&at).is_err() {
+        self.each(if stored { MOST } else { usize::MAX }, &mut |id, begins| {
+            if self.learnt.get(at).is_none_or(|l| *l) && !begins {
                 f(id);
             }
             at += 1;
@@ -475,6 +477,39 @@ mod tests {
         };
         assert!(off(whole)? < 1e-5);
         assert!(off(model.forward(&batch.ids, None)?)? > 1e-3);
+        Ok(())
+    }
+
+    #[test]
+    fn windows_of_stored_documents_are_those_of_held_ones() -> zoo_training::Result<()> {
+        let tokens = tokens()?;
+        // One is marked as ended, with another end within it.
+        let texts = ["one two three", "four<|endoftext|>five six<|endoftext|>", "six six six six", "two"];
+        let dir = tempfile::tempdir().map_err(Error::io(Path::new("temporary")))?;
+        let lines: String = texts.iter().map(|text| serde_json::json!({ "text": text }).to_string() + "\n").collect();
+        let (file, folder) = (dir.path().join("texts.jsonl"), dir.path().join("tokens"));
+        std::fs::write(&file, lines).map_err(Error::io(&file))?;
+        crate::shards::encode(&file, "", &tokens, &folder, 5)?;
+        let [stored, _] = Corpus::stored(Shards::open(&folder)?, 0.)?;
+        let documents: Vec<Document> = texts.iter().map(|text| vec![(text.to_string(), true)]).collect();
+        let (held, _) = Corpus::new(&documents, false, &tokens, 8)?;
+        assert_eq!(stored.len(), held.len());
+        for t in [1, 3, 8, held.len() - 1] {
+            for start in 0..=held.len() - t {
+                let read = |corpus: &Corpus| -> Result<_> {
+                    let (batch, count) = corpus.windows(&[start], t, false, &Device::Cpu)?;
+                    let mask = batch.mask.map(|mask| mask.flatten_all()?.to_vec1::<f32>()).transpose()?;
+                    Ok((values(&batch.ids)?, values(&batch.targets)?, mask, count))
+                };
+                assert_eq!(read(&stored)?, read(&held)?, "{t} from {start}");
+            }
+        }
+        let learnt = |corpus: &Corpus| -> zoo_training::Result<Vec<u32>> {
+            let mut all = vec![];
+            corpus.each_learnt(&mut |id| all.push(id))?;
+            Ok(all)
+        };
+        assert_eq!(learnt(&stored)?, learnt(&held)?);
         Ok(())
     }
 

@@ -8,6 +8,7 @@ use zoo_checkpoint::{Codes, Plan, Source};
 use zoo_layers::Weight;
 use zoo_layers::ops::{Bits, Quantized, rope_frequencies};
 
+use crate::config::NAME;
 use crate::{Config, Llama, Scaling, Tokens, Writer};
 
 /// Rules from GGUF's names to ours.
@@ -82,6 +83,16 @@ pub(crate) fn measured(tensors: &Shapes, head_width: usize) -> Result<Config> {
     Ok(Config { vocabulary, layers, heads, key_heads, head_width, width, hidden, tied, ..Config::default() })
 }
 
+/// Refuses a header of another architecture.
+fn is_llama(entries: &Map<String, Value>) -> Result<()> {
+    match entries.get("general.architecture").and_then(Value::as_str).unwrap_or("none") {
+        "llama" => Ok(()),
+        other => {
+            bail!("its general.architecture is {other:?}: the tensors may have a Llama's names, the model is another")
+        }
+    }
+}
+
 /// The configuration and the tokenizer in a header, whose tensors have our names.
 ///
 /// `divisors` are what the frequencies of its rotary pairs are divided by, if a tensor says that.
@@ -90,12 +101,7 @@ pub(crate) fn described(
     entries: &Map<String, Value>,
     divisors: Option<&[f32]>,
 ) -> Result<(Config, Tokens)> {
-    let architecture = entries.get("general.architecture").and_then(Value::as_str).unwrap_or("none");
-    if architecture != "llama" {
-        bail!(
-            "its general.architecture is {architecture:?}: the tensors may have a Llama's names, the model is another"
-        )
-    }
+    is_llama(entries)?;
     let said = Said { entries, source: "its header", prefix: "llama." };
     let heads = said.count("attention.head_count")?;
     let [queries, _] = sizes(tensors, "model.layers.0.self_attn.q_proj.weight")?;
@@ -147,6 +153,11 @@ pub(crate) fn divisors(source: &Source) -> Result<Option<Vec<f32>>> {
 /// The configuration of which these divisors come: the parameters of Llama 3.1 and 3.2 with the factor that is the largest of them.
 fn scaled(config: Config, divisors: &[f32]) -> Result<Config> {
     const NEAR: f64 = 1e-4;
+    if config.rope_scaling != Scaling::None {
+        bail!(
+            "its rotary angles are scaled by an entry (rope.scaling.type) and by {DIVISORS}: llama has one of the two"
+        )
+    }
     let factor = divisors.iter().fold(1f32, |most, d| most.max(*d));
     let config = Config {
         rope_scaling: Scaling::Llama3,
@@ -181,15 +192,21 @@ impl Llama {
     /// # Errors
     /// The file cannot be read, or is not a Llama's.
     pub fn of_gguf(source: &Source) -> Result<Writer> {
-        let named = |e: Error| Error::msg(format!("{}: {e}", source.path.display()));
+        let path = source.path.display().to_string();
+        let named = |e: Error| match e.to_string() {
+            // What the reader of files says names them.
+            text if text.starts_with(&path) => e,
+            text => Error::msg(format!("{path}: {text}")),
+        };
         let (config, tokens, weights) = read(source).map_err(named)?;
         let model = Self::of_weights(&config, weights).map_err(named)?;
         Writer::new(model, tokens, &Device::Cpu).map_err(named)
     }
 
-    /// Whether a file is one that [`Llama::of_gguf`] may read.
+    /// Whether a file is one that [`Llama::of_gguf`] may read: of llama.cpp's names, not of ours.
     pub(crate) fn is_gguf(source: &Source) -> bool {
-        source.format == zoo_checkpoint::Format::Gguf
+        let ours = source.metadata.get("model").and_then(Value::as_str) == Some(NAME);
+        source.format == zoo_checkpoint::Format::Gguf && !ours
     }
 }
 
@@ -197,6 +214,7 @@ impl Llama {
 type Weights = BTreeMap<String, Weight>;
 
 fn read(source: &Source) -> Result<(Config, Tokens, Weights)> {
+    is_llama(&source.metadata)?;
     let mut plan = Plan::new(source);
     plan.apply(&IMPORT.parse().map_err(Error::msg)?).map_err(Error::wrap)?;
     let shapes: Vec<(&str, &[usize])> = plan.outputs.iter().map(|o| (o.name.as_str(), &o.shape[..])).collect();
@@ -211,6 +229,9 @@ fn read(source: &Source) -> Result<(Config, Tokens, Weights)> {
             (_, true) => config.key_heads,
             _ => 0,
         };
+        if heads > 0 && tensor.shape.first() != Some(&(heads * config.head_width)) {
+            bail!("{} has shape {:?}, which are no {heads} heads of {}", tensor.name, tensor.shape, config.head_width)
+        }
         let weight = match source.codes(tensor).map_err(Error::wrap)? {
             Some(codes) if tensor.shape.len() == 2 => {
                 let size = [tensor.shape[0], tensor.shape[1]];

@@ -1,12 +1,14 @@
 //! Tokens on disk, of texts that memory does not hold: a folder of arrays of integers (`.npy`), and `tokens.json` beside them, which names
-//! them and has the tokenizer. Windows are read where they lie; documents end behind the tokens that end texts.
+//! them and has the tokenizer. Windows are read where they lie. The highest bit of an integer marks the first token of a document.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
-use zoo_checkpoint::{Dtype, TensorView, replace, sha256_of};
+use serde_json::Value;
+use zoo_checkpoint::{Dtype, Source, TensorView, replace, sha256_of};
 use zoo_training::text::read;
 use zoo_training::{Encoded, Error, Result};
 
@@ -15,6 +17,8 @@ use crate::{Tokens, TokensFile};
 
 /// The file that makes a folder one of tokens; it is written last.
 const INDEX: &str = "tokens.json";
+/// The version of the index.
+const VERSION: u64 = 1;
 /// Bytes of an index, and of a line of a document.
 const LARGEST: u64 = 1 << 28;
 /// Bytes of a text that are tokenized at a time.
@@ -26,7 +30,7 @@ const WHOLE: u64 = 1 << 26;
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Index {
-    version: u32,
+    version: u64,
     /// In the order of their texts.
     shards: Vec<Shard>,
     tokenizer: TokensFile,
@@ -46,19 +50,28 @@ struct Shard {
 pub(crate) struct Shards {
     folder: PathBuf,
     parts: Vec<Part>,
+    /// Some of them, open, by number.
+    open: Mutex<Vec<(usize, Arc<Source>)>>,
     tokenizer: Tokens,
     /// Bytes of text.
     bytes: u64,
-    /// The index as it was read: it has the hashes of the others.
+    /// The index as it was read: it has the hashes that the others had when they were written.
     index: Vec<u8>,
 }
 
 struct Part {
-    source: zoo_checkpoint::Source,
+    path: PathBuf,
+    dtype: Dtype,
     /// Of its first token.
     start: usize,
     tokens: usize,
 }
+
+/// Files that are open at a time.
+const OPEN: usize = 64;
+
+/// Tokens as they are read: number, and whether a document begins with it.
+pub(crate) type Read = Vec<(u32, bool)>;
 
 impl Shards {
     /// Whether a folder is one of tokens.
@@ -69,15 +82,16 @@ impl Shards {
     /// Opens a folder. Its tokens are not read.
     ///
     /// # Errors
-    /// Files that are missing, damaged, or no arrays of as many integers as the index says.
+    /// Files that are missing, or no arrays of as many integers as the index says.
     pub(crate) fn open(folder: &Path) -> Result<Self> {
         let path = folder.join(INDEX);
         let index = zoo_checkpoint::bytes_of(&path, "an index of tokens", LARGEST)?;
         let refuse = |file: &Path, why: String| Error::Data(format!("{}: {why}", file.display()));
-        let said: Index = serde_json::from_slice(&index).map_err(|e| refuse(&path, e.to_string()))?;
-        if said.version != 1 {
-            return Err(refuse(&path, format!("version {} is not known here", said.version)));
+        let said: Value = serde_json::from_slice(&index).map_err(|e| refuse(&path, e.to_string()))?;
+        if let Some(version) = said.get("version").and_then(Value::as_u64).filter(|version| *version != VERSION) {
+            return Err(refuse(&path, format!("version {version} is not known here: use a newer program")));
         }
+        let said: Index = serde_json::from_value(said).map_err(|e| refuse(&path, e.to_string()))?;
         let (mut parts, mut start, mut bytes) = (vec![], 0usize, 0u64);
         for Shard { file, tokens, bytes: of_shard, .. } in &said.shards {
             let path = folder.join(file);
@@ -85,17 +99,16 @@ impl Shards {
             if Path::new(file).file_name() != Some(file.as_ref()) {
                 return Err(refuse(&folder.join(INDEX), format!("{file:?} is no name of a file beside it")));
             }
-            let source = zoo_checkpoint::open(&path)?;
-            match source.tensors.as_slice() {
-                [array] if array.shape == [*tokens] && matches!(array.dtype, Dtype::U16 | Dtype::U32) => {}
+            let dtype = match zoo_checkpoint::open(&path)?.tensors.as_slice() {
+                [array] if array.shape == [*tokens] && matches!(array.dtype, Dtype::U16 | Dtype::U32) => array.dtype,
                 _ => return Err(refuse(&path, format!("no array of {tokens} integers of 16 or 32 bits"))),
-            }
-            parts.push(Part { source, start, tokens: *tokens });
+            };
+            parts.push(Part { path: path.clone(), dtype, start, tokens: *tokens });
             start = start.checked_add(*tokens).ok_or_else(|| refuse(&path, "too many tokens".into()))?;
             bytes = bytes.saturating_add(*of_shard);
         }
         let tokenizer = Tokens::new(said.tokenizer).map_err(|e| refuse(&path, e.to_string()))?;
-        Ok(Self { folder: folder.into(), parts, tokenizer, bytes, index })
+        Ok(Self { folder: folder.into(), parts, open: Mutex::default(), tokenizer, bytes, index })
     }
 
     /// Tokens in all.
@@ -113,39 +126,60 @@ impl Shards {
         &self.tokenizer
     }
 
-    /// Differs where tokens differ.
+    /// What `tokens.json` says, with the hashes of the files as they were written.
     pub(crate) fn index(&self) -> &[u8] {
         &self.index
+    }
+
+    /// A part, open.
+    fn source(&self, part: usize) -> Result<Arc<Source>> {
+        let mut open = self.open.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some((_, source)) = open.iter().find(|(number, _)| *number == part) {
+            return Ok(source.clone());
+        }
+        let source = Arc::new(zoo_checkpoint::open(&self.parts[part].path)?);
+        if open.len() == OPEN {
+            open.remove(0);
+        }
+        open.push((part, source.clone()));
+        Ok(source)
     }
 
     /// `n` tokens from `start` on, fewer at the end.
     ///
     /// # Errors
     /// A file that cannot be read, or a number that is no token.
-    pub(crate) fn read(&self, start: usize, n: usize) -> Result<Vec<u32>> {
+    pub(crate) fn read(&self, start: usize, n: usize) -> Result<Read> {
         let end = start.saturating_add(n).min(self.len());
-        let mut all = Vec::with_capacity(end.saturating_sub(start));
+        let mut all = Read::with_capacity(end.saturating_sub(start));
         let mut part = self.parts.partition_point(|part| part.start + part.tokens <= start);
         while start + all.len() < end {
-            let Part { source, start: first, tokens } = &self.parts[part];
+            let Part { dtype, start: first, tokens, .. } = &self.parts[part];
+            let (source, first_of_document) = (self.source(part)?, highest(*dtype));
             let from = start + all.len() - first;
             let len = (tokens - from).min(end - first - from);
             let view = TensorView::whole(&source.tensors[0]).narrow(0, from, len);
             let view = view.map_err(|why| Error::Data(format!("{}: {why}", source.path.display())))?;
             source.stream(&view, Dtype::U32, &mut |piece| {
-                all.extend(piece.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])));
+                let numbers = piece.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+                all.extend(numbers.map(|n| (n & !first_of_document, n & first_of_document != 0)));
                 Ok(())
             })?;
             part += 1;
         }
-        match all.iter().find(|id| **id as usize >= self.tokenizer.len()) {
+        match all.iter().find(|(id, _)| *id as usize >= self.tokenizer.len()) {
             None => Ok(all),
-            Some(id) => {
+            Some((id, _)) => {
                 let (folder, known) = (self.folder.display(), self.tokenizer.len());
                 Err(Error::Data(format!("{folder}: {id} is none of {known} tokens: write the folder anew")))
             }
         }
     }
+}
+
+/// The bit that marks the first token of a document.
+fn highest(dtype: Dtype) -> u32 {
+    if dtype == Dtype::U16 { 1 << 15 } else { 1 << 31 }
 }
 
 /// What is written as shards.
@@ -154,10 +188,14 @@ struct Writer<'a> {
     tokens: &'a Tokens,
     /// Tokens of a shard.
     most: usize,
-    ids: Vec<u32>,
+    ids: Read,
     /// Bytes of text of `ids`.
     bytes: u64,
     shards: Vec<Shard>,
+    /// Tokens of the document so far.
+    written: usize,
+    /// Of them, the tokens since the last one that ends a text; as many as there are without one.
+    since_end: usize,
 }
 
 impl Writer<'_> {
@@ -169,16 +207,20 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Ends a document.
+    /// Ends a document, by the token for that unless it has one.
     fn end(&mut self) -> Result<()> {
-        match self.tokens.file().ends.first() {
-            Some(end) => self.push(*end),
-            None => Ok(()),
+        let ended = self.written > self.since_end && self.since_end < 2;
+        if let Some(end) = self.tokens.file().ends.first().filter(|_| !ended && self.written > 0) {
+            self.push(*end)?;
         }
+        (self.written, self.since_end) = (0, 0);
+        Ok(())
     }
 
     fn push(&mut self, id: u32) -> Result<()> {
-        self.ids.push(id);
+        self.ids.push((id, self.written == 0));
+        self.written += 1;
+        self.since_end = if self.tokens.ends(id) { 0 } else { self.since_end + 1 };
         self.bytes += self.tokens.bytes_of(id) as u64;
         if self.ids.len() == self.most { self.flush() } else { Ok(()) }
     }
@@ -189,11 +231,12 @@ impl Writer<'_> {
             return Ok(());
         }
         let file = format!("tokens-{:05}.npy", self.shards.len());
-        let narrow = self.tokens.len() <= 1 << 16;
-        let mut content = header(if narrow { "<u2" } else { "<u4" }, self.ids.len());
-        match narrow {
-            true => content.extend(self.ids.iter().flat_map(|id| (*id as u16).to_le_bytes())),
-            false => content.extend(self.ids.iter().flat_map(|id| id.to_le_bytes())),
+        let dtype = if self.tokens.len() <= 1 << 15 { Dtype::U16 } else { Dtype::U32 };
+        let mut content = header(if dtype == Dtype::U16 { "<u2" } else { "<u4" }, self.ids.len());
+        let numbers = self.ids.iter().map(|(id, first)| id | if *first { highest(dtype) } else { 0 });
+        match dtype {
+            Dtype::U16 => content.extend(numbers.flat_map(|n| (n as u16).to_le_bytes())),
+            _ => content.extend(numbers.flat_map(u32::to_le_bytes)),
         }
         replace(&self.folder.join(&file), |f| f.write_all(&content))?;
         let sha256 = sha256_of(&content);
@@ -215,24 +258,39 @@ fn header(descr: &str, n: usize) -> Vec<u8> {
 }
 
 /// Writes the tokens of a text, of the texts of a folder, or of a JSONL file with `text`, as shards of `most` tokens into `folder`, which is
-/// new or empty. Texts are read piece by piece; those of more than 64 MiB have to be UTF-8.
+/// new or empty. Texts in UTF-8 of more than 64 MiB are read piece by piece; those in another `encoding` at once.
 ///
 /// # Errors
-/// Texts that cannot be read; a folder that has files.
+/// Texts that cannot be read; a folder that has files. What was written is gone then.
 pub(crate) fn encode(path: &Path, encoding: &str, tokens: &Tokens, folder: &Path, most: usize) -> Result<Encoded> {
+    let made = !folder.exists();
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
     if std::fs::read_dir(folder).map_err(Error::io(folder))?.next().is_some() {
         return Err(Error::Usage(format!("{}: the folder has files already: name a new one", folder.display())));
     }
+    let (most, ids, shards) = (most.max(1), vec![], vec![]);
+    let mut writer = Writer { folder, tokens, most, ids, bytes: 0, shards, written: 0, since_end: 0 };
+    let result = written(path, encoding, &mut writer);
+    if result.is_err() {
+        writer.shards.iter().for_each(|shard| drop(std::fs::remove_file(folder.join(&shard.file))));
+        if made {
+            let _ = std::fs::remove_dir(folder);
+        }
+    }
+    result
+}
+
+/// [`encode`], of what `writer` is for.
+fn written(path: &Path, encoding: &str, writer: &mut Writer) -> Result<Encoded> {
+    let (folder, tokens) = (writer.folder, writer.tokens);
     let all = if path.is_dir() { files(path)? } else { vec![path.to_path_buf()] };
-    let mut writer = Writer { folder, tokens, most: most.max(1), ids: vec![], bytes: 0, shards: vec![] };
     let mut remarks = vec![];
     for file in &all {
         let length = std::fs::metadata(file).map_err(Error::io(file))?.len();
         if is_lines(file) {
-            lines(file, &mut writer)?;
+            lines(file, writer)?;
         } else if length > WHOLE && encoding.is_empty() {
-            long(file, &mut writer)?;
+            remarks.extend(long(file, writer)?);
         } else {
             let text = read(file, encoding, "")?;
             remarks.extend(text.remarks.iter().map(|remark| format!("{}: {remark}", text.origin)));
@@ -244,7 +302,8 @@ pub(crate) fn encode(path: &Path, encoding: &str, tokens: &Tokens, folder: &Path
     if writer.shards.is_empty() {
         return Err(Error::Data(format!("{}: there is no text", path.display())));
     }
-    let index = Index { version: 1, shards: writer.shards, tokenizer: tokens.file().clone() };
+    let shards = std::mem::take(&mut writer.shards);
+    let index = Index { version: VERSION, shards, tokenizer: tokens.file().clone() };
     let (n, bytes) = index.shards.iter().fold((0, 0), |(n, bytes), shard| (n + shard.tokens, bytes + shard.bytes));
     let content = serde_json::to_vec(&index).map_err(|e| Error::Data(e.to_string()))?;
     replace(&folder.join(INDEX), |f| f.write_all(&content))?;
@@ -286,23 +345,24 @@ fn line(reader: &mut impl BufRead, file: &Path) -> Result<Option<Vec<u8>>> {
 }
 
 /// A text that is not read at once: UTF-8, in pieces that end behind lines.
-fn long(file: &Path, writer: &mut Writer) -> Result<()> {
+/// Line ends become `\n` and byte-order marks vanish, which is said in words.
+fn long(file: &Path, writer: &mut Writer) -> Result<Option<String>> {
+    const MARK: char = '\u{feff}';
     let mut reader = BufReader::with_capacity(1 << 20, File::open(file).map_err(Error::io(file))?);
     let mut piece = String::new();
-    let mut at = 0u64;
+    let (mut at, mut changed) = (0u64, 0usize);
     while let Some(line) = line(&mut reader, file)? {
         let text = std::str::from_utf8(&line).map_err(|e| {
             let at = at + e.valid_up_to() as u64;
-            Error::Data(format!("{}: no UTF-8 at byte {at}: convert the text first", file.display()))
+            Error::Data(format!("{}: no UTF-8 at byte {at}: name its encoding by --encoding", file.display()))
         })?;
-        let text = if at == 0 { text.trim_start_matches('\u{feff}') } else { text };
         at += line.len() as u64;
-        match text.strip_suffix("\r\n") {
-            Some(text) => {
-                piece.push_str(text);
-                piece.push('\n');
+        match text.contains(['\r', MARK]) {
+            true => {
+                changed += 1;
+                piece.push_str(&text.replace("\r\n", "\n").replace('\r', "\n").replace(MARK, ""));
             }
-            None => piece.push_str(text),
+            false => piece.push_str(text),
         }
         if piece.len() >= PIECE {
             writer.text(&piece)?;
@@ -310,7 +370,10 @@ fn long(file: &Path, writer: &mut Writer) -> Result<()> {
         }
     }
     writer.text(&piece)?;
-    writer.end()
+    writer.end()?;
+    let said =
+        || format!("{}: line ends become \\n, and byte-order marks are left out, in {changed} lines", file.display());
+    Ok((changed > 0).then(said))
 }
 
 #[cfg(test)]
@@ -332,9 +395,10 @@ mod tests {
         let tokens = Tokens::train(["one two three four five six seven\n".repeat(50).as_str()], 290)?;
         let folder = dir.join("tokens");
         let said = encode(&texts, "", &tokens, &folder, 7)?;
-        let expected: Vec<u32> = ["one two\nthree 🦀 four\n", "five six", "seven"]
+        let expected: Read = ["one two\nthree 🦀 four\n", "five six", "seven"]
             .iter()
-            .flat_map(|text| tokens.encode(text, false).unwrap_or_default().into_iter().chain([0]))
+            .flat_map(|text| tokens.encode(text, false).unwrap_or_default().into_iter().chain([0]).enumerate())
+            .map(|(i, id)| (id, i == 0))
             .collect();
         assert_eq!((said.tokens, said.files), (expected.len(), expected.len().div_ceil(7)));
         assert_eq!(said.bytes as usize, "one two\nthree 🦀 four\nfive sixseven".len());
@@ -346,7 +410,10 @@ mod tests {
                 assert_eq!(shards.read(start, n)?, expected[start..end], "{start} {n}");
             }
         }
-        // The same text again, in a folder that is there, or with a shard cut off.
+        // A broken line leaves nothing; nor is a folder that has files written to, or one with a shard cut off read.
+        write("c.jsonl", "{\"text\": 3}\n")?;
+        let other = dir.join("other");
+        assert!(encode(&texts, "", &tokens, &other, 3).is_err() && !other.exists());
         assert!(encode(&texts, "", &tokens, &folder, 7).is_err());
         let shard = folder.join("tokens-00001.npy");
         let bytes = std::fs::read(&shard).map_err(Error::io(&shard))?;

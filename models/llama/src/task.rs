@@ -49,12 +49,14 @@ impl LlamaTask {
         device: &Device,
     ) -> zoo_training::Result<Self> {
         let shards = Shards::open(Path::new(&source.path))?;
-        let (origin, tokens) = (source.path.clone(), shards.tokenizer().clone());
-        if known.is_some_and(|known| known.file().tokenizer != tokens.file().tokenizer) {
+        let origin = source.path.clone();
+        if known.as_ref().is_some_and(|known| known.file().tokenizer != shards.tokenizer().file().tokenizer) {
             return Err(Error::Usage(format!(
-                "{origin}: its tokens are of another tokenizer than the weights': write them anew by zoo tokenizer encode --tokenizer"
+                "{origin}: its tokens are of another tokenizer than the weights' or --tokenizer's: write them anew by zoo tokenizer encode"
             )));
         }
+        // What weights say of ends and conversations goes on.
+        let tokens = known.unwrap_or_else(|| shards.tokenizer().clone());
         known_to(config, &tokens)?;
         let parts = Corpus::stored(shards, source.valid)?;
         let (window, eval_windows) = (source.window(config), source.eval_windows);
@@ -154,6 +156,11 @@ impl Task for LlamaTask {
         Llama::new(config, vb)
     }
 
+    fn health() -> Profile {
+        // From gentle fine-tuning to the pretraining of the smallest of the family, by Muon too.
+        Profile { lr: Some(1e-6..=0.05), clip: Some(0.5..=1.), ..Profile::default() }
+    }
+
     fn recomputes(_: &Config) -> bool {
         true
     }
@@ -248,7 +255,7 @@ impl Recipe for LlamaTask {
         ),
         ("tokenizer", Some("FILE"), "data.tokenizer", "A tokenizer.json, or weights of a llama with theirs"),
     ]);
-    const DATA: &'static str = "any text, a folder of them, or JSONL with text, prompt and response, or messages; generated dialogue without one";
+    const DATA: &'static str = "any text, a folder of them or of tokens, or JSONL with text, prompt and response, or messages; generated dialogue without one";
     const JUDGED: Split = Split::Valid;
 
     fn training() -> TrainConfig {
@@ -291,11 +298,6 @@ impl Recipe for LlamaTask {
             config.model.vocabulary = config.model.vocabulary.max(known);
         }
         Ok(())
-    }
-
-    fn health() -> Profile {
-        // From gentle fine-tuning to the pretraining of the smallest of the family, by Muon too.
-        Profile { lr: Some(1e-6..=0.05), clip: Some(0.5..=1.), ..Profile::default() }
     }
 
     fn explain(config: &Config) -> String {
@@ -487,9 +489,16 @@ impl Recipe for LlamaTask {
 }
 
 impl Generate for LlamaTask {
-    fn of_foreign(source: &Source) -> zoo_training::Result<Option<(Llama, Value)>> {
+    fn of_foreign(source: &Source, device: &Device) -> zoo_training::Result<Option<(Llama, Value)>> {
         if !Llama::is_gguf(source) {
             return Ok(None);
+        }
+        if !device.is_cpu() {
+            return Err(Error::Usage(format!(
+                "{}: the weights of a GGUF file are multiplied as they are on the CPU: leave --device out, or make weights of it by zoo \
+                 convert --model llama",
+                source.path.display()
+            )));
         }
         let writer = Llama::of_gguf(source)?;
         let fitted = serde_json::to_value(writer.tokens().file()).unwrap_or_default();
@@ -539,6 +548,10 @@ impl Import for LlamaTask {
 
 impl Tokenize for LlamaTask {
     fn train_tokenizer(text: &Path, encoding: &str, vocabulary: usize) -> zoo_training::Result<(String, Vec<String>)> {
+        // Without a path, dialogue would be made up.
+        if text.as_os_str().is_empty() {
+            return Err(Error::Usage("the name of the text is empty".into()));
+        }
         let source =
             DataSettings { path: text.display().to_string(), encoding: encoding.into(), ..DataSettings::default() };
         let Documents { texts, mut remarks, .. } = documents(&source, 0, None)?;

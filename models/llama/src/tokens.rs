@@ -62,7 +62,13 @@ impl Tokens {
         // As text: some of its parts are read from borrowed texts alone.
         let tokenizer = Tokenizer::from_bytes(file.tokenizer.to_string()).map_err(said("tokenizer"))?;
         let len = tokenizer.get_vocab(true).values().max().map_or(0, |last| *last as usize + 1);
-        let (mut bytes, byte_level) = (vec![0; len], file.tokenizer.to_string().contains("\"ByteLevel\""));
+        const MOST: usize = 1 << 24;
+        if len > MOST {
+            bail!("tokenizer: token {} is beyond the {MOST} tokens that are read", len - 1)
+        }
+        let mut bytes = vec![0; len];
+        let says = |part: &str| file.tokenizer.get(part).is_some_and(|v| v.to_string().contains("\"ByteLevel\""));
+        let byte_level = says("pre_tokenizer") || says("decoder");
         for (token, id) in tokenizer.get_vocab(false) {
             // A character for each byte; or pieces of text with another space, and bytes by their number.
             bytes[id as usize] = match byte_level {

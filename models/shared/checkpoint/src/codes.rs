@@ -179,12 +179,12 @@ mod tests {
         ] {
             let blocks = Blocks::from_name(name).ok_or(name)?;
             let group = blocks.group().ok_or(name)?;
-            // Any bytes, but for exponents that are no numbers of f16 (and for MXFP4, beyond f32).
+            // Any bytes: some scales are no finite numbers then.
             let mut state = 1u32;
             let bytes: Vec<u8> = (0..20 * blocks.bytes())
                 .map(|_| {
                     state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                    (state >> 24) as u8 & 0xbf
+                    (state >> 24) as u8
                 })
                 .collect();
             let mut codes = Codes { group, ..Codes::default() };
@@ -195,14 +195,20 @@ mod tests {
                 (codes.scales.len() * group, codes.offsets.len() * group),
                 (codes.codes.len(), codes.codes.len())
             );
+            let mut compared = 0;
             for (e, number) in numbers.chunks_exact(4).enumerate() {
                 let number = f32::from_le_bytes([number[0], number[1], number[2], number[3]]);
                 let (scale, offset) = (codes.scales[e / group], codes.offsets[e / group]);
+                if !number.is_finite() {
+                    continue;
+                }
+                compared += 1;
                 let (term, got) = (scale * f32::from(codes.codes[e]), scale * f32::from(codes.codes[e]) + offset);
                 let size = term.abs().max(offset.abs());
                 assert!((got - number).abs() <= 3e-7 * size, "{name} {e}: {got}, {number}");
                 assert!(group == 16 || (-8..8).contains(&codes.codes[e]), "{name}");
             }
+            assert!(compared > codes.codes.len() / 2, "{name}: {compared}");
             known += 1;
         }
         assert_eq!(known, 13);

@@ -99,6 +99,6 @@ pub use record::Difference;
 pub use run::{RunDirectory, RunFiles, RunState};
 pub use state::{Guard, LossScale, Rollout, State};
 pub use task::{Groups, Loss, Split, Task, mean_loss};
-pub use trainer::{End, GradientReport, Outcome, RateTest, Trainer, with_products};
+pub use trainer::{End, GradientReport, LARGE, Outcome, RateTest, Trainer, with_products};
 /// candle, in the version whose types show here.
 pub use {candle_core, candle_nn};

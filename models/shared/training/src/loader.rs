@@ -15,8 +15,9 @@ pub struct Batches {
     samples: usize,
     batch_size: usize,
     seed: u64,
-    /// The epoch whose order is at hand; of many samples, it is the micro-step's alone.
+    /// The epoch whose order is at hand.
     epoch: Option<u64>,
+    /// Of many samples, the micro-step's alone.
     order: Vec<usize>,
 }
 

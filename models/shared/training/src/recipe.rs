@@ -325,13 +325,13 @@ pub trait Generate: Recipe {
         sink: &mut dyn FnMut(&str) -> bool,
     ) -> Result<usize>;
 
-    /// A model of weights that stay as another program wrote them, such as the blocks of a GGUF file, on the CPU, and what was fitted; none if
-    /// the model reads no such file, which is the default.
+    /// A model of weights that stay as another program wrote them, such as the blocks of a GGUF file, and what was fitted; none if the
+    /// model reads no such file, which is the default.
     ///
     /// # Errors
-    /// The file is damaged, or another model's.
-    fn of_foreign(source: &Source) -> Result<Option<(Self::Model, Value)>> {
-        let _ = source;
+    /// The file is damaged, or another model's; such weights do not work on `device`.
+    fn of_foreign(source: &Source, device: &Device) -> Result<Option<(Self::Model, Value)>> {
+        let _ = (source, device);
         Ok(None)
     }
 

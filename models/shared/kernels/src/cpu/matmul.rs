@@ -139,7 +139,10 @@ pub unsafe fn affine_into(
     let x = &*x;
     // A task has some microseconds of work, or all there is.
     let least = COLUMNS.max((PARALLEL / 2).checked_div(m * k).unwrap_or(n).min(READ.checked_div(k).unwrap_or(n)));
-    parallel::chunks(n, parallel::shares(n, least), |columns| {
+    /// Columns that are computed together.
+    const FOUR: usize = 4;
+    parallel::evenly(n.div_ceil(FOUR), least.div_ceil(FOUR), |fours| {
+        let columns = FOUR * fours.start..n.min(FOUR * fours.end);
         level.run(FewRows { m, k, columns, x, w, bias, c, c_row, rounds });
     });
     Ok(())

@@ -66,7 +66,7 @@ impl Packed {
     /// Of a row-major matrix (rows, columns): element e of group g is `scales[g] * codes[e] + offsets[g]`. Without `offsets`, all are zero.
     ///
     /// # Errors
-    /// Columns that are no whole groups, or slices of other lengths.
+    /// Columns that are no whole groups, slices of other lengths, or codes of more bits.
     pub fn new(bits: Bits, [rows, columns]: [usize; 2], codes: &[i8], scales: &[f32], offsets: &[f32]) -> Result<Self> {
         let group = bits.group();
         let groups = columns / group;
@@ -82,6 +82,9 @@ impl Packed {
                 scales.len(),
                 offsets.len()
             )
+        }
+        if let Some(code) = codes.iter().find(|code| bits == Bits::Four && !(-8..8).contains(*code)) {
+            bail!("packed: {code} is no number of 4 bits")
         }
         let blocks = rows.div_ceil(ROWS);
         let mut packed = Self {
@@ -180,8 +183,7 @@ impl Packed {
         };
         // An element costs about a quarter of what a multiplication of f32 does.
         let least = (PARALLEL / 2).checked_div(m.div_ceil(4) * k * ROWS).unwrap_or(1);
-        let blocks = n.div_ceil(ROWS);
-        parallel::chunks(blocks, parallel::shares(blocks, least), |blocks| {
+        parallel::evenly(n.div_ceil(ROWS), least, |blocks| {
             level.run(FewRows { packed: self, m, x, sums: &sums, blocks, to });
         });
         Ok(out)
@@ -214,13 +216,14 @@ impl Packed {
     ///
     /// # Errors
     /// Other columns or bits; rows, but for the last's, that are no multiple of four.
-    pub fn stacked(parts: &[Self]) -> Result<Self> {
+    pub fn stacked(parts: &[&Self]) -> Result<Self> {
         let Some(first) = parts.first() else { bail!("packed: nothing to stack") };
         let even = parts.iter().rev().skip(1).all(|p| p.rows.is_multiple_of(ROWS));
         if !even || parts.iter().any(|p| p.columns != first.columns || p.bits != first.bits) {
             bail!("packed: matrices of other columns or bits, or of rows that are no multiple of {ROWS}, do not stack")
         }
-        let mut all = Self { words: vec![], scales: vec![], offsets: vec![], rows: 0, ..*first };
+        let (bits, columns) = (first.bits, first.columns);
+        let mut all = Self { bits, rows: 0, columns, words: vec![], scales: vec![], offsets: vec![] };
         let offset = parts.iter().any(|p| !p.offsets.is_empty());
         for part in parts {
             all.rows += part.rows;
@@ -235,7 +238,7 @@ impl Packed {
     }
 }
 
-/// The elements of a row of four, `half` of a group on, over their step's inverse.
+/// The elements of a row of four in one half of a group, times their step.
 #[inline(always)]
 fn elements<S: Simd, const FOUR: bool>(s: S, words: S::u32s, row: usize, half: usize) -> S::f32s {
     let c = |v: u32| s.splat_u32s(v);
@@ -464,16 +467,17 @@ mod tests {
     #[test]
     fn stacked_matrices_are_one_below_the_other() -> Result<()> {
         let (a, b) = (case(Bits::Four, 8, 64, true)?.0, case(Bits::Four, 3, 64, false)?.0);
-        let both = Packed::stacked(&[a.clone(), b.clone()])?;
+        let both = Packed::stacked(&[&a, &b])?;
         assert_eq!(both.unpacked(0..11)?, [a.unpacked(0..8)?, b.unpacked(0..3)?].concat());
-        assert!(Packed::stacked(&[b, a.clone()]).is_err());
-        assert!(Packed::stacked(&[a, case(Bits::Eight, 4, 64, true)?.0]).is_err());
+        assert!(Packed::stacked(&[&b, &a]).is_err());
+        assert!(Packed::stacked(&[&a, &case(Bits::Eight, 4, 64, true)?.0]).is_err());
         assert!(both.unpacked(3..12).is_err());
         Ok(())
     }
 
     #[test]
     fn slices_that_do_not_fit_are_refused() {
+        assert!(Packed::new(Bits::Four, [1, 32], &[8; 32], &[1.], &[]).is_err());
         for (columns, codes, scales, offsets) in
             [(0, 0, 0, 0), (33, 33, 1, 0), (32, 31, 1, 0), (32, 32, 2, 0), (32, 32, 1, 2)]
         {

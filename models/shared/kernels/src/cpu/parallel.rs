@@ -46,28 +46,40 @@ pub fn chunks(n: usize, size: usize, f: impl Fn(Range<usize>) + Sync + Send) {
     for_each(n.div_ceil(size), |i| f(i * size..n.min(i.saturating_add(1).saturating_mul(size))));
 }
 
-/// The size of ranges for [`chunks`] of 0..n that have at least `least` each and of which every thread gets as many as the others: for work
-/// whose results do not depend on the ranges.
-pub fn shares(n: usize, least: usize) -> usize {
-    let (ranges, threads) = ((n / least.max(1)).max(1), rayon::current_num_threads());
-    n.div_ceil(if ranges > threads { ranges - ranges % threads } else { ranges })
+/// Calls `f` for ranges that 0..n falls into, of at least `least` each: about as many for every thread, and of sizes that differ by one at
+/// most. For work whose results do not depend on the ranges.
+pub fn evenly(n: usize, least: usize, f: impl Fn(Range<usize>) + Sync + Send) {
+    let ranges = counted(n, least, rayon::current_num_threads());
+    let (size, longer) = (n / ranges, n % ranges);
+    let start = |i: usize| i * size + i.min(longer);
+    for_each(ranges, |i| f(start(i)..start(i + 1)));
+}
+
+/// How many ranges: a multiple of the threads, if there are as many.
+fn counted(n: usize, least: usize, threads: usize) -> usize {
+    let most = (n / least.max(1)).max(1);
+    if most > threads { most - most % threads.max(1) } else { most }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use super::*;
 
     #[test]
-    fn shares_are_as_many_for_each_thread() {
-        let threads = rayon::current_num_threads();
+    fn ranges_cover_everything_once_and_each_thread_gets_as_many() {
         for (n, least) in [(0, 1), (1, 1), (5, 0), (576, 57), (192, 100), (1000, 1), (49_152, 57)] {
-            let size = shares(n, least);
-            let ranges = n.checked_div(size).map_or(0, |_| n.div_ceil(size));
-            assert!(n < 2 * least.max(1) || size >= least, "{n} {least}");
-            assert!(
-                ranges < 2 * threads || ranges % threads == 0 || n - (ranges - 1) * size < size,
-                "{n} {least} {ranges}"
-            );
+            let all = Mutex::new(vec![]);
+            evenly(n, least, |range| all.lock().unwrap_or_else(|e| e.into_inner()).push(range));
+            let mut all = all.into_inner().unwrap_or_default();
+            all.sort_by_key(|range| range.start);
+            assert_eq!(all.iter().cloned().flatten().collect::<Vec<_>>(), (0..n).collect::<Vec<_>>());
+            assert!(all.len() == 1 || all.iter().all(|range| range.len() >= least), "{n} {least}");
+            for threads in 1..70 {
+                let ranges = counted(n, least, threads);
+                assert!(ranges <= threads || ranges.is_multiple_of(threads), "{n} {least} {threads}: {ranges}");
+            }
         }
     }
 }

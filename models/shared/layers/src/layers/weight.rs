@@ -77,13 +77,11 @@ impl<const N: usize> Weights<N> {
             Weight::Quantized(weight) => Some(weight.clone()),
         });
         let quantized: Vec<Quantized> = quantized.collect();
-        match Quantized::side_by_side(&quantized) {
-            Ok(all) if quantized.len() == N => {
-                let mut widths = [0; N];
-                widths.iter_mut().zip(&quantized).for_each(|(width, weight)| *width = weight.dims()[0]);
-                Self::Together(all, widths)
-            }
-            _ => Self::Apart(weights),
+        let Ok(all) = <[Quantized; N]>::try_from(quantized) else { return Self::Apart(weights) };
+        match Quantized::side_by_side(&all) {
+            Ok(one) => Self::Together(one, all.map(|weight| weight.dims()[0])),
+            // Of several numbers of bits.
+            Err(_) => Self::Apart(weights),
         }
     }
 

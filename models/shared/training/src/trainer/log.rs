@@ -115,7 +115,7 @@ impl<T: Task> Trainer<'_, T> {
 
 /// Bytes of what is saved, beyond which training waits until it is on disk: a copy, beside which it could go on, would take as much
 /// memory again.
-const LARGE: usize = 1 << 30;
+pub const LARGE: usize = 1 << 30;
 
 fn bytes(tensors: &[(String, Tensor)]) -> usize {
     tensors.iter().map(|(_, t)| t.elem_count() * t.dtype().size_in_bytes()).sum()

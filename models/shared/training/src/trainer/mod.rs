@@ -31,6 +31,7 @@ use crate::{
 };
 
 use guard::Refusal;
+pub use log::LARGE;
 pub use outcome::{End, GradientReport, Outcome};
 pub use rate_test::RateTest;
 use resume::check_frozen;

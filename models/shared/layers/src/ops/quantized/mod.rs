@@ -27,7 +27,7 @@ impl Quantized {
     /// `scales[g] * codes[e] + offsets[g]`. Without `offsets`, all are zero.
     ///
     /// # Errors
-    /// Rows that are no whole groups, or slices of other lengths.
+    /// Rows that are no whole groups, slices of other lengths, or codes of more bits.
     pub fn new(bits: Bits, size: [usize; 2], codes: &[i8], scales: &[f32], offsets: &[f32]) -> Result<Self> {
         Ok(Self(Arc::new(Packed::new(bits, size, codes, scales, offsets)?)))
     }
@@ -37,7 +37,7 @@ impl Quantized {
     /// # Errors
     /// Other widths or bits; results, but for the last's, that are no multiple of four.
     pub fn side_by_side(maps: &[Self]) -> Result<Self> {
-        let maps: Vec<Packed> = maps.iter().map(|map| (*map.0).clone()).collect();
+        let maps: Vec<&Packed> = maps.iter().map(|map| &*map.0).collect();
         Ok(Self(Arc::new(Packed::stacked(&maps)?)))
     }
 
