@@ -104,6 +104,25 @@ fn what_is_written_is_the_same_model_to_candle_and_comes_back_whole() -> Outcome
         let few = logits(&Llama::load(&dir.join(&file), &CPU)?, &prompt)?;
         let off = distance(&few, &logits(&Llama::load(&dir.join(&plain), &CPU)?, &prompt)?)?;
         assert!(off < 1e-5, "{kind}: {off}");
+        let judge = |checkpoint: &str| -> Outcome<f64> {
+            let said = said(
+                dir,
+                &[
+                    "eval",
+                    "llama",
+                    "--checkpoint",
+                    checkpoint,
+                    "--data",
+                    "text.txt",
+                    "--set",
+                    "data.window=32",
+                    "--json",
+                ],
+            );
+            let said: Value = serde_json::from_str(&said)?;
+            Ok(said["metrics"]["loss"].as_f64().ok_or("loss")?)
+        };
+        assert!((judge(&file)? - judge(&plain)?).abs() < 1e-5, "{kind}");
         let write = |checkpoint: &str| {
             said(
                 dir,

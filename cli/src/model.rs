@@ -11,7 +11,7 @@ use crate::verbs::list::{Abilities, Described};
 use crate::verbs::{
     adapt, bench, convert, doctor, eval, generate, inspect, list, params, predict, tokenizer, train, tune,
 };
-use crate::weights::Loaded;
+use crate::weights::Usable;
 
 /// A model, as the verbs see it.
 ///
@@ -66,7 +66,7 @@ impl Model {
             eval: eval::run::<T>,
             examine: doctor::examine::<T>,
             bench: bench::cases::<T>,
-            fits: |source| Loaded::<T>::of(source, &Device::Cpu).map(|_| ()),
+            fits: |source| Usable::<T>::of(source, &Device::Cpu).map(|_| ()),
             predict: None,
             generate: None,
             adapt: None,

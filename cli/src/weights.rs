@@ -8,7 +8,7 @@ use serde_json::Value;
 use zoo_checkpoint::{Description, Source};
 use zoo_layers::Params;
 use zoo_training::config::{ConfigOf, migrate};
-use zoo_training::{Config, Recipe, RunFiles};
+use zoo_training::{AsIs, Config, Recipe, RunFiles, Task};
 
 /// The weights that a file or a folder stands for.
 ///
@@ -30,6 +30,33 @@ pub(crate) fn weights(path: &Path) -> anyhow::Result<PathBuf> {
         bail!("{}: it is a link: name the file that it leads to", found.display())
     }
     Ok(found)
+}
+
+/// A model that is used: of weights of ours, or of another program's as they are.
+pub(crate) struct Usable<T: Recipe> {
+    pub(crate) model: T::Model,
+    pub(crate) config: ConfigOf<T>,
+    pub(crate) fitted: Value,
+    /// Whether another program wrote them, so that they do not say what they were trained on.
+    pub(crate) foreign: bool,
+}
+
+impl<T: Recipe> Usable<T> {
+    /// The model of the weights at `path`.
+    pub(crate) fn read(path: &Path, device: &Device) -> anyhow::Result<Self> {
+        Self::of(&zoo_checkpoint::open(path)?, device)
+    }
+
+    /// The model of an open checkpoint.
+    pub(crate) fn of(source: &Source, device: &Device) -> anyhow::Result<Self> {
+        if let Some(AsIs { model, architecture, data, fitted }) = T::of_foreign(source, device)? {
+            let task = <T as Task>::Settings::default();
+            let config = Config { model: architecture, data, train: T::training(), task };
+            return Ok(Self { model, config, fitted, foreign: true });
+        }
+        let Loaded { model, config, fitted, .. } = Loaded::<T>::of(source, device)?;
+        Ok(Self { model, config, fitted, foreign: false })
+    }
 }
 
 /// Weights with what they say about themselves.

@@ -15,7 +15,7 @@ use crate::output::{csv_text, cut, print, print_json, table, warn};
 use crate::plot::draw_picture;
 use crate::settings::{changed_source, run_config};
 use crate::verbs::sheet;
-use crate::weights::{Loaded, weights};
+use crate::weights::{Usable, weights};
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -59,7 +59,7 @@ struct Judged {
 fn judge<T: Recipe>(args: &Arguments, checkpoint: &Path) -> anyhow::Result<Judged> {
     let device = device(&args.device.device)?;
     let path = weights(checkpoint)?;
-    let Loaded { model, config, fitted, .. } = Loaded::<T>::read(&path, &device)?;
+    let Usable { model, config, fitted, foreign } = Usable::<T>::read(&path, &device)?;
     if let Some(other) = args.set.iter().find(|s| !s.starts_with("data.")) {
         let said = format!("--set {other}: weights are judged as they are; the data alone can be set (data.KEY=VALUE)");
         return Err(Error::Usage(said).into());
@@ -70,6 +70,9 @@ fn judge<T: Recipe>(args: &Arguments, checkpoint: &Path) -> anyhow::Result<Judge
         values.set_path("data.path", data)?;
     }
     let source = match data {
+        None if foreign => {
+            bail!("{}: the weights do not say what they were trained on: name the data by --data", path.display())
+        }
         // Weights know the file's name alone, a run directory where it lies.
         None if checkpoint.is_dir() && RunFiles::at(checkpoint).exist() => {
             run_config::<T>(checkpoint, &args.set, values)?.data

@@ -15,7 +15,7 @@ use crate::arguments::{Checkpoint, DeviceName, Json, ModelName, Precision};
 use crate::device::device;
 use crate::output::{note, print_json, shown};
 use crate::signals::{STOPPED, stop_flag};
-use crate::weights::{Loaded, weights};
+use crate::weights::{Usable, weights};
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -23,7 +23,7 @@ pub(crate) struct Arguments {
     pub(crate) model: ModelName,
     #[command(flatten)]
     pub(crate) checkpoint: Checkpoint,
-    /// The text to go on from; - reads it from stdin. A new line by default
+    /// The text to go on from; - reads it from stdin. Nothing by default
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, allow_hyphen_values = true)]
     pub(crate) prompt: String,
     /// The prompt is what somebody says to a model made for conversations, which answers
@@ -94,14 +94,7 @@ pub(crate) fn run<T: Generate>(args: &Arguments) -> anyhow::Result<ExitCode> {
         text => text.to_string(),
     };
     let path = weights(&args.checkpoint.checkpoint)?;
-    let source = zoo_checkpoint::open(&path)?;
-    let (model, fitted) = match T::of_foreign(&source, &device)? {
-        Some(foreign) => foreign,
-        None => {
-            let Loaded { model, fitted, .. } = Loaded::<T>::of(&source, &device)?;
-            (model, fitted)
-        }
-    };
+    let Usable { model, fitted, .. } = Usable::<T>::read(&path, &device)?;
     let (prompt, asked) = match args.chat {
         true => {
             let system = args.system.as_deref().map(|text| ("system", text));

@@ -37,7 +37,7 @@ pub(crate) struct Arguments {
 /// Bytes of a program that has read its data: code, threads, a tokenizer.
 const PROGRAM: f64 = 1e8;
 /// Memory that an allocator holds beside what is in use.
-const HELD: f64 = 1.05;
+const HELD: f64 = 1.07;
 
 /// What a step needs, part by part, in bytes, and the most at any moment.
 fn memory<T: Recipe>(config: &ConfigOf<T>, trainable: usize, all: usize, json: Json) -> anyhow::Result<()> {
@@ -51,7 +51,7 @@ fn memory<T: Recipe>(config: &ConfigOf<T>, trainable: usize, all: usize, json: J
     let (parameters, state, gradients) = (of(all) + averaged, of(trainable * train.optimizer.state()), of(trainable));
     // What is saved while training goes on is copied: the best weights, and a checkpoint.
     let small = |bytes: f64| if bytes <= LARGE as f64 { bytes } else { 0. };
-    let copied = small(of(all)) + small(parameters + state);
+    let copied = small(of(all));
     // Sums of micro-batches, along a binary tree.
     let gradients = gradients * (1. + (train.accumulate.max(1) as f64).log2().ceil());
     let checked = if train.health_every > 0 { 2. * gradients + probed } else { 0. };
@@ -59,6 +59,8 @@ fn memory<T: Recipe>(config: &ConfigOf<T>, trainable: usize, all: usize, json: J
         ("forward and backward pass", (kept + turn).max(gradients + turn / 4.)),
         ("update and health check", gradients.max(checked)),
         ("evaluation", evaluated),
+        // Written before the next forward pass is through.
+        ("saving of a checkpoint", small(parameters + state) + kept / 2.),
     ];
     let most = passing.iter().map(|(_, bytes)| *bytes).fold(0., f64::max);
     let total = HELD * (PROGRAM + parameters + state + copied + most);
@@ -72,7 +74,7 @@ fn memory<T: Recipe>(config: &ConfigOf<T>, trainable: usize, all: usize, json: J
     }
     let row = |what: &str, bytes: f64| vec![what.to_string(), format!("{:.2} GB", bytes / 1e9)];
     let mut rows =
-        vec![row("parameters", parameters), row("optimizer", state), row("copies that are being saved", copied)];
+        vec![row("parameters", parameters), row("optimizer", state), row("best weights, being saved", copied)];
     rows.extend(passing.iter().map(|(what, bytes)| row(&format!("{what} (one at a time)"), *bytes)));
     rows.push(row("at most, with the program", total));
     print(&table(&rows));

@@ -12,7 +12,7 @@ use crate::device::device;
 use crate::output::{csv_text, note, print, print_json, worded};
 use crate::plot::{check_name, draw_picture};
 use crate::settings::{changed_source, has_path};
-use crate::weights::{Loaded, weights};
+use crate::weights::{Usable, weights};
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -63,7 +63,7 @@ pub(crate) fn run<T: Predict>(args: &Arguments) -> anyhow::Result<()> {
         }
     }
     args.force.check(args.output.iter().chain(&args.plot).map(PathBuf::as_path))?;
-    let Loaded { model, config, fitted, .. } = Loaded::<T>::read(&path, &device)?;
+    let Usable { model, config, fitted, .. } = Usable::<T>::read(&path, &device)?;
     // Without it nothing is looked for: what the weights were trained on may have moved.
     if args.data.is_some() || has_path::<T>(&config)? {
         values.set_path("data.path", args.data.as_deref().unwrap_or(Path::new("")))?;

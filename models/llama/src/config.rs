@@ -218,6 +218,12 @@ impl Default for DataSettings {
 
 #[cfg(feature = "train")]
 impl DataSettings {
+    /// For weights of others: windows of what a computer without a GPU can train on.
+    pub(crate) fn of_foreign(model: &Config) -> Self {
+        const WINDOW: usize = 256;
+        Self { window: WINDOW.min(model.context), ..Self::default() }
+    }
+
     /// Tokens of a window for a model.
     pub(crate) fn window(&self, model: &Config) -> usize {
         if self.window == 0 { model.context } else { self.window }

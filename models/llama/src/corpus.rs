@@ -56,6 +56,12 @@ pub(crate) fn documents(source: &DataSettings, seed: u64, tokens: Option<&Tokens
     if path.is_dir() {
         let (mut texts, mut remarks, mut answers) = (vec![], vec![], false);
         for file in files(path)? {
+            if file.file_name().is_some_and(|name| name == "tokens-00000.npy") {
+                return Err(Error::Data(format!(
+                    "{origin}: there are tokens without the file that describes them (zoo-tokens.json): write the folder anew by zoo tokenizer \
+                     encode"
+                )));
+            }
             if is_lines(&file) {
                 let lines = conversations(&file, tokens)?;
                 texts.extend(lines.texts);
@@ -78,9 +84,19 @@ pub(crate) fn documents(source: &DataSettings, seed: u64, tokens: Option<&Tokens
     Ok(Documents { origin, remarks, texts: vec![whole(text)], answers: false })
 }
 
+/// The mark of UTF-8 that some programs begin files with.
+pub(crate) const MARK: &[u8] = "\u{feff}".as_bytes();
+
+/// What is wrong with a line, of which the parser knows that it is the first one.
+pub(crate) fn without_line(e: &serde_json::Error) -> String {
+    let text = e.to_string();
+    let what = text.rsplit_once(" at line").map_or(text.as_str(), |(what, _)| what);
+    format!("column {}: {what}", e.column())
+}
+
 /// Whether a file has a document a line.
 pub(crate) fn is_lines(path: &Path) -> bool {
-    path.extension().is_some_and(|e| e == "jsonl" || e == "ndjson")
+    path.extension().is_some_and(|e| e.eq_ignore_ascii_case("jsonl") || e.eq_ignore_ascii_case("ndjson"))
 }
 
 /// The files of a folder by name, without hidden ones and folders.
@@ -103,11 +119,14 @@ pub(crate) fn files(folder: &Path) -> zoo_training::Result<Vec<PathBuf>> {
 fn conversations(path: &Path, tokens: Option<&Tokens>) -> zoo_training::Result<Documents> {
     let bytes = zoo_checkpoint::bytes_of(path, "a file of documents", LARGEST)?;
     let origin = path.display().to_string();
-    let text = String::from_utf8(bytes).map_err(|e| Error::Data(format!("{origin}: no UTF-8: {e}")))?;
+    let text = std::str::from_utf8(bytes.strip_prefix(MARK).unwrap_or(&bytes)).map_err(|e| {
+        let line = bytes[..e.valid_up_to()].iter().filter(|b| **b == b'\n').count() + 1;
+        Error::Data(format!("{origin}: line {line} is no UTF-8, which JSONL has to be"))
+    })?;
     let (mut texts, mut answers) = (vec![], false);
     for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let refuse = |why: String| Error::Data(format!("{origin}: line {}: {why}", i + 1));
-        let said: Line = serde_json::from_str(line).map_err(|e| refuse(e.to_string()))?;
+        let said: Line = serde_json::from_str(line).map_err(|e| refuse(without_line(&e)))?;
         texts.push(match said {
             Line { text: Some(text), prompt: None, response: None, messages: None } => vec![(text, true)],
             Line { text: None, prompt: Some(prompt), response: Some(response), messages: None } => {
@@ -248,7 +267,7 @@ impl Corpus {
                 learnt.push(learn);
             }
             // A template may have written it, with a new line behind it.
-            let ended = ids[start..].iter().rev().take(2).any(|token| tokens.ends(*token));
+            let ended = answers && ids[start..].iter().rev().take(2).any(|token| tokens.ends(*token));
             if let Some(end) = end.filter(|_| several && !ended) {
                 ids.push(end);
                 learnt.push(true);
@@ -483,7 +502,7 @@ mod tests {
     #[test]
     fn windows_of_stored_documents_are_those_of_held_ones() -> zoo_training::Result<()> {
         let tokens = tokens()?;
-        // One is marked as ended, with another end within it.
+        // One has ends within it and behind it, which end no document.
         let texts = ["one two three", "four<|endoftext|>five six<|endoftext|>", "six six six six", "two"];
         let dir = tempfile::tempdir().map_err(Error::io(Path::new("temporary")))?;
         let lines: String = texts.iter().map(|text| serde_json::json!({ "text": text }).to_string() + "\n").collect();

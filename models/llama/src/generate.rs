@@ -26,7 +26,7 @@ impl Llama {
     pub fn load(path: &Path, device: &Device) -> Result<Writer> {
         let source = zoo_checkpoint::open(path).map_err(Error::wrap)?;
         if Self::is_gguf(&source) {
-            return Self::of_gguf(&source);
+            return Ok(Self::of_gguf(&source)?.1);
         }
         let (config, file, tensors): (Config, TokensFile, _) =
             Description::open(path, NAME, device).map_err(Error::wrap)?;

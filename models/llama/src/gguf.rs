@@ -186,12 +186,12 @@ fn rounded(value: f64) -> f64 {
 }
 
 impl Llama {
-    /// The model of a GGUF file with its weights in their few bits, and its tokenizer: for writing text on the CPU. Blocks that are no
+    /// The sizes of a GGUF file's model, and the model with its weights in their few bits and its tokenizer, for writing text on the CPU. Blocks that are no
     /// integers with scales (`IQ1` to `IQ3` and the like) become f32.
     ///
     /// # Errors
     /// The file cannot be read, or is not a Llama's.
-    pub fn of_gguf(source: &Source) -> Result<Writer> {
+    pub fn of_gguf(source: &Source) -> Result<(Config, Writer)> {
         let path = source.path.display().to_string();
         let named = |e: Error| match e.to_string() {
             // What the reader of files says names them.
@@ -200,7 +200,7 @@ impl Llama {
         };
         let (config, tokens, weights) = read(source).map_err(named)?;
         let model = Self::of_weights(&config, weights).map_err(named)?;
-        Writer::new(model, tokens, &Device::Cpu).map_err(named)
+        Ok((config, Writer::new(model, tokens, &Device::Cpu).map_err(named)?))
     }
 
     /// Whether a file is one that [`Llama::of_gguf`] may read: of llama.cpp's names, not of ours.

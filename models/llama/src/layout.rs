@@ -79,9 +79,7 @@ pub(crate) fn adopt(foreign: &Foreign) -> Result<(Config, DataSettings, Value)> 
     if n > config.vocabulary {
         return Err(Error::Data(format!("the tokenizer has {n} tokens, the model's embedding {}", config.vocabulary)));
     }
-    // Windows of what a computer without a GPU can train on.
-    const WINDOW: usize = 256;
-    let data = DataSettings { window: WINDOW.min(config.context), ..DataSettings::default() };
+    let data = DataSettings::of_foreign(&config);
     let fitted = serde_json::to_value(tokens.file()).map_err(|e| Error::Data(e.to_string()))?;
     Ok((config, data, fitted))
 }

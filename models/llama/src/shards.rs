@@ -1,10 +1,10 @@
-//! Tokens on disk, of texts that memory does not hold: a folder of arrays of integers (`.npy`), and `tokens.json` beside them, which names
+//! Tokens on disk, of texts that memory does not hold: a folder of arrays of integers (`.npy`), and `zoo-tokens.json` beside them, which names
 //! them and has the tokenizer. Windows are read where they lie. The highest bit of an integer marks the first token of a document.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -12,11 +12,11 @@ use zoo_checkpoint::{Dtype, Source, TensorView, replace, sha256_of};
 use zoo_training::text::read;
 use zoo_training::{Encoded, Error, Result};
 
-use crate::corpus::{Line, files, is_lines};
+use crate::corpus::{Line, MARK, files, is_lines, without_line};
 use crate::{Tokens, TokensFile};
 
 /// The file that makes a folder one of tokens; it is written last.
-const INDEX: &str = "tokens.json";
+const INDEX: &str = "zoo-tokens.json";
 /// The version of the index.
 const VERSION: u64 = 1;
 /// Bytes of an index, and of a line of a document.
@@ -26,7 +26,7 @@ const PIECE: usize = 1 << 24;
 /// Bytes up to which a text is read at once, in whatever encoding.
 const WHOLE: u64 = 1 << 26;
 
-/// What `tokens.json` says.
+/// What `zoo-tokens.json` says.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Index {
@@ -52,6 +52,8 @@ pub(crate) struct Shards {
     parts: Vec<Part>,
     /// Some of them, open, by number.
     open: Mutex<Vec<(usize, Arc<Source>)>>,
+    /// Those whose hash was compared.
+    compared: Vec<OnceLock<()>>,
     tokenizer: Tokens,
     /// Bytes of text.
     bytes: u64,
@@ -61,6 +63,7 @@ pub(crate) struct Shards {
 
 struct Part {
     path: PathBuf,
+    sha256: String,
     dtype: Dtype,
     /// Of its first token.
     start: usize,
@@ -76,7 +79,7 @@ pub(crate) type Read = Vec<(u32, bool)>;
 impl Shards {
     /// Whether a folder is one of tokens.
     pub(crate) fn are_in(folder: &Path) -> bool {
-        folder.join(INDEX).is_file()
+        !folder.as_os_str().is_empty() && folder.join(INDEX).is_file()
     }
 
     /// Opens a folder. Its tokens are not read.
@@ -93,7 +96,7 @@ impl Shards {
         }
         let said: Index = serde_json::from_value(said).map_err(|e| refuse(&path, e.to_string()))?;
         let (mut parts, mut start, mut bytes) = (vec![], 0usize, 0u64);
-        for Shard { file, tokens, bytes: of_shard, .. } in &said.shards {
+        for Shard { file, tokens, bytes: of_shard, sha256 } in &said.shards {
             let path = folder.join(file);
             // A name, and no path that leads elsewhere.
             if Path::new(file).file_name() != Some(file.as_ref()) {
@@ -103,12 +106,13 @@ impl Shards {
                 [array] if array.shape == [*tokens] && matches!(array.dtype, Dtype::U16 | Dtype::U32) => array.dtype,
                 _ => return Err(refuse(&path, format!("no array of {tokens} integers of 16 or 32 bits"))),
             };
-            parts.push(Part { path: path.clone(), dtype, start, tokens: *tokens });
+            parts.push(Part { path: path.clone(), sha256: sha256.clone(), dtype, start, tokens: *tokens });
             start = start.checked_add(*tokens).ok_or_else(|| refuse(&path, "too many tokens".into()))?;
             bytes = bytes.saturating_add(*of_shard);
         }
         let tokenizer = Tokens::new(said.tokenizer).map_err(|e| refuse(&path, e.to_string()))?;
-        Ok(Self { folder: folder.into(), parts, open: Mutex::default(), tokenizer, bytes, index })
+        let compared = parts.iter().map(|_| OnceLock::new()).collect();
+        Ok(Self { folder: folder.into(), parts, open: Mutex::default(), compared, tokenizer, bytes, index })
     }
 
     /// Tokens in all.
@@ -126,13 +130,21 @@ impl Shards {
         &self.tokenizer
     }
 
-    /// What `tokens.json` says, with the hashes of the files as they were written.
+    /// What `zoo-tokens.json` says, with the hashes of the files as they were written.
     pub(crate) fn index(&self) -> &[u8] {
         &self.index
     }
 
-    /// A part, open.
+    /// A part, open. Where it is read for the first time, all of it is, and compared with its hash.
     fn source(&self, part: usize) -> Result<Arc<Source>> {
+        if self.compared[part].get().is_none() {
+            let Part { path, sha256, .. } = &self.parts[part];
+            if zoo_checkpoint::sha256(path)? != *sha256 {
+                let reason = "it has other tokens than were written: write the folder anew by zoo tokenizer encode";
+                return Err(Error::Data(format!("{}: {reason}", path.display())));
+            }
+            let _ = self.compared[part].set(());
+        }
         let mut open = self.open.lock().unwrap_or_else(|e| e.into_inner());
         if let Some((_, source)) = open.iter().find(|(number, _)| *number == part) {
             return Ok(source.clone());
@@ -192,10 +204,8 @@ struct Writer<'a> {
     /// Bytes of text of `ids`.
     bytes: u64,
     shards: Vec<Shard>,
-    /// Tokens of the document so far.
-    written: usize,
-    /// Of them, the tokens since the last one that ends a text; as many as there are without one.
-    since_end: usize,
+    /// Whether the next token begins a document.
+    begins: bool,
 }
 
 impl Writer<'_> {
@@ -207,20 +217,17 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Ends a document, by the token for that unless it has one.
+    /// Ends a document.
     fn end(&mut self) -> Result<()> {
-        let ended = self.written > self.since_end && self.since_end < 2;
-        if let Some(end) = self.tokens.file().ends.first().filter(|_| !ended && self.written > 0) {
+        if let Some(end) = self.tokens.file().ends.first() {
             self.push(*end)?;
         }
-        (self.written, self.since_end) = (0, 0);
+        self.begins = true;
         Ok(())
     }
 
     fn push(&mut self, id: u32) -> Result<()> {
-        self.ids.push((id, self.written == 0));
-        self.written += 1;
-        self.since_end = if self.tokens.ends(id) { 0 } else { self.since_end + 1 };
+        self.ids.push((id, std::mem::take(&mut self.begins)));
         self.bytes += self.tokens.bytes_of(id) as u64;
         if self.ids.len() == self.most { self.flush() } else { Ok(()) }
     }
@@ -264,12 +271,15 @@ fn header(descr: &str, n: usize) -> Vec<u8> {
 /// Texts that cannot be read; a folder that has files. What was written is gone then.
 pub(crate) fn encode(path: &Path, encoding: &str, tokens: &Tokens, folder: &Path, most: usize) -> Result<Encoded> {
     let made = !folder.exists();
+    if !made && !folder.is_dir() {
+        return Err(Error::Usage(format!("{}: it is a file: name a folder to write", folder.display())));
+    }
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
     if std::fs::read_dir(folder).map_err(Error::io(folder))?.next().is_some() {
         return Err(Error::Usage(format!("{}: the folder has files already: name a new one", folder.display())));
     }
     let (most, ids, shards) = (most.max(1), vec![], vec![]);
-    let mut writer = Writer { folder, tokens, most, ids, bytes: 0, shards, written: 0, since_end: 0 };
+    let mut writer = Writer { folder, tokens, most, ids, bytes: 0, shards, begins: true };
     let result = written(path, encoding, &mut writer);
     if result.is_err() {
         writer.shards.iter().for_each(|shard| drop(std::fs::remove_file(folder.join(&shard.file))));
@@ -316,17 +326,18 @@ fn lines(file: &Path, writer: &mut Writer) -> Result<()> {
     for number in 1usize.. {
         let refuse = |why: String| Error::Data(format!("{}: line {number}: {why}", file.display()));
         let Some(line) = line(&mut reader, file)? else { break };
+        let line = if number == 1 { line.strip_prefix(MARK).unwrap_or(&line) } else { &line };
         if line.trim_ascii().is_empty() {
             continue;
         }
-        match serde_json::from_slice(&line).map_err(|e| refuse(e.to_string()))? {
+        match serde_json::from_slice(line).map_err(|e| refuse(without_line(&e)))? {
             Line { text: Some(text), prompt: None, response: None, messages: None } => {
                 writer.text(&text)?;
                 writer.end()?;
             }
             _ => {
-                let way = "conversations are learnt from the file itself (zoo train --data)";
-                return Err(refuse(format!("expected text alone: {way}")));
+                let way = "prompts, answers and messages are learnt from the file itself (zoo train --data)";
+                return Err(refuse(format!("expected an object with text alone; {way}")));
             }
         }
     }

@@ -11,7 +11,7 @@ use zoo_layers::{Mode, Sampling};
 use zoo_training::config::{AdamConfig, ConfigOf, NoSettings};
 use zoo_training::health::{Probe, ProbeKind, Profile};
 use zoo_training::{
-    Encoded, Error, Evaluation, Flag, Foreign, Generate, Import, Layout, Loss, Memory, Metrics, OptimizerConfig,
+    AsIs, Encoded, Error, Evaluation, Flag, Foreign, Generate, Import, Layout, Loss, Memory, Metrics, OptimizerConfig,
     Preset, Recipe, ScheduleKind, Split, Task, Tokenize, TrainConfig, over_batches,
 };
 
@@ -35,6 +35,8 @@ pub struct LlamaTask {
     tokens: Tokens,
     /// The part to learn from, and the one that validates.
     parts: [Corpus; 2],
+    /// Documents, if that is known.
+    documents: usize,
     window: usize,
     eval_windows: usize,
     device: Device,
@@ -50,7 +52,7 @@ impl LlamaTask {
     ) -> zoo_training::Result<Self> {
         let shards = Shards::open(Path::new(&source.path))?;
         let origin = source.path.clone();
-        if known.as_ref().is_some_and(|known| known.file().tokenizer != shards.tokenizer().file().tokenizer) {
+        if known.as_ref().is_some_and(|known| !known.agrees(shards.tokenizer())) {
             return Err(Error::Usage(format!(
                 "{origin}: its tokens are of another tokenizer than the weights' or --tokenizer's: write them anew by zoo tokenizer encode"
             )));
@@ -67,7 +69,8 @@ impl LlamaTask {
                  set data.window lower"
             )));
         }
-        Ok(Self { origin, remarks: vec![], tokens, parts, window, eval_windows, device: device.clone() })
+        let device = device.clone();
+        Ok(Self { origin, remarks: vec![], tokens, parts, documents: 0, window, eval_windows, device })
     }
 
     fn part(&self, split: Split) -> &Corpus {
@@ -283,8 +286,7 @@ impl Recipe for LlamaTask {
             // Numbers of tokens mean what they meant to the weights that a run begins with.
             if config.data.tokenizer.is_empty() {
                 config.data.tokenizer = weights;
-            } else if tokens(Path::new(&config.data.tokenizer))?.file().tokenizer != Tokens::new(file)?.file().tokenizer
-            {
+            } else if !tokens(Path::new(&config.data.tokenizer))?.agrees(&Tokens::new(file)?) {
                 return Err(Error::Usage(format!(
                     "data.tokenizer is not that of {weights}: leave it out (its tokens have other numbers)"
                 )));
@@ -316,6 +318,23 @@ impl Recipe for LlamaTask {
             if tied { "head: the embedding's table".into() } else { format!("head: {vocabulary} x {width}") },
         ];
         parts.join("\n")
+    }
+
+    fn of_foreign(source: &Source, device: &Device) -> zoo_training::Result<Option<AsIs<Self>>> {
+        if !Llama::is_gguf(source) {
+            return Ok(None);
+        }
+        if !device.is_cpu() {
+            return Err(Error::Usage(format!(
+                "{}: the weights of a GGUF file are multiplied as they are on the CPU: leave --device out, or make weights of it by zoo \
+                 convert --model llama",
+                source.path.display()
+            )));
+        }
+        let (architecture, writer) = Llama::of_gguf(source)?;
+        let fitted = serde_json::to_value(writer.tokens().file()).unwrap_or_default();
+        let data = DataSettings::of_foreign(&architecture);
+        Ok(Some(AsIs { model: writer.model().clone(), architecture, data, fitted }))
     }
 
     fn memory(config: &Config, source: &DataSettings, train: &TrainConfig) -> Option<Memory> {
@@ -389,6 +408,7 @@ impl Recipe for LlamaTask {
             return Self::stored(config, source, known, device);
         }
         let mut documents = documents(source, seed, known.as_ref())?;
+        let count = documents.texts.len();
         let [first, last] = documents.split(source.valid)?;
         let Documents { origin, mut remarks, answers, .. } = documents;
         let tokens = match known {
@@ -427,13 +447,24 @@ impl Recipe for LlamaTask {
             )));
         }
         let eval_windows = source.eval_windows;
-        Ok(Self { origin, remarks, tokens, parts: [first, last], window, eval_windows, device: device.clone() })
+        Ok(Self {
+            origin,
+            remarks,
+            tokens,
+            parts: [first, last],
+            documents: count,
+            window,
+            eval_windows,
+            device: device.clone(),
+        })
     }
 
     fn describe_data(&self) -> String {
         let [train, valid] = &self.parts;
-        let documents = train.starts.len() + valid.starts.len();
-        let documents = if documents > 2 { format!("{documents} documents, ") } else { String::new() };
+        let documents = match self.documents {
+            0 | 1 => String::new(),
+            n => format!("{n} documents, "),
+        };
         let answers = if train.learns_all() {
             String::new()
         } else {
@@ -489,22 +520,6 @@ impl Recipe for LlamaTask {
 }
 
 impl Generate for LlamaTask {
-    fn of_foreign(source: &Source, device: &Device) -> zoo_training::Result<Option<(Llama, Value)>> {
-        if !Llama::is_gguf(source) {
-            return Ok(None);
-        }
-        if !device.is_cpu() {
-            return Err(Error::Usage(format!(
-                "{}: the weights of a GGUF file are multiplied as they are on the CPU: leave --device out, or make weights of it by zoo \
-                 convert --model llama",
-                source.path.display()
-            )));
-        }
-        let writer = Llama::of_gguf(source)?;
-        let fitted = serde_json::to_value(writer.tokens().file()).unwrap_or_default();
-        Ok(Some((writer.model().clone(), fitted)))
-    }
-
     fn generate(
         model: &Llama,
         fitted: &Value,

@@ -367,6 +367,33 @@ impl Tokens {
         self.file.ends.contains(&token)
     }
 
+    /// Whether two tokenizers give texts the same numbers, however their files say it: the same tokens, merges, and tokens of some hard texts.
+    pub fn agrees(&self, other: &Self) -> bool {
+        const TEXTS: [&str; 6] = [
+            "Hello world, it's 12,345.67 — don't!",
+            "  two  spaces\tand a tab\n\n\nlines\r\n ",
+            "naïve e\u{301} straße 你好，世界 🦀👩‍👩‍👧 \u{200d}\u{feff}",
+            "fn f(x: &[u8]) -> u32 { x.len() as u32 } // _snake_case",
+            "ⅷ ½ ² 1٣4 １２３ 0x1F \0\u{1b}",
+            "a<|endoftext|>b <|im_start|>",
+        ];
+        let merges = |of: &Self| -> Vec<String> {
+            let joined = |merge: &Value| match merge {
+                Value::Array(pair) => pair.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" "),
+                one => one.as_str().unwrap_or_default().to_string(),
+            };
+            of.file.tokenizer["model"]["merges"]
+                .as_array()
+                .map(|all| all.iter().map(joined).collect())
+                .unwrap_or_default()
+        };
+        let ids = |of: &Self, text: &str| of.encode(text, false).unwrap_or_default();
+        self.file.tokenizer == other.file.tokenizer
+            || self.tokenizer.get_vocab(true) == other.tokenizer.get_vocab(true)
+                && merges(self) == merges(other)
+                && TEXTS.iter().all(|text| ids(self, text) == ids(other, text))
+    }
+
     /// Bytes of text that a token stands for; 0 of special ones.
     pub fn bytes_of(&self, token: u32) -> usize {
         self.bytes.get(token as usize).copied().unwrap_or(0)
@@ -490,6 +517,8 @@ mod tests {
         let n = tokens.len();
         let entries = tokens.gguf(n + 2)?;
         let again = Tokens::of_gguf(&entries)?;
+        assert!(again.agrees(&tokens) && tokens.agrees(&again));
+        assert!(!again.agrees(&Tokens::train(["another text".repeat(9).as_str()], 300)?));
         for text in ["the cat sat", "42 <|endoftext|>", "Ünïcode\n\n  indented"] {
             assert_eq!(again.encode(text, true)?, tokens.encode(text, true)?, "{text}");
         }

@@ -38,7 +38,9 @@ impl Description {
         let get = |key: &str| {
             let missing = || {
                 refuse(format!(
-                    "no {key} in its metadata: not weights of a model of this library (those of other programs have to be converted)"
+                    "no {key} in its metadata: not weights of a model of this library (those of other programs have to be converted: zoo \
+                     convert {} NEW.safetensors --model {model})",
+                    path.display()
                 ))
             };
             metadata.get(key).ok_or_else(missing)

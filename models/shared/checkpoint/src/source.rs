@@ -286,7 +286,8 @@ impl Source {
         let Some(size) = t.dtype.size() else {
             // Elements that share bytes: the tensor as it is, and block by block.
             if !view.is_whole() {
-                let reason = format!("tensor {}: {} cannot be taken apart: cast it first", t.name, t.dtype);
+                let reason =
+                    format!("tensor {}: {} cannot be taken apart: cast it first (--dtype f32)", t.name, t.dtype);
                 return Err(Error::Refused { path: self.path.clone(), reason });
             }
             let unit = match t.dtype {

@@ -92,7 +92,7 @@ pub use number_table::{NumberTable, Scaling};
 pub use observer::{Event, Observer, Silent};
 pub use ranks::{Collective, Ranks, Solo, Tree, over_batches};
 pub use recipe::{
-    Dataset, Encoded, Evaluation, Flag, Foreign, Generate, Import, Layout, Memory, Picture, Predict, Prediction,
+    AsIs, Dataset, Encoded, Evaluation, Flag, Foreign, Generate, Import, Layout, Memory, Picture, Predict, Prediction,
     Preset, Raster, Recipe, Request, Table, Tokenize, Trials,
 };
 pub use record::Difference;

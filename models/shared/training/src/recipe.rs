@@ -211,6 +211,16 @@ pub trait Recipe: Task {
         None
     }
 
+    /// A model of weights that stay as another program wrote them, such as the blocks of a GGUF file; none if the model reads no such file,
+    /// which is the default.
+    ///
+    /// # Errors
+    /// The file is damaged, or another model's; such weights do not work on `device`.
+    fn of_foreign(source: &Source, device: &Device) -> Result<Option<AsIs<Self>>> {
+        let _ = (source, device);
+        Ok(None)
+    }
+
     /// What passes over batches hold in memory, beside parameters and their like, if it is known.
     fn memory(architecture: &Self::Architecture, source: &Self::Data, train: &TrainConfig) -> Option<Memory> {
         let _ = (architecture, source, train);
@@ -222,6 +232,18 @@ pub trait Recipe: Task {
         let _ = (architecture, source);
         None
     }
+}
+
+/// A model of weights that stay as another program wrote them.
+pub struct AsIs<T: Recipe> {
+    /// The model.
+    pub model: T::Model,
+    /// Its sizes.
+    pub architecture: T::Architecture,
+    /// How data are read for it.
+    pub data: T::Data,
+    /// What was fitted to its data.
+    pub fitted: Value,
 }
 
 /// Bytes that passes over batches hold.
@@ -324,16 +346,6 @@ pub trait Generate: Recipe {
         device: &Device,
         sink: &mut dyn FnMut(&str) -> bool,
     ) -> Result<usize>;
-
-    /// A model of weights that stay as another program wrote them, such as the blocks of a GGUF file, and what was fitted; none if the
-    /// model reads no such file, which is the default.
-    ///
-    /// # Errors
-    /// The file is damaged, or another model's; such weights do not work on `device`.
-    fn of_foreign(source: &Source, device: &Device) -> Result<Option<(Self::Model, Value)>> {
-        let _ = (source, device);
-        Ok(None)
-    }
 
     /// The prompt by which a model made for conversations answers what `messages` say, each a role (`system`, `user`) and a text.
     /// Other models refuse, which is the default.
