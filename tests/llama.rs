@@ -421,21 +421,18 @@ fn smollm2_writes_what_candles_llama_writes() -> Outcome {
     Ok(())
 }
 
-/// Texts that tokenizers get wrong, by transformers' reading of the same file.
+/// Texts that tokenizers get wrong, by llama.cpp's reading of the same file.
 #[test]
-fn smollm2s_tokens_are_those_of_transformers() -> Outcome {
+fn smollm2s_tokens_are_those_of_llama_cpp() -> Outcome {
     let (Ok(file), Ok(python)) = (std::env::var("ZOO_SMOLLM2"), std::env::var("ZOO_TORCH")) else {
         skipped(
             "smollm2",
-            "set ZOO_SMOLLM2 to SmolLM2-135M-Instruct.Q4_1.gguf, and ZOO_TORCH to a Python with transformers",
+            "set ZOO_SMOLLM2 to SmolLM2-135M-Instruct.Q4_1.gguf, and ZOO_TORCH to a Python with llama_cpp",
         );
         return Ok(());
     };
-    if !Command::new(&python).args(["-c", "import transformers, gguf"]).output()?.status.success() {
-        skipped(
-            "transformers",
-            "the Python that ZOO_TORCH names has no transformers, or no gguf, to tokenize texts with",
-        );
+    if !Command::new(&python).args(["-c", "import llama_cpp"]).output()?.status.success() {
+        skipped("llama.cpp", "the Python that ZOO_TORCH names has no llama_cpp to tokenize texts with");
         return Ok(());
     }
     let dir = tempfile::tempdir()?;

@@ -557,7 +557,7 @@ mod tests {
         assert_eq!(Corpus::new(&far, true, &tokens, 16)?.1.len(), 1);
         for (line, says) in [
             ("{\"prompt\": \"a\"}", "line 1: expected text, or prompt and response"),
-            ("{\"text\": \"a\"", "line 1: EOF"),
+            ("{\"text\": \"a\"", "line 1: column 12: EOF"),
             ("{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]}", "line 1: the conversation has no answer"),
             (
                 "{\"messages\": [{\"role\": \"assistant\", \"content\": \"a\"}]}",
