@@ -56,12 +56,6 @@ pub(crate) fn documents(source: &DataSettings, seed: u64, tokens: Option<&Tokens
     if path.is_dir() {
         let (mut texts, mut remarks, mut answers) = (vec![], vec![], false);
         for file in files(path)? {
-            if file.file_name().is_some_and(|name| name == "tokens-00000.npy") {
-                return Err(Error::Data(format!(
-                    "{origin}: there are tokens without the file that describes them (zoo-tokens.json): write the folder anew by zoo tokenizer \
-                     encode"
-                )));
-            }
             if is_lines(&file) {
                 let lines = conversations(&file, tokens)?;
                 texts.extend(lines.texts);
@@ -113,7 +107,14 @@ pub(crate) fn files(folder: &Path) -> zoo_training::Result<Vec<PathBuf>> {
         }
     }
     files.sort();
-    Ok(files)
+    match files.iter().find(|file| file.file_name().is_some_and(|name| name == "tokens-00000.npy")) {
+        None => Ok(files),
+        Some(_) => Err(Error::Data(format!(
+            "{}: there are tokens, which are no texts: name the texts, or where their description (zoo-tokens.json) is missing, write them \
+             anew by zoo tokenizer encode",
+            folder.display()
+        ))),
+    }
 }
 
 fn conversations(path: &Path, tokens: Option<&Tokens>) -> zoo_training::Result<Documents> {

@@ -4,11 +4,12 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use zoo_checkpoint::{Dtype, Source, TensorView, replace, sha256_of};
+use zoo_checkpoint::{Dtype, Source, TensorView, npy_head, replace, sha256_of};
 use zoo_training::text::read;
 use zoo_training::{Encoded, Error, Result};
 
@@ -52,8 +53,6 @@ pub(crate) struct Shards {
     parts: Vec<Part>,
     /// Some of them, open, by number.
     open: Mutex<Vec<(usize, Arc<Source>)>>,
-    /// Those whose hash was compared.
-    compared: Vec<OnceLock<()>>,
     tokenizer: Tokens,
     /// Bytes of text.
     bytes: u64,
@@ -64,6 +63,8 @@ pub(crate) struct Shards {
 struct Part {
     path: PathBuf,
     sha256: String,
+    /// Whether that was compared.
+    compared: AtomicBool,
     dtype: Dtype,
     /// Of its first token.
     start: usize,
@@ -106,13 +107,13 @@ impl Shards {
                 [array] if array.shape == [*tokens] && matches!(array.dtype, Dtype::U16 | Dtype::U32) => array.dtype,
                 _ => return Err(refuse(&path, format!("no array of {tokens} integers of 16 or 32 bits"))),
             };
-            parts.push(Part { path: path.clone(), sha256: sha256.clone(), dtype, start, tokens: *tokens });
+            let compared = AtomicBool::new(false);
+            parts.push(Part { path: path.clone(), sha256: sha256.clone(), compared, dtype, start, tokens: *tokens });
             start = start.checked_add(*tokens).ok_or_else(|| refuse(&path, "too many tokens".into()))?;
             bytes = bytes.saturating_add(*of_shard);
         }
         let tokenizer = Tokens::new(said.tokenizer).map_err(|e| refuse(&path, e.to_string()))?;
-        let compared = parts.iter().map(|_| OnceLock::new()).collect();
-        Ok(Self { folder: folder.into(), parts, open: Mutex::default(), compared, tokenizer, bytes, index })
+        Ok(Self { folder: folder.into(), parts, open: Mutex::default(), tokenizer, bytes, index })
     }
 
     /// Tokens in all.
@@ -137,19 +138,19 @@ impl Shards {
 
     /// A part, open. Where it is read for the first time, all of it is, and compared with its hash.
     fn source(&self, part: usize) -> Result<Arc<Source>> {
-        if self.compared[part].get().is_none() {
-            let Part { path, sha256, .. } = &self.parts[part];
+        let Part { path, sha256, compared, .. } = &self.parts[part];
+        if !compared.load(Ordering::Relaxed) {
             if zoo_checkpoint::sha256(path)? != *sha256 {
                 let reason = "it has other tokens than were written: write the folder anew by zoo tokenizer encode";
                 return Err(Error::Data(format!("{}: {reason}", path.display())));
             }
-            let _ = self.compared[part].set(());
+            compared.store(true, Ordering::Relaxed);
         }
         let mut open = self.open.lock().unwrap_or_else(|e| e.into_inner());
         if let Some((_, source)) = open.iter().find(|(number, _)| *number == part) {
             return Ok(source.clone());
         }
-        let source = Arc::new(zoo_checkpoint::open(&self.parts[part].path)?);
+        let source = Arc::new(zoo_checkpoint::open(path)?);
         if open.len() == OPEN {
             open.remove(0);
         }
@@ -239,7 +240,7 @@ impl Writer<'_> {
         }
         let file = format!("tokens-{:05}.npy", self.shards.len());
         let dtype = if self.tokens.len() <= 1 << 15 { Dtype::U16 } else { Dtype::U32 };
-        let mut content = header(if dtype == Dtype::U16 { "<u2" } else { "<u4" }, self.ids.len());
+        let mut content = npy_head(dtype, &[self.ids.len()]);
         let numbers = self.ids.iter().map(|(id, first)| id | if *first { highest(dtype) } else { 0 });
         match dtype {
             Dtype::U16 => content.extend(numbers.flat_map(|n| (n as u16).to_le_bytes())),
@@ -251,17 +252,6 @@ impl Writer<'_> {
         (self.ids, self.bytes) = (vec![], 0);
         Ok(())
     }
-}
-
-/// What a `.npy` of so many integers begins with (version 1.0 of the format).
-fn header(descr: &str, n: usize) -> Vec<u8> {
-    const START: &[u8] = b"\x93NUMPY\x01\x00";
-    const ALIGNED: usize = 64;
-    let mut text = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({n},), }}");
-    let before = START.len() + 2;
-    text.push_str(&" ".repeat((before + text.len() + 1).next_multiple_of(ALIGNED) - before - text.len() - 1));
-    text.push('\n');
-    [START, &(text.len() as u16).to_le_bytes(), text.as_bytes()].concat()
 }
 
 /// Writes the tokens of a text, of the texts of a folder, or of a JSONL file with `text`, as shards of `most` tokens into `folder`, which is

@@ -50,6 +50,7 @@ pub use dtype::Dtype;
 pub use folder::{Folder, Kind};
 pub use format::Format;
 pub use input::{bytes_of, regular};
+pub use npz::npy_head;
 pub use open::{Checkpoint, open, open_leaving_objects, read};
 pub use source::{Source, TensorInfo, TensorView};
 pub use torch::plain_pickle;

@@ -296,9 +296,14 @@ fn head(descr: &str, shape: &[usize]) -> Vec<u8> {
     head
 }
 
+/// What an `.npy` of little-endian elements begins with; they follow it in row-major order.
+pub fn npy_head(dtype: Dtype, shape: &[usize]) -> Vec<u8> {
+    let order = if dtype.size() == Some(1) { '|' } else { '<' };
+    head(&format!("{order}{}", dtype.numpy().unwrap_or_default()), shape)
+}
+
 fn head_of(t: &Planned) -> Vec<u8> {
-    let order = if t.dtype.size() == Some(1) { '|' } else { '<' };
-    head(&format!("{order}{}", t.dtype.numpy().unwrap_or_default()), &t.shape)
+    npy_head(t.dtype, &t.shape)
 }
 
 fn write(file: &mut File, path: &Path, outline: &Outline, streams: Streams) -> Result<()> {

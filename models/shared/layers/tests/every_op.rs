@@ -4,10 +4,10 @@
 use candle_core::{DType, Device, Result, Tensor, Var};
 use zoo_kernels::cpu::simd::{levels, with_fused, with_level};
 use zoo_layers::ops::{
-    Activation, Affine, AttentionBranch, AttentionOptions, CrossEntropyOptions, LstmState, LstmWeights, MlpBranch,
-    NormKind, PreNorm, Projection, RopePairs, add_dropout, attention, backward, cross_entropy, dropout,
-    embedding_with_positions, gated, huber, layer_norm, linear, log_softmax, lstm, mae, mse, pool, rms_norm, rope,
-    rope_angles, rope_heads, sequence_loss, softmax,
+    Activation, Affine, AttentionBranch, AttentionOptions, Bits, CrossEntropyOptions, LstmState, LstmWeights,
+    MlpBranch, NormKind, PreNorm, Projection, Quantized, RopePairs, add_dropout, attention, backward, cross_entropy,
+    dropout, embedding_with_positions, gated, huber, layer_norm, linear, log_softmax, lstm, mae, mse, pool,
+    quantized_linear, rms_norm, rope, rope_angles, rope_heads, sequence_loss, softmax,
 };
 use zoo_layers::optim::{Moments, Optimizer, Rule, average, decay_matrices, global_norm};
 use zoo_layers::random::{Purpose, Stream};
@@ -73,6 +73,15 @@ fn elementwise_ops_products_and_norms() -> Result<()> {
     }
     same("gated", &[&[3, 5], &[3, 5]], &|v| Ok(vec![gated(&v[0], &v[1], Activation::Silu)?]))?;
     same("large linear", &[&[70, 9], &[6, 9]], &|v| Ok(vec![linear(&v[0], &v[1], None, Activation::Identity)?]))?;
+    same("linear of one row", &[&[1, 70], &[6, 70]], &|v| Ok(vec![linear(&v[0], &v[1], None, Activation::Identity)?]))?;
+    for bits in [Bits::Four, Bits::Eight] {
+        let codes: Vec<i8> = (0..7 * 64).map(|e| (e % 16) as i8 - 8).collect();
+        let scales: Vec<f32> = (0..codes.len() / bits.group()).map(|g| 0.01 * g as f32 - 0.1).collect();
+        let weight = Quantized::new(bits, [7, 64], &codes, &scales, &scales)?;
+        for rows in [1, 6, 33] {
+            same("quantized linear", &[&[rows, 64]], &|v| Ok(vec![quantized_linear(&v[0], &weight)?]))?;
+        }
+    }
     same("layer norm", &[&[3, 9], &[9], &[9]], &|v| Ok(vec![layer_norm(&v[0], Some(&v[1]), Some(&v[2]), 1e-5)?]))?;
     same("rms norm", &[&[3, 9], &[9]], &|v| Ok(vec![rms_norm(&v[0], Some(&v[1]), 1e-5)?]))?;
     same("softmax", &[&[3, 9]], &|v| Ok(vec![softmax(&v[0])?]))?;
