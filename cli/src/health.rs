@@ -83,6 +83,7 @@ fn kind(kind: Kind) -> &'static str {
         Kind::Progressive => "progressive gradient death",
         Kind::Setting => "setting",
         Kind::KeyBias => "key bias",
+        Kind::FirstOfLora => "first of LoRA",
         Kind::AbsentRows => "rows not looked up",
         Kind::Frozen => "frozen",
     }

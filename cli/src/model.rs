@@ -3,7 +3,6 @@
 use std::marker::PhantomData;
 use std::process::ExitCode;
 
-use candle_core::Device;
 use zoo_training::health::Profile;
 use zoo_training::{Flag, Generate, Import, Predict, Recipe, Tokenize};
 
@@ -11,7 +10,7 @@ use crate::verbs::list::{Abilities, Described};
 use crate::verbs::{
     adapt, bench, convert, doctor, eval, generate, inspect, list, params, predict, tokenizer, train, tune,
 };
-use crate::weights::Usable;
+use crate::weights::fits;
 
 /// A model, as the verbs see it.
 ///
@@ -39,7 +38,7 @@ pub struct Model {
     pub(crate) fits: inspect::Fits,
     pub(crate) predict: Option<fn(&predict::Arguments) -> anyhow::Result<()>>,
     pub(crate) generate: Option<fn(&generate::Arguments) -> anyhow::Result<ExitCode>>,
-    pub(crate) adapt: Option<convert::Adapt>,
+    pub(crate) adapt: Option<convert::Converter>,
     pub(crate) tokenize: Option<fn(&tokenizer::Action) -> anyhow::Result<()>>,
 }
 
@@ -66,7 +65,7 @@ impl Model {
             eval: eval::run::<T>,
             examine: doctor::examine::<T>,
             bench: bench::cases::<T>,
-            fits: |source| Usable::<T>::of(source, &Device::Cpu).map(|_| ()),
+            fits: fits::<T>,
             predict: None,
             generate: None,
             adapt: None,
@@ -99,7 +98,7 @@ impl<T: Import> ModelOf<T> {
     /// It takes checkpoints of other programs, and is written as theirs.
     pub fn imports(mut self) -> Self {
         self.model.abilities.imports = T::LAYOUTS.iter().map(|layout| layout.name).collect();
-        self.model.adapt = Some(adapt::run::<T>);
+        self.model.adapt = Some(convert::Converter { adapt: adapt::run::<T>, merge: adapt::merge::<T> });
         self
     }
 }

@@ -51,5 +51,7 @@ pub(crate) fn run_tables(run: &Path) -> anyhow::Result<Table> {
 
 /// A model's parameters, without values.
 pub(crate) fn outline<T: Recipe>(config: &ConfigOf<T>) -> anyhow::Result<Vec<Outlined>> {
-    Ok(Params::outline(|vb| T::build(&config.model, vb))?)
+    let mut all = Params::outline(|vb| T::build(&config.model, vb))?;
+    all.iter_mut().for_each(|p| p.trainable &= T::trains(&config.model, &p.name));
+    Ok(all)
 }

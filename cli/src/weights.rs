@@ -6,9 +6,13 @@ use anyhow::{Context, bail};
 use candle_core::Device;
 use serde_json::Value;
 use zoo_checkpoint::{Description, Source};
-use zoo_layers::Params;
+use zoo_layers::{Outlined, Params};
 use zoo_training::config::{ConfigOf, migrate};
 use zoo_training::{AsIs, Config, Recipe, RunFiles, Task};
+
+use crate::arguments::Values;
+use crate::output::warn;
+use crate::settings::{changed_source, outline, run_config};
 
 /// The weights that a file or a folder stands for.
 ///
@@ -20,8 +24,13 @@ pub(crate) fn weights(path: &Path) -> anyhow::Result<PathBuf> {
     }
     let run = RunFiles::at(path);
     // Those of a run, then those that others put into a folder.
-    const NAMES: [&str; 4] =
-        ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"];
+    const NAMES: [&str; 5] = [
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "adapter_model.safetensors",
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+    ];
     let ours = [run.best(), run.last()].into_iter();
     let found = ours.chain(NAMES.iter().map(|n| path.join(n))).find(|p| p.exists());
     // A run without weights yet lacks its last ones; any other folder is no checkpoint.
@@ -30,6 +39,25 @@ pub(crate) fn weights(path: &Path) -> anyhow::Result<PathBuf> {
         bail!("{}: it is a link: name the file that it leads to", found.display())
     }
     Ok(found)
+}
+
+/// Where what weights stand over lies: a file that may be anybody's does not decide what is opened.
+pub(crate) struct Places<'a> {
+    /// What was named: weights, or a run, which knows where its files lay.
+    pub(crate) checkpoint: &'a Path,
+    /// What flags set.
+    pub(crate) values: &'a Values,
+}
+
+impl Places<'_> {
+    /// The table `[data]` of the run, or the defaults, with what flags set over it.
+    fn data<T: Recipe>(&self) -> anyhow::Result<T::Data> {
+        if self.checkpoint.is_dir() && RunFiles::at(self.checkpoint).exist() {
+            return Ok(run_config::<T>(self.checkpoint, &[], self.values.clone())?.data);
+        }
+        let (model, data, task) = Default::default();
+        changed_source::<T>(&Config { model, data, train: T::training(), task }, &[], self.values.clone())
+    }
 }
 
 /// A model that is used: of weights of ours, or of another program's as they are.
@@ -42,21 +70,60 @@ pub(crate) struct Usable<T: Recipe> {
 }
 
 impl<T: Recipe> Usable<T> {
-    /// The model of the weights at `path`.
-    pub(crate) fn read(path: &Path, device: &Device) -> anyhow::Result<Self> {
-        Self::of(&zoo_checkpoint::open(path)?, device)
+    /// The model of the weights that `checkpoint` stands for, and their path. `values` name what they stand over, if a run does not.
+    pub(crate) fn read(checkpoint: &Path, values: &Values, device: &Device) -> anyhow::Result<(Self, PathBuf)> {
+        let path = weights(checkpoint)?;
+        let source = zoo_checkpoint::open(&path)?;
+        Ok((Self::of(&source, &Places { checkpoint, values }, device)?, path))
     }
 
     /// The model of an open checkpoint.
-    pub(crate) fn of(source: &Source, device: &Device) -> anyhow::Result<Self> {
+    pub(crate) fn of(source: &Source, places: &Places, device: &Device) -> anyhow::Result<Self> {
         if let Some(AsIs { model, architecture, data, fitted }) = T::of_foreign(source, device)? {
             let task = <T as Task>::Settings::default();
             let config = Config { model: architecture, data, train: T::training(), task };
             return Ok(Self { model, config, fitted, foreign: true });
         }
-        let Loaded { model, config, fitted, .. } = Loaded::<T>::of(source, device)?;
+        let Loaded { model, config, fitted, .. } = Loaded::<T>::of(source, places, device)?;
         Ok(Self { model, config, fitted, foreign: false })
     }
+}
+
+/// Whether a checkpoint holds what the model needs, as far as it is there: what weights stand over is not looked for.
+///
+/// # Errors
+/// It does not.
+pub(crate) fn fits<T: Recipe>(source: &Source) -> anyhow::Result<()> {
+    let places = Places { checkpoint: &source.path, values: &Values::default() };
+    let texts = source.metadata.iter().filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_string()))).collect();
+    if let Ok(Description { config, .. }) = Description::parse(&texts, T::NAME, &source.path)
+        && let Ok(config) = serde_json::from_value::<ConfigOf<T>>(migrate(config)?)
+    {
+        let tensors: Vec<(&str, &[usize])> = source.tensors.iter().map(|t| (t.name.as_str(), &t.shape[..])).collect();
+        let elsewhere = elsewhere::<T>(&config)?;
+        if !elsewhere.is_empty() {
+            let problems = mismatches::<T>(&config, &tensors, &elsewhere)?;
+            return if problems.is_empty() { Ok(()) } else { bail!("{}", problems.join("; ")) };
+        }
+    }
+    Usable::<T>::of(source, &places, &Device::Cpu).map(|_| ())
+}
+
+/// The parameters of a model that its weights do not hold, as they stand over them.
+pub(crate) fn elsewhere<T: Recipe>(config: &ConfigOf<T>) -> anyhow::Result<Vec<Outlined>> {
+    let mut all = outline::<T>(config)?;
+    all.retain(|p| !T::trains(&config.model, &p.name));
+    Ok(all)
+}
+
+/// What is missing of a model's weights, has another shape, or is none of them, a line each.
+pub(crate) fn mismatches<T: Recipe>(
+    config: &ConfigOf<T>,
+    tensors: &[(&str, &[usize])],
+    elsewhere: &[Outlined],
+) -> anyhow::Result<Vec<String>> {
+    let present = tensors.iter().copied().chain(elsewhere.iter().map(|p| (p.name.as_str(), &p.shape[..])));
+    Ok(Params::mismatches(present, |vb| T::build(&config.model, vb))?)
 }
 
 /// Weights with what they say about themselves.
@@ -68,21 +135,33 @@ pub(crate) struct Loaded<T: Recipe> {
 }
 
 impl<T: Recipe> Loaded<T> {
-    /// Reads the weights at `path`, strictly.
-    pub(crate) fn read(path: &Path, device: &Device) -> anyhow::Result<Self> {
-        Self::of(&zoo_checkpoint::open(path)?, device)
+    /// Reads the weights that `checkpoint` stands for, strictly.
+    pub(crate) fn read(checkpoint: &Path, values: &Values, device: &Device) -> anyhow::Result<Self> {
+        let source = zoo_checkpoint::open(&weights(checkpoint)?)?;
+        Self::of(&source, &Places { checkpoint, values }, device)
     }
 
     /// The weights in an open checkpoint.
-    pub(crate) fn of(source: &Source, device: &Device) -> anyhow::Result<Self> {
+    fn of(source: &Source, places: &Places, device: &Device) -> anyhow::Result<Self> {
         let path = &source.path;
         let file = source.read(device)?;
         let Description { config, fitted, .. } = Description::parse(&file.metadata, T::NAME, path)?;
         let shown = path.display();
         let config: ConfigOf<T> = serde_json::from_value::<Config<_, _, _>>(migrate(config)?)
             .with_context(|| format!("{shown}: its configuration"))?;
-        let (model, params) = Params::restore(file.tensors, device, |vb| T::build(&config.model, vb))
-            .with_context(|| shown.to_string())?;
+        let over = T::over(&config.model, &places.data::<T>()?, &fitted, path, device)?;
+        let define = |vb| match &over {
+            Some(over) => (over.define)(vb),
+            None => T::build(&config.model, vb),
+        };
+        let (model, params) = Params::restore(file.tensors, device, define).with_context(|| shown.to_string())?;
+        let fitted = match over {
+            Some(over) => {
+                over.remarks.iter().for_each(warn);
+                over.fitted
+            }
+            None => fitted,
+        };
         T::check(&config.model, &fitted).with_context(|| shown.to_string())?;
         Ok(Self { model, params, config, fitted })
     }

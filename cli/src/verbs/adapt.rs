@@ -4,16 +4,18 @@ use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use serde_json::{Map, Value};
+use candle_core::Device;
+use serde_json::{Map, Value, json};
 use zoo_checkpoint::{Description, Plan, Rules};
-use zoo_layers::Params;
 use zoo_training::config::{ConfigOf, migrate};
-use zoo_training::{Error, Foreign, Import, Layout};
+use zoo_training::{Config, Error, Foreign, Import, Layout, Merged, without_folders};
 
 use super::convert::Arguments;
-use crate::arguments::Force;
+use crate::arguments::{Force, Values};
 use crate::fetch::{self, text_of};
-use crate::output::{remark, warn};
+use crate::output::{grouped, print, print_json, remark, warn};
+use crate::settings::changed_source;
+use crate::weights::{elsewhere, mismatches, weights};
 
 /// What compile, DDP and training scripts put before the names of a model.
 const WRAPPERS: &str = r"rename? (?:(?:state_dict|model_state_dict|model|module|_orig_mod)\.)+(.*) -> $1";
@@ -55,6 +57,47 @@ pub(crate) fn run<T: Import>(
         }
         Some(layout) => export::<T>(plan, layout, described, &args.output, args.force),
     }
+}
+
+/// Writes the whole model that weights and what they stand over make.
+pub(crate) fn merge<T: Import>(args: &Arguments) -> anyhow::Result<()> {
+    let (path, shown) = (weights(&args.input)?, args.output.display());
+    if args.output.extension().is_none_or(|e| e != "safetensors") {
+        return Err(Error::Usage(format!("{shown}: --merge writes safetensors, which convert to other formats")).into());
+    }
+    args.force.check([args.output.as_path()])?;
+    let mut values = Values::default();
+    if let Some(base) = &args.base {
+        values.set_path("data.base", base)?;
+    }
+    let file = zoo_checkpoint::read(&path, &Device::Cpu)?;
+    let described = Description::parse(&file.metadata, T::NAME, &path)?;
+    let config = configuration::<T>(&described.config, &path)?;
+    let (model, data, task) = Default::default();
+    let source = changed_source::<T>(&Config { model, data, train: T::training(), task }, &args.set, values)?;
+    let Some(merged) = T::merged(&config.model, &source, &described.fitted, &path, file.tensors)? else {
+        return Err(Error::Usage(format!("{}: whole weights, which stand over no others", path.display())).into());
+    };
+    let Merged { architecture, fitted, tensors, error, remarks } = merged;
+    let mut config = serde_json::to_value(ConfigOf::<T> { model: architecture, ..config })?;
+    if let Some(base) = config.pointer_mut("/data/base") {
+        *base = "".into();
+    }
+    let description = Description { model: T::NAME.into(), config, fitted };
+    zoo_checkpoint::write(&args.output, &tensors, &description.metadata())?;
+    remarks.iter().for_each(warn);
+    if args.json.json {
+        print_json(&json!({
+            "input": path, "output": args.output, "format": "safetensors", "tensors": tensors.len(), "relative_error": error,
+            "remarks": remarks,
+        }));
+    } else {
+        let n = grouped(tensors.len());
+        print(&format!(
+            "{shown}: {n} tensors; within {error:.1e} of the largest element of each matrix of what f64 gives\n"
+        ));
+    }
+    Ok(())
 }
 
 fn described<T: Import>(plan: &Plan, path: &Path) -> anyhow::Result<Described> {
@@ -115,6 +158,8 @@ fn import<T: Import>(plan: &mut Plan, args: &Arguments, maps: &[Rules]) -> anyho
             let tensors: Vec<(&str, &[usize])> = plan.outputs.iter().map(|o| (o.name.as_str(), &o.shape[..])).collect();
             let data = fetch::found::<T>(args.data.as_deref())?;
             let doubts = RefCell::default();
+            let base = args.base.as_ref().map(|base| format!("data.base={}", base.display()));
+            let settings: Vec<String> = args.set.iter().cloned().chain(base).collect();
             let foreign = Foreign {
                 layout: layout.name,
                 tensors: &tensors,
@@ -122,16 +167,13 @@ fn import<T: Import>(plan: &mut Plan, args: &Arguments, maps: &[Rules]) -> anyho
                 path: &args.input,
                 folder,
                 data: data.as_deref(),
-                settings: &args.set,
+                settings: &settings,
                 doubts: &doubts,
             };
             let (model, data, fitted) = T::adopt(&foreign)?;
             doubts.borrow().iter().for_each(|doubt| warn(format!("{input}: {doubt}")));
             let mut config = serde_json::to_value(foreign.configured::<T>(model, data)?)?;
-            // Weights say which file they saw, not where it lay.
-            if let Some(Value::String(path)) = config.pointer_mut("/data/path") {
-                *path = Path::new(path.as_str()).file_name().unwrap_or_default().to_string_lossy().into_owned();
-            }
+            without_folders(&mut config);
             Described { config, fitted }
         }
     };
@@ -191,8 +233,8 @@ fn configuration<T: Import>(config: &Value, path: &Path) -> anyhow::Result<Confi
 
 /// Whether the planned tensors are exactly the model's.
 fn fits<T: Import>(plan: &Plan, config: &ConfigOf<T>) -> anyhow::Result<()> {
-    let present = plan.outputs.iter().map(|o| (o.name.as_str(), &o.shape[..]));
-    let problems: Vec<String> = Params::mismatches(present, |vb| T::build(&config.model, vb))?
+    let present: Vec<(&str, &[usize])> = plan.outputs.iter().map(|o| (o.name.as_str(), &o.shape[..])).collect();
+    let problems: Vec<String> = mismatches::<T>(config, &present, &elsewhere::<T>(config)?)?
         .into_iter()
         .map(|p| if p.starts_with("unexpected ") { format!("{p} (--map 'drop …' leaves it out)") } else { p })
         .collect();

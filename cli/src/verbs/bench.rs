@@ -131,12 +131,11 @@ fn case<T: Recipe>(preset: Option<&str>, options: &Options) -> anyhow::Result<Ca
     let memory = peak_memory_mb(device);
     let data = if acts { None } else { Some(data_seconds(&task, &config, options)?) };
     let batch = config.train.batch_size * config.train.accumulate as usize;
-    // The backward pass has two products for each of the forward pass.
     let peak = match config.train.dtype {
         ComputeType::F32 => options.peak,
         of_products => with_products(of_products, || matmul_peak(device, config.train.compute()))?,
     };
-    let share = T::flops(&config.model, &config.data).map(|flops| 3. * flops * batch as f64 / train / peak);
+    let share = T::step_flops(&config.model, &config.data).map(|flops| flops * batch as f64 / train / peak);
     let preset = preset.unwrap_or("default");
     let name = format!("{} {preset} b{batch}", T::NAME);
     let row = vec![
@@ -231,7 +230,7 @@ fn data_seconds<T: Recipe>(task: &T, config: &ConfigOf<T>, options: &Options) ->
 /// Median seconds of a forward pass of one sample.
 fn infer_seconds<T: Recipe>(task: &T, config: &ConfigOf<T>, options: &Options) -> anyhow::Result<f64> {
     let params = Params::init(config.train.seed, &options.device);
-    let model = T::build(&config.model, params.eval_builder())?;
+    let model = task.define(&config.model, params.eval_builder())?;
     let batch = task.batch(Split::Train, &[0])?;
     let started = Instant::now();
     let mut times = vec![];

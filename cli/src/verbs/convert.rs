@@ -42,6 +42,12 @@ pub(crate) struct Arguments {
     /// With --model: data that the weights were trained on, for what a foreign file does not say (char-gpt: its text; deepsif: the head's folder)
     #[arg(long, value_name = "PATH", requires = "model")]
     pub(crate) data: Option<PathBuf>,
+    /// With --model: the weights that an adapter was trained beside
+    #[arg(long, value_name = "FILE", requires = "model")]
+    pub(crate) base: Option<PathBuf>,
+    /// Write the whole model: the weights of --base with what an adapter adds to them
+    #[arg(long, requires = "base", conflicts_with_all = ["to", "map", "quantize", "dtype", "shard_size", "dry_run", "format", "data"])]
+    pub(crate) merge: bool,
     /// A rule, or a file of rules: rename, transpose, split, concat, cast, tie, drop, drop-equal; may be given several times
     #[arg(long, value_name = "FILE|RULE")]
     pub(crate) map: Vec<String>,
@@ -75,8 +81,19 @@ pub(crate) struct Arguments {
 /// Takes a plan to a model's layout, by the user's rules first, or from it to another program's; the files to write beside it.
 pub(crate) type Adapt = fn(&mut Plan, &Arguments, &[Rules]) -> anyhow::Result<Vec<(PathBuf, String)>>;
 
-/// `adapt` is that of the model that `--model` names.
-pub(crate) fn run(args: &Arguments, adapt: Option<Adapt>) -> anyhow::Result<ExitCode> {
+/// What a model brings to the verb.
+#[derive(Clone, Copy)]
+pub(crate) struct Converter {
+    pub(crate) adapt: Adapt,
+    pub(crate) merge: fn(&Arguments) -> anyhow::Result<()>,
+}
+
+/// `converter` is that of the model that `--model` names.
+pub(crate) fn run(args: &Arguments, converter: Option<Converter>) -> anyhow::Result<ExitCode> {
+    if let (true, Some(converter)) = (args.merge, converter) {
+        return (converter.merge)(args).map(|()| ExitCode::SUCCESS);
+    }
+    let adapt = converter.map(|converter| converter.adapt);
     let begun = Instant::now();
     let input = weights(&args.input)?;
     let format = match &args.format {

@@ -110,7 +110,9 @@ pub(crate) fn examine<T: Recipe>(args: &Arguments) -> anyhow::Result<()> {
     let device = device("cpu")?;
     let (mut settings, mut values) = (args.settings.clone(), Values::default());
     let loaded = match (&args.checkpoint, &settings.preset, &settings.config) {
-        (Some(checkpoint), None, None) => Some((checkpoint, Loaded::<T>::read(&weights(checkpoint)?, &device)?)),
+        (Some(checkpoint), None, None) => {
+            Some((checkpoint, Loaded::<T>::read(checkpoint, &Values::default(), &device)?))
+        }
         _ => None,
     };
     if let Some(data) = fetch::found::<T>(args.data.as_deref())? {

@@ -15,7 +15,7 @@ use crate::output::{csv_text, cut, print, print_json, table, warn};
 use crate::plot::draw_picture;
 use crate::settings::{changed_source, run_config};
 use crate::verbs::sheet;
-use crate::weights::{Usable, weights};
+use crate::weights::Usable;
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -58,8 +58,8 @@ struct Judged {
 
 fn judge<T: Recipe>(args: &Arguments, checkpoint: &Path) -> anyhow::Result<Judged> {
     let device = device(&args.device.device)?;
-    let path = weights(checkpoint)?;
-    let Usable { model, config, fitted, foreign } = Usable::<T>::read(&path, &device)?;
+    let (usable, path) = Usable::<T>::read(checkpoint, &args.model.flags, &device)?;
+    let Usable { model, config, fitted, foreign } = usable;
     if let Some(other) = args.set.iter().find(|s| !s.starts_with("data.")) {
         let said = format!("--set {other}: weights are judged as they are; the data alone can be set (data.KEY=VALUE)");
         return Err(Error::Usage(said).into());

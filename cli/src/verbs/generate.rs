@@ -1,6 +1,7 @@
 //! `generate`: text by trained weights.
 
 use std::io::{ErrorKind, Read, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -11,11 +12,11 @@ use serde_json::json;
 use zoo_layers::Sampling;
 use zoo_training::{Error, Generate};
 
-use crate::arguments::{Checkpoint, DeviceName, Json, ModelName, Precision};
+use crate::arguments::{Checkpoint, DeviceName, Json, ModelName, Precision, Values};
 use crate::device::device;
 use crate::output::{note, print_json, shown};
 use crate::signals::{STOPPED, stop_flag};
-use crate::weights::{Usable, weights};
+use crate::weights::Usable;
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -23,6 +24,9 @@ pub(crate) struct Arguments {
     pub(crate) model: ModelName,
     #[command(flatten)]
     pub(crate) checkpoint: Checkpoint,
+    /// The weights that an adapter was trained beside
+    #[arg(long, value_name = "FILE")]
+    pub(crate) base: Option<PathBuf>,
     /// The text to go on from; - reads it from stdin. Nothing by default
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, allow_hyphen_values = true)]
     pub(crate) prompt: String,
@@ -54,7 +58,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "TEXT")]
     pub(crate) stop: Vec<String>,
     /// How many texts to write
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) samples: u64,
     /// Same seed, same text
     #[arg(long, value_name = "S", default_value_t = 42)]
@@ -93,8 +97,11 @@ pub(crate) fn run<T: Generate>(args: &Arguments) -> anyhow::Result<ExitCode> {
         }
         text => text.to_string(),
     };
-    let path = weights(&args.checkpoint.checkpoint)?;
-    let Usable { model, fitted, .. } = Usable::<T>::read(&path, &device)?;
+    let mut values = Values::default();
+    if let Some(base) = &args.base {
+        values.set_path("data.base", base)?;
+    }
+    let (Usable { model, fitted, .. }, path) = Usable::<T>::read(&args.checkpoint.checkpoint, &values, &device)?;
     let (prompt, asked) = match args.chat {
         true => {
             let system = args.system.as_deref().map(|text| ("system", text));
@@ -131,7 +138,8 @@ pub(crate) fn run<T: Generate>(args: &Arguments) -> anyhow::Result<ExitCode> {
         }
         let (seconds, count) = (started.elapsed().as_secs_f64(), text.chars().count());
         note(&format!(
-            "{tokens} tokens, {count} characters in {seconds:.2} s, {:.1} tokens a second",
+            "{tokens} token{}, {count} characters in {seconds:.2} s, {:.1} tokens a second",
+            if tokens == 1 { "" } else { "s" },
             tokens as f64 / seconds
         ));
         texts.push(json!({ "text": text, "tokens": tokens, "characters": count, "seconds": seconds }));

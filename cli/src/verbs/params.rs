@@ -13,7 +13,7 @@ use zoo_layers::Outlined;
 use crate::arguments::{Json, ModelName, Settings, Values};
 use crate::output::{grouped, print, print_json, table};
 use crate::settings::{configured, outline};
-use crate::weights::{Loaded, weights};
+use crate::weights::Loaded;
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -98,7 +98,7 @@ fn channels<T: Recipe>(fitted: &Value, json: Json) -> anyhow::Result<()> {
 pub(crate) fn run<T: Recipe>(args: &Arguments) -> anyhow::Result<()> {
     let (all, architecture, preset) = match &args.checkpoint {
         Some(path) => {
-            let loaded = Loaded::<T>::read(&weights(path)?, &Device::Cpu)?;
+            let loaded = Loaded::<T>::read(path, &Values::default(), &Device::Cpu)?;
             if args.channels {
                 return channels::<T>(&loaded.fitted, args.json);
             }

@@ -63,7 +63,7 @@ pub(crate) fn run<T: Predict>(args: &Arguments) -> anyhow::Result<()> {
         }
     }
     args.force.check(args.output.iter().chain(&args.plot).map(PathBuf::as_path))?;
-    let Usable { model, config, fitted, .. } = Usable::<T>::read(&path, &device)?;
+    let (Usable { model, config, fitted, .. }, _) = Usable::<T>::read(&args.checkpoint.checkpoint, &values, &device)?;
     // Without it nothing is looked for: what the weights were trained on may have moved.
     if args.data.is_some() || has_path::<T>(&config)? {
         values.set_path("data.path", args.data.as_deref().unwrap_or(Path::new("")))?;

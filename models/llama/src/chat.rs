@@ -69,7 +69,8 @@ impl Tokens {
             let asked = self.chat(&messages[..i], true)?;
             let answered = self.chat(&messages[..=i], false)?;
             match (asked.strip_prefix(&done), answered.strip_prefix(&asked)) {
-                (Some(question), Some(answer)) if !message.content.is_empty() => {
+                _ if message.content.is_empty() => bail!("answer {} of the conversation is empty", i + 1),
+                (Some(question), Some(answer)) => {
                     pieces.extend([(question.to_string(), false), (answer.to_string(), true)]);
                 }
                 _ => bail!("the chat template does not write answer {} behind what was said before it", i + 1),

@@ -1,4 +1,6 @@
+use regex::Regex;
 use serde::{Deserialize, Serialize};
+use zoo_layers::LoraConfig;
 use zoo_layers::ops::RopeScaling;
 
 /// The model's name, which its weights carry.
@@ -45,6 +47,75 @@ pub struct Config {
     /// `llama3`: the context that the model was trained on first, in tokens.
     #[serde(default = "first_context")]
     pub rope_first_context: usize,
+    /// What is trained beside weights that stay as they are.
+    #[serde(default)]
+    pub lora: Lora,
+}
+
+/// The table `[model.lora]`: LoRA (Hu et al., ICLR 2022) beside the maps of a model whose own weights stay as they are.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Lora {
+    /// Features between the two matrices beside a map; 0 for a model without LoRA.
+    pub rank: usize,
+    /// Their product counts `alpha / rank` times.
+    pub alpha: f64,
+    /// Share of a map's input that they do not see in training.
+    pub dropout: f64,
+    /// A regular expression that is found in the names of the maps, such as `model.layers.0.self_attn.q_proj`.
+    pub targets: String,
+    /// `alpha / √rank` in place of `alpha / rank` (rank-stabilised; Kalajdzievski 2023).
+    pub rslora: bool,
+}
+
+impl Default for Lora {
+    fn default() -> Self {
+        Self { rank: 0, alpha: 16., dropout: 0., targets: r"\.(q|v)_proj$".into(), rslora: false }
+    }
+}
+
+impl Lora {
+    /// Whether there is any.
+    pub fn is_on(&self) -> bool {
+        self.rank > 0
+    }
+
+    /// What the layers take.
+    pub(crate) fn config(&self) -> LoraConfig {
+        let rank = self.rank as f64;
+        let scale = self.alpha / if self.rslora { rank.sqrt() } else { rank };
+        LoraConfig { rank: self.rank, scale, dropout: self.dropout }
+    }
+
+    /// Finds the maps; nothing without LoRA.
+    pub(crate) fn pattern(&self) -> Result<Option<Regex>, String> {
+        const LONGEST: usize = 10_000;
+        if !self.is_on() {
+            return Ok(None);
+        }
+        if self.targets.len() > LONGEST {
+            return Err(format!("model.lora.targets has {} bytes, expected at most {LONGEST}", self.targets.len()));
+        }
+        Regex::new(&self.targets).map(Some).map_err(|e| {
+            let reason = e.to_string().lines().last().unwrap_or_default().trim().to_string();
+            format!("model.lora.targets = {:?} is no regular expression: {reason}", self.targets)
+        })
+    }
+
+    fn problem(&self) -> Option<String> {
+        const HIGHEST: usize = 4096;
+        let &Self { rank, alpha, dropout, .. } = self;
+        if rank > HIGHEST {
+            return Some(format!("model.lora.rank is {rank}, expected at most {HIGHEST}"));
+        }
+        if !alpha.is_finite() || alpha == 0. {
+            return Some(format!("model.lora.alpha is {alpha}, expected a number such as twice the rank"));
+        }
+        if !(0. ..1.).contains(&dropout) {
+            return Some(format!("model.lora.dropout is {dropout}, expected a share from 0 to below 1"));
+        }
+        self.pattern().err()
+    }
 }
 
 fn one() -> f64 {
@@ -92,6 +163,7 @@ impl Default for Config {
             rope_low: one(),
             rope_high: four(),
             rope_first_context: first_context(),
+            lora: Lora::default(),
         }
     }
 }
@@ -126,6 +198,28 @@ impl Config {
             hidden: 64,
             ..Self::default()
         }
+    }
+
+    /// The names of the linear maps, in their order.
+    pub(crate) fn maps(&self) -> Vec<String> {
+        const OF_BLOCK: [&str; 7] =
+            ["self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up", "mlp.down"];
+        let of_block = |i: usize| OF_BLOCK.map(|map| format!("model.layers.{i}.{map}_proj"));
+        let head = (!self.tied).then(|| "lm_head".to_string());
+        (0..self.layers).flat_map(of_block).chain(head).collect()
+    }
+
+    /// Elements of LoRA's matrices.
+    pub(crate) fn adapted(&self) -> usize {
+        let Ok(Some(targets)) = self.lora.pattern() else { return 0 };
+        let &Self { vocabulary, heads, key_heads, head_width, width, hidden, .. } = self;
+        let sides = |map: &str| match map.rsplit('.').next().unwrap_or_default() {
+            "q_proj" | "o_proj" => width + heads * head_width,
+            "k_proj" | "v_proj" => width + key_heads * head_width,
+            "lm_head" => width + vocabulary,
+            _ => width + hidden,
+        };
+        self.maps().iter().filter(|map| targets.is_match(map)).map(|map| self.lora.rank * sides(map)).sum()
     }
 
     /// How rotary angles are scaled, as the layers take it.
@@ -177,7 +271,7 @@ impl Config {
                     .into(),
             );
         }
-        None
+        self.lora.problem()
     }
 }
 
@@ -192,6 +286,10 @@ pub struct DataSettings {
     /// The tokenizer: a `tokenizer.json`, or weights of a Llama with theirs. Without one, that of `train.init_from`, or one of
     /// `model.vocabulary` tokens that is trained on the training part.
     pub tokenizer: String,
+    /// The weights that `model.lora` adapts, ours or a GGUF file, which stay as they are.
+    pub base: String,
+    /// A text, beside that of `path`, by which `zoo eval` says what an adapted model forgot.
+    pub general: String,
     /// Tokens of a window to learn from; `model.context` if 0.
     pub window: usize,
     /// Share of the text, or of the documents, at its end, that validates and judges; of stored tokens at most 4,194,304.
@@ -208,6 +306,8 @@ impl Default for DataSettings {
             path: String::new(),
             encoding: String::new(),
             tokenizer: String::new(),
+            base: String::new(),
+            general: String::new(),
             window: 0,
             valid: 0.1,
             eval_windows: 64,

@@ -72,6 +72,9 @@ pub(crate) fn documents(source: &DataSettings, seed: u64, tokens: Option<&Tokens
         return Ok(Documents { origin, remarks, texts, answers });
     }
     if is_lines(path) {
+        if !source.encoding.is_empty() {
+            return Err(Error::Usage(format!("data.encoding: {origin} is JSONL, which is UTF-8: leave it out")));
+        }
         return conversations(path, tokens);
     }
     let Source { text, origin, remarks } = read(path, &source.encoding, "")?;

@@ -3,11 +3,12 @@
 use std::path::Path;
 
 use candle_core::{DType, Device, Error, Result, Tensor, bail};
+use serde_json::Value;
 use zoo_checkpoint::Description;
 use zoo_layers::{Params, Pieces, Sampler, Sampling};
 
 use crate::config::NAME;
-use crate::{Config, Llama, Tokens, TokensFile};
+use crate::{AdapterFile, Config, Llama, Tokens, TokensFile};
 
 /// A trained [`Llama`] with its tokenizer.
 #[derive(Clone, Debug)]
@@ -28,9 +29,13 @@ impl Llama {
         if Self::is_gguf(&source) {
             return Ok(Self::of_gguf(&source)?.1);
         }
-        let (config, file, tensors): (Config, TokensFile, _) =
+        let (config, fitted, tensors): (Config, Value, _) =
             Description::open(path, NAME, device).map_err(Error::wrap)?;
         let named = |e| Error::msg(format!("{}: {e}", path.display()));
+        if let Ok(AdapterFile { base }) = serde_json::from_value(fitted.clone()) {
+            bail!("{}: it is an adapter of {}: load the two by Llama::load_adapted", path.display(), base.file)
+        }
+        let file: TokensFile = serde_json::from_value(fitted).map_err(|e| named(Error::msg(e)))?;
         let (model, _) = Params::restore(tensors, device, |vb| Self::new(&config, vb)).map_err(named)?;
         Writer::new(model, Tokens::new(file).map_err(named)?, device).map_err(named)
     }

@@ -213,12 +213,18 @@ impl Llama {
 /// The weights in a GGUF file by our names.
 type Weights = BTreeMap<String, Weight>;
 
-fn read(source: &Source) -> Result<(Config, Tokens, Weights)> {
+/// Tensors by our names, sizes and tokenizer.
+pub(crate) fn header(source: &Source) -> Result<(Plan<'_>, Config, Tokens)> {
     is_llama(&source.metadata)?;
     let mut plan = Plan::new(source);
     plan.apply(&IMPORT.parse().map_err(Error::msg)?).map_err(Error::wrap)?;
     let shapes: Vec<(&str, &[usize])> = plan.outputs.iter().map(|o| (o.name.as_str(), &o.shape[..])).collect();
     let (config, tokens) = described(&shapes, &plan.metadata, divisors(source)?.as_deref())?;
+    Ok((plan, config, tokens))
+}
+
+pub(crate) fn read(source: &Source) -> Result<(Config, Tokens, Weights)> {
+    let (plan, config, tokens) = header(source)?;
     let mut weights = Weights::new();
     for output in &plan.outputs {
         let from = output.from();

@@ -1,14 +1,19 @@
 //! How Hugging Face and llama.cpp name, lay out and describe the same weights.
 
+use std::path::Path;
+
+use candle_core::Device;
 use serde_json::{Map, Value, json};
 use zoo_training::{Error, Foreign, Layout, Result};
 
+use crate::adapter::of_lora;
 use crate::gguf::{self, Said, measured};
 use crate::task::in_weights;
-use crate::{Config, DataSettings, Scaling, Tokens};
+use crate::{AdapterFile, Base, Config, DataSettings, Lora, Scaling, Tokens};
 
 const HUGGING_FACE: &str = "huggingface";
 const GGUF: &str = "gguf";
+const PEFT: &str = "peft";
 
 /// Ours are Hugging Face's names. GGUF has its own, and rotary pairs as neighbours.
 pub(crate) const LAYOUTS: &[Layout] = &[
@@ -41,12 +46,28 @@ pub(crate) const LAYOUTS: &[Layout] = &[
         sidecar: "",
         keeps_ours: false,
     },
+    // LoRA's weights as PEFT has them (https://huggingface.co/docs/peft).
+    Layout {
+        name: PEFT,
+        import: r"
+            rename? (.*\.lora_[AB])\.default\.weight -> $1.weight
+            rename? base_model\.model\.(.*) -> $1
+        ",
+        export: r"rename (.*) -> base_model.model.$1",
+        entry: "",
+        sidecar: "adapter_config.json",
+        keeps_ours: false,
+    },
 ];
 
 pub(crate) fn recognize(tensors: &[(&str, &[usize])]) -> Option<&'static Layout> {
     let has = |wanted: &str| tensors.iter().any(|(name, _)| *name == wanted);
     if has("blk.0.attn_q.weight") && has("blk.0.ffn_gate.weight") && has("token_embd.weight") {
         return LAYOUTS.iter().find(|l| l.name == GGUF);
+    }
+    let is_adapter = |name: &str| of_lora(&name.replace(".default.weight", ".weight")).is_some();
+    if tensors.iter().any(|(name, _)| is_adapter(name)) {
+        return LAYOUTS.iter().find(|l| l.name == PEFT);
     }
     let prefix = ["", "model."].into_iter().find(|prefix| has(&format!("{prefix}embed_tokens.weight")))?;
     let all = ["self_attn.q_proj", "mlp.gate_proj"].iter().all(|map| has(&format!("{prefix}layers.0.{map}.weight")));
@@ -65,6 +86,9 @@ pub(crate) fn reorder(layout: &Layout, config: &Config, back: bool) -> String {
 }
 
 pub(crate) fn adopt(foreign: &Foreign) -> Result<(Config, DataSettings, Value)> {
+    if foreign.layout == PEFT {
+        return of_peft(foreign);
+    }
     let (config, tokens) = match foreign.layout {
         GGUF => {
             let divisors = gguf::divisors(&zoo_checkpoint::open(foreign.path)?)?;
@@ -82,6 +106,105 @@ pub(crate) fn adopt(foreign: &Foreign) -> Result<(Config, DataSettings, Value)> 
     let data = DataSettings::of_foreign(&config);
     let fitted = serde_json::to_value(tokens.file()).map_err(|e| Error::Data(e.to_string()))?;
     Ok((config, data, fitted))
+}
+
+/// An adapter of PEFT's, whose base the user names.
+fn of_peft(foreign: &Foreign) -> Result<(Config, DataSettings, Value)> {
+    let said = Said { entries: foreign.entries, source: "adapter_config.json", prefix: "" };
+    let theirs = said.get("base_model_name_or_path").and_then(Value::as_str).unwrap_or("a model that it does not name");
+    let Some(base) = foreign.setting("data.base") else {
+        return Err(Error::Usage(format!(
+            "an adapter of {theirs:.200}: name its weights, as zoo has them or as a GGUF file, by --base"
+        )));
+    };
+    let rank = said.count("r").map_err(usage)?;
+    let set = |key: &str| {
+        said.get(key).filter(|v| !matches!(v, Value::Bool(false)) && v.as_object().is_none_or(|v| !v.is_empty()))
+    };
+    let refused = [
+        "use_dora",
+        "fan_in_fan_out",
+        "rank_pattern",
+        "alpha_pattern",
+        "modules_to_save",
+        "layer_replication",
+        "lora_bias",
+    ];
+    if let Some(key) = refused.into_iter().find(|key| set(key).is_some()) {
+        return said.lacks(format!("adapter with {key}")).map_err(usage);
+    }
+    if let Some(other) = said.get("bias").and_then(Value::as_str).filter(|bias| *bias != "none") {
+        return said.lacks(format!("adapter with biases ({other})")).map_err(usage);
+    }
+    if let Some(kind) = said.get("peft_type").and_then(Value::as_str).filter(|kind| *kind != "LORA") {
+        return said.lacks(format!("adapter of type {kind}")).map_err(usage);
+    }
+    if let Some(start) = said.get("init_lora_weights").and_then(Value::as_str).filter(|start| *start != "gaussian") {
+        foreign.doubts.borrow_mut().push(format!(
+            "adapter_config.json: init_lora_weights is {start:?}, which may have changed the base: this adapter fits that base alone"
+        ));
+    }
+    let maps: Vec<&str> =
+        foreign.tensors.iter().filter_map(|(name, _)| of_lora(name)).filter(|m| m.1 == "A").map(|m| m.0).collect();
+    if let Some((name, shape)) = foreign.tensors.iter().find(|(name, shape)| {
+        let rows = of_lora(name).map(|(_, matrix)| if matrix == "A" { 0 } else { 1 });
+        rows.is_some_and(|at| shape.get(at) != Some(&rank))
+    }) {
+        return Err(Error::Data(format!("adapter_config.json says r = {rank}, but {name} has shape {shape:?}")));
+    }
+    let base = Base::read(Path::new(base), &Device::Cpu)?;
+    let lora = Lora {
+        rank,
+        alpha: said.number("lora_alpha").map_err(usage)?,
+        dropout: said.get("lora_dropout").and_then(Value::as_f64).unwrap_or(0.),
+        targets: String::new(),
+        rslora: said.get("use_rslora").and_then(Value::as_bool).unwrap_or(false),
+    };
+    let sizes = base.adapted(&lora);
+    let names = names_of(&sizes, |name| maps.contains(&name));
+    let config = Config { lora: Lora { targets: pattern(&names), ..lora }, ..sizes };
+    let data = DataSettings {
+        base: foreign.setting("data.base").unwrap_or_default().into(),
+        ..DataSettings::of_foreign(&config)
+    };
+    let fitted = serde_json::to_value(base.file()).map_err(|e| Error::Data(e.to_string()))?;
+    Ok((config, data, fitted))
+}
+
+/// Names of maps by which those that `is_adapted` are found: the last part of a name that all blocks have adapted, or whole names.
+fn names_of(config: &Config, is_adapted: impl Fn(&str) -> bool) -> Vec<String> {
+    let last = |name: &str| name.rsplit('.').next().unwrap_or_default().to_string();
+    let all = config.maps();
+    let chosen: Vec<&String> = all.iter().filter(|name| is_adapted(name)).collect();
+    let mut lasts: Vec<String> = chosen.iter().map(|name| last(name)).collect();
+    lasts.sort();
+    lasts.dedup();
+    let complete = all.iter().filter(|name| lasts.contains(&last(name))).count() == chosen.len();
+    if complete { lasts } else { chosen.into_iter().cloned().collect() }
+}
+
+/// The expression that finds maps by these names.
+fn pattern(names: &[String]) -> String {
+    let names: Vec<String> = names.iter().map(|name| regex::escape(name)).collect();
+    format!(r"(^|\.)({})$", names.join("|"))
+}
+
+/// What PEFT wants to know of an adapter.
+fn of_adapter(config: &Config, fitted: &Value) -> Result<Map<String, Value>> {
+    let AdapterFile { base } = serde_json::from_value(fitted.clone())
+        .map_err(|e| Error::Data(format!("what the adapter says of its base: {e}")))?;
+    let Lora { rank, alpha, dropout, rslora, .. } = config.lora;
+    let targets = config.lora.pattern().map_err(Error::Data)?;
+    let names = names_of(config, |name| targets.as_ref().is_some_and(|targets| targets.is_match(name)));
+    // As its own are written.
+    let alpha = if alpha.fract() == 0. && alpha.abs() < 1e9 { json!(alpha as i64) } else { json!(alpha) };
+    let value = json!({
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base.file, "revision": null, "inference_mode": true,
+        "r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": names, "use_rslora": rslora, "use_dora": false,
+        "bias": "none", "fan_in_fan_out": false, "init_lora_weights": true, "modules_to_save": null, "layers_to_transform": null,
+        "layers_pattern": null, "rank_pattern": {}, "alpha_pattern": {},
+    });
+    Ok(if let Value::Object(entries) = value { entries } else { Map::new() })
 }
 
 /// What a checkpoint lacks, as the user's to mend.
@@ -194,6 +317,17 @@ pub(crate) fn entries(layout: &Layout, config: &Config, fitted: &Value) -> Resul
     let &Config {
         vocabulary, context, layers, heads, key_heads, head_width, width, hidden, tied, eps, rope_base, ..
     } = config;
+    match (layout.name == PEFT, config.lora.is_on()) {
+        (true, true) => return of_adapter(config, fitted),
+        (true, false) => return Err(Error::Usage("--to peft: these are whole weights, not an adapter's".into())),
+        (false, true) => {
+            return Err(Error::Usage(format!(
+                "--to {}: an adapter alone goes --to peft: make whole weights of it first (--merge --base FILE)",
+                layout.name
+            )));
+        }
+        (false, false) => {}
+    }
     let tokens = in_weights(fitted)?;
     let value = if layout.name == GGUF {
         let mut value = json!({

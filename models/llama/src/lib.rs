@@ -16,6 +16,7 @@
 //! `zoo convert --model llama` makes such weights of a folder of Hugging Face's or a GGUF file, and leads back. The crate's feature
 //! `train` (on by default) adds data and the task that `zoo train llama` runs.
 
+mod adapter;
 mod chat;
 mod config;
 #[cfg(feature = "train")]
@@ -31,8 +32,9 @@ mod shards;
 mod task;
 mod tokens;
 
+pub use adapter::{AdapterFile, Base, BaseFile};
 pub use chat::Message;
-pub use config::{Config, DataSettings, Scaling};
+pub use config::{Config, DataSettings, Lora, Scaling};
 #[cfg(feature = "train")]
 pub use corpus::Batch;
 pub use generate::Writer;

@@ -2,11 +2,16 @@
 //!
 //! Letters: b batch, t positions, c features of a position, v tokens of the vocabulary.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use candle_nn::VarBuilder;
-use zoo_layers::{GatedMlp, GroupedAttention, GroupedConfig, KvCache, Norm, Rotary, Weight, init, ops, recomputed};
+use regex::Regex;
+use zoo_layers::init::{self, Init};
+use zoo_layers::ops::CrossEntropyOptions;
+use zoo_layers::{
+    GatedMlp, GroupedAttention, GroupedConfig, KvCache, LoraConfig, Mode, Norm, Rotary, Weight, ops, recomputed,
+};
 
 use crate::Config;
 
@@ -15,7 +20,8 @@ const STDEV: f64 = 0.02;
 
 /// A Llama (Touvron et al. 2023): embedding, pre-norm blocks of grouped attention with rotary positions and a gated MLP, final
 /// RMS norm, head. Parameters have the names of Hugging Face's `LlamaForCausalLM`: `model.embed_tokens.weight`,
-/// `model.layers.0.self_attn.q_proj.weight`, …, `model.norm.weight`, and `lm_head.weight` unless it is tied.
+/// `model.layers.0.self_attn.q_proj.weight`, …, `model.norm.weight`, and `lm_head.weight` unless it is tied; those of LoRA have PEFT's:
+/// `model.layers.0.self_attn.q_proj.lora_A.weight` and `lora_B.weight`.
 #[derive(Clone, Debug)]
 pub struct Llama {
     /// A row for each token.
@@ -35,46 +41,89 @@ struct Block {
     mlp: GatedMlp,
 }
 
-/// Weights by name, of which each is taken once.
-struct Weights(BTreeMap<String, Weight>);
+/// Where the matrices of a model come from.
+enum Matrices<'a> {
+    /// They are defined.
+    New(VarBuilder<'a>),
+    /// They are there, of which each is taken once.
+    Given(BTreeMap<String, Weight>),
+}
 
-impl Weights {
-    fn take(&mut self, name: &str, size: [usize; 2]) -> Result<Weight> {
-        match self.0.remove(name) {
-            Some(weight) if weight.dims() == size => Ok(weight),
-            Some(weight) => bail!("{name} is {:?}, expected {size:?}", weight.dims()),
-            None => bail!("missing {name} {size:?}"),
+/// Makes the matrices of a model, with LoRA beside those that it adapts.
+struct Maker<'a> {
+    matrices: Matrices<'a>,
+    /// Where LoRA's are defined.
+    beside: VarBuilder<'a>,
+    lora: LoraConfig,
+    targets: Option<Regex>,
+    /// Maps in order, and whether they are adapted.
+    seen: Vec<(String, bool)>,
+}
+
+impl<'a> Maker<'a> {
+    fn new(config: &Config, matrices: Matrices<'a>, beside: VarBuilder<'a>) -> Result<Self> {
+        let targets = config.lora.pattern().map_err(Error::msg)?;
+        Ok(Self { matrices, beside, lora: config.lora.config(), targets, seen: vec![] })
+    }
+
+    /// A table of rows, which is not adapted.
+    fn table(&mut self, name: &str, [output, input]: [usize; 2], init: Init) -> Result<Weight> {
+        match &mut self.matrices {
+            Matrices::New(vb) => Weight::new(input, output, init, vb.pp(name)),
+            Matrices::Given(all) => match all.remove(&format!("{name}.weight")) {
+                Some(weight) if weight.dims() == [output, input] => Ok(weight),
+                Some(weight) => bail!("{name}.weight is {:?}, expected {:?}", weight.dims(), [output, input]),
+                None => bail!("missing {name}.weight {:?}", [output, input]),
+            },
+        }
+    }
+
+    /// A linear map.
+    fn map(&mut self, name: &str, size: [usize; 2], init: Init) -> Result<Weight> {
+        let weight = self.table(name, size, init)?;
+        let is_target = self.targets.as_ref().is_some_and(|targets| targets.is_match(name));
+        self.seen.push((name.to_string(), is_target));
+        if is_target { weight.adapted(self.lora, self.beside.pp(name)) } else { Ok(weight) }
+    }
+
+    /// Refuses matrices that are left, and LoRA of nothing.
+    fn finish(self) -> Result<()> {
+        if let Matrices::Given(left) = &self.matrices
+            && let Some(name) = left.keys().next()
+        {
+            bail!("unexpected {name}")
+        }
+        match (&self.targets, self.seen.first()) {
+            (Some(targets), Some((first, _))) if !self.seen.iter().any(|(_, is_target)| *is_target) => {
+                bail!("model.lora.targets = {:?} is found in no name of a map, such as {first}", targets.as_str())
+            }
+            _ => Ok(()),
         }
     }
 }
 
 impl Block {
-    fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
-        let &Config { width, hidden, .. } = config;
-        let grouped = Self::grouped(config);
-        Ok(Self {
-            norms: Self::norms(config, &vb)?,
-            attention: GroupedAttention::new(grouped, vb.pp("self_attn"))?,
-            mlp: GatedMlp::new(width, hidden, ops::Activation::Silu, grouped.init, vb.pp("mlp"))?,
-        })
-    }
-
-    /// With `weights`, whose names begin with `prefix`; `vb` has the norms.
-    fn of_weights(config: &Config, vb: VarBuilder, weights: &mut Weights, prefix: &str) -> Result<Self> {
+    /// `norms` has the block's norms; the names of its maps begin with `prefix`.
+    fn new(config: &Config, norms: VarBuilder, maker: &mut Maker, prefix: &str) -> Result<Self> {
         let &Config { width, heads, key_heads, head_width, hidden, .. } = config;
         let (all, few) = (heads * head_width, key_heads * head_width);
-        let mut take = |name: &str, size| weights.take(&format!("{prefix}{name}_proj.weight"), size);
+        let (norms, grouped) = (Self::norms(config, &norms)?, Self::grouped(config));
+        let [inner, out] = grouped.init;
+        let mut map = |name: &str, size, init| maker.map(&format!("{prefix}.{name}_proj"), size, init);
         let attention = [
-            take("self_attn.q", [all, width])?,
-            take("self_attn.k", [few, width])?,
-            take("self_attn.v", [few, width])?,
-            take("self_attn.o", [width, all])?,
+            map("self_attn.q", [all, width], inner)?,
+            map("self_attn.k", [few, width], inner)?,
+            map("self_attn.v", [few, width], inner)?,
+            map("self_attn.o", [width, all], out)?,
         ];
-        let mlp =
-            [take("mlp.gate", [hidden, width])?, take("mlp.up", [hidden, width])?, take("mlp.down", [width, hidden])?];
+        let mlp = [
+            map("mlp.gate", [hidden, width], inner)?,
+            map("mlp.up", [hidden, width], inner)?,
+            map("mlp.down", [width, hidden], out)?,
+        ];
         Ok(Self {
-            norms: Self::norms(config, &vb)?,
-            attention: GroupedAttention::of_weights(Self::grouped(config), attention)?,
+            norms,
+            attention: GroupedAttention::of_weights(grouped, attention)?,
             mlp: GatedMlp::of_weights(ops::Activation::Silu, mlp)?,
         })
     }
@@ -92,47 +141,35 @@ impl Block {
     }
 
     /// (b, t, c) to (b, t, c).
-    fn forward(&self, x: &Tensor, rotary: &Rotary, mask: Option<&Tensor>) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, rotary: &Rotary, mask: Option<&Tensor>, mode: Mode) -> Result<Tensor> {
         let norms = self.norms.iter().flat_map(Norm::parameters);
         let params = self.attention.parameters().chain(self.mlp.parameters()).chain(norms).cloned().collect();
         let (block, rotary, mask) = (self.clone(), rotary.clone(), mask.cloned());
-        recomputed(x, params, move |x| block.feed(&block.attend(x, &rotary, mask.as_ref())?))
+        recomputed(x, params, move |x| block.feed(&block.attend(x, &rotary, mask.as_ref(), mode)?, mode))
     }
 
-    fn attend(&self, x: &Tensor, rotary: &Rotary, mask: Option<&Tensor>) -> Result<Tensor> {
-        ops::add_dropout(x, &self.attention.forward(&self.norms[0].forward(x)?, rotary, mask)?, None)
+    fn attend(&self, x: &Tensor, rotary: &Rotary, mask: Option<&Tensor>, mode: Mode) -> Result<Tensor> {
+        ops::add_dropout(x, &self.attention.forward(&self.norms[0].forward(x)?, rotary, mask, mode)?, None)
     }
 
     fn forward_cached(&self, x: &Tensor, rotary: &Rotary, cache: &mut KvCache) -> Result<Tensor> {
         let attended = self.attention.forward_cached(&self.norms[0].forward(x)?, rotary, cache)?;
-        self.feed(&ops::add_dropout(x, &attended, None)?)
+        self.feed(&ops::add_dropout(x, &attended, None)?, Mode::Eval)
     }
 
-    fn feed(&self, x: &Tensor) -> Result<Tensor> {
-        ops::add_dropout(x, &self.mlp.forward(&self.norms[1].forward(x)?)?, None)
+    fn feed(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        ops::add_dropout(x, &self.mlp.forward(&self.norms[1].forward(x)?, mode)?, None)
     }
 }
 
 impl Llama {
-    /// Defines the parameters.
+    /// Defines the parameters, with those of LoRA if the configuration has any.
     ///
     /// # Errors
     /// Numbers that cannot work; the message names the key.
     pub fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
-        if let Some(problem) = config.problem() {
-            bail!("{problem}")
-        }
-        let &Config { vocabulary, context, layers, head_width, width, tied, eps, rope_base, .. } = config;
-        let weight = init::normal(0., STDEV);
-        let inner = vb.pp("model");
-        Ok(Self {
-            table: Weight::new(width, vocabulary, weight, inner.pp("embed_tokens"))?,
-            blocks: (0..layers).map(|i| Block::new(config, inner.pp("layers").pp(i))).collect::<Result<_>>()?,
-            norm: Norm::rms(width, eps, inner.pp("norm"))?,
-            head: (!tied).then(|| Weight::new(width, vocabulary, weight, vb.pp("lm_head"))).transpose()?,
-            rotary: Rotary::new(context, head_width, rope_base, config.scaling(), vb.device())?,
-            context,
-        })
+        let device = vb.device().clone();
+        Self::build(config, vb.clone(), Matrices::New(vb.clone()), vb, &device)
     }
 
     /// Of these weights by their names, such as quantized ones; norms have to be plain.
@@ -140,46 +177,109 @@ impl Llama {
     /// # Errors
     /// As [`Llama::new`]; weights that are missing, of other shapes, or not the model's.
     pub fn of_weights(config: &Config, weights: BTreeMap<String, Weight>) -> Result<Self> {
+        let none = VarBuilder::from_tensors(HashMap::new(), DType::F32, &Device::Cpu);
+        Self::over(config, weights, none)
+    }
+
+    /// Over these weights by their names, which stay as they are: the parameters of LoRA alone are defined.
+    ///
+    /// # Errors
+    /// As [`Llama::of_weights`].
+    pub fn over(config: &Config, weights: BTreeMap<String, Weight>, vb: VarBuilder) -> Result<Self> {
+        if let Some(problem) = config.problem() {
+            bail!("{problem}")
+        }
+        let (norms, matrices): (BTreeMap<_, _>, _) = weights.into_iter().partition(|(_, w)| w.dims().len() == 1);
+        let known = 2 * config.layers + 1;
+        if norms.len() != known {
+            bail!("{} norms, expected {known}", norms.len())
+        }
+        let norms: HashMap<String, Tensor> =
+            norms.into_iter().filter_map(|(name, w)| Some((name, w.parameters().next()?.clone()))).collect();
+        let device = norms.values().next().map_or(Device::Cpu, |norm| norm.device().clone());
+        let norms = VarBuilder::from_tensors(norms, DType::F32, &device);
+        Self::build(config, norms, Matrices::Given(matrices), vb, &device)
+    }
+
+    fn build<'a>(
+        config: &Config,
+        norms: VarBuilder<'a>,
+        matrices: Matrices<'a>,
+        beside: VarBuilder<'a>,
+        device: &Device,
+    ) -> Result<Self> {
         if let Some(problem) = config.problem() {
             bail!("{problem}")
         }
         let &Config { vocabulary, context, layers, head_width, width, tied, eps, rope_base, .. } = config;
-        let (norms, matrices): (BTreeMap<_, _>, _) = weights.into_iter().partition(|(_, w)| w.dims().len() == 1);
-        let known = 2 * layers + 1;
-        if norms.len() != known {
-            bail!("{} norms, expected {known}", norms.len())
-        }
-        let norms = norms.into_iter().filter_map(|(name, weight)| Some((name, weight.parameter()?.clone()))).collect();
-        let vb = VarBuilder::from_tensors(norms, DType::F32, &Device::Cpu);
-        let (inner, mut weights) = (vb.pp("model"), Weights(matrices));
-        let block = |i: usize, weights: &mut Weights| {
-            Block::of_weights(config, inner.pp("layers").pp(i), weights, &format!("model.layers.{i}."))
+        let (weight, size) = (init::normal(0., STDEV), [vocabulary, width]);
+        let (mut maker, inner) = (Maker::new(config, matrices, beside)?, norms.pp("model"));
+        let table = maker.table("model.embed_tokens", size, weight)?;
+        let block = |i: usize| {
+            let prefix = format!("model.layers.{i}");
+            Block::new(config, inner.pp("layers").pp(i), &mut maker, &prefix)
         };
-        let model = Self {
-            table: weights.take("model.embed_tokens.weight", [vocabulary, width])?,
-            blocks: (0..layers).map(|i| block(i, &mut weights)).collect::<Result<_>>()?,
-            norm: Norm::rms(width, eps, inner.pp("norm"))?,
-            head: (!tied).then(|| weights.take("lm_head.weight", [vocabulary, width])).transpose()?,
-            rotary: Rotary::new(context, head_width, rope_base, config.scaling(), &Device::Cpu)?,
-            context,
-        };
-        match weights.0.keys().next() {
-            None => Ok(model),
-            Some(name) => bail!("unexpected {name}"),
-        }
+        let blocks = (0..layers).map(block).collect::<Result<_>>()?;
+        let norm = Norm::rms(width, eps, inner.pp("norm"))?;
+        let head = (!tied).then(|| maker.map("lm_head", size, weight)).transpose()?;
+        maker.finish()?;
+        let rotary = Rotary::new(context, head_width, rope_base, config.scaling(), device)?;
+        Ok(Self { table, blocks, norm, head, rotary, context })
     }
 
-    /// Numbers of tokens (b, t) to the logits (b, t, v) of those that follow each. `mask` is added to the scores of all heads and
+    /// Whether LoRA stands beside any of its weights.
+    pub fn is_adapted(&self) -> bool {
+        let of_block = |b: &Block| b.attention.is_adapted() || b.mlp.is_adapted();
+        self.blocks.iter().any(of_block) || self.head.as_ref().is_some_and(Weight::is_adapted)
+    }
+
+    /// Without LoRA: the weights that it stands beside.
+    pub fn base(&self) -> Self {
+        let block = |b: &Block| Block { norms: b.norms.clone(), attention: b.attention.base(), mlp: b.mlp.base() };
+        let blocks = self.blocks.iter().map(block).collect();
+        Self { blocks, head: self.head.as_ref().map(|head| head.base().clone()), ..self.clone() }
+    }
+
+    /// Numbers of tokens (b, t) to the logits (b, t, v) of those that follow each, without dropout. `mask` is added to the scores of all heads and
     /// broadcasts to (b, 1, t, t): where a window has several documents, it keeps them apart.
     ///
     /// # Errors
     /// More positions than the context has, or a mask of another shape.
     pub fn forward(&self, ids: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+        self.forward_in(ids, mask, Mode::Eval)
+    }
+
+    /// As [`Llama::forward`], with LoRA's dropout in training.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn forward_in(&self, ids: &Tensor, mask: Option<&Tensor>, mode: Mode) -> Result<Tensor> {
+        self.logits(&self.features(ids, mask, mode)?, mode)
+    }
+
+    /// The mean cross-entropy in nats of the logits of [`Llama::forward_in`] against `targets` (b, t).
+    ///
+    /// # Errors
+    /// As there; targets that are no tokens, or none that counts.
+    pub fn loss(
+        &self,
+        ids: &Tensor,
+        targets: &Tensor,
+        mask: Option<&Tensor>,
+        options: CrossEntropyOptions,
+        mode: Mode,
+    ) -> Result<Tensor> {
+        let x = self.norm.forward(&self.features(ids, mask, mode)?)?;
+        self.head.as_ref().unwrap_or(&self.table).cross_entropy(&x, targets, options, mode)
+    }
+
+    /// What the last block makes of numbers of tokens: (b, t, c).
+    fn features(&self, ids: &Tensor, mask: Option<&Tensor>, mode: Mode) -> Result<Tensor> {
         let mut x = self.table.rows(ids)?; // (b, t, c)
         for block in &self.blocks {
-            x = block.forward(&x, &self.rotary, mask)?;
+            x = block.forward(&x, &self.rotary, mask, mode)?;
         }
-        self.logits(&x)
+        Ok(x)
     }
 
     /// The logits (b, v) of what follows the new positions `ids` (b, t), behind those in `cache`.
@@ -192,7 +292,7 @@ impl Llama {
             x = block.forward_cached(&x, &self.rotary, cache)?;
         }
         let t = x.dim(1)?;
-        self.logits(&x.narrow(1, t - 1, 1)?)?.squeeze(1) // (b, v)
+        self.logits(&x.narrow(1, t - 1, 1)?, Mode::Eval)?.squeeze(1) // (b, v)
     }
 
     /// Activations by name for numbers of tokens (b, t), without a graph: the embedding, what is within and behind each block, the logits.
@@ -203,12 +303,13 @@ impl Llama {
         let mut x = self.table.rows(ids)?.detach();
         let mut all = vec![("embedding".to_string(), x.clone())];
         for (i, block) in self.blocks.iter().enumerate() {
-            x = block.attend(&x, &self.rotary, mask)?.detach();
-            all.push((format!("layers.{i}.hidden"), block.mlp.hidden(&block.norms[1].forward(&x)?)?.detach()));
-            x = block.feed(&x)?.detach();
+            x = block.attend(&x, &self.rotary, mask, Mode::Eval)?.detach();
+            let hidden = block.mlp.hidden(&block.norms[1].forward(&x)?, Mode::Eval)?;
+            all.push((format!("layers.{i}.hidden"), hidden.detach()));
+            x = block.feed(&x, Mode::Eval)?.detach();
             all.push((format!("layers.{i}"), x.clone()));
         }
-        all.push(("logits".to_string(), self.logits(&x)?.detach()));
+        all.push(("logits".to_string(), self.logits(&x, Mode::Eval)?.detach()));
         Ok(all)
     }
 
@@ -227,8 +328,8 @@ impl Llama {
         self.blocks.iter().map(|_| KvCache::new(positions.min(self.context))).collect()
     }
 
-    fn logits(&self, x: &Tensor) -> Result<Tensor> {
-        self.head.as_ref().unwrap_or(&self.table).forward(&self.norm.forward(x)?) // (b, t, v)
+    fn logits(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        self.head.as_ref().unwrap_or(&self.table).forward(&self.norm.forward(x)?, mode) // (b, t, v)
     }
 }
 

@@ -9,9 +9,9 @@ mod sampling;
 pub mod statistics;
 
 pub use layers::{
-    AttentionConfig, BlockConfig, Dropout, Embedding, GatedMlp, GroupedAttention, GroupedConfig, KvCache, Linear, Lstm,
-    LstmConfig, LstmOutput, Mlp, MlpConfig, Mode, MultiHeadAttention, Norm, NormPlace, Qkv, Rotary, RunningNorm,
-    TransformerBlock, Weight, recomputed, sinusoids, with_recompute,
+    AttentionConfig, BlockConfig, Dropout, Embedding, GatedMlp, GroupedAttention, GroupedConfig, KvCache, Linear,
+    LoraConfig, LowRank, Lstm, LstmConfig, LstmOutput, Mlp, MlpConfig, Mode, MultiHeadAttention, Norm, NormPlace, Qkv,
+    Rotary, RunningNorm, TransformerBlock, Weight, recomputed, sinusoids, with_recompute,
 };
 pub use params::{Gradients, Outlined, Param, Params, nearest};
 pub use sampling::{Pieces, Sampler, Sampling};

@@ -92,10 +92,10 @@ pub use number_table::{NumberTable, Scaling};
 pub use observer::{Event, Observer, Silent};
 pub use ranks::{Collective, Ranks, Solo, Tree, over_batches};
 pub use recipe::{
-    AsIs, Dataset, Encoded, Evaluation, Flag, Foreign, Generate, Import, Layout, Memory, Picture, Predict, Prediction,
-    Preset, Raster, Recipe, Request, Table, Tokenize, Trials,
+    AsIs, Dataset, Define, Encoded, Evaluation, Flag, Foreign, Generate, Import, Layout, Memory, Merged, Over, Picture,
+    Predict, Prediction, Preset, Raster, Recipe, Request, Table, Tokenize, Trials,
 };
-pub use record::Difference;
+pub use record::{Difference, without_folders};
 pub use run::{RunDirectory, RunFiles, RunState};
 pub use state::{Guard, LossScale, Rollout, State};
 pub use task::{Groups, Loss, Split, Task, mean_loss};

@@ -1,9 +1,11 @@
 //! What a program that trains, judges and uses models needs to know of one beside its training.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
+use candle_nn::VarBuilder;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -221,6 +223,22 @@ pub trait Recipe: Task {
         Ok(None)
     }
 
+    /// What weights stand over that lies in another file, which `source` names, such as those that they adapt: nothing by default. `path` is
+    /// the weights', for messages.
+    ///
+    /// # Errors
+    /// There is no such file, it cannot be read, or it is another model's.
+    fn over(
+        architecture: &Self::Architecture,
+        source: &Self::Data,
+        fitted: &Value,
+        path: &Path,
+        device: &Device,
+    ) -> Result<Option<Over<Self>>> {
+        let _ = (architecture, source, fitted, path, device);
+        Ok(None)
+    }
+
     /// What passes over batches hold in memory, beside parameters and their like, if it is known.
     fn memory(architecture: &Self::Architecture, source: &Self::Data, train: &TrainConfig) -> Option<Memory> {
         let _ = (architecture, source, train);
@@ -231,6 +249,11 @@ pub trait Recipe: Task {
     fn flops(architecture: &Self::Architecture, source: &Self::Data) -> Option<f64> {
         let _ = (architecture, source);
         None
+    }
+
+    /// Those of a training step, a sample: the backward pass has two products for each of the forward pass, unless weights stay as they are.
+    fn step_flops(architecture: &Self::Architecture, source: &Self::Data) -> Option<f64> {
+        Self::flops(architecture, source).map(|forward| 3. * forward)
     }
 }
 
@@ -244,6 +267,19 @@ pub struct AsIs<T: Recipe> {
     pub data: T::Data,
     /// What was fitted to its data.
     pub fitted: Value,
+}
+
+/// What defines a model's parameters.
+pub type Define<M> = Box<dyn Fn(VarBuilder<'static>) -> candle_core::Result<M>>;
+
+/// What weights stand over.
+pub struct Over<T: Recipe> {
+    /// Defines the parameters that the weights have.
+    pub define: Define<T::Model>,
+    /// What was fitted to the data that the whole was trained on.
+    pub fitted: Value,
+    /// What one should know, in words.
+    pub remarks: Vec<String>,
 }
 
 /// Bytes that passes over batches hold.
@@ -387,6 +423,20 @@ pub trait Tokenize: Recipe {
     fn encode(text: &Path, encoding: &str, tokenizer: &Path, folder: &Path, shard: usize) -> Result<Encoded>;
 }
 
+/// The whole model that weights and what they stand over make.
+pub struct Merged<T: Recipe> {
+    /// Its sizes.
+    pub architecture: T::Architecture,
+    /// What was fitted to its data.
+    pub fitted: Value,
+    /// Its weights.
+    pub tensors: Vec<(String, Tensor)>,
+    /// The largest distance of a sum from what f64 gives, as a share of the largest element of its tensor.
+    pub error: f64,
+    /// What one should know, in words.
+    pub remarks: Vec<String>,
+}
+
 /// How another program names and lays out the same weights.
 #[derive(Clone, Copy, Debug)]
 pub struct Layout {
@@ -467,6 +517,22 @@ pub trait Import: Recipe {
     fn reorder(layout: &Layout, architecture: &Self::Architecture, back: bool) -> String {
         let _ = (layout, architecture, back);
         String::new()
+    }
+
+    /// The whole model that weights and what they stand over make, such as an adapter and its base; none if they stand over nothing, which is
+    /// the default.
+    ///
+    /// # Errors
+    /// As [`Recipe::over`].
+    fn merged(
+        architecture: &Self::Architecture,
+        source: &Self::Data,
+        fitted: &Value,
+        path: &Path,
+        tensors: BTreeMap<String, Tensor>,
+    ) -> Result<Option<Merged<Self>>> {
+        let _ = (architecture, source, fitted, path, tensors);
+        Ok(None)
     }
 
     /// Files that another program wants to find beside the weights and [`Layout::sidecar`], by name; none by default.

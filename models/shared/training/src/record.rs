@@ -8,8 +8,17 @@ use zoo_checkpoint::Description;
 use crate::config::{Config, ConfigOf, Effect, migrate};
 use crate::{Error, OnCritical, OnNonFinite, Result, Task, TrainConfig};
 
-/// The key of a task's data that says where they lie, if they are files.
-const DATA_PATH: &str = "data.path";
+/// Keys of a task's data that say where files lie: what is in them is told by the data's fingerprint.
+const PLACES: [&str; 4] = ["data.path", "data.base", "data.tokenizer", "data.general"];
+
+/// Leaves of the places of files in a configuration the files' names: weights travel.
+pub fn without_folders(config: &mut Value) {
+    for key in PLACES.into_iter().chain(["train.init_from"]) {
+        if let Some(Value::String(path)) = config.pointer_mut(&pointer(key)) {
+            *path = Path::new(path).file_name().unwrap_or_default().to_string_lossy().into_owned();
+        }
+    }
+}
 
 /// A key with another value than the run was begun with.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,12 +62,7 @@ pub(crate) fn value_of<T: Task>(config: &ConfigOf<T>) -> Result<Value> {
 /// What weights say about themselves.
 pub(crate) fn description<T: Task>(task: &T, config: &ConfigOf<T>) -> Result<Description> {
     let mut config = value_of::<T>(config)?;
-    // Weights travel: they say which files they saw, not where those lay.
-    for key in [DATA_PATH, "train.init_from"] {
-        if let Some(Value::String(path)) = config.pointer_mut(&pointer(key)) {
-            *path = Path::new(path).file_name().unwrap_or_default().to_string_lossy().into_owned();
-        }
-    }
+    without_folders(&mut config);
     // Nor does it matter to them how fast they came to be: the same weights are the same bytes.
     for (key, value) in config["train"].as_object_mut().into_iter().flatten() {
         if TrainConfig::effect(key) == Effect::Speed {
@@ -93,7 +97,7 @@ pub(crate) fn differences<T: Task>(before: &Value, now: &Value, config: &ConfigO
         Some(Effect::Health) => repairs || *on_critical != OnCritical::Tell,
         Some(Effect::Result) => true,
         // Where the data lie is no change; what they are is told by their fingerprint.
-        None => key != DATA_PATH,
+        None => !PLACES.contains(&key),
     };
     found.retain(|d| matters(&d.key));
     if before["data"] != now["data"] {

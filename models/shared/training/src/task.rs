@@ -1,3 +1,6 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use serde::Serialize;
@@ -65,7 +68,7 @@ pub trait Task: Sized + Sync + 'static {
     /// The model's name; weights carry it, and are refused under another.
     const NAME: &'static str;
     /// The table `[model]`.
-    type Architecture: Serialize + DeserializeOwned + Default + Clone;
+    type Architecture: Serialize + DeserializeOwned + Default + Clone + Send + Sync + 'static;
     /// The table `[data]`. A key `path`, if it has one, says where files lie: weights record the file's name alone.
     type Data: Serialize + DeserializeOwned + Default + Clone;
     /// Further tables of the task's own; [`NoSettings`](crate::config::NoSettings) for none.
@@ -80,6 +83,30 @@ pub trait Task: Sized + Sync + 'static {
     /// # Errors
     /// An architecture that cannot be.
     fn build(architecture: &Self::Architecture, vb: VarBuilder) -> candle_core::Result<Self::Model>;
+
+    /// The model in training, over what the data at hand hold beside its parameters, such as weights that are adapted: as
+    /// [`build`](Task::build) makes it, by default.
+    ///
+    /// # Errors
+    /// As there.
+    fn define(&self, architecture: &Self::Architecture, vb: VarBuilder) -> candle_core::Result<Self::Model> {
+        Self::build(architecture, vb)
+    }
+
+    /// Whether training changes the parameter of that name that [`build`](Task::build) defines, and weights hold it: all of them, by default.
+    /// `train.freeze` leaves out more, which weights do hold.
+    fn trains(architecture: &Self::Architecture, name: &str) -> bool {
+        let _ = (architecture, name);
+        true
+    }
+
+    /// The weights at `path` for a run to begin with (`train.init_from`), by the model's own names: a checkpoint of ours, by default.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    fn initial(path: &Path, device: &Device) -> Result<BTreeMap<String, Tensor>> {
+        Ok(zoo_checkpoint::read(path, device)?.tensors)
+    }
 
     /// Samples of a split.
     fn samples(&self, split: Split) -> usize;

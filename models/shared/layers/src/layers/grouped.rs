@@ -1,8 +1,8 @@
 use candle_core::{Device, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 
-use super::KvCache;
 use super::weight::{Weight, Weights};
+use super::{KvCache, Mode};
 use crate::init::Init;
 use crate::ops::{
     Activation, AttentionOptions, RopePairs, RopeScaling, attention, gated, rope_angles_of, rope_frequencies,
@@ -115,9 +115,9 @@ impl GroupedAttention {
     ///
     /// # Errors
     /// Other shapes, or more positions than `rotary` knows.
-    pub fn forward(&self, x: &Tensor, rotary: &Rotary, mask: Option<&Tensor>) -> Result<Tensor> {
-        let [q, k, v] = self.project(x, rotary, 0)?;
-        self.attend(&q, &k, &v, mask)
+    pub fn forward(&self, x: &Tensor, rotary: &Rotary, mask: Option<&Tensor>, mode: Mode) -> Result<Tensor> {
+        let [q, k, v] = self.project(x, rotary, 0, mode)?;
+        self.attend(&q, &k, &v, mask, mode)
     }
 
     /// Attention of new positions `x` (b, t, c) over those in `cache` and themselves; they are added to it. No graph is
@@ -126,27 +126,38 @@ impl GroupedAttention {
     /// # Errors
     /// More positions than the cache has room for or `rotary` knows.
     pub fn forward_cached(&self, x: &Tensor, rotary: &Rotary, cache: &mut KvCache) -> Result<Tensor> {
-        let [q, k, v] = self.project(x, rotary, cache.len())?;
+        let [q, k, v] = self.project(x, rotary, cache.len(), Mode::Eval)?;
         let (k, v) = cache.append(&k, &v)?;
-        Ok(self.attend(&q, &k, &v, None)?.detach())
+        Ok(self.attend(&q, &k, &v, None, Mode::Eval)?.detach())
     }
 
     /// Its parameters.
     pub fn parameters(&self) -> impl Iterator<Item = &Tensor> {
-        self.inputs.parameters().chain(self.output.parameter())
+        self.inputs.parameters().chain(self.output.parameters())
+    }
+
+    /// Whether LoRA stands beside any of its maps.
+    pub fn is_adapted(&self) -> bool {
+        self.inputs.is_adapted() || self.output.is_adapted()
+    }
+
+    /// Without LoRA.
+    pub fn base(&self) -> Self {
+        let &Self { heads, key_heads, .. } = self;
+        Self { heads, key_heads, inputs: self.inputs.base(), output: self.output.base().clone() }
     }
 
     /// Queries, keys and values, (b, t, heads d) each, of positions from `first` on.
-    fn project(&self, x: &Tensor, rotary: &Rotary, first: usize) -> Result<[Tensor; 3]> {
+    fn project(&self, x: &Tensor, rotary: &Rotary, first: usize, mode: Mode) -> Result<[Tensor; 3]> {
         x.dims3()?;
-        let [q, k, v] = self.inputs.forward(x)?;
+        let [q, k, v] = self.inputs.forward(x, mode)?;
         let q = rotary.turn(&q, self.heads, first)?;
         Ok([q, rotary.turn(&k, self.key_heads, first)?, v])
     }
 
-    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, mode: Mode) -> Result<Tensor> {
         let options = AttentionOptions { causal: true, ..Default::default() };
-        self.output.forward(&attention(q, k, v, self.heads, mask, options)?)
+        self.output.forward(&attention(q, k, v, self.heads, mask, options)?, mode)
     }
 }
 
@@ -186,15 +197,25 @@ impl GatedMlp {
 
     /// Its parameters.
     pub fn parameters(&self) -> impl Iterator<Item = &Tensor> {
-        self.inputs.parameters().chain(self.down.parameter())
+        self.inputs.parameters().chain(self.down.parameters())
+    }
+
+    /// Whether LoRA stands beside any of its maps.
+    pub fn is_adapted(&self) -> bool {
+        self.inputs.is_adapted() || self.down.is_adapted()
+    }
+
+    /// Without LoRA.
+    pub fn base(&self) -> Self {
+        Self { inputs: self.inputs.base(), down: self.down.base().clone(), activation: self.activation }
     }
 
     /// What is in between, (…, c) to (…, hidden).
     ///
     /// # Errors
     /// Other shapes.
-    pub fn hidden(&self, x: &Tensor) -> Result<Tensor> {
-        let [gate, up] = self.inputs.forward(x)?;
+    pub fn hidden(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        let [gate, up] = self.inputs.forward(x, mode)?;
         gated(&gate, &up, self.activation)
     }
 
@@ -202,7 +223,7 @@ impl GatedMlp {
     ///
     /// # Errors
     /// Other shapes.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.down.forward(&self.hidden(x)?)
+    pub fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        self.down.forward(&self.hidden(x, mode)?, mode)
     }
 }

@@ -24,7 +24,7 @@ pub use positions::sinusoids;
 pub use recompute::{recomputed, with_recompute};
 pub use running_norm::RunningNorm;
 pub use transformer::{BlockConfig, Mlp, MlpConfig, NormPlace, TransformerBlock};
-pub use weight::Weight;
+pub use weight::{LoraConfig, LowRank, Weight};
 
 /// Whether a forward pass trains or evaluates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

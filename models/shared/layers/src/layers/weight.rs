@@ -1,16 +1,46 @@
-use candle_core::{D, Error, Result, Tensor};
+use candle_core::{D, Error, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 
-use crate::init::Init;
-use crate::ops::{Activation, Quantized, embedding, linear, quantized_linear};
+use super::{Dropout, Mode};
+use crate::init::{self, Init};
+use crate::ops::{
+    Activation, Adapted, CrossEntropyOptions, Quantized, cross_entropy, embedding, linear, linear_cross_entropy, lora,
+    quantized_linear,
+};
 
-/// The weight (out, in) of a linear map without a bias, or a table of rows: one to train, or one that stays quantized.
+/// The weight (out, in) of a linear map without a bias, or a table of rows: one to train, or one that stays as it is and may be quantized,
+/// with a trained one of low rank beside it or not.
 #[derive(Clone, Debug)]
 pub enum Weight {
     /// Numbers.
     Plain(Tensor),
     /// A few bits an element.
     Quantized(Quantized),
+    /// One of the two with LoRA.
+    Adapted(Box<LowRank>),
+}
+
+/// A weight and the two matrices of LoRA beside it: see [`lora`](crate::ops::lora()).
+#[derive(Clone, Debug)]
+pub struct LowRank {
+    weight: Weight,
+    /// (rank, in).
+    a: Tensor,
+    /// (out, rank).
+    b: Tensor,
+    scale: f64,
+    dropout: Dropout,
+}
+
+/// What LoRA puts beside a weight.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LoraConfig {
+    /// Features between the two matrices.
+    pub rank: usize,
+    /// Factor of their product.
+    pub scale: f64,
+    /// Share of the input that they do not see in training.
+    pub dropout: f64,
 }
 
 impl Weight {
@@ -22,11 +52,56 @@ impl Weight {
         Ok(Self::Plain(vb.get_with_hints((output, input), "weight", init)?))
     }
 
+    /// This weight with LoRA beside it: defines the parameters `lora_A.weight` (rank, in), uniform within 1/√in, and `lora_B.weight` (out,
+    /// rank), zeros. That the weight itself is not trained is for the caller to see to.
+    ///
+    /// # Errors
+    /// A weight that has one already, a rank of 0, a scale that is not finite or a share of dropout outside [0, 1).
+    pub fn adapted(self, config: LoraConfig, vb: VarBuilder) -> Result<Self> {
+        let LoraConfig { rank, scale, dropout } = config;
+        let (Self::Plain(_) | Self::Quantized(_), &[n, k]) = (&self, &self.dims()[..]) else {
+            bail!("LoRA: the weight is no matrix, or is adapted already")
+        };
+        if rank == 0 || !scale.is_finite() || !(0. ..1.).contains(&dropout) {
+            bail!("LoRA: a rank of {rank}, a scale of {scale} or a dropout of {dropout} cannot work")
+        }
+        let a = vb.get_with_hints((rank, k), "lora_A.weight", init::linear(k))?;
+        let b = vb.get_with_hints((n, rank), "lora_B.weight", init::ZEROS)?;
+        let dropout = Dropout::new(dropout, &format!("{}.lora_dropout", vb.prefix()));
+        Ok(Self::Adapted(Box::new(LowRank { weight: self, a, b, scale, dropout })))
+    }
+
+    /// Whether LoRA stands beside it.
+    pub fn is_adapted(&self) -> bool {
+        matches!(self, Self::Adapted(_))
+    }
+
+    /// Without LoRA.
+    pub fn base(&self) -> &Self {
+        match self {
+            Self::Plain(_) | Self::Quantized(_) => self,
+            Self::Adapted(low) => &low.weight,
+        }
+    }
+
+    /// All of it in f32, with what LoRA adds.
+    ///
+    /// # Errors
+    /// candle's.
+    pub fn merged(&self) -> Result<Tensor> {
+        match self {
+            Self::Plain(weight) => Ok(weight.clone()),
+            Self::Quantized(weight) => weight.dequantized(),
+            Self::Adapted(low) => low.weight.merged()? + (low.b.matmul(&low.a)? * low.scale)?,
+        }
+    }
+
     /// Its dimensions.
     pub fn dims(&self) -> Vec<usize> {
         match self {
             Self::Plain(weight) => weight.dims().to_vec(),
             Self::Quantized(weight) => weight.dims().to_vec(),
+            Self::Adapted(low) => low.weight.dims(),
         }
     }
 
@@ -34,30 +109,72 @@ impl Weight {
     ///
     /// # Errors
     /// Other shapes.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    pub fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
         match self {
             Self::Plain(weight) => linear(x, weight, None, Activation::Identity),
             Self::Quantized(weight) => quantized_linear(x, weight),
+            Self::Adapted(low) => low.forward(x, mode),
+        }
+    }
+
+    /// The mean cross-entropy of the results for `x` (…, in) against `targets` (…), integers. On a CPU all logits are never there at once.
+    ///
+    /// # Errors
+    /// As [`cross_entropy`].
+    pub fn cross_entropy(
+        &self,
+        x: &Tensor,
+        targets: &Tensor,
+        options: CrossEntropyOptions,
+        mode: Mode,
+    ) -> Result<Tensor> {
+        match self {
+            Self::Plain(weight) if x.device().is_cpu() => {
+                linear_cross_entropy(x, Adapted::Plain(weight), targets, options)
+            }
+            Self::Quantized(weight) if x.device().is_cpu() => {
+                linear_cross_entropy(x, Adapted::Quantized(weight), targets, options)
+            }
+            _ => cross_entropy(&self.forward(x, mode)?, targets, options),
         }
     }
 
     /// Rows by `ids` (…), integers: (…, in).
     ///
     /// # Errors
-    /// An id that is no row.
+    /// An id that is no row, or a weight with LoRA.
     pub fn rows(&self, ids: &Tensor) -> Result<Tensor> {
         match self {
             Self::Plain(table) => embedding(ids, table),
             Self::Quantized(table) => table.rows(ids),
+            Self::Adapted(_) => bail!("embedding: a table with LoRA has no rows"),
         }
     }
 
-    /// The parameter, unless it is quantized.
-    pub fn parameter(&self) -> Option<&Tensor> {
-        match self {
-            Self::Plain(weight) => Some(weight),
-            Self::Quantized(_) => None,
-        }
+    /// Its parameters: none if it is quantized, unless LoRA has some.
+    pub fn parameters(&self) -> impl Iterator<Item = &Tensor> {
+        let (base, low) = match self {
+            Self::Adapted(low) => (&low.weight, Some([&low.a, &low.b])),
+            Self::Plain(_) | Self::Quantized(_) => (self, None),
+        };
+        let plain = if let Self::Plain(weight) = base { Some(weight) } else { None };
+        plain.into_iter().chain(low.into_iter().flatten())
+    }
+}
+
+impl LowRank {
+    fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        let Self { weight, a, b, scale, dropout } = self;
+        let weight = match weight {
+            Weight::Plain(weight) => Adapted::Plain(weight),
+            Weight::Quantized(weight) => Adapted::Quantized(weight),
+            Weight::Adapted(_) => bail!("LoRA: a weight that is adapted already"),
+        };
+        let dropped = match dropout.stream(mode) {
+            Some((p, _)) if p > 0. => Some(dropout.forward(x, mode)?),
+            _ => None,
+        };
+        lora(x, weight, a, b, dropped.as_ref(), *scale)
     }
 }
 
@@ -73,7 +190,7 @@ impl<const N: usize> Weights<N> {
     /// Quantized ones become one map where they can: a product of few rows costs mostly its beginning and its end.
     pub(super) fn new(weights: [Weight; N]) -> Self {
         let quantized = weights.iter().filter_map(|weight| match weight {
-            Weight::Plain(_) => None,
+            Weight::Plain(_) | Weight::Adapted(_) => None,
             Weight::Quantized(weight) => Some(weight.clone()),
         });
         let quantized: Vec<Quantized> = quantized.collect();
@@ -85,12 +202,12 @@ impl<const N: usize> Weights<N> {
         }
     }
 
-    pub(super) fn forward(&self, x: &Tensor) -> Result<[Tensor; N]> {
+    pub(super) fn forward(&self, x: &Tensor, mode: Mode) -> Result<[Tensor; N]> {
         let mut all = vec![];
         match self {
             Self::Apart(weights) => {
                 for weight in weights {
-                    all.push(weight.forward(x)?);
+                    all.push(weight.forward(x, mode)?);
                 }
             }
             Self::Together(weight, widths) => {
@@ -104,12 +221,25 @@ impl<const N: usize> Weights<N> {
         all.try_into().map_err(|_| Error::Msg("as many results as weights".into()))
     }
 
+    /// Whether LoRA stands beside any.
+    pub(super) fn is_adapted(&self) -> bool {
+        matches!(self, Self::Apart(weights) if weights.iter().any(Weight::is_adapted))
+    }
+
+    /// Without LoRA.
+    pub(super) fn base(&self) -> Self {
+        match self {
+            Self::Apart(weights) => Self::new(weights.each_ref().map(|weight| weight.base().clone())),
+            Self::Together(..) => self.clone(),
+        }
+    }
+
     pub(super) fn parameters(&self) -> impl Iterator<Item = &Tensor> {
         match self {
             Self::Apart(weights) => &weights[..],
             Self::Together(..) => &[],
         }
         .iter()
-        .filter_map(Weight::parameter)
+        .flat_map(Weight::parameters)
     }
 }

@@ -57,6 +57,8 @@ pub enum Kind {
     Setting,
     /// A key bias.
     KeyBias,
+    /// The first matrix of LoRA, beside a second one of zeros.
+    FirstOfLora,
     /// Rows of a table that were not looked up.
     AbsentRows,
     /// A frozen parameter.

@@ -5,6 +5,7 @@ use serde_json::Value;
 use crate::Advice;
 
 use super::finding::remedies;
+use super::measure::FIRST_OF_LORA;
 use super::{Check, Finding, Kind, Level, ParameterHealth, ProbeHealth, ProbeKind, Profile, Report, Role};
 
 /// Checks whose median decides: a single one may be chance.
@@ -377,6 +378,12 @@ impl Court<'_> {
             let of = format!("{} ({} of {} elements)", p.name, p.expected, p.elements);
             match p.role {
                 Role::Table => found(Level::Expected, Kind::AbsentRows, of, "rows that the batch did not look up"),
+                _ if p.name.ends_with(FIRST_OF_LORA) => found(
+                    Level::Expected,
+                    Kind::FirstOfLora,
+                    of,
+                    "the first matrix of LoRA has no gradient where the second is still zeros",
+                ),
                 _ => found(
                     Level::Expected,
                     Kind::KeyBias,

@@ -179,6 +179,9 @@ fn width(name: &str, role: Role, dims: &[usize]) -> usize {
     }
 }
 
+/// What the name of the first matrix of LoRA ends in.
+pub(super) const FIRST_OF_LORA: &str = "lora_A.weight";
+
 fn packed_bias(name: &str) -> bool {
     ["in_proj_bias", "c_attn.bias", "qkv.bias"].iter().any(|ending| name.ends_with(ending))
 }
@@ -197,6 +200,8 @@ fn alive(name: &str, role: Role, dims: &[usize], rows: &[Row]) -> Vec<usize> {
         {
             vec![]
         }
+        // Where more than zeros stand in the second matrix, this one has a gradient.
+        _ if name.ends_with(FIRST_OF_LORA) && rows.iter().all(|row| row.nonzero == 0) => vec![],
         _ if role == Role::Table && dims.len() == 2 => {
             let looked_up: Vec<usize> = (0..rows.len()).filter(|i| rows[*i].nonzero > 0).collect();
             // Nothing looked up at all is no reason for zeros.

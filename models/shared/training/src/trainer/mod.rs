@@ -125,14 +125,14 @@ impl<'a, T: Task> Trainer<'a, T> {
         if samples == 0 {
             return Err(Error::Data("the training split has no samples".into()));
         }
-        let params = match train.frozen()? {
-            Some(frozen) => Params::init(train.seed, device).with_frozen(move |name| frozen.is_match(name)),
-            None => Params::init(train.seed, device),
-        };
-        let model = T::build(&config.model, params.builder())?;
+        let (named, architecture) = (train.frozen()?, config.model.clone());
+        let params = Params::init(train.seed, device).with_frozen(move |name| {
+            named.as_ref().is_some_and(|named| named.is_match(name)) || !T::trains(&architecture, name)
+        });
+        let model = task.define(&config.model, params.builder())?;
         check_frozen(&params, train.frozen()?)?;
         let average = (train.ema > 0.).then(|| Params::init(train.seed, device));
-        let frozen = T::build(&config.model, average.as_ref().unwrap_or(&params).eval_builder())?;
+        let frozen = task.define(&config.model, average.as_ref().unwrap_or(&params).eval_builder())?;
         let (rule, group) = task.optimizer(config);
         let optimizer = Optimizer::new(rule, &params, group)?;
         let batches = Batches::new(samples, train.batch_size, train.seed);

@@ -84,9 +84,9 @@ impl<'a, T: Task> Trainer<'a, T> {
         if path.as_os_str().is_empty() {
             return Ok(());
         }
-        let file = zoo_checkpoint::read(path, self.params.device())?;
+        let tensors = T::initial(path, self.params.device())?;
         for params in [Some(&self.params), self.average.as_ref()].into_iter().flatten() {
-            let fits = params.set(&file.tensors);
+            let fits = params.set(&tensors);
             fits.map_err(|e| Error::Run(format!("{}: {}", path.display(), first_line(&e))))?;
         }
         for (name, tensor) in self.params.tensors() {

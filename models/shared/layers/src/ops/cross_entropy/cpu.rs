@@ -30,10 +30,31 @@ pub(super) fn backward(smoothing: f64, scale: f32, z: &[f32], targets: &[i64], l
     let mut dz = Buffer::new(z.len());
     let to = dz.pointer();
     parallel::chunks(rows, block, |rows| {
+        let z = z.as_ptr();
         level.run(BackwardRows { smoothing: smoothing as f32, scale, width, rows, z, targets, logs, to });
     });
     // SAFETY: the blocks cover all rows, and the kernel writes all elements of its own.
     Ok(unsafe { dz.finish() })
+}
+
+/// As [`backward`], in the place of the logits.
+pub(super) fn backward_in_place(
+    smoothing: f64,
+    scale: f32,
+    z: &mut [f32],
+    targets: &[i64],
+    logs: &[f32],
+) -> Result<()> {
+    let (level, rows) = (simd::level()?, targets.len());
+    let width = z.len() / rows;
+    let block = (CHUNK / width).max(1);
+    let to = Pointer::of(z);
+    parallel::chunks(rows, block, |rows| {
+        // SAFETY: a number alone.
+        let z = unsafe { to.at(0) }.cast_const();
+        level.run(BackwardRows { smoothing: smoothing as f32, scale, width, rows, z, targets, logs, to });
+    });
+    Ok(())
 }
 
 struct ForwardRows<'a> {
@@ -81,7 +102,8 @@ struct BackwardRows<'a> {
     scale: f32,
     width: usize,
     rows: std::ops::Range<usize>,
-    z: &'a [f32],
+    /// Of all rows; may be where the results go.
+    z: *const f32,
     targets: &'a [i64],
     logs: &'a [f32],
     to: Pointer,
@@ -95,9 +117,11 @@ impl WithSimd for BackwardRows<'_> {
         let Self { smoothing, scale, width: n, rows, z, targets, logs, to } = self;
         let (each, factor) = (s.splat_f32s(-smoothing / n as f32), s.splat_f32s(scale));
         for row in rows {
-            let (z, target) = (z[row * n..][..n].as_ptr(), targets[row]);
-            // SAFETY: z and the row of dz have n elements; the latter belongs to this task, and the target lies within it.
+            let target = targets[row];
+            // SAFETY: the row of z and that of dz have n elements; they belong to this task, and the target lies within them. Elements of z
+            // are read before those of dz in their place are written.
             unsafe {
+                let z = z.add(row * n);
                 let dz = to.at(row * n);
                 if target == IGNORED {
                     dz.write_bytes(0, n);

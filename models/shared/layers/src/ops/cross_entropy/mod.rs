@@ -11,12 +11,15 @@
 //! ln Σ exp z of each row is kept; the softmax never is.
 
 mod cpu;
+mod of_linear;
 #[cfg(test)]
 mod tests;
 
 use candle_core::{D, DType, Device, Result, Shape, Tensor, bail};
 use zoo_kernels::gpu::{Arg, Array, Gpu, Grid, Module};
 use zoo_kernels::{Backward, Forward, GpuForward, Op, Output, View, apply_one, module};
+
+pub use of_linear::linear_cross_entropy;
 
 use super::softmax::exponentials;
 

@@ -20,7 +20,7 @@ use super::linear::plain;
 
 /// The weight (out, in) of a linear map in 4 or 8 bits an element, on the CPU. Clones share it.
 #[derive(Clone, Debug)]
-pub struct Quantized(Arc<Packed>);
+pub struct Quantized(pub(in crate::ops) Arc<Packed>);
 
 impl Quantized {
     /// Of a row-major matrix (out, in): element e of group g, of [`Bits::group`] consecutive ones of a row, is
