@@ -42,7 +42,7 @@ const HELD: f64 = 1.07;
 /// What a step needs, part by part, in bytes, and the most at any moment.
 fn memory<T: Recipe>(config: &ConfigOf<T>, trainable: usize, all: usize, json: Json) -> anyhow::Result<()> {
     let train = &config.train;
-    let Some(Memory { kept, turn, evaluated, probed }) = T::memory(&config.model, &config.data, train) else {
+    let Some(Memory { kept, turn, evaluated, probed, held }) = T::memory(&config.model, &config.data, train) else {
         return Err(Error::Usage(format!("--memory: what the passes of {} hold is not known", T::NAME)).into());
     };
     const FLOAT: usize = 4;
@@ -63,18 +63,21 @@ fn memory<T: Recipe>(config: &ConfigOf<T>, trainable: usize, all: usize, json: J
         ("saving of a checkpoint", small(parameters + state) + kept / 2.),
     ];
     let most = passing.iter().map(|(_, bytes)| *bytes).fold(0., f64::max);
-    let total = HELD * (PROGRAM + parameters + state + copied + most);
+    let total = HELD * (PROGRAM + held + parameters + state + copied + most);
     if json.json {
         let passing: Map<String, Value> =
             passing.iter().map(|(what, bytes)| (what.replace(' ', "_"), json!(bytes.round()))).collect();
         print_json(&json!({
-            "model": T::NAME, "parameters": parameters, "optimizer": state, "being_saved": copied, "at_a_time": passing, "total": total.round(),
+            "model": T::NAME, "parameters": parameters, "weights_that_stay": held, "optimizer": state, "being_saved": copied, "at_a_time": passing, "total": total.round(),
         }));
         return Ok(());
     }
     let row = |what: &str, bytes: f64| vec![what.to_string(), format!("{:.2} GB", bytes / 1e9)];
     let mut rows =
         vec![row("parameters", parameters), row("optimizer", state), row("best weights, being saved", copied)];
+    if held > 0. {
+        rows.insert(0, row("weights that stay as they are", held));
+    }
     rows.extend(passing.iter().map(|(what, bytes)| row(&format!("{what} (one at a time)"), *bytes)));
     rows.push(row("at most, with the program", total));
     print(&table(&rows));
@@ -116,7 +119,9 @@ pub(crate) fn run<T: Recipe>(args: &Arguments) -> anyhow::Result<()> {
             let all: Vec<_> = outline::<T>(&config)?.into_iter().map(|p| (p, "f32")).collect();
             if args.memory {
                 let trained = all.iter().filter(|(p, _)| p.trainable).map(|(p, _)| p.count()).sum();
-                let all = all.iter().map(|(p, _)| p.count()).sum();
+                // What stands elsewhere is no parameter.
+                let own = all.iter().filter(|(p, _)| T::trains(&config.model, &p.name));
+                let all = own.map(|(p, _)| p.count()).sum();
                 return memory::<T>(&config, trained, all, args.json);
             }
             (all, config.model, preset.into())

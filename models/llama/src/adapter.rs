@@ -42,6 +42,7 @@ pub struct Base {
 }
 
 /// The name of a tensor of LoRA's, taken apart: the map that it stands beside, and `A` or `B`.
+#[cfg(feature = "train")]
 pub(crate) fn of_lora(name: &str) -> Option<(&str, &str)> {
     let (map, matrix) = name.strip_suffix(".weight")?.rsplit_once(".lora_")?;
     matches!(matrix, "A" | "B").then_some((map, matrix))
@@ -63,6 +64,7 @@ fn named(path: &Path) -> impl Fn(Error) -> Error + '_ {
 ///
 /// # Errors
 /// The file cannot be read, is not a Llama's, or is an adapter's.
+#[cfg(feature = "train")]
 pub(crate) fn sizes(path: &Path) -> Result<(Config, TokensFile)> {
     let source = zoo_checkpoint::open(path).map_err(Error::wrap)?;
     match Llama::is_gguf(&source) {

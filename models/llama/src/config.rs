@@ -201,6 +201,7 @@ impl Config {
     }
 
     /// The names of the linear maps, in their order.
+    #[cfg(feature = "train")]
     pub(crate) fn maps(&self) -> Vec<String> {
         const OF_BLOCK: [&str; 7] =
             ["self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up", "mlp.down"];
@@ -210,6 +211,7 @@ impl Config {
     }
 
     /// Elements of LoRA's matrices.
+    #[cfg(feature = "train")]
     pub(crate) fn adapted(&self) -> usize {
         let Ok(Some(targets)) = self.lora.pattern() else { return 0 };
         let &Self { vocabulary, heads, key_heads, head_width, width, hidden, .. } = self;

@@ -121,10 +121,12 @@ impl Block {
             map("mlp.up", [hidden, width], inner)?,
             map("mlp.down", [width, hidden], out)?,
         ];
-        Ok(Self {
-            norms,
-            attention: GroupedAttention::of_weights(grouped, attention)?,
-            mlp: GatedMlp::of_weights(ops::Activation::Silu, mlp)?,
+        let attention = GroupedAttention::of_weights(grouped, attention)?;
+        let mlp = GatedMlp::of_weights(ops::Activation::Silu, mlp)?;
+        // What is trained is one node of the graph, whose maps are apart.
+        Ok(match config.lora.is_on() {
+            true => Self { norms, attention, mlp },
+            false => Self { norms, attention: attention.stacked(), mlp: mlp.stacked() },
         })
     }
 
@@ -149,7 +151,7 @@ impl Block {
     }
 
     fn attend(&self, x: &Tensor, rotary: &Rotary, mask: Option<&Tensor>, mode: Mode) -> Result<Tensor> {
-        ops::add_dropout(x, &self.attention.forward(&self.norms[0].forward(x)?, rotary, mask, mode)?, None)
+        self.attention.branch(x, &self.norms[0], rotary, mask, mode)
     }
 
     fn forward_cached(&self, x: &Tensor, rotary: &Rotary, cache: &mut KvCache) -> Result<Tensor> {
@@ -158,7 +160,7 @@ impl Block {
     }
 
     fn feed(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
-        ops::add_dropout(x, &self.mlp.forward(&self.norms[1].forward(x)?, mode)?, None)
+        self.mlp.branch(x, &self.norms[1], mode)
     }
 }
 

@@ -233,6 +233,22 @@ fn tokens(path: &Path) -> zoo_training::Result<Tokens> {
     }
 }
 
+/// Logits that the loss has at a time (`linear_cross_entropy`).
+const LOGITS: f64 = (1 << 24) as f64;
+
+/// Bytes of the weights that LoRA leaves as they are.
+fn held(config: &Config, source: &DataSettings) -> f64 {
+    /// Of a GGUF file's, scales are f32 here and 16 bits there.
+    const SCALES: f64 = 1.25;
+    let path = Path::new(&source.base);
+    if let (true, Ok(file)) = (path.extension().is_some_and(|e| e == "gguf"), std::fs::metadata(path)) {
+        return SCALES * file.len() as f64;
+    }
+    let sizes = Config { lora: Lora::default(), ..config.clone() };
+    let all = Params::outline(|vb| Llama::new(&sizes, vb)).unwrap_or_default();
+    4. * all.iter().map(|p| p.count()).sum::<usize>() as f64
+}
+
 /// Floating-point operations of a window's forward pass.
 struct Flops {
     /// With the model's own weights.
@@ -574,19 +590,23 @@ impl Recipe for LlamaTask {
         let &Config { vocabulary, layers, heads, key_heads, head_width, width, hidden, .. } = config;
         let window = source.window(config) as f64;
         let tokens = train.batch_size as f64 * window;
-        // Inputs and outputs of norms, maps, attention and MLP.
-        let block = (6 * width + 3 * (heads + key_heads) * head_width + 3 * hidden) as f64;
+        // Inputs of both branches, queries, keys, values and what attention makes of them, and both factors of the gate.
+        let block = (2 * width + 2 * (heads + key_heads) * head_width + 2 * hidden) as f64;
+        // What an MLP works in beside them.
+        let within = (4 * hidden) as f64;
         // A block that is computed again has its input kept, and one at a time the others.
         let blocks = if train.recompute { block + (layers * width) as f64 } else { layers as f64 * block };
         let (rows, table) = (vocabulary as f64, (vocabulary * width) as f64);
+        let logits = |tokens: f64| (tokens * rows).min(LOGITS);
         let (evaluated, probed) = (BATCH.max(window as usize) as f64, train.watched() as f64 * window);
         let probe = (layers * (hidden + width)) as f64;
         Some(Memory {
             kept: FLOAT * tokens * blocks,
-            // Logits, their shares, their gradient, and both factors in the order of a product.
-            turn: FLOAT * (4. * tokens * rows + 2. * table),
-            evaluated: FLOAT * evaluated * (2. * rows + block),
+            // Some logits, and both factors in the order of a product; the table's gradient, if it has one.
+            turn: FLOAT * (logits(tokens) + tokens * within + if config.lora.is_on() { table } else { 3. * table }),
+            evaluated: FLOAT * (logits(evaluated) + evaluated * (block + within)),
             probed: FLOAT * probed * (2. * rows + probe + block),
+            held: if config.lora.is_on() { held(config, source) } else { 0. },
         })
     }
 

@@ -293,6 +293,8 @@ pub struct Memory {
     pub evaluated: f64,
     /// The activations that a health check looks at.
     pub probed: f64,
+    /// Weights that are no parameters, such as those that an adapter leaves as they are.
+    pub held: f64,
 }
 
 /// What a prediction is asked for.

@@ -2,11 +2,11 @@ use candle_core::{Device, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 
 use super::weight::{Weight, Weights};
-use super::{KvCache, Mode};
+use super::{KvCache, Mode, Norm};
 use crate::init::Init;
 use crate::ops::{
-    Activation, AttentionOptions, RopePairs, RopeScaling, attention, gated, rope_angles_of, rope_frequencies,
-    rope_heads,
+    Activation, AttentionOptions, GatedBranch, GroupedBranch, RopePairs, RopeScaling, add_dropout, attention, gated,
+    rope_angles_of, rope_frequencies, rope_heads,
 };
 
 /// Angles of a rotary embedding, for as many positions as a model may see.
@@ -29,14 +29,19 @@ impl Rotary {
         Ok(Self { cos, sin })
     }
 
-    /// `x` (b, t, heads d) at the positions from `first` on.
-    fn turn(&self, x: &Tensor, heads: usize, first: usize) -> Result<Tensor> {
-        let (t, known) = (x.dim(1)?, self.cos.dim(0)?);
+    /// Cosines and sines of `t` positions from `first` on.
+    fn angles(&self, first: usize, t: usize) -> Result<[Tensor; 2]> {
+        let known = self.cos.dim(0)?;
         if first.checked_add(t).is_none_or(|end| end > known) {
             bail!("rotary embedding: {t} positions from {first} on, known are {known}")
         }
-        let part = |of: &Tensor| of.narrow(0, first, t);
-        rope_heads(x, heads, &part(&self.cos)?, &part(&self.sin)?, RopePairs::Halves)
+        Ok([self.cos.narrow(0, first, t)?, self.sin.narrow(0, first, t)?])
+    }
+
+    /// `x` (b, t, heads d) at the positions from `first` on.
+    fn turn(&self, x: &Tensor, heads: usize, first: usize) -> Result<Tensor> {
+        let [cos, sin] = self.angles(first, x.dim(1)?)?;
+        rope_heads(x, heads, &cos, &sin, RopePairs::Halves)
     }
 }
 
@@ -92,7 +97,7 @@ impl GroupedAttention {
             map(width, few, init[0], "v_proj")?,
         ];
         let output = map(all, width, init[1], "o_proj")?;
-        Ok(Self { heads, key_heads, inputs: Weights::new(inputs), output })
+        Ok(Self { heads, key_heads, inputs: Weights::Apart(inputs), output })
     }
 
     /// Of these weights: of queries, keys, values and the way out.
@@ -108,16 +113,42 @@ impl GroupedAttention {
         if dims != expected {
             bail!("attention: weights of {dims:?}, expected {expected:?}")
         }
-        Ok(Self { heads, key_heads, inputs: Weights::new([q, k, v]), output })
+        Ok(Self { heads, key_heads, inputs: Weights::Apart([q, k, v]), output })
     }
 
-    /// (b, t, c) to (b, t, c); `mask` is added to the scores and broadcasts to (b, heads, t, t).
+    /// As it is for text that is written token by token: quantized maps of one input become one.
+    pub fn stacked(self) -> Self {
+        Self { inputs: self.inputs.stacked(), ..self }
+    }
+
+    /// x + attention(norm(x)) for `x` (b, t, c), in one node of the graph; `mask` is added to the scores and broadcasts to (b, heads, t, t).
     ///
     /// # Errors
     /// Other shapes, or more positions than `rotary` knows.
-    pub fn forward(&self, x: &Tensor, rotary: &Rotary, mask: Option<&Tensor>, mode: Mode) -> Result<Tensor> {
-        let [q, k, v] = self.project(x, rotary, 0, mode)?;
-        self.attend(&q, &k, &v, mask, mode)
+    pub fn branch(
+        &self,
+        x: &Tensor,
+        norm: &Norm,
+        rotary: &Rotary,
+        mask: Option<&Tensor>,
+        mode: Mode,
+    ) -> Result<Tensor> {
+        let (_, t, _) = x.dims3()?;
+        let Weights::Apart([q, k, v]) = &self.inputs else {
+            let [q, k, v] = self.project(&norm.forward(x)?, rotary, 0, mode)?;
+            return add_dropout(x, &self.attend(&q, &k, &v, mask, mode)?, None);
+        };
+        let [cos, sin] = &rotary.angles(0, t)?;
+        let branch = GroupedBranch {
+            norm: norm.before_branch(),
+            input: [q.map(mode)?, k.map(mode)?, v.map(mode)?],
+            output: self.output.map(mode)?,
+            heads: self.heads,
+            key_heads: self.key_heads,
+            angles: [cos, sin],
+            mask,
+        };
+        branch.apply(x)
     }
 
     /// Attention of new positions `x` (b, t, c) over those in `cache` and themselves; they are added to it. No graph is
@@ -179,7 +210,7 @@ impl GatedMlp {
     pub fn new(width: usize, hidden: usize, activation: Activation, init: [Init; 2], vb: VarBuilder) -> Result<Self> {
         let map = |from, to, init, name: &str| Weight::new(from, to, init, vb.pp(name));
         let inputs = [map(width, hidden, init[0], "gate_proj")?, map(width, hidden, init[0], "up_proj")?];
-        Ok(Self { inputs: Weights::new(inputs), down: map(hidden, width, init[1], "down_proj")?, activation })
+        Ok(Self { inputs: Weights::Apart(inputs), down: map(hidden, width, init[1], "down_proj")?, activation })
     }
 
     /// Of these weights: of gate, up and down.
@@ -192,7 +223,7 @@ impl GatedMlp {
             [[a, b], [c, d], [e, f]] if (a, b) == (c, d) && (a, b) == (f, e) => {}
             _ => bail!("gated MLP: weights of {dims:?} do not fit each other"),
         }
-        Ok(Self { inputs: Weights::new([gate, up]), down, activation })
+        Ok(Self { inputs: Weights::Apart([gate, up]), down, activation })
     }
 
     /// Its parameters.
@@ -219,11 +250,21 @@ impl GatedMlp {
         gated(&gate, &up, self.activation)
     }
 
-    /// (…, c) to (…, c).
+    /// As it is for text that is written token by token: quantized maps of one input become one.
+    pub fn stacked(self) -> Self {
+        Self { inputs: self.inputs.stacked(), ..self }
+    }
+
+    /// x + MLP(norm(x)) for `x` (…, c), in one node of the graph.
     ///
     /// # Errors
     /// Other shapes.
-    pub fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
-        self.down.forward(&self.hidden(x, mode)?, mode)
+    pub fn branch(&self, x: &Tensor, norm: &Norm, mode: Mode) -> Result<Tensor> {
+        let Weights::Apart([gate, up]) = &self.inputs else {
+            let hidden = self.hidden(&norm.forward(x)?, mode)?;
+            return add_dropout(x, &self.down.forward(&hidden, mode)?, None);
+        };
+        let (gate, up, down) = (gate.map(mode)?, up.map(mode)?, self.down.map(mode)?);
+        GatedBranch { norm: norm.before_branch(), gate, up, down, activation: self.activation }.apply(x)
     }
 }

@@ -4,8 +4,8 @@ use candle_nn::VarBuilder;
 use super::{Dropout, Mode};
 use crate::init::{self, Init};
 use crate::ops::{
-    Activation, Adapted, CrossEntropyOptions, Quantized, cross_entropy, embedding, linear, linear_cross_entropy, lora,
-    quantized_linear,
+    Activation, CrossEntropyOptions, LoraOf, Map, MapWeight, Quantized, cross_entropy, embedding, linear,
+    linear_cross_entropy, linear_map, quantized_linear,
 };
 
 /// The weight (out, in) of a linear map without a bias, or a table of rows: one to train, or one that stays as it is and may be quantized,
@@ -20,7 +20,7 @@ pub enum Weight {
     Adapted(Box<LowRank>),
 }
 
-/// A weight and the two matrices of LoRA beside it: see [`lora`](crate::ops::lora()).
+/// A weight and the two matrices of LoRA beside it: see [`linear_map`].
 #[derive(Clone, Debug)]
 pub struct LowRank {
     weight: Weight,
@@ -113,8 +113,26 @@ impl Weight {
         match self {
             Self::Plain(weight) => linear(x, weight, None, Activation::Identity),
             Self::Quantized(weight) => quantized_linear(x, weight),
-            Self::Adapted(low) => low.forward(x, mode),
+            Self::Adapted(_) => linear_map(x, self.map(mode)?),
         }
+    }
+
+    /// As the parts of an op.
+    pub(super) fn map(&self, mode: Mode) -> Result<Map<'_>> {
+        let (base, low) = match self {
+            Self::Adapted(low) => (&low.weight, Some(low)),
+            Self::Plain(_) | Self::Quantized(_) => (self, None),
+        };
+        let weight = match base {
+            Self::Plain(weight) => MapWeight::Plain(weight),
+            Self::Quantized(weight) => MapWeight::Quantized(weight),
+            Self::Adapted(_) => bail!("LoRA: a weight that is adapted already"),
+        };
+        let lora = low.map(|low| {
+            let dropout = low.dropout.stream(mode).filter(|(p, _)| *p > 0.);
+            LoraOf { a: &low.a, b: &low.b, scale: low.scale, dropout }
+        });
+        Ok(Map { weight, lora })
     }
 
     /// The mean cross-entropy of the results for `x` (…, in) against `targets` (…), integers. On a CPU all logits are never there at once.
@@ -130,10 +148,10 @@ impl Weight {
     ) -> Result<Tensor> {
         match self {
             Self::Plain(weight) if x.device().is_cpu() => {
-                linear_cross_entropy(x, Adapted::Plain(weight), targets, options)
+                linear_cross_entropy(x, MapWeight::Plain(weight), targets, options)
             }
             Self::Quantized(weight) if x.device().is_cpu() => {
-                linear_cross_entropy(x, Adapted::Quantized(weight), targets, options)
+                linear_cross_entropy(x, MapWeight::Quantized(weight), targets, options)
             }
             _ => cross_entropy(&self.forward(x, mode)?, targets, options),
         }
@@ -162,22 +180,6 @@ impl Weight {
     }
 }
 
-impl LowRank {
-    fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
-        let Self { weight, a, b, scale, dropout } = self;
-        let weight = match weight {
-            Weight::Plain(weight) => Adapted::Plain(weight),
-            Weight::Quantized(weight) => Adapted::Quantized(weight),
-            Weight::Adapted(_) => bail!("LoRA: a weight that is adapted already"),
-        };
-        let dropped = match dropout.stream(mode) {
-            Some((p, _)) if p > 0. => Some(dropout.forward(x, mode)?),
-            _ => None,
-        };
-        lora(x, weight, a, b, dropped.as_ref(), *scale)
-    }
-}
-
 /// Weights of maps of one input.
 #[derive(Clone, Debug)]
 pub(super) enum Weights<const N: usize> {
@@ -188,7 +190,8 @@ pub(super) enum Weights<const N: usize> {
 
 impl<const N: usize> Weights<N> {
     /// Quantized ones become one map where they can: a product of few rows costs mostly its beginning and its end.
-    pub(super) fn new(weights: [Weight; N]) -> Self {
+    pub(super) fn stacked(self) -> Self {
+        let Self::Apart(weights) = self else { return self };
         let quantized = weights.iter().filter_map(|weight| match weight {
             Weight::Plain(_) | Weight::Adapted(_) => None,
             Weight::Quantized(weight) => Some(weight.clone()),
@@ -229,7 +232,7 @@ impl<const N: usize> Weights<N> {
     /// Without LoRA.
     pub(super) fn base(&self) -> Self {
         match self {
-            Self::Apart(weights) => Self::new(weights.each_ref().map(|weight| weight.base().clone())),
+            Self::Apart(weights) => Self::Apart(weights.each_ref().map(|weight| weight.base().clone())),
             Self::Together(..) => self.clone(),
         }
     }

@@ -28,13 +28,13 @@ pub use cross_entropy::{CrossEntropyOptions, cross_entropy, linear_cross_entropy
 pub use dropout::{dropout, mask};
 pub use embedding::{embedding, embedding_with_positions};
 pub use linear::linear;
-pub use lora::{Adapted, lora};
+pub use lora::{LoraOf, Map, MapWeight, linear_map};
 pub use lstm::{LstmState, LstmWeights, lstm};
 pub use norm::{NormKind, layer_norm, rms_norm};
 pub use pool::pool;
 pub use quantized::{Bits, Quantized, quantized_linear};
 pub use regression_loss::{huber, mae, mse};
-pub use residual::{Affine, AttentionBranch, MlpBranch, PreNorm, Projection, add_dropout};
+pub use residual::{Affine, AttentionBranch, GatedBranch, GroupedBranch, MlpBranch, PreNorm, Projection, add_dropout};
 pub use rope::{RopePairs, RopeScaling, rope, rope_angles, rope_angles_of, rope_frequencies, rope_heads};
 pub use sequence_loss::sequence_loss;
 pub use softmax::{log_softmax, softmax};

@@ -148,7 +148,7 @@ impl Each for Kernel {
 }
 
 /// f(gate) · up, element by element.
-pub(super) fn gated(gate: &[f32], up: &[f32], f: Activation) -> Result<Vec<f32>> {
+pub(in crate::ops) fn gated(gate: &[f32], up: &[f32], f: Activation) -> Result<Vec<f32>> {
     let (level, n) = (simd::level()?, gate.len());
     assert_eq!(up.len(), n);
     let mut y = Buffer::new(n);
@@ -164,7 +164,7 @@ pub(super) fn gated(gate: &[f32], up: &[f32], f: Activation) -> Result<Vec<f32>>
 }
 
 /// Gradients of gate and up: dy · up · f'(gate), and dy · f(gate).
-pub(super) fn gated_back(gate: &[f32], up: &[f32], dy: &[f32], f: Activation) -> Result<[Vec<f32>; 2]> {
+pub(in crate::ops) fn gated_back(gate: &[f32], up: &[f32], dy: &[f32], f: Activation) -> Result<[Vec<f32>; 2]> {
     let (level, n) = (simd::level()?, gate.len());
     assert!(up.len() == n && dy.len() == n);
     let (mut dgate, mut dup) = (Buffer::new(n), Buffer::new(n));

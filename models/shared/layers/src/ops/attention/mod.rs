@@ -44,7 +44,7 @@ pub struct AttentionOptions {
 }
 
 #[derive(Clone)]
-struct Attention {
+pub(super) struct Attention {
     /// Heads of queries; those of keys are a matter of the shapes.
     heads: usize,
     causal: bool,
@@ -101,10 +101,22 @@ pub fn attention(
     let scale = scale.unwrap_or(1. / (g.d as f64).sqrt());
     let op = Attention { heads, causal, scale, dropout, packed: false };
     let Some(mask) = mask else { return apply_one(op, &[q, k, v]) };
-    // Rank four, with the last two dimensions in full.
+    let mask = full_mask(mask, [g.batch, g.heads, g.tq, g.tk])?;
+    if mask.track_op() {
+        return op.plain_of(&[q.clone(), k.clone(), v.clone(), mask]);
+    }
+    apply_one(op, &[q, k, v, &mask.to_dtype(q.dtype())?])
+}
+
+/// Causal attention of (b, t, heads d) over what may have fewer heads of `d` features.
+pub(super) fn of_heads(heads: usize, d: usize) -> Attention {
+    Attention { heads, causal: true, scale: 1. / (d as f64).sqrt(), dropout: None, packed: false }
+}
+
+/// `mask` in rank four, with the last dimension in full, if it broadcasts to `full` (b, h, tq, tk).
+pub(super) fn full_mask(mask: &Tensor, full: [usize; 4]) -> Result<Tensor> {
     let mut dims = vec![1; 4usize.saturating_sub(mask.rank())];
     dims.extend(mask.dims());
-    let full = [g.batch, g.heads, g.tq, g.tk];
     if dims.len() != 4 || dims.iter().zip(full).any(|(m, f)| *m != 1 && *m != f) {
         bail!("attention: mask {:?} does not broadcast to {full:?}", mask.dims())
     }
@@ -112,11 +124,7 @@ pub fn attention(
         bail!("attention: the mask is added to the scores: expected floating-point numbers, got {:?}", mask.dtype())
     }
     // One row for all queries stays one.
-    let mask = mask.reshape(dims.as_slice())?.broadcast_as((dims[0], dims[1], dims[2], g.tk))?;
-    if mask.track_op() {
-        return op.plain_of(&[q.clone(), k.clone(), v.clone(), mask]);
-    }
-    apply_one(op, &[q, k, v, &mask.to_dtype(q.dtype())?])
+    mask.reshape(dims.as_slice())?.broadcast_as((dims[0], dims[1], dims[2], full[3]))
 }
 
 /// Sizes of tensors that [`attention`] checked.
@@ -205,8 +213,8 @@ fn heads_of<'a>(data: &'a [f32], dims: &[usize], d: usize) -> Heads<'a> {
 }
 
 /// The mask, and how far apart its batches, heads and rows are: 0 where they share it.
-fn mask_of<'a>(inputs: &'a [View]) -> Result<Option<Heads<'a>>> {
-    let Some(mask) = inputs.get(3) else { return Ok(None) };
+pub(super) fn mask_of<'a>(mask: Option<&'a View>) -> Result<Option<Heads<'a>>> {
+    let Some(mask) = mask else { return Ok(None) };
     let &[b, h, rows, tk] = mask.dims() else { bail!("attention: mask of {:?}", mask.dims()) };
     let apart = |n: usize, by: usize| if n == 1 { 0 } else { by };
     let (batch, head, row) = (apart(b, h * rows * tk), apart(h, rows * tk), apart(rows, tk));
@@ -229,7 +237,7 @@ impl Op for Attention {
     fn cpu_forward(&self, inputs: &[View], save: bool) -> Result<Forward> {
         let (g, [q, k, v], shape) = (self.geometry(inputs), self.parts(inputs)?, self.shape(inputs));
         let to = heads_of(&[], shape.dims(), g.d);
-        let (data, logs) = cpu::forward(g, &self.rule(), q, k, v, mask_of(inputs)?, to)?;
+        let (data, logs) = cpu::forward(g, &self.rule(), q, k, v, mask_of(inputs.get(3))?, to)?;
         Ok(Forward { outputs: vec![Output { data, shape }], saved: if save { vec![logs] } else { vec![] } })
     }
 
@@ -249,7 +257,7 @@ impl Op for Attention {
             }
             _ => bail!("attention: {} inputs", inputs.len()),
         };
-        cpu::backward(g, &self.rule(), parts, mask_of(inputs)?, saved, dout, to)?;
+        cpu::backward(g, &self.rule(), parts, mask_of(inputs.get(3))?, saved, dout, to)?;
         // None of a mask.
         Ok(grads.into_iter().map(Some).chain(inputs.get(3).map(|_| None)).collect())
     }

@@ -13,13 +13,13 @@ use zoo_kernels::cpu::product::Matrix;
 use zoo_kernels::{Backward, Forward, Op, Output, View, apply_one};
 
 use super::{CrossEntropy, CrossEntropyOptions, checked, cpu};
-use crate::ops::Adapted;
+use crate::ops::MapWeight;
 use crate::ops::linear::cpu::{Size, forward, input_gradient};
 use crate::ops::linear::plain;
 use crate::ops::quantized::Quantized;
 
 /// Logits that are there at a time.
-const LOGITS: usize = 1 << 25;
+const LOGITS: usize = 1 << 24;
 
 /// The mean over rows of the cross-entropy of x Wᵀ for `x` (…, in) and a weight (classes, in) against `targets` (…), integers.
 ///
@@ -27,13 +27,13 @@ const LOGITS: usize = 1 << 25;
 /// As [`cross_entropy`](super::cross_entropy).
 pub fn linear_cross_entropy(
     x: &Tensor,
-    weight: Adapted,
+    weight: MapWeight,
     targets: &Tensor,
     options: CrossEntropyOptions,
 ) -> Result<Tensor> {
     let (classes, k) = match weight {
-        Adapted::Plain(weight) => weight.dims2()?,
-        Adapted::Quantized(weight) => weight.dims().into(),
+        MapWeight::Plain(weight) => weight.dims2()?,
+        MapWeight::Quantized(weight) => weight.dims().into(),
     };
     let rows = x.dims().split_last().map_or(&[][..], |(_, rows)| rows);
     if x.rank() == 0 || x.dim(D::Minus1)? != k || targets.dims() != rows || !targets.dtype().is_int() {
@@ -49,8 +49,8 @@ pub fn linear_cross_entropy(
         bail!("cross-entropy: no target counts")
     }
     let (quantized, plain) = match weight {
-        Adapted::Plain(weight) => (None, Some(weight)),
-        Adapted::Quantized(weight) => (Some(weight.clone()), None),
+        MapWeight::Plain(weight) => (None, Some(weight)),
+        MapWeight::Quantized(weight) => (Some(weight.clone()), None),
     };
     let learns = plain.is_some_and(|weight| weight.track_op());
     let op = LinearCrossEntropy { loss: CrossEntropy { smoothing, count }, quantized, learns };
@@ -194,15 +194,15 @@ mod tests {
             Ok([loss.reshape(1)?.to_vec1()?, grad(&x)?, grad(&w)?])
         };
         let whole = of(cross_entropy(&linear(&x, &w, None, Activation::Identity)?, &targets, options)?)?;
-        let pieces = of(linear_cross_entropy(&x, Adapted::Plain(&w), &targets, options)?)?;
+        let pieces = of(linear_cross_entropy(&x, MapWeight::Plain(&w), &targets, options)?)?;
         for (a, b) in whole.iter().zip(&pieces) {
             let largest = a.iter().fold(0f32, |m, v| m.max(v.abs()));
             assert!(a.len() == b.len() && largest > 0.);
             assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() < 2e-6 * largest));
         }
-        assert!(linear_cross_entropy(&x, Adapted::Plain(&w), &targets.narrow(0, 0, 9)?, options).is_err());
+        assert!(linear_cross_entropy(&x, MapWeight::Plain(&w), &targets.narrow(0, 0, 9)?, options).is_err());
         let nothing = (targets.zeros_like()? - 100.)?;
-        assert!(linear_cross_entropy(&x, Adapted::Plain(&w), &nothing, options).is_err());
+        assert!(linear_cross_entropy(&x, MapWeight::Plain(&w), &nothing, options).is_err());
         Ok(())
     }
 
@@ -212,7 +212,7 @@ mod tests {
             let x = Var::from_tensor(&random(1, &[130, 64])?)?;
             let w = Var::from_tensor(&random(2, &[300, 64])?)?;
             let targets = Tensor::from_vec((0..130i64).collect::<Vec<_>>(), 130, &Device::Cpu)?;
-            let loss = linear_cross_entropy(&x, Adapted::Plain(&w), &targets, Default::default())?;
+            let loss = linear_cross_entropy(&x, MapWeight::Plain(&w), &targets, Default::default())?;
             let grads = loss.backward()?;
             let grad = |v: &Var| grads.get(v).map_or(Ok(vec![]), |g| g.flatten_all()?.to_vec1());
             Ok(vec![loss.reshape(1)?.to_vec1()?, grad(&x)?, grad(&w)?])

@@ -14,7 +14,7 @@ use crate::ops::norm::cpu as norm;
 const CHUNK: usize = 16 * 1024;
 
 /// x + dropout(z), in the place of z, which has as many elements or several times as many.
-pub(super) fn add_dropped(x: &[f32], mut z: Vec<f32>, dropout: Option<&Dropout>) -> Result<Vec<f32>> {
+pub(in crate::ops) fn add_dropped(x: &[f32], mut z: Vec<f32>, dropout: Option<&Dropout>) -> Result<Vec<f32>> {
     let (level, n, period) = (simd::level()?, z.len(), x.len().max(1));
     assert!(n.is_multiple_of(period));
     let to = Pointer::of(&mut z);
@@ -90,17 +90,17 @@ pub(super) fn dropped<'a>(dy: &'a [f32], dropout: Option<&Dropout>) -> Result<Co
 }
 
 /// Gradients by input, as the backward pass finds them.
-pub(super) struct Gradients<'a, 'b> {
-    pub(super) pass: &'a Backward<'b>,
-    pub(super) found: Vec<Option<Vec<f32>>>,
+pub(in crate::ops) struct Gradients<'a, 'b> {
+    pub(in crate::ops) pass: &'a Backward<'b>,
+    pub(in crate::ops) found: Vec<Option<Vec<f32>>>,
 }
 
 impl<'a, 'b> Gradients<'a, 'b> {
-    pub(super) fn of(pass: &'a Backward<'b>) -> Self {
+    pub(in crate::ops) fn of(pass: &'a Backward<'b>) -> Self {
         Self { pass, found: vec![None; pass.inputs.len()] }
     }
 
-    pub(super) fn put(&mut self, at: usize, gradient: impl FnOnce() -> Vec<f32>) {
+    pub(in crate::ops) fn put(&mut self, at: usize, gradient: impl FnOnce() -> Vec<f32>) {
         if self.pass.needs[at] {
             self.found[at] = Some(gradient());
         }

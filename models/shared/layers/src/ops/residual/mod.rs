@@ -3,14 +3,18 @@
 //! ```text
 //! MLP        h = norm(x) W₁ᵀ + b₁      a = dropout(f(h))           y = x + dropout(a W₂ᵀ + b₂)
 //! attention  q, k, v = norm(x) Wᵀ + b  o = attention(q, k, v)      y = x + dropout(o W_oᵀ + b_o)
+//! gated MLP  g, u = norm(x) Wᵀ         a = f(g) · u                y = x + a W₂ᵀ
 //! ```
 //!
 //! The backward pass is the composition of those of `linear`, `activation`, `attention` and `norm`, on buffers that
 //! candle never sees: on its graph every edge would be zero-filled and added. Kept are the norm's statistics, a and the
-//! slopes of f (MLP), or q, k, v, o and the logarithms (attention); norm(x) is computed again.
+//! slopes of f (MLP), g and u (gated MLP), or q, k, v, o and the logarithms (attention); norm(x) and the a of a gated MLP are computed again,
+//! where a weight asks for them: one that stays as it is does not.
 
 mod attention;
-mod cpu;
+pub(super) mod cpu;
+mod gated;
+mod grouped;
 mod mlp;
 #[cfg(test)]
 mod tests;
@@ -20,6 +24,8 @@ use zoo_kernels::gpu::{Array, Gpu};
 use zoo_kernels::{Backward, Forward, GpuForward, Op, Output, View, apply_one};
 
 pub use attention::{AttentionBranch, Projection};
+pub use gated::GatedBranch;
+pub use grouped::GroupedBranch;
 pub use mlp::MlpBranch;
 
 use super::activation::Activation;

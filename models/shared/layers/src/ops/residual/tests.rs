@@ -6,6 +6,7 @@ use super::attention::SelfAttention;
 use super::mlp::Mlp;
 use super::*;
 use crate::ops::activation::Activation;
+use crate::ops::{LoraOf, Map, MapWeight, rope_angles};
 use crate::random::Purpose;
 
 fn drop_if(yes: bool, layer: u64) -> Result<Option<Dropout>> {
@@ -121,6 +122,101 @@ fn the_residual_sum_agrees_with_its_reference() -> Result<()> {
     for p in [-0.1, 1., f64::NAN] {
         let stream = Stream::new(1, Purpose::Dropout, 0, 0);
         assert!(add_dropout(&x, &x, Some((p, stream))).is_err(), "{p}");
+    }
+    Ok(())
+}
+
+/// A map of a branch, with what is drawn for it.
+struct Drawn {
+    weight: Tensor,
+    lora: Option<[Tensor; 2]>,
+}
+
+impl Drawn {
+    fn new(seed: u64, [n, k]: [usize; 2], lora: bool) -> Result<Self> {
+        let draw = |seed: u64, dims: &[usize]| random(seed, dims)? / (dims[1] as f64).sqrt();
+        let lora = if lora { Some([draw(seed + 1, &[3, k])?, draw(seed + 2, &[n, 3])?]) } else { None };
+        Ok(Self { weight: draw(seed, &[n, k])?, lora })
+    }
+
+    fn map(&self, dropout: bool) -> Map<'_> {
+        let dropout = dropout.then(|| (0.3, Stream::new(1, Purpose::Dropout, 9, 3)));
+        let lora = self.lora.as_ref().map(|[a, b]| LoraOf { a, b, scale: 0.7, dropout });
+        Map { weight: MapWeight::Plain(&self.weight), lora }
+    }
+}
+
+/// Which of an op's inputs want a gradient, of a model that is trained whole, or of LoRA alone: those of three features.
+fn wanted(inputs: &[&Tensor], lora: bool) -> Vec<bool> {
+    let of = |t: &&Tensor| !lora || t.dims().first() == Some(&3) || t.dims().last() == Some(&3);
+    inputs.iter().enumerate().map(|(i, t)| i == 0 || of(t)).collect()
+}
+
+#[test]
+fn the_gated_branch_agrees_with_its_reference() -> Result<()> {
+    for (dims, hidden) in [(&[1, 5][..], 4), (&[2, 4, 16], 33), (&[65, 8], 17), (&[0, 4], 5)] {
+        let c = dims[dims.len() - 1];
+        let (x, w) = (random(100, dims)?, (random(1, &[c])? + 1.)?);
+        for lora in [[false; 3], [true, false, true], [true; 3]] {
+            let sizes = [[hidden, c], [hidden, c], [c, hidden]];
+            let maps = [0, 1, 2].map(|i| Drawn::new(10 * i as u64 + 3, sizes[i], lora[i]));
+            let [gate, up, down] = maps;
+            let (gate, up, down) = (gate?, up?, down?);
+            let norm = PreNorm { kind: NormKind::Rms, eps: 1e-5, weight: Some(&w), bias: None };
+            let branch = GatedBranch {
+                norm,
+                gate: gate.map(true),
+                up: up.map(false),
+                down: down.map(true),
+                activation: Activation::Silu,
+            };
+            let (op, inputs) = branch.of(&x)?;
+            let all: Vec<Tensor> = inputs.iter().map(|t| (*t).clone()).collect();
+            check(&op, &all, &vec![true; all.len()])?;
+            if lora[0] {
+                check(&op, &all, &wanted(&inputs, true))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_grouped_branch_agrees_with_its_reference() -> Result<()> {
+    for (b, t, heads, key_heads, d) in
+        [(1, 6, 1, 1, 2), (2, 5, 4, 2, 4), (1, 70, 2, 1, 8), (2, 33, 3, 3, 2), (0, 4, 1, 1, 2)]
+    {
+        let (c, all, few) = (5, heads * d, key_heads * d);
+        let (x, w) = (random(100, &[b, t, c])?, (random(1, &[c])? + 1.)?);
+        let (cos, sin) = rope_angles(0, t, d, 100., &candle_core::Device::Cpu)?;
+        let far = (random(7, &[b.max(1), 1, t, t])? * 2.)?;
+        for (lora, masked) in [([false; 4], false), ([true, false, true, false], true), ([true; 4], false)] {
+            let sizes = [[all, c], [few, c], [few, c], [c, all]];
+            let maps = [0, 1, 2, 3].map(|i| Drawn::new(10 * i as u64 + 3, sizes[i], lora[i]));
+            let [q, k, v, o] = maps;
+            let (q, k, v, o) = (q?, k?, v?, o?);
+            let branch = GroupedBranch {
+                norm: PreNorm { kind: NormKind::Rms, eps: 1e-5, weight: Some(&w), bias: None },
+                input: [q.map(true), k.map(false), v.map(true)],
+                output: o.map(false),
+                heads,
+                key_heads,
+                angles: [&cos, &sin],
+                mask: (masked && b > 0).then_some(&far),
+            };
+            let (op, inputs) = branch.of(&x)?;
+            let all: Vec<Tensor> = inputs.iter().map(|t| (*t).clone()).collect();
+            let constant = |t: &&Tensor| [&cos, &sin, &far].iter().any(|c| c.id() == t.id());
+            let differ =
+                |wants: Vec<bool>| wants.iter().zip(&inputs).map(|(w, t)| *w && !constant(t)).collect::<Vec<_>>();
+            check(&op, &all, &differ(vec![true; all.len()]))?;
+            if lora[0] {
+                check(&op, &all, &differ(wanted(&inputs, true)))?;
+                let mut without_x = differ(wanted(&inputs, true));
+                without_x[0] = false;
+                check(&op, &all, &without_x)?;
+            }
+        }
     }
     Ok(())
 }

@@ -30,10 +30,10 @@ pub enum RopePairs {
 const KERNELS: Module = module!("rope");
 
 #[derive(Clone, Copy, Debug)]
-struct Rope {
-    pairs: RopePairs,
+pub(super) struct Rope {
+    pub(super) pairs: RopePairs,
     /// Heads of a place, side by side.
-    heads: usize,
+    pub(super) heads: usize,
 }
 
 /// How angles are made smaller, for contexts longer than those that a model was trained on first.
@@ -153,7 +153,7 @@ impl Rope {
     }
 
     /// Turns every row of `x`, by the opposite angles if `back`.
-    fn turn(&self, x: &[f32], cos: &[f32], sin: &[f32], d: usize, back: bool) -> Vec<f32> {
+    pub(super) fn turn(&self, x: &[f32], cos: &[f32], sin: &[f32], d: usize, back: bool) -> Vec<f32> {
         const ROWS: usize = 64;
         let (half, rows) = (d / 2, x.len().checked_div(d).unwrap_or(0));
         let positions = cos.len().checked_div(half).unwrap_or(1).max(1);
