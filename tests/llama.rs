@@ -421,7 +421,8 @@ fn an_adapter_is_trained_beside_its_base_and_merged_with_it() -> Outcome {
     let text = said(dir, &merge);
     assert!(text.contains("merged.safetensors: 20 tensors; within"), "{text}");
     assert!(refused(dir, &merge, 2).contains("already there"));
-    let ours = Llama::load_adapted(&dir.join("lora/best.safetensors"), &dir.join(base), &CPU)?;
+    let (ours, doubt) = Llama::load_adapted(&dir.join("lora/best.safetensors"), &dir.join(base), &CPU)?;
+    assert_eq!(doubt, None);
     let prompt = ours.tokens().encode("Line 7: the quick brown café ☕", true)?;
     let expected = logits(&ours, &prompt)?;
     let merged = Llama::load(&dir.join("merged.safetensors"), &CPU)?;
@@ -446,10 +447,27 @@ fn an_adapter_is_trained_beside_its_base_and_merged_with_it() -> Outcome {
         zoo_checkpoint::content_hash(&zoo_checkpoint::open(&dir.join("back.safetensors"))?)?,
         zoo_checkpoint::content_hash(&adapter)?
     );
-    let back = Llama::load_adapted(&dir.join("back.safetensors"), &dir.join(base), &CPU)?;
+    let (back, _) = Llama::load_adapted(&dir.join("back.safetensors"), &dir.join(base), &CPU)?;
     assert_eq!(distance(&logits(&back, &prompt)?, &expected)?, 0.);
     let message = refused(dir, &["convert", "lora", "a.gguf", "--model", "llama", "--to", "gguf"], 2);
     assert!(message.contains("--merge"), "{message}");
+    let message = refused(dir, &["average", "lora", "again", "--output", "mean.safetensors"], 2);
+    assert!(message.contains("is not the mean of what they add"), "{message}");
+    let message = refused(dir, &["generate", "llama", "--checkpoint", base, "--base", "lora/best.safetensors"], 2);
+    assert!(message.contains("is a whole model"), "{message}");
+    // It is trained on; and a run with a base is judged from elsewhere.
+    let more = ["--init-from", "back.safetensors", "--set", "train.freeze=lora_A"];
+    train("more", &more);
+    std::fs::create_dir(dir.join("elsewhere"))?;
+    let args = ["eval", "llama", "--json", "--checkpoint", "../more", "--data", "../text.txt"];
+    let more: Value = serde_json::from_str(&said(&dir.join("elsewhere"), &args))?;
+    assert!(more["metrics"]["loss"].as_f64() < of_run["metrics"]["loss"].as_f64());
+    said(dir, &["doctor", "llama", "--checkpoint", "more", "--data", "text.txt"]);
+    said(dir, &["params", "llama", "--checkpoint", "more/best.safetensors", "--base", base]);
+    std::fs::rename(dir.join(base), dir.join("moved.safetensors"))?;
+    let message = refused(dir, &["eval", "llama", "--checkpoint", "lora", "--data", "text.txt"], 2);
+    assert!(message.contains("name where the weights that the adapter stands beside lie now by --base"), "{message}");
+    said(dir, &["eval", "llama", "--checkpoint", "lora", "--data", "text.txt", "--base", "moved.safetensors"]);
     Ok(())
 }
 
@@ -465,7 +483,7 @@ fn an_adapter_is_trained_over_quantized_weights() -> Outcome {
         ["--set", r"model.lora.targets=_proj$", "--set", "train.eval_every=10", "--set", "train.batch_size=8"];
     let train = [&args[..], &targets, &["--out", "lora"]].concat();
     said(dir, &train);
-    let ours = Llama::load_adapted(&dir.join("lora/best.safetensors"), &dir.join("base.gguf"), &CPU)?;
+    let (ours, _) = Llama::load_adapted(&dir.join("lora/best.safetensors"), &dir.join("base.gguf"), &CPU)?;
     let eval = |args: &[&str]| -> Outcome<f64> {
         let said = said(dir, &[&["eval", "llama", "--json", "--data", "text.txt", "--checkpoint"], args].concat());
         Ok(serde_json::from_str::<Value>(&said)?["metrics"]["loss"].as_f64().ok_or("loss")?)
@@ -491,7 +509,7 @@ fn an_adapter_is_trained_over_quantized_weights() -> Outcome {
         ("base.gguf", "model.lora.alpha=0", "model.lora.alpha is 0"),
         ("none.gguf", "train.steps=3", "none.gguf"),
         ("lora/best.safetensors", "train.steps=3", "it is an adapter of base.gguf"),
-        ("", "train.steps=3", "name them by data.base"),
+        ("", "train.steps=3", "name them by --base"),
     ] {
         let args = [
             "train", "llama", "--preset", "lora", "--data", "text.txt", "--out", "refused", "--base", base, "--set",
@@ -534,7 +552,7 @@ fn adapters_are_those_of_peft() -> Outcome {
     };
     let expected = theirs("make", "theirs")?;
     said(dir, &["convert", "theirs", "theirs.safetensors", "--model", "llama", "--base", base]);
-    let ours = logits(&Llama::load_adapted(&dir.join("theirs.safetensors"), &dir.join(base), &CPU)?, &ids)?;
+    let ours = logits(&Llama::load_adapted(&dir.join("theirs.safetensors"), &dir.join(base), &CPU)?.0, &ids)?;
     let off = distance(&ours, &expected)?;
     assert!(off < 1e-5, "{off}");
     let args =
@@ -542,7 +560,7 @@ fn adapters_are_those_of_peft() -> Outcome {
     said(dir, &[&args[..], &["--steps", "6", "--set", "train.lr=0.05", "--set", "model.lora.rslora=true"]].concat());
     std::fs::create_dir(dir.join("peft"))?;
     said(dir, &["convert", "lora", "peft/adapter_model.safetensors", "--model", "llama", "--to", "peft"]);
-    let expected = logits(&Llama::load_adapted(&dir.join("lora/best.safetensors"), &dir.join(base), &CPU)?, &ids)?;
+    let expected = logits(&Llama::load_adapted(&dir.join("lora/best.safetensors"), &dir.join(base), &CPU)?.0, &ids)?;
     let off = distance(&theirs("read", "peft")?, &expected)?;
     assert!(off < 1e-5, "{off}");
     Ok(())

@@ -129,11 +129,20 @@ impl Values {
         }
     }
 
-    /// Whether `key` is set.
-    pub(crate) fn has(&self, key: &str) -> bool {
+    fn get(&self, key: &str) -> Option<&Value> {
         let mut parts = key.split('.');
         let first = parts.next().and_then(|part| self.0.get(part));
-        parts.fold(first, |value, part| value?.get(part)).is_some()
+        parts.fold(first, |value, part| value?.get(part))
+    }
+
+    /// Whether `key` is set.
+    pub(crate) fn has(&self, key: &str) -> bool {
+        self.get(key).is_some()
+    }
+
+    /// The text that `key` is set to.
+    pub(crate) fn text(&self, key: &str) -> Option<String> {
+        self.get(key)?.as_str().map(String::from)
     }
 
     /// Sets a whole number, if there is one.

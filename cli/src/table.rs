@@ -72,8 +72,12 @@ impl Verb {
 
     /// The flags of the verb that stand for keys of the configuration.
     pub(crate) fn keys(&self, zoo: &Zoo) -> Vec<(&'static str, &'static str)> {
-        const OWN: [(&str, &str); 3] =
-            [("data.path", "data"), ("train.on_nonfinite", "on-nonfinite"), ("train.init_from", "init-from")];
+        const OWN: [(&str, &str); 4] = [
+            ("data.path", "data"),
+            ("data.base", "base"),
+            ("train.on_nonfinite", "on-nonfinite"),
+            ("train.init_from", "init-from"),
+        ];
         let command = self.command(zoo);
         let there = |flag: &str| command.get_arguments().any(|a| a.get_long() == Some(flag));
         let models = zoo.models.iter().flat_map(|m| (self.flags)(m)).map(|f| (f.key, f.name));

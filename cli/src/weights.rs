@@ -1,5 +1,6 @@
 //! Trained weights: where they lie, and the model that they make.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -8,7 +9,7 @@ use serde_json::Value;
 use zoo_checkpoint::{Description, Source};
 use zoo_layers::{Outlined, Params};
 use zoo_training::config::{ConfigOf, migrate};
-use zoo_training::{AsIs, Config, Recipe, RunFiles, Task};
+use zoo_training::{AsIs, Config, Error, Recipe, RunFiles, Task, without_places};
 
 use crate::arguments::Values;
 use crate::output::warn;
@@ -24,10 +25,11 @@ pub(crate) fn weights(path: &Path) -> anyhow::Result<PathBuf> {
     }
     let run = RunFiles::at(path);
     // Those of a run, then those that others put into a folder.
-    const NAMES: [&str; 5] = [
+    const NAMES: [&str; 6] = [
         "model.safetensors",
         "model.safetensors.index.json",
         "adapter_model.safetensors",
+        "adapter_model.bin",
         "pytorch_model.bin",
         "pytorch_model.bin.index.json",
     ];
@@ -41,22 +43,45 @@ pub(crate) fn weights(path: &Path) -> anyhow::Result<PathBuf> {
     Ok(found)
 }
 
+/// The key of the weights that others stand over.
+pub(crate) const BASE: &str = "data.base";
+
 /// Where what weights stand over lies: a file that may be anybody's does not decide what is opened.
 pub(crate) struct Places<'a> {
     /// What was named: weights, or a run, which knows where its files lay.
     pub(crate) checkpoint: &'a Path,
     /// What flags set.
     pub(crate) values: &'a Values,
+    /// Settings as `KEY=VALUE`.
+    pub(crate) set: &'a [String],
 }
 
 impl Places<'_> {
+    /// Refuses a base that was named for weights that stand over none.
+    fn are_of_no_use(&self, path: &Path) -> anyhow::Result<()> {
+        if self.values.has(BASE) || self.set.iter().any(|set| set.starts_with(&format!("{BASE}="))) {
+            return Err(Error::Usage(format!(
+                "{BASE}: {} is a whole model, which stands over no other weights (an adapter is named by --checkpoint)",
+                path.display()
+            ))
+            .into());
+        }
+        Ok(())
+    }
+
+    /// The weights that are stood over, if they are named.
+    pub(crate) fn base<T: Recipe>(&self) -> anyhow::Result<Option<String>> {
+        let data = serde_json::to_value(self.data::<T>()?)?;
+        Ok(data["base"].as_str().filter(|base| !base.is_empty()).map(String::from))
+    }
+
     /// The table `[data]` of the run, or the defaults, with what flags set over it.
     fn data<T: Recipe>(&self) -> anyhow::Result<T::Data> {
         if self.checkpoint.is_dir() && RunFiles::at(self.checkpoint).exist() {
-            return Ok(run_config::<T>(self.checkpoint, &[], self.values.clone())?.data);
+            return Ok(run_config::<T>(self.checkpoint, self.set, self.values.clone())?.data);
         }
         let (model, data, task) = Default::default();
-        changed_source::<T>(&Config { model, data, train: T::training(), task }, &[], self.values.clone())
+        changed_source::<T>(&Config { model, data, train: T::training(), task }, self.set, self.values.clone())
     }
 }
 
@@ -70,16 +95,17 @@ pub(crate) struct Usable<T: Recipe> {
 }
 
 impl<T: Recipe> Usable<T> {
-    /// The model of the weights that `checkpoint` stands for, and their path. `values` name what they stand over, if a run does not.
-    pub(crate) fn read(checkpoint: &Path, values: &Values, device: &Device) -> anyhow::Result<(Self, PathBuf)> {
-        let path = weights(checkpoint)?;
+    /// The model of weights, and their path.
+    pub(crate) fn read(places: &Places, device: &Device) -> anyhow::Result<(Self, PathBuf)> {
+        let path = weights(places.checkpoint)?;
         let source = zoo_checkpoint::open(&path)?;
-        Ok((Self::of(&source, &Places { checkpoint, values }, device)?, path))
+        Ok((Self::of(&source, places, device)?, path))
     }
 
     /// The model of an open checkpoint.
     pub(crate) fn of(source: &Source, places: &Places, device: &Device) -> anyhow::Result<Self> {
         if let Some(AsIs { model, architecture, data, fitted }) = T::of_foreign(source, device)? {
+            places.are_of_no_use(&source.path)?;
             let task = <T as Task>::Settings::default();
             let config = Config { model: architecture, data, train: T::training(), task };
             return Ok(Self { model, config, fitted, foreign: true });
@@ -94,7 +120,7 @@ impl<T: Recipe> Usable<T> {
 /// # Errors
 /// It does not.
 pub(crate) fn fits<T: Recipe>(source: &Source) -> anyhow::Result<()> {
-    let places = Places { checkpoint: &source.path, values: &Values::default() };
+    let places = Places { checkpoint: &source.path, values: &Values::default(), set: &[] };
     let texts = source.metadata.iter().filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_string()))).collect();
     if let Ok(Description { config, .. }) = Description::parse(&texts, T::NAME, &source.path)
         && let Ok(config) = serde_json::from_value::<ConfigOf<T>>(migrate(config)?)
@@ -122,8 +148,12 @@ pub(crate) fn mismatches<T: Recipe>(
     tensors: &[(&str, &[usize])],
     elsewhere: &[Outlined],
 ) -> anyhow::Result<Vec<String>> {
+    let names: HashSet<&str> = elsewhere.iter().map(|p| p.name.as_str()).collect();
+    let twice = tensors.iter().filter(|(name, _)| names.contains(name));
+    let mut problems: Vec<String> = twice.map(|(name, _)| format!("unexpected {name}")).collect();
     let present = tensors.iter().copied().chain(elsewhere.iter().map(|p| (p.name.as_str(), &p.shape[..])));
-    Ok(Params::mismatches(present, |vb| T::build(&config.model, vb))?)
+    problems.extend(Params::mismatches(present, |vb| T::build(&config.model, vb))?);
+    Ok(problems)
 }
 
 /// Weights with what they say about themselves.
@@ -135,10 +165,10 @@ pub(crate) struct Loaded<T: Recipe> {
 }
 
 impl<T: Recipe> Loaded<T> {
-    /// Reads the weights that `checkpoint` stands for, strictly.
-    pub(crate) fn read(checkpoint: &Path, values: &Values, device: &Device) -> anyhow::Result<Self> {
-        let source = zoo_checkpoint::open(&weights(checkpoint)?)?;
-        Self::of(&source, &Places { checkpoint, values }, device)
+    /// Reads weights, strictly.
+    pub(crate) fn read(places: &Places, device: &Device) -> anyhow::Result<Self> {
+        let source = zoo_checkpoint::open(&weights(places.checkpoint)?)?;
+        Self::of(&source, places, device)
     }
 
     /// The weights in an open checkpoint.
@@ -147,9 +177,17 @@ impl<T: Recipe> Loaded<T> {
         let file = source.read(device)?;
         let Description { config, fitted, .. } = Description::parse(&file.metadata, T::NAME, path)?;
         let shown = path.display();
-        let config: ConfigOf<T> = serde_json::from_value::<Config<_, _, _>>(migrate(config)?)
-            .with_context(|| format!("{shown}: its configuration"))?;
-        let over = T::over(&config.model, &places.data::<T>()?, &fitted, path, device)?;
+        let mut config = migrate(config)?;
+        without_places(&mut config);
+        let config: ConfigOf<T> =
+            serde_json::from_value::<Config<_, _, _>>(config).with_context(|| format!("{shown}: its configuration"))?;
+        let over = match elsewhere::<T>(&config)?.is_empty() {
+            true => {
+                places.are_of_no_use(path)?;
+                None
+            }
+            false => T::over(&config.model, &places.data::<T>()?, &fitted, path, device)?,
+        };
         let define = |vb| match &over {
             Some(over) => (over.define)(vb),
             None => T::build(&config.model, vb),

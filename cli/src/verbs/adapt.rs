@@ -15,7 +15,7 @@ use crate::arguments::{Force, Values};
 use crate::fetch::{self, text_of};
 use crate::output::{grouped, print, print_json, remark, warn};
 use crate::settings::changed_source;
-use crate::weights::{elsewhere, mismatches, weights};
+use crate::weights::{BASE, elsewhere, mismatches, weights};
 
 /// What compile, DDP and training scripts put before the names of a model.
 const WRAPPERS: &str = r"rename? (?:(?:state_dict|model_state_dict|model|module|_orig_mod)\.)+(.*) -> $1";
@@ -42,6 +42,10 @@ pub(crate) fn run<T: Import>(
         },
     };
     let ours = plan.metadata.get("model").and_then(Value::as_str) == Some(T::NAME);
+    if let (true, Some(base)) = (ours, &args.base) {
+        let base = base.display();
+        return Err(Error::Usage(format!("--base {base}: for weights of ours it is of use with --merge alone")).into());
+    }
     if ours {
         maps.iter().try_for_each(|map| plan.apply(map))?;
     }
@@ -49,6 +53,11 @@ pub(crate) fn run<T: Import>(
         true => described::<T>(plan, &args.input)?,
         false => import::<T>(plan, args, maps)?,
     };
+    if args.base.is_some() && elsewhere::<T>(&configuration::<T>(&described.config, &args.input)?)?.is_empty() {
+        return Err(
+            Error::Usage("--base: the checkpoint is a whole model, which stands over no other weights".into()).into()
+        );
+    }
     match to {
         None => {
             let description = Description { model: T::NAME.into(), config: described.config, fitted: described.fitted };
@@ -65,10 +74,17 @@ pub(crate) fn merge<T: Import>(args: &Arguments) -> anyhow::Result<()> {
     if args.output.extension().is_none_or(|e| e != "safetensors") {
         return Err(Error::Usage(format!("{shown}: --merge writes safetensors, which convert to other formats")).into());
     }
+    let same =
+        |input: &Path| args.output.canonicalize().is_ok_and(|to| input.canonicalize().is_ok_and(|from| from == to));
+    if [Some(&path), args.base.as_ref()].into_iter().flatten().any(|input| same(input)) {
+        return Err(
+            Error::Usage(format!("{shown}: it would be written over what it is read from: name another file")).into()
+        );
+    }
     args.force.check([args.output.as_path()])?;
     let mut values = Values::default();
     if let Some(base) = &args.base {
-        values.set_path("data.base", base)?;
+        values.set_path(BASE, &weights(base)?)?;
     }
     let file = zoo_checkpoint::read(&path, &Device::Cpu)?;
     let described = Description::parse(&file.metadata, T::NAME, &path)?;
@@ -158,7 +174,8 @@ fn import<T: Import>(plan: &mut Plan, args: &Arguments, maps: &[Rules]) -> anyho
             let tensors: Vec<(&str, &[usize])> = plan.outputs.iter().map(|o| (o.name.as_str(), &o.shape[..])).collect();
             let data = fetch::found::<T>(args.data.as_deref())?;
             let doubts = RefCell::default();
-            let base = args.base.as_ref().map(|base| format!("data.base={}", base.display()));
+            let base = args.base.as_deref().map(weights).transpose()?;
+            let base = base.map(|base| format!("{BASE}={}", base.display()));
             let settings: Vec<String> = args.set.iter().cloned().chain(base).collect();
             let foreign = Foreign {
                 layout: layout.name,

@@ -13,7 +13,7 @@ use zoo_training::{Batches, Event, Observer, Recipe, Split, Trainer, with_produc
 
 use crate::arguments::{DeviceName, Json};
 use crate::device::device;
-use crate::output::{note, print, print_json, table};
+use crate::output::{note, print, print_json, remark, table};
 use crate::system::cpu_name;
 
 pub(crate) struct Options {
@@ -110,7 +110,17 @@ pub(crate) fn cases<T: Recipe>(options: &Options) -> anyhow::Result<Vec<Case>> {
     match &options.preset {
         Some(preset) => Ok(vec![case::<T>(Some(preset), options)?]),
         None if T::PRESETS.is_empty() => Ok(vec![case::<T>(None, options)?]),
-        None => T::PRESETS.iter().map(|p| case::<T>(Some(p.name), options)).collect(),
+        None => {
+            let mut cases = vec![];
+            for preset in T::PRESETS {
+                let over = Overrides { preset: Some(preset.name), set: &options.set, ..Overrides::default() };
+                match T::lacks(&resolve::<T>(&over)?) {
+                    Some(lacks) => remark(format!("{} {} is left out: {lacks}", T::NAME, preset.name)),
+                    None => cases.push(case::<T>(Some(preset.name), options)?),
+                }
+            }
+            Ok(cases)
+        }
     }
 }
 

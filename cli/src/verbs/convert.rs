@@ -46,7 +46,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FILE", requires = "model")]
     pub(crate) base: Option<PathBuf>,
     /// Write the whole model: the weights of --base with what an adapter adds to them
-    #[arg(long, requires = "base", conflicts_with_all = ["to", "map", "quantize", "dtype", "shard_size", "dry_run", "format", "data"])]
+    #[arg(long, requires = "base", conflicts_with_all = ["to", "map", "quantize", "dtype", "shard_size", "dry_run", "format", "data", "no_metadata", "untie"])]
     pub(crate) merge: bool,
     /// A rule, or a file of rules: rename, transpose, split, concat, cast, tie, drop, drop-equal; may be given several times
     #[arg(long, value_name = "FILE|RULE")]

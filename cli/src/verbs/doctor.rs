@@ -16,7 +16,7 @@ use crate::health::{Profiles, advised, as_value, described, name, of_run as heal
 use crate::heat::HeatMap;
 use crate::output::{print, print_json};
 use crate::settings::{configured, has_path};
-use crate::weights::{Loaded, weights};
+use crate::weights::{BASE, Loaded, Places, weights};
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -111,7 +111,11 @@ pub(crate) fn examine<T: Recipe>(args: &Arguments) -> anyhow::Result<()> {
     let (mut settings, mut values) = (args.settings.clone(), Values::default());
     let loaded = match (&args.checkpoint, &settings.preset, &settings.config) {
         (Some(checkpoint), None, None) => {
-            Some((checkpoint, Loaded::<T>::read(checkpoint, &Values::default(), &device)?))
+            let places = Places { checkpoint, values: &Values::default(), set: &args.settings.set };
+            if let Some(base) = places.base::<T>()? {
+                settings.set.insert(0, format!("{BASE}={base}"));
+            }
+            Some((checkpoint, Loaded::<T>::read(&places, &device)?))
         }
         _ => None,
     };

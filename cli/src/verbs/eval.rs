@@ -15,7 +15,7 @@ use crate::output::{csv_text, cut, print, print_json, table, warn};
 use crate::plot::draw_picture;
 use crate::settings::{changed_source, run_config};
 use crate::verbs::sheet;
-use crate::weights::Usable;
+use crate::weights::{BASE, Places, Usable, weights};
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -58,13 +58,20 @@ struct Judged {
 
 fn judge<T: Recipe>(args: &Arguments, checkpoint: &Path) -> anyhow::Result<Judged> {
     let device = device(&args.device.device)?;
-    let (usable, path) = Usable::<T>::read(checkpoint, &args.model.flags, &device)?;
-    let Usable { model, config, fitted, foreign } = usable;
-    if let Some(other) = args.set.iter().find(|s| !s.starts_with("data.")) {
-        let said = format!("--set {other}: weights are judged as they are; the data alone can be set (data.KEY=VALUE)");
+    let flags = args.model.flags.0.keys().filter(|table| *table != "data");
+    let flags = flags.map(|table| format!("a flag for {table}.KEY"));
+    let others = args.set.iter().filter(|set| !set.starts_with("data.")).map(|set| format!("--set {set}"));
+    if let Some(other) = others.chain(flags).next() {
+        let said = format!("{other}: weights are judged as they are; the data alone can be set (data.KEY=VALUE)");
         return Err(Error::Usage(said).into());
     }
     let mut values = args.model.flags.clone();
+    if let Some(base) = values.text(BASE) {
+        values.set_path(BASE, &weights(Path::new(&base))?)?;
+    }
+    let places = Places { checkpoint, values: &values, set: &args.set };
+    let (usable, path) = Usable::<T>::read(&places, &device)?;
+    let Usable { model, config, fitted, foreign } = usable;
     let data = fetch::found::<T>(args.data.as_deref())?;
     if let Some(data) = &data {
         values.set_path("data.path", data)?;

@@ -16,7 +16,7 @@ use crate::arguments::{Checkpoint, DeviceName, Json, ModelName, Precision, Value
 use crate::device::device;
 use crate::output::{note, print_json, shown};
 use crate::signals::{STOPPED, stop_flag};
-use crate::weights::Usable;
+use crate::weights::{BASE, Places, Usable, weights};
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -99,9 +99,10 @@ pub(crate) fn run<T: Generate>(args: &Arguments) -> anyhow::Result<ExitCode> {
     };
     let mut values = Values::default();
     if let Some(base) = &args.base {
-        values.set_path("data.base", base)?;
+        values.set_path(BASE, &weights(base)?)?;
     }
-    let (Usable { model, fitted, .. }, path) = Usable::<T>::read(&args.checkpoint.checkpoint, &values, &device)?;
+    let places = Places { checkpoint: &args.checkpoint.checkpoint, values: &values, set: &[] };
+    let (Usable { model, fitted, .. }, path) = Usable::<T>::read(&places, &device)?;
     let (prompt, asked) = match args.chat {
         true => {
             let system = args.system.as_deref().map(|text| ("system", text));

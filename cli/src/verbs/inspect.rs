@@ -360,6 +360,13 @@ pub(crate) fn average(args: &Average) -> anyhow::Result<()> {
     if sources.iter().any(|s| s.reads(&args.output)) {
         return Err(Error::Usage(format!("{}: it is one of those that are read", args.output.display())).into());
     }
+    if let Some(adapter) = sources.iter().find(|s| s.tensors.iter().any(|t| t.name.contains(".lora_A."))) {
+        let path = adapter.path.display();
+        return Err(Error::Usage(format!(
+            "{path}: the mean of adapters' matrices is not the mean of what they add: merge each with its base first (zoo convert … --merge)"
+        ))
+        .into());
+    }
     args.force.check([args.output.as_path()])?;
     let names: Vec<String> = sources.iter().flat_map(|s| s.tensors.iter().map(|t| t.name.clone())).collect();
     let tensors = sources.first().map_or(0, |s| s.tensors.len());

@@ -11,9 +11,9 @@ use zoo_training::{Error, LARGE, Memory, Recipe, Table};
 use zoo_layers::Outlined;
 
 use crate::arguments::{Json, ModelName, Settings, Values};
-use crate::output::{grouped, print, print_json, table};
+use crate::output::{grouped, print, print_json, remark, table};
 use crate::settings::{configured, outline};
-use crate::weights::Loaded;
+use crate::weights::{BASE, Loaded, Places, weights};
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -24,6 +24,9 @@ pub(crate) struct Arguments {
     /// Count the tensors of these weights instead
     #[arg(long, value_name = "FILE|RUN", conflicts_with_all = ["preset", "config", "set"])]
     pub(crate) checkpoint: Option<PathBuf>,
+    /// The weights that an adapter was trained beside
+    #[arg(long, value_name = "FILE", requires = "checkpoint")]
+    pub(crate) base: Option<PathBuf>,
     /// The channels that these weights take, in their order
     #[arg(long, requires = "checkpoint")]
     pub(crate) channels: bool,
@@ -54,7 +57,7 @@ fn memory<T: Recipe>(config: &ConfigOf<T>, trainable: usize, all: usize, json: J
     let copied = small(of(all));
     // Sums of micro-batches, along a binary tree.
     let gradients = gradients * (1. + (train.accumulate.max(1) as f64).log2().ceil());
-    let checked = if train.health_every > 0 { 2. * gradients + probed } else { 0. };
+    let checked = if train.health_every > 0 { gradients + probed } else { 0. };
     let passing = [
         ("forward and backward pass", (kept + turn).max(gradients + turn / 4.)),
         ("update and health check", gradients.max(checked)),
@@ -101,7 +104,12 @@ fn channels<T: Recipe>(fitted: &Value, json: Json) -> anyhow::Result<()> {
 pub(crate) fn run<T: Recipe>(args: &Arguments) -> anyhow::Result<()> {
     let (all, architecture, preset) = match &args.checkpoint {
         Some(path) => {
-            let loaded = Loaded::<T>::read(path, &Values::default(), &Device::Cpu)?;
+            let mut values = Values::default();
+            if let Some(base) = &args.base {
+                values.set_path(BASE, &weights(base)?)?;
+            }
+            let places = Places { checkpoint: path, values: &values, set: &[] };
+            let loaded = Loaded::<T>::read(&places, &Device::Cpu)?;
             if args.channels {
                 return channels::<T>(&loaded.fitted, args.json);
             }
@@ -114,6 +122,9 @@ pub(crate) fn run<T: Recipe>(args: &Arguments) -> anyhow::Result<()> {
         }
         None => {
             let mut config = configured::<T>(&args.settings, Values::default())?;
+            if let Some(lacks) = T::lacks(&config) {
+                remark(lacks);
+            }
             T::settle(&mut config)?;
             let preset = args.settings.preset.as_deref().or(T::PRESETS.first().map(|p| p.name));
             let all: Vec<_> = outline::<T>(&config)?.into_iter().map(|p| (p, "f32")).collect();

@@ -12,7 +12,7 @@ use crate::device::device;
 use crate::output::{csv_text, note, print, print_json, worded};
 use crate::plot::{check_name, draw_picture};
 use crate::settings::{changed_source, has_path};
-use crate::weights::{Usable, weights};
+use crate::weights::{Places, Usable, weights};
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -63,7 +63,8 @@ pub(crate) fn run<T: Predict>(args: &Arguments) -> anyhow::Result<()> {
         }
     }
     args.force.check(args.output.iter().chain(&args.plot).map(PathBuf::as_path))?;
-    let (Usable { model, config, fitted, .. }, _) = Usable::<T>::read(&args.checkpoint.checkpoint, &values, &device)?;
+    let places = Places { checkpoint: &args.checkpoint.checkpoint, values: &values, set: &[] };
+    let (Usable { model, config, fitted, .. }, _) = Usable::<T>::read(&places, &device)?;
     // Without it nothing is looked for: what the weights were trained on may have moved.
     if args.data.is_some() || has_path::<T>(&config)? {
         values.set_path("data.path", args.data.as_deref().unwrap_or(Path::new("")))?;

@@ -22,7 +22,7 @@ use crate::ranks::together;
 use crate::settings::{configured, run_config};
 use crate::signals::{INTERRUPTED, stop_flag};
 use crate::trackers::{Ended, Log, Trackers};
-use crate::weights::weights;
+use crate::weights::{BASE, weights};
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -226,6 +226,12 @@ fn values<T: Recipe>(args: &Arguments) -> anyhow::Result<Values> {
     let mut values = args.model.flags.clone();
     if let Some(data) = fetch::found::<T>(args.data.as_deref())? {
         values.set_whole_path("data.path", &data)?;
+    }
+    // As those of --data and --init-from: a run is resumed and judged from anywhere.
+    for key in ["data.base", "data.general", "data.tokenizer"] {
+        if let Some(file) = values.text(key).filter(|file| !file.is_empty()) {
+            values.set_whole_path(key, &if key == BASE { weights(Path::new(&file))? } else { file.into() })?;
+        }
     }
     if let Some(file) = &args.init_from {
         values.set_whole_path("train.init_from", &weights(file)?)?;

@@ -84,8 +84,8 @@ fn ours(source: &Source) -> Result<(Config, TokensFile)> {
     let (config, fitted): (Config, Value) = described.read(path).map_err(Error::wrap)?;
     if let Ok(AdapterFile { base: BaseFile { file, .. } }) = serde_json::from_value(fitted.clone()) {
         bail!(
-            "{}: it is an adapter of {file}, not a model: merge the two first (zoo convert {} MERGED.safetensors --model llama --merge \
-             --base {file})",
+            "{}: it is an adapter of {file:.80?}, not a model: merge the two first (zoo convert {} MERGED.safetensors --model llama --merge \
+             --base FILE), or begin a run with it (--base FILE --init-from ADAPTER)",
             path.display(),
             path.display()
         )
@@ -115,6 +115,13 @@ impl Base {
                 (config, Tokens::new(file).map_err(named(path))?, plain(tensors).map_err(named(path))?)
             }
         };
+        if std::fs::metadata(path).is_ok_and(|file| file.len() != source.file_bytes) {
+            bail!(
+                "{}: a base of several files: write them as one first (zoo convert {} ONE.safetensors --model llama)",
+                path.display(),
+                path.display()
+            )
+        }
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let sha256 = zoo_checkpoint::sha256(path).map_err(Error::wrap)?;
         Ok(Self { file: AdapterFile { base: BaseFile { file: name, sha256 } }, config, tokens, weights })
@@ -140,9 +147,12 @@ impl Base {
     /// # Errors
     /// Another model's sizes, or no map that LoRA adapts.
     pub fn define(&self, config: &Config, vb: VarBuilder) -> Result<Llama> {
-        let (ours, theirs) = (self.adapted(&config.lora), config);
-        if ours != *theirs {
-            bail!("{} is not of the sizes that the adapter is for: {ours:?}, expected {theirs:?}", self.file.base.file)
+        let of = |config: &Config| serde_json::to_value(config).map_err(Error::wrap);
+        let (own, theirs) = (of(&self.adapted(&config.lora))?, of(config)?);
+        let differs = own.as_object().into_iter().flatten().find(|(key, value)| theirs.get(key) != Some(value));
+        if let Some((key, value)) = differs {
+            let expected = theirs.get(key).unwrap_or(&Value::Null);
+            bail!("{} is no base of this adapter: its model.{key} is {value}, expected {expected}", self.file.base.file)
         }
         Llama::over(config, self.weights.clone(), vb)
     }
@@ -152,7 +162,7 @@ impl Base {
         let (BaseFile { file, sha256 }, own) = (&trained.base, &self.file.base);
         (*sha256 != own.sha256).then(|| {
             format!(
-                "the adapter was trained beside {file} (SHA-256 {sha256:.12}), and this is {} (SHA-256 {:.12}): results are those of \
+                "the adapter was trained beside {file:.80} (SHA-256 {sha256:.12}), and this is {} (SHA-256 {:.12}): results are those of \
                  other weights",
                 own.file, own.sha256
             )
@@ -209,17 +219,18 @@ fn plain(tensors: BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Weight>> 
 }
 
 impl Llama {
-    /// Loads an adapter's weights (LoRA) over the weights that they were trained beside: ours, or a GGUF file, on the CPU. Also another
-    /// file of a model of these sizes is taken: [`Base::doubt`] tells.
+    /// Loads an adapter's weights (LoRA) over the weights that they were trained beside: ours, or a GGUF file, on the CPU. Another file of
+    /// a model of these sizes is taken, too; then what to know about it is told beside the model.
     ///
     /// # Errors
     /// A file cannot be read, or the two do not fit each other.
-    pub fn load_adapted(adapter: &Path, base: &Path, device: &Device) -> Result<Writer> {
-        let (config, _, tensors): (Config, AdapterFile, _) =
+    pub fn load_adapted(adapter: &Path, base: &Path, device: &Device) -> Result<(Writer, Option<String>)> {
+        let (config, trained, tensors): (Config, AdapterFile, _) =
             Description::open(adapter, NAME, device).map_err(Error::wrap)?;
         let base = Base::read(base, device)?;
         let define = |vb: VarBuilder| base.define(&config, vb);
         let (model, _) = Params::restore(tensors, device, define).map_err(named(adapter))?;
-        Writer::new(model, base.tokens, device)
+        let doubt = base.doubt(&trained);
+        Ok((Writer::new(model, base.tokens, device)?, doubt))
     }
 }

@@ -89,7 +89,7 @@ impl Lora {
 
     /// Finds the maps; nothing without LoRA.
     pub(crate) fn pattern(&self) -> Result<Option<Regex>, String> {
-        const LONGEST: usize = 10_000;
+        const LONGEST: usize = 100_000;
         if !self.is_on() {
             return Ok(None);
         }
@@ -105,6 +105,9 @@ impl Lora {
     fn problem(&self) -> Option<String> {
         const HIGHEST: usize = 4096;
         let &Self { rank, alpha, dropout, .. } = self;
+        if rank == 0 && *self != Self::default() {
+            return Some("model.lora: without a rank its other keys are of no use (model.lora.rank=8)".into());
+        }
         if rank > HIGHEST {
             return Some(format!("model.lora.rank is {rank}, expected at most {HIGHEST}"));
         }
@@ -292,7 +295,7 @@ pub struct DataSettings {
     pub base: String,
     /// A text, beside that of `path`, by which `zoo eval` says what an adapted model forgot.
     pub general: String,
-    /// Tokens of a window to learn from; `model.context` if 0.
+    /// Tokens of a window to learn from; if 0, `model.context`, or 256 at most with `model.lora`.
     pub window: usize,
     /// Share of the text, or of the documents, at its end, that validates and judges; of stored tokens at most 4,194,304.
     pub valid: f64,

@@ -121,6 +121,35 @@ fn of_peft(foreign: &Foreign) -> Result<(Config, DataSettings, Value)> {
     let set = |key: &str| {
         said.get(key).filter(|v| !matches!(v, Value::Bool(false)) && v.as_object().is_none_or(|v| !v.is_empty()))
     };
+    // What says nothing about the values, or is looked at here.
+    const KNOWN: [&str; 26] = [
+        "r",
+        "lora_alpha",
+        "lora_dropout",
+        "use_rslora",
+        "target_modules",
+        "peft_type",
+        "task_type",
+        "bias",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+        "init_lora_weights",
+        "auto_mapping",
+        "peft_version",
+        "layers_to_transform",
+        "layers_pattern",
+        "exclude_modules",
+        "megatron_core",
+        "loftq_config",
+        "eva_config",
+        "corda_config",
+        "runtime_config",
+        "lora_ga_config",
+        "ensure_weight_tying",
+        "qalora_group_size",
+        "arrow_config",
+    ];
     let refused = [
         "use_dora",
         "fan_in_fan_out",
@@ -132,6 +161,15 @@ fn of_peft(foreign: &Foreign) -> Result<(Config, DataSettings, Value)> {
     ];
     if let Some(key) = refused.into_iter().find(|key| set(key).is_some()) {
         return said.lacks(format!("adapter with {key}")).map_err(usage);
+    }
+    if let Some(key) = foreign.entries.keys().find(|key| !KNOWN.contains(&key.as_str()) && set(key).is_some()) {
+        let doubt = format!(
+            "adapter_config.json: {key} is not known here: if it changes what the adapter computes, results are others"
+        );
+        foreign.doubts.borrow_mut().push(doubt);
+    }
+    if said.get("use_rslora").is_some_and(|v| !v.is_boolean()) {
+        return said.lacks("use_rslora that is neither true nor false".into()).map_err(usage);
     }
     if let Some(other) = said.get("bias").and_then(Value::as_str).filter(|bias| *bias != "none") {
         return said.lacks(format!("adapter with biases ({other})")).map_err(usage);

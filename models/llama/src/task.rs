@@ -8,7 +8,7 @@ use candle_nn::VarBuilder;
 use serde_json::{Map, Value};
 use zoo_checkpoint::Source;
 use zoo_layers::ops::CrossEntropyOptions;
-use zoo_layers::{Mode, Params, Sampling};
+use zoo_layers::{Mode, Params, Sampling, Weight};
 use zoo_training::config::{AdamConfig, ConfigOf, NoSettings};
 use zoo_training::health::{Probe, ProbeKind, Profile};
 use zoo_training::{
@@ -21,7 +21,7 @@ use crate::config::NAME;
 use crate::corpus::{Batch, Corpus, Documents, IGNORED, documents};
 use crate::shards::{self, Shards};
 use crate::{
-    AdapterFile, Base, BaseFile, Config, DataSettings, Llama, Lora, Message, Tokens, TokensFile, Writer, layout,
+    AdapterFile, Base, BaseFile, Config, DataSettings, Llama, Lora, Message, Tokens, TokensFile, Writer, gguf, layout,
 };
 
 /// Tokens of a batch when evaluating: their logits are held at once.
@@ -274,25 +274,34 @@ impl Flops {
     }
 }
 
+const WITHOUT_BASE: &str =
+    "model.lora adapts weights that stay as they are: name them by data.base (ours, or a GGUF file)";
+
 /// The weights that are adapted.
 fn base_of(source: &DataSettings, device: &Device) -> zoo_training::Result<Base> {
     match source.base.as_str() {
-        "" => Err(Error::Usage(
-            "model.lora adapts weights that stay as they are: name them by data.base (ours, or a GGUF file)".into(),
-        )),
+        "" => Err(Error::Usage(WITHOUT_BASE.into())),
+        path if !Path::new(path).exists() => Err(Error::Usage(format!(
+            "data.base: there is no {path}: name where the weights that the adapter stands beside lie now by data.base"
+        ))),
         path => Ok(Base::read(Path::new(path), device)?),
     }
 }
 
-/// All of a text as one part.
-fn all_of(path: &str, source: &DataSettings, tokens: &Tokens, window: usize) -> zoo_training::Result<Corpus> {
-    let source = DataSettings { path: path.into(), ..source.clone() };
+/// All of a text as one part, and what was done to it. It is UTF-8, or says what it is.
+fn all_of(
+    path: &str,
+    source: &DataSettings,
+    tokens: &Tokens,
+    window: usize,
+) -> zoo_training::Result<(Corpus, Vec<String>)> {
+    let source = DataSettings { path: path.into(), encoding: String::new(), ..source.clone() };
     let mut documents = documents(&source, 0, Some(tokens))?;
     let [all, _] = documents.split(0.)?;
-    let (corpus, _) = Corpus::new(&all, documents.answers, tokens, window)?;
+    let (corpus, without) = Corpus::new(&all, documents.answers, tokens, window)?;
     match corpus.samples(Split::Test, window) {
         0 => Err(Error::Data(format!("data.general: {path} has no window of {window} tokens"))),
-        _ => Ok(corpus),
+        _ => Ok((corpus, documents.remarks.into_iter().chain(without).collect())),
     }
 }
 
@@ -305,8 +314,10 @@ fn over_base(config: &mut ConfigOf<LlamaTask>) -> zoo_training::Result<()> {
              all of them (--init-from)"
         )));
     }
-    if !config.train.init_from.is_empty() {
-        return Err(Error::Usage("train.init_from: a run with LoRA begins with data.base alone".into()));
+    if !Path::new(&base).exists() {
+        return Err(Error::Usage(format!(
+            "data.base: there is no {base}: name where the weights that LoRA adapts lie by data.base"
+        )));
     }
     let (theirs, file) = adapter::sizes(Path::new(&base))?;
     let named = &config.data.tokenizer;
@@ -357,9 +368,9 @@ impl Task for LlamaTask {
         if !Llama::is_gguf(&source) {
             return Ok(source.read(device)?.tensors);
         }
-        let (weights, _) = Base::read(path, &Device::Cpu)?.merged(&Lora::default(), &BTreeMap::new())?;
-        let weight = |(name, weight): (String, Tensor)| Ok((name, weight.to_device(device)?));
-        Ok(weights.into_iter().map(weight).collect::<Result<_>>()?)
+        let (_, _, weights) = gguf::read(&source)?;
+        let plain = |(name, weight): (String, Weight)| Ok((name, weight.merged()?.to_device(device)?));
+        Ok(weights.into_iter().map(plain).collect::<Result<_>>()?)
     }
 
     fn health() -> Profile {
@@ -496,6 +507,12 @@ impl Recipe for LlamaTask {
         }
     }
 
+    fn lacks(config: &ConfigOf<Self>) -> Option<String> {
+        let ConfigOf::<Self> { model, data, train, .. } = config;
+        let lacks = model.lora.is_on() && data.base.is_empty() && train.init_from.is_empty();
+        lacks.then(|| WITHOUT_BASE.into())
+    }
+
     fn settle(config: &mut ConfigOf<Self>) -> zoo_training::Result<()> {
         if config.model.lora.is_on() && config.data.base.is_empty() {
             // What a run with LoRA begins with stays as it is.
@@ -558,7 +575,7 @@ impl Recipe for LlamaTask {
         if source.base.is_empty() {
             let BaseFile { file, sha256 } = &trained.base;
             return Err(Error::Usage(format!(
-                "{}: an adapter of {file:.80} (SHA-256 {sha256:.64}): name that file by --base",
+                "{}: an adapter of {file:.80} (SHA-256 {sha256:.64}): name that file by data.base",
                 path.display()
             )));
         }
@@ -602,8 +619,8 @@ impl Recipe for LlamaTask {
         let probe = (layers * (hidden + width)) as f64;
         Some(Memory {
             kept: FLOAT * tokens * blocks,
-            // Some logits, and both factors in the order of a product; the table's gradient, if it has one.
-            turn: FLOAT * (logits(tokens) + tokens * within + if config.lora.is_on() { table } else { 3. * table }),
+            // Some logits; where the table learns, its gradient, and both factors in the order of a product.
+            turn: FLOAT * (logits(tokens) + tokens * within + if config.lora.is_on() { 0. } else { 3. * table }),
             evaluated: FLOAT * (logits(evaluated) + evaluated * (block + within)),
             probed: FLOAT * probed * (2. * rows + probe + block),
             held: if config.lora.is_on() { held(config, source) } else { 0. },
@@ -664,17 +681,23 @@ impl Recipe for LlamaTask {
             (None, None) if source.tokenizer.is_empty() => None,
             (None, None) => Some(tokens(Path::new(&source.tokenizer))?),
         };
+        let mut general_said = vec![];
         let general = match (&known, source.general.as_str()) {
             (_, "") => None,
-            (Some(tokens), path) => Some(all_of(path, source, tokens, window)?),
+            (Some(tokens), path) => {
+                let (corpus, said) = all_of(path, source, tokens, window)?;
+                general_said = said;
+                Some(corpus)
+            }
             (None, _) => {
                 return Err(Error::Usage("data.general tells what a model forgot that begins with weights".into()));
             }
         };
-        let task = match Shards::are_in(Path::new(&source.path)) {
+        let mut task = match Shards::are_in(Path::new(&source.path)) {
             true => Self::stored(config, source, known, device)?,
             false => Self::of_texts(config, source, seed, known, device)?,
         };
+        task.remarks.extend(general_said.into_iter().map(|remark| format!("data.general: {remark}")));
         Ok(Self { base, general, ..task })
     }
 

@@ -95,7 +95,7 @@ pub use recipe::{
     AsIs, Dataset, Define, Encoded, Evaluation, Flag, Foreign, Generate, Import, Layout, Memory, Merged, Over, Picture,
     Predict, Prediction, Preset, Raster, Recipe, Request, Table, Tokenize, Trials,
 };
-pub use record::{Difference, without_folders};
+pub use record::{Difference, without_folders, without_places};
 pub use run::{RunDirectory, RunFiles, RunState};
 pub use state::{Guard, LossScale, Rollout, State};
 pub use task::{Groups, Loss, Split, Task, mean_loss};

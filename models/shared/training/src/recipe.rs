@@ -146,6 +146,12 @@ pub trait Recipe: Task {
         Ok(())
     }
 
+    /// What a configuration lacks to be run, such as a file that it does not name: nothing by default.
+    fn lacks(config: &ConfigOf<Self>) -> Option<String> {
+        let _ = config;
+        None
+    }
+
     /// Opens the data at `source`'s path (simulated or built-in data without one). `fitted` is what [`Task::fitted`]
     /// gave when the model was trained.
     ///

@@ -59,6 +59,15 @@ pub(crate) fn value_of<T: Task>(config: &ConfigOf<T>) -> Result<Value> {
     serde_json::to_value(config).map_err(|e| Error::Run(format!("the configuration: {e}")))
 }
 
+/// Leaves out of a file's configuration which further files it was trained with: a file that may be anybody's does not decide what is opened.
+pub fn without_places(config: &mut Value) {
+    for key in PLACES.into_iter().filter(|key| *key != PLACES[0]) {
+        if let Some(Value::String(path)) = config.pointer_mut(&pointer(key)) {
+            path.clear();
+        }
+    }
+}
+
 /// What weights say about themselves.
 pub(crate) fn description<T: Task>(task: &T, config: &ConfigOf<T>) -> Result<Description> {
     let mut config = value_of::<T>(config)?;

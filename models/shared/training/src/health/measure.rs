@@ -187,7 +187,7 @@ fn packed_bias(name: &str) -> bool {
 }
 
 /// The rows whose elements may be other than zero.
-fn alive(name: &str, role: Role, dims: &[usize], rows: &[Row]) -> Vec<usize> {
+fn alive(name: &str, role: Role, dims: &[usize], rows: &[Row], begins: bool) -> Vec<usize> {
     let all = || (0..rows.len()).collect();
     match rows {
         // With rotary positions, say, a key's bias has a gradient all the same.
@@ -200,8 +200,8 @@ fn alive(name: &str, role: Role, dims: &[usize], rows: &[Row]) -> Vec<usize> {
         {
             vec![]
         }
-        // Where more than zeros stand in the second matrix, this one has a gradient.
-        _ if name.ends_with(FIRST_OF_LORA) && rows.iter().all(|row| row.nonzero == 0) => vec![],
+        // In the first step, the second matrix is zeros.
+        _ if begins && name.ends_with(FIRST_OF_LORA) && rows.iter().all(|row| row.nonzero == 0) => vec![],
         _ if role == Role::Table && dims.len() == 2 => {
             let looked_up: Vec<usize> = (0..rows.len()).filter(|i| rows[*i].nonzero > 0).collect();
             // Nothing looked up at all is no reason for zeros.
@@ -212,7 +212,12 @@ fn alive(name: &str, role: Role, dims: &[usize], rows: &[Row]) -> Vec<usize> {
 }
 
 /// Of a parameter whose step changed it by so much; see [`change`].
-fn parameter(profile: &Profile, watched: &Watched, changed: Option<(f64, f64)>) -> Result<ParameterHealth> {
+fn parameter(
+    profile: &Profile,
+    watched: &Watched,
+    changed: Option<(f64, f64)>,
+    begins: bool,
+) -> Result<ParameterHealth> {
     let &Watched { name, weight, gradient, .. } = watched;
     let (role, elements) = (profile.role(name), weight.elem_count());
     // Where the first change of zeros was there is nothing to say.
@@ -242,7 +247,7 @@ fn parameter(profile: &Profile, watched: &Watched, changed: Option<(f64, f64)>) 
     }
     let width = width(name, role, weight.dims());
     let rows = statistics::rows(gradient, None, width, ZERO as f32)?;
-    let alive = alive(name, role, weight.dims(), &rows);
+    let alive = alive(name, role, weight.dims(), &rows, begins);
     let over = |f: fn(&Row) -> usize| alive.iter().map(|i| f(&rows[*i])).sum::<usize>();
     let (n, zeros) = (over(|row| row.len), over(|row| row.small));
     let squares: f64 = alive.iter().map(|i| rows[*i].squares).sum();
@@ -386,7 +391,8 @@ impl Check {
         let changes = watched.iter().map(|w| w.before.map(|before| change(w.weight, before)).transpose());
         let changes = changes.collect::<Result<Vec<_>>>()?;
         let pairs = watched.iter().zip(&changes);
-        let parameters = pairs.map(|(w, changed)| parameter(profile, w, *changed)).collect::<Result<Vec<_>>>()?;
+        let parameters =
+            pairs.map(|(w, changed)| parameter(profile, w, *changed, step <= 1)).collect::<Result<Vec<_>>>()?;
         // What backward does not reach is said of each by itself.
         let reached = || parameters.iter().filter(|p| !p.missing);
         let alive: usize = reached().map(|p| p.elements - p.expected).sum();

@@ -15,7 +15,7 @@
 //!   packed `in_proj_bias` it is the middle third: the 33 % of zeros that look like a pattern of dying.
 //! - Rows of a table that the batch did not look up: absent tokens, positions beyond the sequence. They have exactly zero
 //!   gradient. A table without any other row is dead all the same.
-//! - The first matrix of LoRA while the second is zeros, as it begins. A second one that no gradient reaches is told by its own.
+//! - The first matrix of LoRA in the first step, in which the second is zeros.
 //! - Parameters that are frozen.
 
 mod finding;

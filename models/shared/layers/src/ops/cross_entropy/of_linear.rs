@@ -40,6 +40,9 @@ pub fn linear_cross_entropy(
         let (t, dtype) = (targets.dims(), targets.dtype());
         bail!("cross-entropy: x {:?} and targets {t:?} of {dtype:?} do not fit weight [{classes}, {k}]", x.dims())
     }
+    if k == 0 || classes == 0 {
+        bail!("cross-entropy: a weight of [{classes}, {k}]")
+    }
     let smoothing = options.label_smoothing;
     if !(0. ..=1.).contains(&smoothing) {
         bail!("cross-entropy: expected label smoothing in [0, 1], got {smoothing}")
@@ -70,10 +73,6 @@ struct LinearCrossEntropy {
 impl Op for LinearCrossEntropy {
     fn name(&self) -> &'static str {
         "linear cross-entropy"
-    }
-
-    fn wide(&self) -> bool {
-        true
     }
 
     fn reference(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {

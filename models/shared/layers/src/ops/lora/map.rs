@@ -42,8 +42,13 @@ impl MapAt {
     pub(in crate::ops) fn of<'a>(map: &Map<'a>, dims: [usize; 2], inputs: &mut Vec<&'a Tensor>) -> Result<Self> {
         let [n, k] = dims;
         let found = map.weight.dims();
-        if found != dims {
-            bail!("linear map: a weight of {found:?}, expected {dims:?}")
+        if found != dims || n == 0 || k == 0 {
+            bail!("linear map: a weight of {found:?}, expected {dims:?} of at least one row and column")
+        }
+        let rows = inputs.first().map_or(0, |x| x.elem_count() / x.dims().last().copied().unwrap_or(1).max(1));
+        let widest = n.max(k).max(map.lora.as_ref().map_or(0, |lora| lora.a.dims().first().copied().unwrap_or(0)));
+        if rows.checked_mul(widest).is_none_or(|n| n > isize::MAX as usize / 4) {
+            bail!("linear map: {rows} rows times {dims:?} are more elements than can be addressed")
         }
         let mut push = |tensor: &'a Tensor| {
             inputs.push(tensor);
@@ -150,6 +155,10 @@ impl MapAt {
         let Some(lora) = &self.lora else { return Ok(dx) };
         let (rank, a) = (inputs[lora.a].dims()[0], inputs[lora.a].f32()?);
         let beside = Size { k: rank, ..size };
+        grads.put(lora.b, || weight_gradient(beside, dy, h));
+        if dx.is_none() && !grads.pass.needs[lora.a] {
+            return Ok(None);
+        }
         let dh = lora.scaled(input_gradient(beside, dy, inputs[lora.b].f32()?));
         let between = Size { m: rows, n: rank, k };
         if grads.pass.needs[lora.a] {
@@ -157,7 +166,6 @@ impl MapAt {
             let u = masked.as_deref().unwrap_or(x);
             grads.put(lora.a, || weight_gradient(between, &dh, u));
         }
-        grads.put(lora.b, || weight_gradient(beside, dy, h));
         if let Some(dx) = &mut dx {
             let (dh, a) = (Matrix::rows(&dh, rank), Matrix::rows(a, k));
             match &lora.dropout {

@@ -75,7 +75,7 @@ pub struct Map<'a> {
 /// Shapes that do not fit; a share of dropout outside [0, 1).
 pub fn linear_map(x: &Tensor, map: Map) -> Result<Tensor> {
     let dims = map.weight.dims();
-    let (&[n, k], Some(lora)) = (&dims[..], &map.lora) else {
+    let (&[n, k], Some(_)) = (&dims[..], &map.lora) else {
         return match map.weight {
             MapWeight::Plain(weight) => linear(x, weight, None, Activation::Identity),
             MapWeight::Quantized(weight) => quantized_linear(x, weight),
@@ -83,11 +83,6 @@ pub fn linear_map(x: &Tensor, map: Map) -> Result<Tensor> {
     };
     if x.rank() == 0 || x.dim(D::Minus1)? != k {
         bail!("LoRA: x {:?} does not fit weight [{n}, {k}]", x.dims())
-    }
-    let rows = x.dims().iter().rev().skip(1).try_fold(1usize, |n, d| n.checked_mul(*d));
-    let widest = n.max(lora.a.dims().first().copied().unwrap_or(0));
-    if rows.and_then(|rows| rows.checked_mul(widest)).is_none_or(|n| n > isize::MAX as usize / 4) {
-        bail!("LoRA: {:?} times [{n}, {k}] are more elements than can be addressed", x.dims())
     }
     let mut inputs = vec![x];
     let map = MapAt::of(&map, [n, k], &mut inputs)?;

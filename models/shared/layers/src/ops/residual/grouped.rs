@@ -184,8 +184,8 @@ impl Op for Grouped {
         let asks = self.input.iter().any(|map| map.asks(pass.needs));
         let n = if asks { cpu::normed(self.norm.as_ref(), inputs)?.0 } else { Default::default() };
         // Below the first block of a model whose weights stay as they are, nothing waits for a gradient.
-        let wanted =
-            pass.needs[0] || self.norm.as_ref().is_some_and(|norm| norm.weight.is_some_and(|at| pass.needs[at]));
+        let of_norm = self.norm.as_ref().map(|norm| [norm.weight, norm.bias]).unwrap_or_default();
+        let wanted = pass.needs[0] || of_norm.into_iter().flatten().any(|at| pass.needs[at]);
         let dn = self.input[0].back([&dq, &n, of_q], &mut grads, None, wanted)?;
         let dn = self.input[1].back([&dk, &n, of_k], &mut grads, dn, wanted)?;
         let dn = self.input[2].back([&dv, &n, of_v], &mut grads, dn, wanted)?;
