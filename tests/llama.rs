@@ -508,7 +508,7 @@ fn an_adapter_is_trained_over_quantized_weights() -> Outcome {
         ("base.gguf", "model.lora.rank=0", "give it a rank"),
         ("base.gguf", "model.lora.alpha=0", "model.lora.alpha is 0"),
         ("none.gguf", "train.steps=3", "none.gguf"),
-        ("lora/best.safetensors", "train.steps=3", "it is an adapter of base.gguf"),
+        ("lora/best.safetensors", "train.steps=3", "it is an adapter of \"base.gguf\""),
         ("", "train.steps=3", "name them by --base"),
     ] {
         let args = [

@@ -181,7 +181,8 @@ impl<T: Recipe> Loaded<T> {
         without_places(&mut config);
         let config: ConfigOf<T> =
             serde_json::from_value::<Config<_, _, _>>(config).with_context(|| format!("{shown}: its configuration"))?;
-        let over = match elsewhere::<T>(&config)?.is_empty() {
+        // A configuration that no model can have is told by the model itself.
+        let over = match elsewhere::<T>(&config).unwrap_or_default().is_empty() {
             true => {
                 places.are_of_no_use(path)?;
                 None
