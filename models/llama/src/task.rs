@@ -24,7 +24,7 @@ use crate::{
     AdapterFile, Base, BaseFile, Config, DataSettings, Llama, Lora, Message, Tokens, TokensFile, Writer, gguf, layout,
 };
 
-/// Tokens of a batch when evaluating: their logits are held at once.
+/// Tokens of a batch when evaluating.
 const BATCH: usize = 1024;
 /// Characters that may be generated.
 const MOST_GENERATED: usize = 100_000_000;
@@ -232,6 +232,9 @@ fn tokens(path: &Path) -> zoo_training::Result<Tokens> {
         false => Ok(Tokens::new(adapter::sizes(path)?.1)?),
     }
 }
+
+/// What an allocator holds where blocks of many sizes come and go, as the gradients of whole models do (measured).
+const SIZES: f64 = 1.4;
 
 /// Logits that the loss has at a time (`linear_cross_entropy`).
 const LOGITS: f64 = (1 << 24) as f64;
@@ -618,7 +621,7 @@ impl Recipe for LlamaTask {
         let (evaluated, probed) = (BATCH.max(window as usize) as f64, train.watched() as f64 * window);
         let probe = (layers * (hidden + width)) as f64;
         Some(Memory {
-            kept: FLOAT * tokens * blocks,
+            kept: FLOAT * tokens * blocks * if config.lora.is_on() { 1. } else { SIZES },
             // Some logits; where the table learns, its gradient, and both factors in the order of a product.
             turn: FLOAT * (logits(tokens) + tokens * within + if config.lora.is_on() { 0. } else { 3. * table }),
             evaluated: FLOAT * (logits(evaluated) + evaluated * (block + within)),
