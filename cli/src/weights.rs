@@ -46,6 +46,15 @@ pub(crate) fn weights(path: &Path) -> anyhow::Result<PathBuf> {
 /// The key of the weights that others stand over.
 pub(crate) const BASE: &str = "data.base";
 
+/// What a flag that names the weights that others stand over sets: a file, or a run's.
+pub(crate) fn base_of(flag: Option<&Path>) -> anyhow::Result<Values> {
+    let mut values = Values::default();
+    if let Some(base) = flag {
+        values.set_path(BASE, &weights(base)?)?;
+    }
+    Ok(values)
+}
+
 /// Where what weights stand over lies: a file that may be anybody's does not decide what is opened.
 pub(crate) struct Places<'a> {
     /// What was named: weights, or a run, which knows where its files lay.
@@ -76,7 +85,7 @@ impl Places<'_> {
     }
 
     /// The table `[data]` of the run, or the defaults, with what flags set over it.
-    fn data<T: Recipe>(&self) -> anyhow::Result<T::Data> {
+    pub(crate) fn data<T: Recipe>(&self) -> anyhow::Result<T::Data> {
         if self.checkpoint.is_dir() && RunFiles::at(self.checkpoint).exist() {
             return Ok(run_config::<T>(self.checkpoint, self.set, self.values.clone())?.data);
         }
@@ -121,8 +130,7 @@ impl<T: Recipe> Usable<T> {
 /// It does not.
 pub(crate) fn fits<T: Recipe>(source: &Source) -> anyhow::Result<()> {
     let places = Places { checkpoint: &source.path, values: &Values::default(), set: &[] };
-    let texts = source.metadata.iter().filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_string()))).collect();
-    if let Ok(Description { config, .. }) = Description::parse(&texts, T::NAME, &source.path)
+    if let Ok(Description { config, .. }) = Description::of(source, T::NAME)
         && let Ok(config) = serde_json::from_value::<ConfigOf<T>>(migrate(config)?)
     {
         let tensors: Vec<(&str, &[usize])> = source.tensors.iter().map(|t| (t.name.as_str(), &t.shape[..])).collect();

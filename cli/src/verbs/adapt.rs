@@ -8,14 +8,13 @@ use candle_core::Device;
 use serde_json::{Map, Value, json};
 use zoo_checkpoint::{Description, Plan, Rules};
 use zoo_training::config::{ConfigOf, migrate};
-use zoo_training::{Config, Error, Foreign, Import, Layout, Merged, without_folders};
+use zoo_training::{Error, Foreign, Import, Layout, Merged, without_folders};
 
 use super::convert::Arguments;
-use crate::arguments::{Force, Values};
+use crate::arguments::Force;
 use crate::fetch::{self, text_of};
 use crate::output::{grouped, print, print_json, remark, warn};
-use crate::settings::changed_source;
-use crate::weights::{BASE, elsewhere, mismatches, weights};
+use crate::weights::{BASE, Places, base_of, elsewhere, mismatches, weights};
 
 /// What compile, DDP and training scripts put before the names of a model.
 const WRAPPERS: &str = r"rename? (?:(?:state_dict|model_state_dict|model|module|_orig_mod)\.)+(.*) -> $1";
@@ -82,15 +81,11 @@ pub(crate) fn merge<T: Import>(args: &Arguments) -> anyhow::Result<()> {
         );
     }
     args.force.check([args.output.as_path()])?;
-    let mut values = Values::default();
-    if let Some(base) = &args.base {
-        values.set_path(BASE, &weights(base)?)?;
-    }
+    let values = base_of(args.base.as_deref())?;
     let file = zoo_checkpoint::read(&path, &Device::Cpu)?;
     let described = Description::parse(&file.metadata, T::NAME, &path)?;
     let config = configuration::<T>(&described.config, &path)?;
-    let (model, data, task) = Default::default();
-    let source = changed_source::<T>(&Config { model, data, train: T::training(), task }, &args.set, values)?;
+    let source = Places { checkpoint: &args.input, values: &values, set: &args.set }.data::<T>()?;
     let Some(merged) = T::merged(&config.model, &source, &described.fitted, &path, file.tensors)? else {
         return Err(Error::Usage(format!("{}: whole weights, which stand over no others", path.display())).into());
     };

@@ -12,11 +12,11 @@ use serde_json::json;
 use zoo_layers::Sampling;
 use zoo_training::{Error, Generate};
 
-use crate::arguments::{Checkpoint, DeviceName, Json, ModelName, Precision, Values};
+use crate::arguments::{Checkpoint, DeviceName, Json, ModelName, Precision};
 use crate::device::device;
 use crate::output::{note, print_json, shown};
 use crate::signals::{STOPPED, stop_flag};
-use crate::weights::{BASE, Places, Usable, weights};
+use crate::weights::{Places, Usable, base_of};
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -97,10 +97,7 @@ pub(crate) fn run<T: Generate>(args: &Arguments) -> anyhow::Result<ExitCode> {
         }
         text => text.to_string(),
     };
-    let mut values = Values::default();
-    if let Some(base) = &args.base {
-        values.set_path(BASE, &weights(base)?)?;
-    }
+    let values = base_of(args.base.as_deref())?;
     let places = Places { checkpoint: &args.checkpoint.checkpoint, values: &values, set: &[] };
     let (Usable { model, fitted, .. }, path) = Usable::<T>::read(&places, &device)?;
     let (prompt, asked) = match args.chat {

@@ -13,7 +13,7 @@ use zoo_layers::Outlined;
 use crate::arguments::{Json, ModelName, Settings, Values};
 use crate::output::{grouped, print, print_json, remark, table};
 use crate::settings::{configured, outline};
-use crate::weights::{BASE, Loaded, Places, weights};
+use crate::weights::{Loaded, Places, base_of};
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -104,10 +104,7 @@ fn channels<T: Recipe>(fitted: &Value, json: Json) -> anyhow::Result<()> {
 pub(crate) fn run<T: Recipe>(args: &Arguments) -> anyhow::Result<()> {
     let (all, architecture, preset) = match &args.checkpoint {
         Some(path) => {
-            let mut values = Values::default();
-            if let Some(base) = &args.base {
-                values.set_path(BASE, &weights(base)?)?;
-            }
+            let values = base_of(args.base.as_deref())?;
             let places = Places { checkpoint: path, values: &values, set: &[] };
             let loaded = Loaded::<T>::read(&places, &Device::Cpu)?;
             if args.channels {

@@ -49,7 +49,7 @@ pub(crate) fn of_lora(name: &str) -> Option<(&str, &str)> {
 }
 
 /// An error with the file's name before it, unless it has it.
-fn named(path: &Path) -> impl Fn(Error) -> Error + '_ {
+pub(crate) fn named(path: &Path) -> impl Fn(Error) -> Error + '_ {
     move |e| {
         let shown = path.display().to_string();
         match e.to_string() {
@@ -79,8 +79,7 @@ pub(crate) fn sizes(path: &Path) -> Result<(Config, TokensFile)> {
 /// Sizes and tokenizer of weights of ours.
 fn ours(source: &Source) -> Result<(Config, TokensFile)> {
     let path = &source.path;
-    let texts = source.metadata.iter().filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_string()))).collect();
-    let described = Description::parse(&texts, NAME, path).map_err(Error::wrap)?;
+    let described = Description::of(source, NAME).map_err(Error::wrap)?;
     let (config, fitted): (Config, Value) = described.read(path).map_err(Error::wrap)?;
     if let Ok(AdapterFile { base: BaseFile { file, .. } }) = serde_json::from_value(fitted.clone()) {
         bail!(
@@ -103,11 +102,7 @@ impl Base {
     pub fn read(path: &Path, device: &Device) -> Result<Self> {
         let source = zoo_checkpoint::open(path).map_err(Error::wrap)?;
         let (config, tokens, weights) = match Llama::is_gguf(&source) {
-            true if !device.is_cpu() => bail!(
-                "{}: the weights of a GGUF file are multiplied as they are on the CPU: leave --device out, or make weights of it by zoo \
-                 convert --model llama",
-                path.display()
-            ),
+            true if !device.is_cpu() => bail!("{}", gguf::on_cpu_alone(path)),
             true => gguf::read(&source).map_err(named(path))?,
             false => {
                 let (config, file) = ours(&source)?;

@@ -1,6 +1,7 @@
 //! GGUF files of llama.cpp's architecture `llama`: what they say about the model, and the model with its weights in their few bits.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use serde_json::{Map, Value};
@@ -8,6 +9,7 @@ use zoo_checkpoint::{Codes, Plan, Source};
 use zoo_layers::Weight;
 use zoo_layers::ops::{Bits, Quantized, rope_frequencies};
 
+use crate::adapter::named;
 use crate::config::NAME;
 use crate::{Config, Llama, Scaling, Tokens, Writer};
 
@@ -185,6 +187,15 @@ fn rounded(value: f64) -> f64 {
     (value as f32).to_string().parse().unwrap_or(value)
 }
 
+/// Refuses a device for weights in a GGUF file.
+pub(crate) fn on_cpu_alone(path: &Path) -> String {
+    format!(
+        "{}: the weights of a GGUF file are multiplied as they are on the CPU: leave --device out, or make weights of it by zoo convert \
+         --model llama",
+        path.display()
+    )
+}
+
 impl Llama {
     /// The sizes of a GGUF file's model, and the model with its weights in their few bits and its tokenizer, for writing text on the CPU. Blocks that are no
     /// integers with scales (`IQ1` to `IQ3` and the like) become f32.
@@ -192,15 +203,10 @@ impl Llama {
     /// # Errors
     /// The file cannot be read, or is not a Llama's.
     pub fn of_gguf(source: &Source) -> Result<(Config, Writer)> {
-        let path = source.path.display().to_string();
-        let named = |e: Error| match e.to_string() {
-            // What the reader of files says names them.
-            text if text.starts_with(&path) => e,
-            text => Error::msg(format!("{path}: {text}")),
-        };
-        let (config, tokens, weights) = read(source).map_err(named)?;
-        let model = Self::of_weights(&config, weights).map_err(named)?;
-        Ok((config, Writer::new(model, tokens, &Device::Cpu).map_err(named)?))
+        let named = named(&source.path);
+        let (config, tokens, weights) = read(source).map_err(&named)?;
+        let model = Self::of_weights(&config, weights).map_err(&named)?;
+        Ok((config, Writer::new(model, tokens, &Device::Cpu).map_err(&named)?))
     }
 
     /// Whether a file is one that [`Llama::of_gguf`] may read: of llama.cpp's names, not of ours.

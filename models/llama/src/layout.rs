@@ -122,7 +122,7 @@ fn of_peft(foreign: &Foreign) -> Result<(Config, DataSettings, Value)> {
         said.get(key).filter(|v| !matches!(v, Value::Bool(false)) && v.as_object().is_none_or(|v| !v.is_empty()))
     };
     // What says nothing about the values, or is looked at here.
-    const KNOWN: [&str; 26] = [
+    const KNOWN: [&str; 25] = [
         "r",
         "lora_alpha",
         "lora_dropout",
@@ -148,7 +148,6 @@ fn of_peft(foreign: &Foreign) -> Result<(Config, DataSettings, Value)> {
         "lora_ga_config",
         "ensure_weight_tying",
         "qalora_group_size",
-        "arrow_config",
     ];
     let refused = [
         "use_dora",

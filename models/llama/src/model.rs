@@ -107,8 +107,10 @@ impl Block {
     fn new(config: &Config, norms: VarBuilder, maker: &mut Maker, prefix: &str) -> Result<Self> {
         let &Config { width, heads, key_heads, head_width, hidden, .. } = config;
         let (all, few) = (heads * head_width, key_heads * head_width);
-        let (norms, grouped) = (Self::norms(config, &norms)?, Self::grouped(config));
-        let [inner, out] = grouped.init;
+        let norms = Self::norms(config, &norms)?;
+        let grouped = GroupedConfig { width, heads, key_heads, head_width };
+        // What is added to the residual stream 2·layers times starts smaller (GPT-2).
+        let (inner, out) = (init::normal(0., STDEV), init::normal(0., STDEV / (2. * config.layers as f64).sqrt()));
         let mut map = |name: &str, size, init| maker.map(&format!("{prefix}.{name}_proj"), size, init);
         let attention = [
             map("self_attn.q", [all, width], inner)?,
@@ -128,13 +130,6 @@ impl Block {
             true => Self { norms, attention, mlp },
             false => Self { norms, attention: attention.stacked(), mlp: mlp.stacked() },
         })
-    }
-
-    fn grouped(config: &Config) -> GroupedConfig {
-        let &Config { width, heads, key_heads, head_width, .. } = config;
-        // What is added to the residual stream 2·layers times starts smaller (GPT-2).
-        let out = STDEV / (2. * config.layers as f64).sqrt();
-        GroupedConfig { width, heads, key_heads, head_width, init: [init::normal(0., STDEV), init::normal(0., out)] }
     }
 
     fn norms(config: &Config, vb: &VarBuilder) -> Result<[Norm; 2]> {

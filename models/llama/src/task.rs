@@ -593,11 +593,7 @@ impl Recipe for LlamaTask {
             return Ok(None);
         }
         if !device.is_cpu() {
-            return Err(Error::Usage(format!(
-                "{}: the weights of a GGUF file are multiplied as they are on the CPU: leave --device out, or make weights of it by zoo \
-                 convert --model llama",
-                source.path.display()
-            )));
+            return Err(Error::Usage(gguf::on_cpu_alone(&source.path)));
         }
         let (architecture, writer) = Llama::of_gguf(source)?;
         let fitted = serde_json::to_value(writer.tokens().file()).unwrap_or_default();

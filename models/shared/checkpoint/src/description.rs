@@ -5,7 +5,7 @@ use candle_core::{Device, Tensor};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::{Error, Result};
+use crate::{Error, Result, Source};
 
 /// What a weights file says about itself, in its metadata.
 #[derive(Clone, Debug)]
@@ -52,6 +52,15 @@ impl Description {
             return Err(refuse(format!("weights of {name}, expected {model}")));
         }
         Ok(Self { model: name.clone(), config: json("config")?, fitted: json("fitted")? })
+    }
+
+    /// What open weights of `model` say in their metadata.
+    ///
+    /// # Errors
+    /// As [`Description::parse`].
+    pub fn of(source: &Source, model: &str) -> Result<Self> {
+        let texts = source.metadata.iter().filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_string()))).collect();
+        Self::parse(&texts, model, &source.path)
     }
 
     /// Reads the weights of `model` at `path`: its table `[model]` and what was fitted, as the model's own types, and the tensors.

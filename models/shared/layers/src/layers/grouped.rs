@@ -1,9 +1,7 @@
 use candle_core::{Device, Result, Tensor, bail};
-use candle_nn::VarBuilder;
 
 use super::weight::{Weight, Weights};
 use super::{KvCache, Mode, Norm};
-use crate::init::Init;
 use crate::ops::{
     Activation, AttentionOptions, GatedBranch, GroupedBranch, RopePairs, RopeScaling, add_dropout, attention, gated,
     rope_angles_of, rope_frequencies, rope_heads,
@@ -56,8 +54,6 @@ pub struct GroupedConfig {
     pub key_heads: usize,
     /// Features of a head.
     pub head_width: usize,
-    /// Initial values of the maps in and out.
-    pub init: [Init; 2],
 }
 
 impl GroupedConfig {
@@ -71,7 +67,7 @@ impl GroupedConfig {
 }
 
 /// Causal self-attention with rotary positions in which heads of queries share those of keys and values, without biases, as
-/// Llama has it: `q_proj`, `k_proj`, `v_proj`, `o_proj`.
+/// Llama has it.
 #[derive(Clone, Debug)]
 pub struct GroupedAttention {
     heads: usize,
@@ -82,31 +78,13 @@ pub struct GroupedAttention {
 }
 
 impl GroupedAttention {
-    /// Defines the parameters.
-    ///
-    /// # Errors
-    /// Heads of keys that do not divide those of queries; sizes of zero.
-    pub fn new(config: GroupedConfig, vb: VarBuilder) -> Result<Self> {
-        let GroupedConfig { width, heads, key_heads, head_width, init } = config;
-        config.check()?;
-        let map = |from, to, init, name: &str| Weight::new(from, to, init, vb.pp(name));
-        let (all, few) = (heads * head_width, key_heads * head_width);
-        let inputs = [
-            map(width, all, init[0], "q_proj")?,
-            map(width, few, init[0], "k_proj")?,
-            map(width, few, init[0], "v_proj")?,
-        ];
-        let output = map(all, width, init[1], "o_proj")?;
-        Ok(Self { heads, key_heads, inputs: Weights::Apart(inputs), output })
-    }
-
     /// Of these weights: of queries, keys, values and the way out.
     ///
     /// # Errors
-    /// As [`GroupedAttention::new`]; weights of other sizes.
+    /// Heads of keys that do not divide those of queries; sizes of zero; weights of other sizes.
     pub fn of_weights(config: GroupedConfig, [q, k, v, output]: [Weight; 4]) -> Result<Self> {
         config.check()?;
-        let GroupedConfig { width, heads, key_heads, head_width, .. } = config;
+        let GroupedConfig { width, heads, key_heads, head_width } = config;
         let (all, few) = (heads * head_width, key_heads * head_width);
         let expected = [[all, width], [few, width], [few, width], [width, all]];
         let dims = [&q, &k, &v, &output].map(Weight::dims);
@@ -192,8 +170,7 @@ impl GroupedAttention {
     }
 }
 
-/// Two maps of which one lets the other through, and one back (SwiGLU with SiLU), without biases, as Llama has it:
-/// `gate_proj`, `up_proj`, `down_proj`.
+/// Two maps of which one lets the other through, and one back (SwiGLU with SiLU), without biases, as Llama has it.
 #[derive(Clone, Debug)]
 pub struct GatedMlp {
     /// The one that lets through, and the one that is let through.
@@ -203,16 +180,6 @@ pub struct GatedMlp {
 }
 
 impl GatedMlp {
-    /// Defines the parameters: `width` features of a place, `hidden` in between; `init` has the maps in and the one out.
-    ///
-    /// # Errors
-    /// candle's.
-    pub fn new(width: usize, hidden: usize, activation: Activation, init: [Init; 2], vb: VarBuilder) -> Result<Self> {
-        let map = |from, to, init, name: &str| Weight::new(from, to, init, vb.pp(name));
-        let inputs = [map(width, hidden, init[0], "gate_proj")?, map(width, hidden, init[0], "up_proj")?];
-        Ok(Self { inputs: Weights::Apart(inputs), down: map(hidden, width, init[1], "down_proj")?, activation })
-    }
-
     /// Of these weights: of gate, up and down.
     ///
     /// # Errors

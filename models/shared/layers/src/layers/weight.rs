@@ -246,3 +246,31 @@ impl<const N: usize> Weights<N> {
         .flat_map(Weight::parameters)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use zoo_kernels::check::random;
+
+    use super::*;
+    use crate::Params;
+    use candle_core::Device;
+
+    #[test]
+    fn merged_it_is_the_same_map() -> Result<()> {
+        let params = Params::init(1, &Device::Cpu);
+        let config = LoraConfig { rank: 3, scale: 0.5, dropout: 0.2 };
+        let weight = Weight::Plain(random(1, &[5, 8])?).adapted(config, params.builder())?;
+        // It begins with zeros, which would say nothing.
+        params.all()[1].var.set(&random(2, &[5, 3])?)?;
+        let x = random(3, &[4, 8])?;
+        let y = weight.forward(&x, Mode::Eval)?;
+        let off = |other: &Tensor| (&y - other)?.abs()?.max_all()?.to_scalar::<f32>();
+        assert!(off(&x.matmul(&weight.merged()?.t()?)?)? < 1e-5);
+        assert!(off(&weight.base().forward(&x, Mode::Eval)?)? > 1e-2);
+        // What is dropped differs from step to step.
+        let trained = |step| weight.forward(&x, Mode::Train { seed: 1, step });
+        assert!(off(&trained(1)?)? > 1e-3 && (trained(1)? - trained(2)?)?.abs()?.max_all()?.to_scalar::<f32>()? > 1e-3);
+        assert!(weight.adapted(config, params.builder()).is_err());
+        Ok(())
+    }
+}
