@@ -14,12 +14,12 @@ use candle_core::Device;
 use clap::Args;
 use serde_json::{Map, json};
 use zoo_training::config::{ConfigOf, to_toml};
-use zoo_training::{End, Error, Picture, Ranks, RateTest, Recipe, Trainer};
+use zoo_training::{End, Error, Picture, Ranks, RateTest, Recipe, Trainer, spread};
 
 use crate::arguments::{DeviceName, Force, Json, ModelName, Settings, Values};
 use crate::device::device;
 use crate::fetch;
-use crate::output::{first_line, note, print, print_json};
+use crate::output::{first_line, note, print, print_json, warn};
 use crate::plot::{check_name, draw_picture, number};
 use crate::ranks::together;
 use crate::settings::configured;
@@ -59,9 +59,12 @@ pub(crate) struct Arguments {
     /// Runs of a random search
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub(crate) trials: usize,
-    /// Seed of the random search
-    #[arg(long, value_name = "S", default_value_t = 1)]
-    pub(crate) seed: u64,
+    /// Seed of the random search (1 by default), or of the run of --lr-find
+    #[arg(long, value_name = "S")]
+    pub(crate) seed: Option<u64>,
+    /// Train each setting with so many seeds, each to its end, and rank by the mean: what is closer than chance is told
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100), conflicts_with = "lr_find")]
+    pub(crate) repeats: u64,
     /// Let every run end by itself: without it, a run that is behind the median of those before is stopped
     #[arg(long)]
     pub(crate) to_the_end: bool,
@@ -79,12 +82,17 @@ pub(crate) struct Arguments {
     pub(crate) json: Json,
 }
 
+/// The key of the seed.
+const SEED: &str = "train.seed";
+
 pub(crate) fn run<T: Recipe>(args: &Arguments) -> anyhow::Result<ExitCode> {
     together(|ranks| tune::<T>(args, ranks))
 }
 
 fn tune<T: Recipe>(args: &Arguments, ranks: &Rc<Ranks>) -> anyhow::Result<ExitCode> {
-    if !ranks.is_alone() && (args.lr_find || !args.to_the_end) {
+    // The mean of a run that was stopped and of whole ones would say nothing.
+    let to_the_end = args.to_the_end || args.repeats > 1;
+    if !ranks.is_alone() && (args.lr_find || !to_the_end) {
         let what = if args.lr_find {
             "--lr-find is one training, in one process"
         } else {
@@ -113,7 +121,11 @@ fn tune<T: Recipe>(args: &Arguments, ranks: &Rc<Ranks>) -> anyhow::Result<ExitCo
         Ok(config)
     };
     if args.lr_find {
-        return find_rate::<T>(args, &resolve(&[])?, &device);
+        let seed: Vec<String> = args.seed.iter().map(|seed| format!("{SEED}={seed}")).collect();
+        return find_rate::<T>(args, &resolve(&seed)?, &device);
+    }
+    if let (true, Some(axis)) = (args.repeats > 1, axes.iter().find(|axis| axis.key == SEED)) {
+        return Err(Error::Usage(format!("{}: --repeats chooses the seeds: leave one out", axis.key)).into());
     }
     if axes.is_empty() {
         return Err(Error::Usage("nothing to tune: give values, as in --set train.lr=0.01,0.001".into()).into());
@@ -142,7 +154,8 @@ fn tune<T: Recipe>(args: &Arguments, ranks: &Rc<Ranks>) -> anyhow::Result<ExitCo
         device,
         stop: stop_flag()?,
         out: Results::shared(&out, ranks, || Results::open(&out, args, &axes, &base))?,
-        to_the_end: args.to_the_end,
+        to_the_end,
+        seeds: (0..args.repeats).map(|i| config.train.seed.wrapping_add(i)).collect(),
         ranks: ranks.clone(),
     };
     let done = match args.search {
@@ -185,7 +198,10 @@ fn in_order<T: Recipe>(
         }
         let mut scores = vec![];
         for set in sets {
-            scores.push((study.out.loss(&to_toml(&resolve(&set)?)?), set));
+            let each = study.repeated(&set);
+            let losses = each.iter().map(|set| Ok(study.out.loss(&to_toml(&resolve(set)?)?)));
+            let losses = losses.collect::<anyhow::Result<Vec<f64>>>()?;
+            scores.push((spread::mean(&losses), set));
         }
         if let Some((_, set)) = scores.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)) {
             best = set;
@@ -200,10 +216,20 @@ struct Study {
     stop: Arc<AtomicBool>,
     out: Results,
     to_the_end: bool,
+    /// The seeds that each setting is trained with.
+    seeds: Vec<u64>,
     ranks: Rc<Ranks>,
 }
 
 impl Study {
+    /// Settings with each of the seeds; as they are where there is one.
+    fn repeated(&self, set: &[String]) -> Vec<Vec<String>> {
+        match self.seeds.as_slice() {
+            [_] => vec![set.to_vec()],
+            seeds => seeds.iter().map(|seed| [set, &[format!("{SEED}={seed}")]].concat()).collect(),
+        }
+    }
+
     /// Trains with each of these settings, unless that was done; false if a signal came first. Many processes train beside each
     /// other, each with settings of its own.
     fn trials<T: Recipe>(
@@ -212,7 +238,8 @@ impl Study {
         resolve: &dyn Fn(&[String]) -> anyhow::Result<ConfigOf<T>>,
     ) -> anyhow::Result<bool> {
         let mut pending: Vec<(&[String], ConfigOf<T>, String)> = vec![];
-        for set in sets {
+        let sets: Vec<Vec<String>> = sets.iter().flat_map(|set| self.repeated(set)).collect();
+        for set in &sets {
             let config = resolve(set)?;
             let text = to_toml(&config)?;
             if !self.out.configs.contains(&text) && !pending.iter().any(|(.., other)| *other == text) {
@@ -310,7 +337,12 @@ fn find_rate<T: Recipe>(args: &Arguments, config: &ConfigOf<T>, device: &Device)
     args.force.check([args.plot.as_path()])?;
     let task = T::open(&config.model, &config.data, config.train.seed, None, device)?;
     let test = Trainer::new(&task, config, device)?.test_rates(1e-6, 1., STEPS)?;
-    let RateTest { points, least_at, suggestion } = &test;
+    let RateTest { points, least_at, suggestion, moved } = &test;
+    if !moved {
+        warn(
+            "the loss never fell by more than chance moves it: the rate says nothing (more samples a step, train.batch_size, make it clearer)",
+        );
+    }
     let line =
         |value: fn(&(f64, f64, f64)) -> f64| points.iter().enumerate().map(|(i, p)| (i as f64, value(p))).collect();
     let picture = Picture {

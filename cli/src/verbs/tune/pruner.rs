@@ -44,7 +44,8 @@ impl<'a> Pruner<'a> {
     }
 
     fn evaluated(&mut self, step: u64, metrics: Map<String, Value>) {
-        let Some(loss) = metrics.get("loss").and_then(Value::as_f64) else { return };
+        // Initial weights are no result.
+        let Some(loss) = metrics.get("loss").and_then(Value::as_f64).filter(|_| step > 0) else { return };
         if self.best.as_ref().is_none_or(|(best, ..)| loss < *best) {
             self.best = Some((loss, step, metrics));
         }

@@ -7,10 +7,10 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use zoo_checkpoint::Folder;
-use zoo_training::{Error, Ranks};
+use zoo_training::{Error, Ranks, spread};
 
-use super::Arguments;
 use super::space::Axis;
+use super::{Arguments, SEED};
 use crate::output::{cut, print, print_json, table};
 use crate::plot::number;
 
@@ -33,6 +33,20 @@ pub(super) struct Trial {
     pub(super) progress: Vec<(f64, f64)>,
 }
 
+/// Settings that were trained with several seeds.
+struct Group {
+    settings: Vec<String>,
+    losses: Vec<f64>,
+    /// Whether the best is no clearly better.
+    tied: bool,
+}
+
+impl Group {
+    fn mean(&self) -> f64 {
+        spread::mean(&self.losses)
+    }
+}
+
 /// The directory of a search: its plan, its results so far, and a run directory a trial.
 pub(super) struct Results {
     pub(super) path: PathBuf,
@@ -44,10 +58,14 @@ pub(super) struct Results {
 impl Results {
     pub(super) fn open(path: &Path, args: &Arguments, axes: &[Axis], base: &str) -> anyhow::Result<Self> {
         let axes: Vec<Value> = axes.iter().map(|a| json!([a.key, a.values])).collect();
-        let plan = json!({
-            "search": format!("{:?}", args.search), "trials": args.trials, "seed": args.seed, "to_the_end": args.to_the_end,
+        let mut plan = json!({
+            "search": format!("{:?}", args.search), "trials": args.trials, "seed": args.seed.unwrap_or(1), "to_the_end": args.to_the_end,
             "axes": axes, "base": base,
         });
+        // One that was begun before there were repeats goes on.
+        if args.repeats > 1 {
+            plan["repeats"] = args.repeats.into();
+        }
         let folder = path.is_dir().then(|| Folder::open(path)).transpose()?;
         let text = |name: &str| -> anyhow::Result<Option<String>> {
             let folder = folder.as_ref().filter(|f| !matches!(f.kind(name), Ok(None)));
@@ -112,6 +130,7 @@ impl Results {
     }
 
     pub(super) fn report(&self, model: &str, data: &str, as_json: bool) {
+        let (groups, noise) = self.groups();
         let mut ranked: Vec<&Trial> = self.trials.iter().collect();
         ranked.sort_by(|a, b| a.loss.unwrap_or(f64::INFINITY).total_cmp(&b.loss.unwrap_or(f64::INFINITY)));
         if as_json {
@@ -126,9 +145,13 @@ impl Results {
                     })
                 })
                 .collect();
-            print_json(
-                &json!({ "model": model, "data": data, "out": self.path.display().to_string(), "trials": trials }),
-            );
+            let groups: Vec<Value> = groups
+                .iter()
+                .map(|g| json!({ "settings": g.settings, "runs": g.losses.len(), "loss": g.mean(), "tied_with_best": g.tied }))
+                .collect();
+            print_json(&json!({
+                "model": model, "data": data, "out": self.path.display().to_string(), "trials": trials, "noise": noise, "groups": groups,
+            }));
             return;
         }
         let names: Vec<&String> =
@@ -155,5 +178,53 @@ impl Results {
             rows.push(row);
         }
         print(&table(&rows));
+        let Some(noise) = noise else {
+            if groups.len() > 1 {
+                print(
+                    "\nhow much of a difference is chance is not known: --repeats 3 trains each setting with three seeds\n",
+                );
+            }
+            return;
+        };
+        let mut rows = vec![["settings", "seeds", "mean loss", "beside the best"].map(String::from).to_vec()];
+        for group in &groups {
+            let beside = if group.tied { "no clear difference" } else { "worse" };
+            let beside = if std::ptr::eq(group, &groups[0]) { "" } else { beside };
+            let (seeds, mean) = (group.losses.len().to_string(), format!("{:.4}", group.mean()));
+            rows.push(vec![group.settings.join(" "), seeds, mean, beside.into()]);
+        }
+        print(&format!(
+            "\n{}the losses of one setting have a standard deviation of {noise:.4} over its seeds; a difference of means below two standard \
+             errors is none\n",
+            table(&rows)
+        ));
+    }
+
+    /// Settings with the losses of their seeds, the least mean first, and the standard deviation of a loss over seeds, if any setting has
+    /// several.
+    fn groups(&self) -> (Vec<Group>, Option<f64>) {
+        let mut groups: Vec<Group> = vec![];
+        for trial in &self.trials {
+            let settings: Vec<String> =
+                trial.settings.iter().filter(|s| !s.starts_with(&format!("{SEED}="))).cloned().collect();
+            let loss = trial.loss.unwrap_or(f64::INFINITY);
+            match groups.iter_mut().find(|g| g.settings == settings) {
+                Some(group) => group.losses.push(loss),
+                None => groups.push(Group { settings, losses: vec![loss], tied: false }),
+            }
+        }
+        groups.sort_by(|a, b| a.mean().total_cmp(&b.mean()));
+        let several = groups.iter().filter(|g| g.losses.len() > 1 && g.mean().is_finite());
+        let variances: Vec<f64> = several.map(|g| spread::deviation(&g.losses).powi(2)).collect();
+        if variances.is_empty() {
+            return (groups, None);
+        }
+        let noise = spread::mean(&variances).sqrt();
+        let (best, of_best) = (groups[0].mean(), groups[0].losses.len() as f64);
+        for group in &mut groups {
+            let error = noise * (1. / of_best + 1. / group.losses.len() as f64).sqrt();
+            group.tied = group.mean() - best < 2. * error;
+        }
+        (groups, Some(noise))
     }
 }

@@ -53,7 +53,7 @@ fn range(lo: &str, hi: &str, key: &str, args: &Arguments) -> Option<Vec<String>>
     if !(from < to && from.is_finite() && to.is_finite()) {
         return None;
     }
-    let mut stream = Stream::new(args.seed, Purpose::Sampling, zoo_layers::random::layer_id(key), 1);
+    let mut stream = Stream::new(args.seed.unwrap_or(1), Purpose::Sampling, zoo_layers::random::layer_id(key), 1);
     let draw = |_| {
         let u = stream.uniform();
         let value = if from > 0. { from * (to / from).powf(u) } else { from + (to - from) * u };
@@ -77,7 +77,7 @@ pub(super) fn grid(axes: &[Axis]) -> Vec<Vec<String>> {
 
 /// Combinations drawn independently, each once; of a range, every trial has a value of its own.
 pub(super) fn random(axes: &[Axis], args: &Arguments) -> Vec<Vec<String>> {
-    let mut stream = Stream::new(args.seed, Purpose::Sampling, 0, 0);
+    let mut stream = Stream::new(args.seed.unwrap_or(1), Purpose::Sampling, 0, 0);
     let (mut chosen, mut seen) = (vec![], BTreeSet::new());
     // Small grids run out of new combinations.
     for _ in 0..100 * args.trials {

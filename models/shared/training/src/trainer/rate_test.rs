@@ -12,6 +12,24 @@ pub struct RateTest {
     pub least_at: f64,
     /// A tenth of it, which is still on the way down.
     pub suggestion: f64,
+    /// Whether the smoothed loss fell by more than chance moves it: if not, the rates say nothing.
+    pub moved: bool,
+}
+
+impl RateTest {
+    /// Whether the smoothed loss came down to `least` from its first tenth by more than chance.
+    fn fell(&self, least: f64) -> bool {
+        let n = self.points.len();
+        let first = &self.points[..n.div_ceil(10)];
+        let level = first.iter().map(|p| p.1).sum::<f64>() / first.len().max(1) as f64;
+        // Neighbours have nearly the same rate: what lies between them is chance.
+        let pairs = first.windows(2).map(|w| (w[1].1 - w[0].1).powi(2) / 2.);
+        let variance = pairs.sum::<f64>() / (first.len() as f64 - 1.).max(1.);
+        let of_level = variance / first.len().max(1) as f64;
+        let of_smoothed = variance * (1. - PAST) / (1. + PAST);
+        // The least of many smoothed values is low by chance, too.
+        level - least > 4. * (of_level + of_smoothed).sqrt()
+    }
 }
 
 /// Weight of the past in the smoothed loss.
@@ -68,6 +86,7 @@ impl<T: Task> Trainer<'_, T> {
             )));
         }
         test.suggestion = test.least_at / 10.;
+        test.moved = test.fell(least);
         Ok(test)
     }
 }
