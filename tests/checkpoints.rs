@@ -345,23 +345,27 @@ fn weights_are_verified_and_averaged() -> Outcome {
         flipped["problems"].as_array().ok_or("problems")?.iter().filter_map(Value::as_str).collect();
     assert!(problems.iter().any(|p| p.contains("checksum")), "{flipped}");
     assert!(failure(&zoo(dir, &["convert", "flipped.pt", "x.safetensors"]), 1).contains("damaged"));
+    let days = |i: u32| {
+        format!("{}-{:02}-{:02},{:.2}\n", 2000 + i / 336, 1 + i / 28 % 12, 1 + i % 28, 50. + f64::from(i * i % 97) / 9.)
+    };
+    std::fs::write(dir.join("prices.csv"), format!("Date,Close\n{}", (0..200).map(days).collect::<String>()))?;
     // The mean of two runs lies between them, and a model takes it.
     for (seed, out) in [("1", "one"), ("2", "two")] {
-        let args = [
-            "train",
-            "stock-lstm",
-            "--steps",
-            "2",
-            "--set",
-            "data.simulated_days=200",
-            "--set",
-            "model.hidden=8",
-            "--seed",
-            seed,
-        ];
+        let args =
+            ["train", "stock-lstm", "--steps", "2", "--set", "model.hidden=8", "--data", "prices.csv", "--seed", seed];
         assert!(zoo(dir, &[&args[..], &["--out", out]].concat()).status.success());
     }
     assert!(zoo(dir, &["average", "one", "two", "--output", "mean.safetensors"]).status.success());
+    // Scaled by other data, or of another size, they have no mean that means anything.
+    for (out, other) in [("scaled", ["--set", "data.simulated_days=200"]), ("narrow", ["--set", "model.window=30"])] {
+        let data = if out == "narrow" { vec!["--data", "prices.csv"] } else { vec![] };
+        let args =
+            [&["train", "stock-lstm", "--steps", "2", "--set", "model.hidden=8", "--out", out][..], &other, &data]
+                .concat();
+        assert!(zoo(dir, &args).status.success());
+        let refused = failure(&zoo(dir, &["average", "one", out, "--output", "none.safetensors"]), 2);
+        assert!(refused.contains("is not that of one/best.safetensors"), "{refused}");
+    }
     let read = |path: &str| zoo_checkpoint::read(&dir.join(path), &candle_core::Device::Cpu).map(|c| c.tensors);
     let (one, two, mean) = (read("one/best.safetensors")?, read("two/best.safetensors")?, read("mean.safetensors")?);
     for (name, m) in &mean {
@@ -370,8 +374,8 @@ fn weights_are_verified_and_averaged() -> Outcome {
         assert!(error < 1e-7, "{name}: {error}");
     }
     assert!(zoo(dir, &["verify", "mean.safetensors", "--model", "stock-lstm"]).status.success());
-    let error = failure(&zoo(dir, &["average", "one", &weights, "--output", "x.safetensors"]), 1);
-    assert!(error.contains("in one"), "{error}");
+    let error = failure(&zoo(dir, &["average", "one", &weights, "--output", "x.safetensors"]), 2);
+    assert!(error.contains("is not that of one"), "{error}");
     Ok(())
 }
 

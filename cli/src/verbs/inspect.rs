@@ -354,6 +354,36 @@ fn sarif(args: &Verify, problems: &[Problem]) -> Value {
     })
 }
 
+/// What weights of ours say of themselves that is another than the first ones': their model, its sizes, or what was fitted to the data, such as
+/// a vocabulary or a scaler.
+fn other_than(first: &Source, other: &Source) -> Option<String> {
+    let said = |source: &Source, key: &str| -> Option<Value> {
+        let value = source.metadata.get(key)?;
+        Some(match value.as_str() {
+            Some(text) => serde_json::from_str(text).unwrap_or_else(|_| value.clone()),
+            None => value.clone(),
+        })
+    };
+    for key in ["model", "fitted"] {
+        if said(first, key) != said(other, key) {
+            return Some(if key == "fitted" {
+                "vocabulary, scaler or the like (\"fitted\")".into()
+            } else {
+                key.into()
+            });
+        }
+    }
+    let sizes =
+        |source: &Source| said(source, "config").and_then(|mut config| config.get_mut("model").map(Value::take));
+    let (one, two) = (sizes(first), sizes(other));
+    // What training alone has to do with, such as dropout, may differ.
+    let differs = |key: &&String| {
+        *key != "dropout" && one.as_ref().map(|o| &o[key.as_str()]) != two.as_ref().map(|t| &t[key.as_str()])
+    };
+    let keys = one.as_ref().and_then(Value::as_object).into_iter().flat_map(|map| map.keys());
+    keys.into_iter().find(differs).map(|key| format!("setting model.{key}"))
+}
+
 pub(crate) fn average(args: &Average) -> anyhow::Result<()> {
     let sources = args.files.iter().map(|f| opened(f)).collect::<anyhow::Result<Vec<_>>>()?;
     let format = by_extension(&args.output)?;
@@ -364,6 +394,13 @@ pub(crate) fn average(args: &Average) -> anyhow::Result<()> {
         let path = adapter.path.display();
         return Err(Error::Usage(format!(
             "{path}: the mean of adapters' matrices is not the mean of what they add: merge each with its base first (zoo convert … --merge)"
+        ))
+        .into());
+    }
+    if let Some((path, what)) = sources.iter().find_map(|s| Some((&s.path, other_than(&sources[0], s)?))) {
+        let (path, first) = (path.display(), sources[0].path.display());
+        return Err(Error::Usage(format!(
+            "{path}: its {what} is not that of {first}: a mean of the two means nothing"
         ))
         .into());
     }
