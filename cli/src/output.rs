@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Context;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use serde::Serialize;
-use zoo_training::Error;
+use zoo_training::config::synonyms;
+use zoo_training::{Error, TrainConfig};
 
 /// What the program is called, and the flags of the verb at work by the keys that they set.
 static PROGRAM: OnceLock<&'static str> = OnceLock::new();
@@ -176,6 +177,36 @@ pub(crate) fn first_line(e: &impl std::fmt::Display) -> String {
     e.to_string().lines().next().unwrap_or_default().to_string()
 }
 
+/// What verbs of other programs, and flags that are keys of the configuration here, are called.
+fn elsewhere(typed: &str, verb: Option<&str>) -> Option<String> {
+    const VERBS: [(&str, &[&str]); 14] = [
+        ("train", &["fit", "finetune", "fine-tune", "resume"]),
+        ("eval", &["evaluate", "test", "validate", "score"]),
+        ("predict", &["infer", "inference", "forecast"]),
+        ("generate", &["sample", "chat", "complete"]),
+        ("convert", &["export", "import", "quantize", "merge"]),
+        ("params", &["summary", "count"]),
+        ("diff", &["compare"]),
+        ("report", &["plot", "curves"]),
+        ("doctor", &["diagnose", "check", "health"]),
+        ("tune", &["sweep", "search", "hpo", "lr-find"]),
+        ("bench", &["benchmark", "profile"]),
+        ("inspect", &["info", "show", "ls"]),
+        ("pull", &["download", "fetch"]),
+        ("push", &["upload", "publish"]),
+    ];
+    let Some(flag) = typed.strip_prefix("--") else {
+        return VERBS.iter().find(|(_, others)| others.contains(&typed)).map(|(ours, _)| ours.to_string());
+    };
+    let takes_settings = matches!(verb, Some("train" | "tune" | "params" | "doctor"));
+    let name = flag.split('=').next().unwrap_or(flag).replace('-', "_");
+    let own = TrainConfig::KEYS.iter().find(|key| **key == name).copied();
+    let key = own.or_else(|| synonyms(&name).find(|key| TrainConfig::KEYS.contains(key)))?;
+    // These have a flag of their own.
+    let own = verb == Some("train") && ["steps", "epochs", "seed"].contains(&key);
+    takes_settings.then(|| if own { format!("--{key}") } else { format!("--set train.{key}=VALUE") })
+}
+
 /// A wrong command line, of a verb if it names one: help as it is, errors in one line, exit code 2.
 pub(crate) fn refuse_call(e: &clap::Error, verb: Option<&str>) -> ExitCode {
     if matches!(e.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
@@ -199,7 +230,12 @@ pub(crate) fn refuse_call(e: &clap::Error, verb: Option<&str>) -> ExitCode {
         }
         _ => None,
     });
-    let tip = tips.into_iter().next().map_or(String::new(), |t| format!(" (did you mean {t}?)"));
+    let typed = e.context().find_map(|(kind, value)| match (kind, value) {
+        (ContextKind::InvalidArg | ContextKind::InvalidSubcommand, ContextValue::String(s)) => Some(s.as_str()),
+        _ => None,
+    });
+    let tip = typed.and_then(|typed| elsewhere(typed, verb)).or(tips.into_iter().next());
+    let tip = tip.map_or(String::new(), |t| format!(" (did you mean {t}?)"));
     let help = verb.map_or(String::new(), |verb| format!(" {verb}"));
     note(&format!("{0}: {message}{tip}; see {0}{help} --help", program()));
     ExitCode::from(2)
@@ -229,9 +265,11 @@ pub(crate) fn message(e: &anyhow::Error) -> String {
 fn way_out(e: &Error) -> String {
     match e {
         Error::RunExists(path) => {
-            format!(": continue it with --resume {}, or choose another --out", path.display())
+            format!(": continue it with --resume {}, or choose another --out", quoted(&path.display().to_string()))
         }
-        Error::OnlyWeights(path) => format!(": begin a new run with them by --init-from {}", path.display()),
+        Error::OnlyWeights(path) => {
+            format!(": begin a new run with them by --init-from {}", quoted(&path.display().to_string()))
+        }
         Error::Changed { differences, .. } => {
             let flags: String = differences.iter().map(|d| format!(" --allow-change {}", d.key)).collect();
             format!(": undo the change, or allow it with{flags}")
@@ -252,6 +290,12 @@ pub(crate) fn fail(e: &anyhow::Error) -> ExitCode {
         Some(Error::Usage(_) | Error::RunExists(_) | Error::Changed { .. } | Error::NoSuchKey(_))
     );
     ExitCode::from(if wrong_call { 2 } else { 1 })
+}
+
+/// A word of a command as a shell takes it.
+pub(crate) fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-=:,+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) { word.into() } else { format!("'{}'", word.replace('\'', r"'\''")) }
 }
 
 /// A count with a comma every three digits.

@@ -13,7 +13,7 @@ use crate::{Error, Result, Task};
 
 pub use migrate::migrate;
 pub use optimizer::{AdamConfig, MuonConfig, OptimizerConfig, RmsPropConfig, SgdConfig};
-pub use resolve::{ConfigFile, Overrides, changed, overlaid, resolve, to_toml};
+pub use resolve::{ConfigFile, Overrides, changed, overlaid, resolve, synonyms, to_toml};
 
 /// Everything that decides a run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -148,6 +148,9 @@ macro_rules! train_config {
         }
 
         impl TrainConfig {
+            /// The keys of this table.
+            pub const KEYS: &'static [&'static str] = &[$(stringify!($key)),+];
+
             /// What the value of a key of this table has an effect on.
             pub(crate) fn effect(key: &str) -> Effect {
                 match key {

@@ -286,6 +286,36 @@ fn deepest(path: String, value: &Value) -> String {
     }
 }
 
+/// What keys are called here that PyTorch, Lightning, Hugging Face or nanoGPT call otherwise, the likelier first.
+pub fn synonyms(name: &str) -> impl Iterator<Item = &'static str> {
+    const NAMES: [(&str, &[&str]); 23] = [
+        ("lr", &["learning_rate", "max_lr", "base_lr"]),
+        ("clip_norm", &["grad_clip", "max_grad_norm", "gradient_clip_val", "clip_grad", "clip_grad_norm", "clip"]),
+        ("batch_size", &["batch", "bs", "per_device_train_batch_size", "train_batch_size"]),
+        ("layers", &["n_layers", "n_layer", "num_layers", "num_hidden_layers", "depth"]),
+        ("heads", &["n_heads", "n_head", "num_heads", "num_attention_heads", "nhead"]),
+        ("width", &["n_embd", "hidden_size", "d_model", "embed_dim", "embedding_dim", "dim", "n_embed"]),
+        ("hidden", &["intermediate_size", "dim_feedforward", "ffn_dim", "d_ff", "hidden_size", "hidden_dim"]),
+        ("context", &["block_size", "seq_len", "max_seq_len", "context_length", "max_position_embeddings"]),
+        ("window", &["seq_len", "sequence_length", "lookback"]),
+        ("vocabulary", &["vocab_size", "vocab"]),
+        ("dropout", &["dropout_rate", "drop", "resid_pdrop"]),
+        ("steps", &["max_iters", "max_steps", "num_steps", "n_steps", "iterations", "iters"]),
+        ("epochs", &["num_epochs", "max_epochs", "n_epochs", "num_train_epochs", "epoch"]),
+        ("warmup_steps", &["warmup", "warmup_iters", "num_warmup_steps"]),
+        ("weight_decay", &["wd", "decay"]),
+        ("accumulate", &["accumulate_grad_batches", "gradient_accumulation_steps", "grad_accum", "accum"]),
+        ("seed", &["random_seed", "manual_seed"]),
+        ("early_stopping", &["patience"]),
+        ("eval_every", &["eval_interval", "eval_steps", "val_check_interval", "eval_freq"]),
+        ("log_every", &["log_interval", "logging_steps", "log_every_n_steps"]),
+        ("checkpoint_every", &["save_steps", "save_every", "save_interval", "checkpoint_interval"]),
+        ("dtype", &["precision", "mixed_precision", "amp"]),
+        ("kind", &["optim", "optimizer_name"]),
+    ];
+    NAMES.into_iter().filter(move |(_, others)| others.contains(&name)).map(|(ours, _)| ours)
+}
+
 /// What to say of a key that is not there.
 fn unknown(table: &Table, path: &str, prefix: &str, known: &[String]) -> String {
     match renamed(path) {
@@ -297,8 +327,12 @@ fn unknown(table: &Table, path: &str, prefix: &str, known: &[String]) -> String 
         _ => {}
     }
     // A key given without its table, such as lr for train.lr, is the likeliest slip.
-    let ends = known.iter().find(|k| k.ends_with(&format!(".{path}"))).map(String::as_str);
-    match ends.or_else(|| nearest(path, known.iter().map(String::as_str))) {
+    let ends = |name: &str| known.iter().find(|k| k.ends_with(&format!(".{name}"))).map(String::as_str);
+    let last = path.rsplit('.').next().unwrap_or(path);
+    match ends(path)
+        .or_else(|| synonyms(last).find_map(ends))
+        .or_else(|| nearest(path, known.iter().map(String::as_str)))
+    {
         _ if prefix.strip_suffix('.') == Some(TAGGED) => {
             let keys: Vec<&str> = table.keys().map(String::as_str).filter(|k| *k != "kind").collect();
             let kind = table.get("kind").and_then(Value::as_str).unwrap_or_default();
