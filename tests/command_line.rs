@@ -331,7 +331,8 @@ fn a_run_is_judged_and_reported_and_its_metrics_exported() -> Outcome {
         json(&train(dir.path(), &["--epochs", "6", "--out", out, "--set", lr, "--csv", "--tensorboard"], &[]))?;
     }
     let judged = json(&zoo(dir.path(), &["doctor", "one", "--json"]))?;
-    assert!(judged["verdict"].is_string() && judged["numbers"]["evaluations"] == 6, "{judged}");
+    assert!(judged["verdict"].is_string() && judged["numbers"]["evaluations"] == 7, "{judged}");
+    assert!(judged["numbers"]["baseline"][0] == "best constant" && judged["numbers"]["samples"] == 132, "{judged}");
     let text = std::fs::read_to_string(dir.path().join("one/metrics.csv"))?;
     assert!(text.starts_with("step,loss,lr,grad_norm,valid loss,") && text.lines().count() > 6, "{text}");
     let board = std::fs::read_dir(dir.path().join("one"))?
@@ -789,7 +790,14 @@ fn wrong_calls_and_files_are_refused_in_one_line_and_write_nothing() -> Outcome 
         (vec!["train", "stock-lstm", "--freeze", "("], 2, "train.freeze = \"(\" is not a regular expression"),
         (vec!["train", "stock-lstm", "--init-from", "cut.safetensors"], 1, "cut.safetensors: not a valid"),
         (vec!["train", "stock-lstm", "--on-nonfinite", "ignore"], 2, "unknown variant `ignore`"),
-        (vec!["train", "stock-lstm", "--steps", "0", "--set", "train.epochs=0"], 2, "train.steps or train.epochs"),
+        (vec!["train", "stock-lstm", "--set", "train.epochs=0"], 2, "train.steps or train.epochs"),
+        (vec!["train", "stock-lstm", "--steps", "0"], 2, "--steps 0: a run has at least one"),
+        (vec!["train", "stock-lstm", "--batch-size", "8"], 2, "did you mean --set train.batch_size=VALUE?"),
+        (vec!["train", "stock-lstm", "--num-epochs", "8"], 2, "did you mean --epochs?"),
+        (vec!["train", "stock-lstm", "--set", "train.learning_rate=1"], 2, "did you mean train.lr?"),
+        (vec!["train", "char-gpt", "--set", "model.n_embd=32"], 2, "did you mean model.width?"),
+        (vec!["export", "a", "b"], 2, "did you mean convert?"),
+        (vec!["predict", "char-gpt", "--checkpoint", "a", "--input", "b"], 2, "it writes text (zoo generate char-gpt)"),
         (vec!["eval", "stock-lstm", "--checkpoint", "none.safetensors"], 1, "none.safetensors"),
         (
             vec!["eval", "stock-lstm", "--checkpoint", "cut.safetensors"],

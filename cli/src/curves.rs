@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use zoo_checkpoint::Folder;
-use zoo_training::{Event, History, Observer, RunFiles};
+use zoo_training::{Curve, Event, History, Observer, RunFiles};
 
 use crate::output::{csv_text, warn};
 use crate::plot::{self, COLORS, Line, Paint, failed, panel};
@@ -109,8 +109,16 @@ pub(crate) fn panels(history: &History) -> [(&'static str, Vec<String>); 4] {
     })
 }
 
+/// What each step has, then what evaluations have: those of the initial weights come first in the file.
+fn ordered(history: &History) -> Vec<&Curve> {
+    let mut curves: Vec<&Curve> = history.curves.iter().collect();
+    curves.sort_by_key(|c| c.name.contains(' '));
+    curves
+}
+
 fn all_panels(history: &History) -> [(&'static str, Vec<String>); 4] {
-    let names = || history.curves.iter().map(|c| c.name.clone());
+    // What a simple rule has is a number, not a curve.
+    let names = || ordered(history).into_iter().map(|c| c.name.clone()).filter(|n| !n.starts_with("baseline "));
     let is_loss = |n: &String| n == "loss" || n.ends_with(" loss");
     let other = |n: &String| n == "lr" || n == "grad_norm";
     // Of many units: they are in metrics.jsonl, the table and TensorBoard.
@@ -127,13 +135,14 @@ fn all_panels(history: &History) -> [(&'static str, Vec<String>); 4] {
 /// One row a step, one column a curve.
 fn table(history: &History) -> anyhow::Result<String> {
     let mut rows: BTreeMap<u64, Vec<String>> = BTreeMap::new();
-    let columns = history.curves.len();
-    for (k, curve) in history.curves.iter().enumerate() {
+    let curves = ordered(history);
+    let columns = curves.len();
+    for (k, curve) in curves.iter().enumerate() {
         for (step, value) in &curve.points {
             rows.entry(*step).or_insert_with(|| vec![String::new(); columns])[k] = value.to_string();
         }
     }
-    let header: Vec<&str> = ["step"].into_iter().chain(history.curves.iter().map(|c| c.name.as_str())).collect();
+    let header: Vec<&str> = ["step"].into_iter().chain(curves.iter().map(|c| c.name.as_str())).collect();
     let rows: Vec<Vec<String>> =
         rows.into_iter().map(|(step, values)| [vec![step.to_string()], values].concat()).collect();
     csv_text(&header, &rows)
@@ -151,8 +160,9 @@ impl Observer for Curves {
             Event::Collected { step, metrics } => {
                 metrics.iter().for_each(|(name, value)| self.add(&format!("experience {name}"), step + 1, *value));
             }
-            Event::Evaluated { step, metrics, .. } => {
-                metrics.iter().for_each(|(name, value)| self.add(&format!("valid {name}"), *step, *value));
+            Event::Evaluated { step, split, metrics, .. } => {
+                let split = split.name();
+                metrics.iter().for_each(|(name, value)| self.add(&format!("{split} {name}"), *step, *value));
                 if self.drawn.elapsed() >= PAUSE {
                     self.draw_or_warn();
                 }
@@ -165,6 +175,8 @@ impl Observer for Curves {
 
 #[cfg(test)]
 mod tests {
+    use zoo_training::Split;
+
     use super::*;
 
     #[test]
@@ -175,7 +187,12 @@ mod tests {
             let loss = if step == 7 { f64::NAN } else { 1. / step as f64 };
             curves.observe(&Event::Step { step, loss, parts: &[("a part", 1.)].into(), lr: 1e-3, grad_norm: 0. });
         }
-        curves.observe(&Event::Evaluated { step: 5, metrics: &[("loss", 2.), ("rmse", 3.)].into(), best: true });
+        curves.observe(&Event::Evaluated {
+            step: 5,
+            split: Split::Valid,
+            metrics: &[("loss", 2.), ("rmse", 3.)].into(),
+            best: true,
+        });
         assert!(curves.history.curves.iter().all(|c| c.points.len() <= 8192));
         let number = plot::number;
         assert_eq!(

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde_json::{Value, json};
-use zoo_training::doctor::Verdict;
+use zoo_training::doctor::{Diagnosis, Evidence, Verdict, diagnose};
 use zoo_training::health::{Check, Finding, Kind, Level, Profile, Report, judge};
 use zoo_training::{Advice, History, RunFiles};
 
@@ -11,21 +11,37 @@ use crate::heat::HeatMap;
 use crate::output::table;
 use crate::settings::run_tables;
 
-/// The curves of a run and its configuration.
-pub(crate) fn read(run: &Path) -> anyhow::Result<(History, Value)> {
-    let config = run_tables(run)?;
-    Ok((History::read(run)?, serde_json::to_value(config)?))
+/// A run, and what is to be said of it.
+pub(crate) struct Judged {
+    pub(crate) history: History,
+    pub(crate) config: Value,
+    pub(crate) checks: Vec<Check>,
+    pub(crate) report: Report,
+    pub(crate) diagnosis: Diagnosis,
 }
 
 /// What is usual of the gradients of a model, by its name.
 pub(crate) type Profiles<'a> = &'a dyn Fn(&str) -> Option<Profile>;
 
-/// What a run's checks say, by the rules of its model.
-pub(crate) fn of_run(run: &Path, config: &Value, profiles: Profiles) -> anyhow::Result<(Vec<Check>, Report)> {
-    let checks = Check::read(run)?;
-    let profile = RunFiles::at(run).model().and_then(|model| profiles(&model)).unwrap_or_default();
-    let report = judge(&checks, &profile, config);
-    Ok((checks, report))
+impl Judged {
+    /// Reads a run and judges it, by the rules of its model.
+    pub(crate) fn read(run: &Path, profiles: Profiles) -> anyhow::Result<Self> {
+        let (config, history) = (serde_json::to_value(run_tables(run)?)?, History::read(run)?);
+        let (files, checks) = (RunFiles::at(run), Check::read(run)?);
+        let profile = files.model().and_then(|model| profiles(&model)).unwrap_or_default();
+        let (mut report, samples) = (judge(&checks, &profile, &config), files.samples());
+        let evidence = Evidence { history: &history, checks: &checks, report: &report, config: &config, samples };
+        let diagnosis = diagnose(&evidence);
+        // One learning rate is advised: the diagnosis knows that of the step, too.
+        let advised = diagnosis.advice.iter().find(|a| a.set.as_ref().is_some_and(|(key, _)| key == "train.lr"));
+        let rate = report.findings.iter_mut().find(|f| f.kind == Kind::Rate);
+        if let (Verdict::RateTooHigh, Some(advice), Some(first)) =
+            (diagnosis.verdict, advised, rate.and_then(|f| f.remedies.first_mut()))
+        {
+            *first = advice.clone();
+        }
+        Ok(Self { history, config, checks, report, diagnosis })
+    }
 }
 
 /// Advice on a diagnosis: what to set, and what that does.
@@ -48,8 +64,11 @@ pub(crate) fn name(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::TooShort => "too short to judge",
         Verdict::RateTooHigh => "learning rate too high",
+        Verdict::RateTooLow => "learning rate too low",
+        Verdict::Gradients => "inputs or gradients are ill",
+        Verdict::NothingLearned => "nothing learnt",
         Verdict::Overfitting => "overfitting",
-        Verdict::SlowConvergence => "slow convergence",
+        Verdict::SlowConvergence => "not finished",
         Verdict::Collapsed => "the policy may have stopped trying",
         Verdict::Underfitting => "underfitting",
         Verdict::Healthy => "healthy",
@@ -97,6 +116,24 @@ pub(crate) fn line(finding: &Finding) -> String {
     format!("{}: {what}: {}{since}: {because}{advice}", level(*l), kind(*k))
 }
 
+/// What steps that are too large brought about, if anything, by its kind.
+pub(crate) fn followed(report: &Report) -> Option<String> {
+    let mut kinds: Vec<(Kind, Vec<&str>)> = vec![];
+    for finding in &report.consequences {
+        match kinds.iter_mut().find(|(k, _)| *k == finding.kind) {
+            Some((_, names)) => names.push(&finding.what),
+            None => kinds.push((finding.kind, vec![&finding.what])),
+        }
+    }
+    let shown = |(k, names): &(Kind, Vec<&str>)| match names.as_slice() {
+        [one] => format!("{one}: {}", kind(*k)),
+        [first, .., last] => format!("{}: {first} to {last} ({} in all)", kind(*k), names.len()),
+        [] => String::new(),
+    };
+    let shown: Vec<String> = kinds.iter().map(shown).collect();
+    (!shown.is_empty()).then(|| format!("what follows from it: {}", shown.join("; ")))
+}
+
 /// A finding with its remedies in words.
 fn finding_value(finding: &Finding) -> Value {
     let mut value = serde_json::to_value(finding).unwrap_or_default();
@@ -107,7 +144,8 @@ fn finding_value(finding: &Finding) -> Value {
 pub(crate) fn as_value(last: &Check, report: &Report, checks: usize, heat: Option<&HeatMap>) -> Value {
     let mut value = json!({
         "verdict": report.verdict, "dead": report.dead, "norm": report.norm, "checks": checks, "step": last.step,
-        "findings": report.findings.iter().map(finding_value).collect::<Vec<_>>(), "parameters": last.parameters, "probes": last.probes, "frozen": last.frozen,
+        "findings": report.findings.iter().map(finding_value).collect::<Vec<_>>(),
+        "consequences": report.consequences.iter().map(finding_value).collect::<Vec<_>>(), "parameters": last.parameters, "probes": last.probes, "frozen": last.frozen,
     });
     if let Some(heat) = heat {
         value["zeros"] = heat.json();
@@ -117,7 +155,7 @@ pub(crate) fn as_value(last: &Check, report: &Report, checks: usize, heat: Optio
 
 /// A report for people.
 pub(crate) fn described(last: &Check, report: &Report, checks: usize) -> String {
-    let Report { verdict, dead, norm, findings } = report;
+    let Report { verdict, dead, norm, findings, .. } = report;
     let checks = if checks == 1 { "one check".into() } else { format!("{checks} checks") };
     let mut text = format!(
         "gradient health: {} ({checks}, the last at step {}): {:.1} % of the gradient elements are dead, gradient norm {norm:.4}\n",
@@ -132,7 +170,23 @@ pub(crate) fn described(last: &Check, report: &Report, checks: usize) -> String 
         for (i, remedy) in remedies.iter().enumerate() {
             text.push_str(&format!("     {}. {}\n", i + 1, remedied(remedy)));
         }
+        if let (Kind::Rate, Some(followed)) = (k, followed(report)) {
+            text.push_str(&format!("     {followed}\n"));
+        }
     }
+    text.push_str(&tables(last));
+    text
+}
+
+/// What a run is called.
+pub(crate) fn name_of(run: &Path) -> String {
+    let whole = std::path::absolute(run).unwrap_or_default();
+    whole.file_name().map_or(run.display().to_string(), |name| name.to_string_lossy().into_owned())
+}
+
+/// The activations and parameters of a check.
+pub(crate) fn tables(last: &Check) -> String {
+    let mut text = String::new();
     let percent = |v: f64| format!("{:.1}", 100. * v);
     if !last.probes.is_empty() {
         let header = ["activation", "mean", "std", "min", "max", "|x| > 3 %", "|x| < 1e-6 %", "still features"];

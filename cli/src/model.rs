@@ -1,14 +1,17 @@
 //! A model on the command line: what each verb does with it.
 
 use std::marker::PhantomData;
+use std::path::Path;
 use std::process::ExitCode;
 
 use zoo_training::health::Profile;
 use zoo_training::{Flag, Generate, Import, Predict, Recipe, Tokenize};
 
+use crate::health::Judged;
 use crate::verbs::list::{Abilities, Described};
 use crate::verbs::{
-    adapt, bench, convert, doctor, eval, generate, inspect, list, params, predict, tokenizer, train, tune,
+    adapt, attempt, bench, convert, doctor, eval, generate, inspect, list, params, predict, replay, tokenizer, train,
+    tune,
 };
 use crate::weights::fits;
 
@@ -34,6 +37,9 @@ pub struct Model {
     pub(crate) tune: fn(&tune::Arguments) -> anyhow::Result<ExitCode>,
     pub(crate) eval: fn(&eval::Arguments) -> anyhow::Result<()>,
     pub(crate) examine: fn(&doctor::Arguments) -> anyhow::Result<()>,
+    pub(crate) attempt: fn(&doctor::Arguments, &Path, &Judged) -> anyhow::Result<ExitCode>,
+    pub(crate) replay: fn(&replay::Replay) -> anyhow::Result<ExitCode>,
+    pub(crate) bisect: fn(&replay::Bisect) -> anyhow::Result<ExitCode>,
     pub(crate) bench: bench::Bench,
     pub(crate) fits: inspect::Fits,
     pub(crate) predict: Option<fn(&predict::Arguments) -> anyhow::Result<()>>,
@@ -64,6 +70,9 @@ impl Model {
             tune: tune::run::<T>,
             eval: eval::run::<T>,
             examine: doctor::examine::<T>,
+            attempt: attempt::run::<T>,
+            replay: replay::replay::<T>,
+            bisect: replay::bisect::<T>,
             bench: bench::cases::<T>,
             fits: fits::<T>,
             predict: None,

@@ -35,13 +35,20 @@ impl Line {
     /// Means over equal parts where there are more points than one can see apart.
     fn smoothed(self) -> Self {
         const PARTS: usize = 100;
-        let each = self.points.len().div_ceil(PARTS).max(1);
+        if self.points.len() <= PARTS {
+            return self;
+        }
         let mean = |part: &[(f64, f64)]| {
             let n = part.len() as f64;
             (part[part.len() - 1].0, part.iter().map(|p| p.1).sum::<f64>() / n)
         };
-        let name = if each > 1 { format!("{} (smoothed)", self.name) } else { self.name };
-        Self { name, points: self.points.chunks(each).map(mean).collect(), color: self.color }
+        // By steps, not by points: of what a resumed run read back there are fewer.
+        let (first, last) = (self.points[0].0, self.points[self.points.len() - 1].0);
+        let part = |x: f64| {
+            ((x - first) / (last - first).max(f64::MIN_POSITIVE) * PARTS as f64).min(PARTS as f64 - 1.) as usize
+        };
+        let points = self.points.chunk_by(|a, b| part(a.0) == part(b.0)).map(mean).collect();
+        Self { name: format!("{} (smoothed)", self.name), points, color: self.color }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
-use zoo_training::{Event, Observer};
+use zoo_training::{Event, Observer, Split};
 
 use crate::health;
 use crate::output::{note, program};
@@ -50,12 +50,19 @@ impl Observer for Progress {
                     }
                 }
             }
-            Event::Evaluated { step, metrics, best } => {
+            Event::Evaluated { step, split, metrics, best } => {
                 let shown: Vec<String> =
                     metrics.iter().map(|(name, value)| format!("{} {value:.5}", name.replace('_', " "))).collect();
-                self.validation = metrics.first().map_or(String::new(), |(_, loss)| format!(", validation {loss:.5}"));
+                // Without a validation part it is the training part, or the one batch.
+                let of = if *split == Split::Valid { "validation" } else { "evaluated" };
+                self.validation = metrics.first().map_or(String::new(), |(_, loss)| format!(", {of} {loss:.5}"));
                 if self.bar.is_none() {
-                    note(&format!("step {step}: {}{}", shown.join(", "), if *best { " (best)" } else { "" }));
+                    let which = match (step, best) {
+                        (0, _) => " (initial weights)",
+                        (_, true) => " (best)",
+                        (_, false) => "",
+                    };
+                    note(&format!("step {step}: {}{which}", shown.join(", ")));
                 }
             }
             Event::RolledBack { step } => {

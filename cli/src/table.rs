@@ -7,9 +7,11 @@ use clap::{ArgMatches, Args, Command, FromArgMatches};
 use zoo_training::{Error, Flag, RunFiles};
 
 use crate::arguments::{Flags, ModelName, add_flags, given_flags};
+use crate::health::Judged;
 use crate::model::Model;
 #[cfg(not(all(feature = "hub", feature = "watch")))]
 use crate::output::not_built;
+use crate::output::program;
 use crate::program::Zoo;
 use crate::ranks::among_several;
 use crate::system;
@@ -19,7 +21,7 @@ use crate::verbs::hub;
 use crate::verbs::watch;
 use crate::verbs::{
     bench, bench_ops, bench_ranks, completions, convert, doctor, eval, generate, inspect, list, new, params, predict,
-    report, reproduce, tokenizer, train, tune,
+    replay, report, reproduce, tokenizer, train, tune,
 };
 
 /// The arguments of a verb that is not built in.
@@ -177,6 +179,11 @@ pub(crate) static VERBS: &[Verb] = &[
     .with_flags(data_flags),
     Verb::new::<predict::Arguments>("predict", "Apply trained weights to new data", |zoo, m| {
         let (model, args) = with_model(zoo, m, predict_flags, |args: &mut predict::Arguments| &mut args.model)?;
+        if let (None, Some(_)) = (model.predict, model.generate) {
+            let name = model.name;
+            let said = format!("{name} has no predict: it writes text ({} generate {name})", program());
+            return Err(Error::Usage(said).into());
+        }
         done(able(zoo, model, "has no predict", |m| m.predict)?(&args))
     })
     .with_flags(predict_flags),
@@ -203,6 +210,28 @@ pub(crate) static VERBS: &[Verb] = &[
         "doctor",
         "Judge a run by its curves and gradients, or a model by one pass: what is wrong and what to try",
         doctor,
+    ),
+    Verb::new::<replay::Replay>(
+        "replay",
+        "Compute a run again up to a step, from the checkpoint before it, and show or keep what was there",
+        |zoo, m| {
+            let args: replay::Replay = parsed(m)?;
+            (of_run(zoo, &args.run)?.replay)(&args)
+        },
+    ),
+    Verb::new::<replay::Bisect>(
+        "bisect",
+        "Find the first step and the first tensor at which two runs part; exit code 1 if they do",
+        |zoo, m| {
+            let args: replay::Bisect = parsed(m)?;
+            let [a, b] = [of_run(zoo, &args.a)?, of_run(zoo, &args.b)?];
+            if a.name != b.name {
+                let (one, other) = (args.a.display(), args.b.display());
+                let said = format!("{one} is a run of {}, {other} of {}: they have nothing in common", a.name, b.name);
+                return Err(Error::Usage(said).into());
+            }
+            (a.bisect)(&args)
+        },
     ),
     Verb::new::<reproduce::Arguments>(
         "reproduce",
@@ -300,6 +329,13 @@ pub(crate) fn command(zoo: &Zoo) -> Command {
     VERBS.iter().map(|verb| verb.command(zoo)).fold(command, Command::subcommand)
 }
 
+/// The model that a run trains.
+fn of_run<'z>(zoo: &'z Zoo, run: &Path) -> anyhow::Result<&'z Model> {
+    let named = RunFiles::at(run).required()?.model();
+    let unknown = || Error::Run(format!("{}: which model it trains is not on record", run.display()));
+    zoo.find(&named.ok_or_else(unknown)?)
+}
+
 /// Whether the target is a run or a model, and then its judgement.
 fn doctor(zoo: &Zoo, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     let args: doctor::Arguments = parsed(matches)?;
@@ -309,6 +345,9 @@ fn doctor(zoo: &Zoo, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     let path = Path::new(&args.target);
     let is_model = zoo.models.iter().any(|m| m.name == args.target);
     match is_model {
+        true if args.attempt && !RunFiles::at(path).exist() => {
+            Err(Error::Usage(format!("--try is for runs: {} is a model", args.target)).into())
+        }
         true if !RunFiles::at(path).exist() => done((zoo.find(&args.target)?.examine)(&args)),
         // Settings belong to a model: the name is wrong.
         _ if args.of_model() => done((zoo.find(&args.target)?.examine)(&args)),
@@ -317,6 +356,15 @@ fn doctor(zoo: &Zoo, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
             let (target, names) = (&args.target, names.join(", "));
             Err(Error::Usage(format!("{target} is neither a run directory nor a model ({names})")).into())
         }
-        _ => done(doctor::of_run(path, args.json.json, &|name| zoo.profile(name))),
+        _ => {
+            let judged = Judged::read(path, &|name| zoo.profile(name))?;
+            match args.attempt {
+                true => (of_run(zoo, path)?.attempt)(&args, path, &judged),
+                false => {
+                    doctor::of_run(path, args.json.json, &judged);
+                    Ok(ExitCode::SUCCESS)
+                }
+            }
+        }
     }
 }

@@ -12,7 +12,7 @@ use zoo_training::config::{ConfigOf, migrate};
 use zoo_training::{AsIs, Config, Error, Recipe, RunFiles, Task, without_places};
 
 use crate::arguments::Values;
-use crate::output::warn;
+use crate::output::{remark, warn};
 use crate::settings::{changed_source, outline, run_config};
 
 /// The weights that a file or a folder stands for.
@@ -106,7 +106,17 @@ pub(crate) struct Usable<T: Recipe> {
 impl<T: Recipe> Usable<T> {
     /// The model of weights, and their path.
     pub(crate) fn read(places: &Places, device: &Device) -> anyhow::Result<(Self, PathBuf)> {
-        let path = weights(places.checkpoint)?;
+        let mut path = weights(places.checkpoint)?;
+        // A run that was killed before its first evaluation.
+        let run = RunFiles::at(places.checkpoint);
+        if let (true, false, Some((newest, step))) = (run.exist(), path.exists(), run.newest_weights()) {
+            let shown = places.checkpoint.display();
+            if step == 0 {
+                bail!("{shown}: nothing was trained yet: its one checkpoint has the initial weights")
+            }
+            remark(format!("{shown}: it has no best weights yet; these are those of its checkpoint of step {step}"));
+            path = newest;
+        }
         let source = zoo_checkpoint::open(&path)?;
         Ok((Self::of(&source, places, device)?, path))
     }

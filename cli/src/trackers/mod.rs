@@ -6,7 +6,7 @@ mod tensorboard;
 use std::path::Path;
 
 use clap::ValueEnum;
-use zoo_training::{Event, Observer};
+use zoo_training::{Event, Observer, Split};
 
 use crate::output::warn;
 use mlflow::Mlflow;
@@ -104,10 +104,12 @@ impl Observer for Trackers {
             Event::Collected { step, metrics } => {
                 (step + 1, metrics.iter().map(|(name, v)| tagged("experience", name, *v)).collect())
             }
-            Event::Evaluated { step, metrics, .. } => {
+            Event::Evaluated { step, split, metrics, .. } => {
+                // The training loss of steps has the tag loss/train.
+                let split = if *split == Split::Valid { "valid" } else { "evaluated" };
                 let tag = |name: &str, v: f64| match name {
-                    "loss" => ("loss/valid".into(), v),
-                    name => tagged("valid", name, v),
+                    "loss" => (format!("loss/{split}"), v),
+                    name => tagged(split, name, v),
                 };
                 (*step, metrics.iter().map(|(name, v)| tag(name, *v)).collect())
             }

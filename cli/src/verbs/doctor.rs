@@ -1,21 +1,22 @@
 //! `doctor`: what is wrong with a run or a model, and what to try.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Args;
 use serde_json::{Map, Value, json};
 use zoo_training::config::{ConfigFile, Overrides, resolve, to_toml};
-use zoo_training::doctor::{Diagnosis, diagnose};
-use zoo_training::health::Level;
+use zoo_training::doctor::Diagnosis;
 use zoo_training::{Curve, History, Recipe, Trainer, spread};
 
 use crate::arguments::{Json, Settings, Values};
 use crate::device::device;
 use crate::fetch;
-use crate::health::{Profiles, advised, as_value, described, name, of_run as health_of, read};
+use crate::health::{Judged, advised, as_value, described, name};
 use crate::heat::HeatMap;
 use crate::output::{print, print_json};
 use crate::settings::{configured, has_path};
+use crate::verbs::attempt::duration;
 use crate::weights::{BASE, Loaded, Places, weights};
 
 #[derive(Args)]
@@ -26,6 +27,18 @@ pub(crate) struct Arguments {
     /// Instead: what this build and this machine can do, and why a device is not available
     #[arg(long, conflicts_with_all = ["target", "preset", "config", "set", "data", "checkpoint"])]
     pub(crate) system: bool,
+    /// Of a run: train with each remedy for a while, from before the trouble began, beside the run as it was
+    #[arg(long = "try", conflicts_with_all = ["system", "preset", "config", "set", "data", "checkpoint"])]
+    pub(crate) attempt: bool,
+    /// With --try: the time for all of them, such as 90s, 10m or 1h
+    #[arg(long, value_name = "TIME", requires = "attempt", default_value = "10m", value_parser = duration)]
+    pub(crate) budget: Duration,
+    /// With --try: the steps of each; as many as the time allows, 300 at most, by default
+    #[arg(long, value_name = "N", requires = "attempt")]
+    pub(crate) steps: Option<u64>,
+    /// With --try: the folder for its runs; RUN-try by default
+    #[arg(long, value_name = "DIR", requires = "attempt")]
+    pub(crate) out: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) settings: Settings,
     /// Of a model: its data
@@ -46,28 +59,21 @@ impl Arguments {
     }
 }
 
-/// Judges a run by its curves and checks.
-pub(crate) fn of_run(run: &Path, as_json: bool, profiles: Profiles) -> anyhow::Result<()> {
-    let (history, config) = read(run)?;
-    let diagnosis = diagnose(&history, &config);
-    let (checks, report) = health_of(run, &config, profiles)?;
+/// Prints what is to be said of a run.
+pub(crate) fn of_run(run: &Path, as_json: bool, judged: &Judged) {
+    let Judged { history, config, checks, report, diagnosis } = judged;
     let advice: Vec<String> = diagnosis.advice.iter().map(advised).collect();
-    let Diagnosis { verdict, because, numbers, .. } = &diagnosis;
-    let heat = HeatMap::of(&checks);
-    let acting = acting(&history);
+    let Diagnosis { verdict, because, numbers, .. } = diagnosis;
+    let heat = HeatMap::of(checks);
+    let acting = acting(history);
     if as_json {
         let acting: Map<String, Value> = acting.iter().map(|(name, v)| (name.to_string(), (*v).into())).collect();
-        let health = checks.last().map(|last| as_value(last, &report, checks.len(), Some(&heat)));
+        let health = checks.last().map(|last| as_value(last, report, checks.len(), Some(&heat)));
         print_json(&json!({
             "run": run.display().to_string(), "verdict": verdict, "because": because, "numbers": numbers, "advice": advice,
             "acting": acting, "health": health,
         }));
-        return Ok(());
-    }
-    // What is wrong with the gradients explains the curves, not the other way round.
-    let ill = report.verdict >= Level::Alert;
-    if let (Some(last), true) = (checks.last(), ill) {
-        print(&format!("{}\n{}\n", described(last, &report, checks.len()), heat.text()));
+        return;
     }
     print(&format!("{}: {because}\n", name(*verdict)));
     if !acting.is_empty() {
@@ -77,7 +83,7 @@ pub(crate) fn of_run(run: &Path, as_json: bool, profiles: Profiles) -> anyhow::R
     if numbers.refused > 0 {
         print(&format!("{} steps were refused as not finite or as spikes\n", numbers.refused));
     }
-    if !advice.is_empty() && !ill {
+    if !advice.is_empty() {
         print(&format!(
             "to try, one at a time, in this order:\n{}",
             advice.iter().map(|a| format!("  {a}\n")).collect::<String>()
@@ -88,10 +94,8 @@ pub(crate) fn of_run(run: &Path, as_json: bool, profiles: Profiles) -> anyhow::R
             print("\ngradient health was not watched (train.health_every = 0)\n")
         }
         None => print("\nno check of gradient health is on record (health.jsonl)\n"),
-        Some(last) if !ill => print(&format!("\n{}\n{}", described(last, &report, checks.len()), heat.text())),
-        Some(_) => {}
+        Some(last) => print(&format!("\n{}\n{}", described(last, report, checks.len()), heat.text())),
     }
-    Ok(())
 }
 
 /// What acting brought over the last tenth of the rounds, if the model acts.

@@ -134,7 +134,8 @@ fn trials<T: Recipe>(checkpoint: &Path, data: &str) -> Trials {
         let Ok(history) = History::read(&run) else { continue };
         trials.runs += 1;
         let losses = history.curves.iter().filter(|c| c.name == "valid loss").flat_map(|c| &c.points);
-        trials.losses.extend(losses.map(|(_, loss)| *loss));
+        // Initial weights are chosen by nobody.
+        trials.losses.extend(losses.filter(|(step, _)| *step > 0).map(|(_, loss)| *loss));
     }
     trials
 }

@@ -1,6 +1,7 @@
 //! The verbs, a file each: its arguments, and what it does.
 
 pub(crate) mod adapt;
+pub(crate) mod attempt;
 pub(crate) mod bench;
 pub(crate) mod bench_ops;
 pub(crate) mod bench_ranks;
@@ -16,6 +17,7 @@ pub(crate) mod list;
 pub(crate) mod new;
 pub(crate) mod params;
 pub(crate) mod predict;
+pub(crate) mod replay;
 pub(crate) mod report;
 pub(crate) mod reproduce;
 pub(crate) mod sheet;

@@ -1,5 +1,6 @@
 //! `train`: a model, from the first step or from a checkpoint on.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -10,13 +11,14 @@ use candle_core::Device;
 use clap::Args;
 use serde_json::json;
 use zoo_training::config::{ConfigFile, ConfigOf, Overrides, resolve, to_toml};
-use zoo_training::{End, Error, Event, Observer, Outcome, Ranks, Recipe, RunFiles, Silent, Trainer};
+use zoo_training::doctor::BY_HEART;
+use zoo_training::{End, Error, Event, History, Observer, Outcome, Ranks, Recipe, RunFiles, Silent, Split, Trainer};
 
 use crate::arguments::{DeviceName, Json, ModelName, Settings, Values};
 use crate::curves::Curves;
 use crate::device::device;
 use crate::fetch;
-use crate::output::{note, print, print_json, program, warn};
+use crate::output::{note, print, print_json, program, quoted, warn};
 use crate::progress::Progress;
 use crate::ranks::together;
 use crate::settings::{configured, run_config};
@@ -156,7 +158,12 @@ fn train<T: Recipe>(args: &Arguments, ranks: &Rc<Ranks>) -> anyhow::Result<ExitC
         None => Trackers::default(),
     };
     let curves = run.as_ref().map(|r| Curves::new(r, log.contains(&Log::Csv)));
-    let mut listeners = Listeners { progress, curves, trackers };
+    let first = match (&resumed, &run) {
+        (Some(_), Some(run)) => History::read(run).ok().and_then(|h| h.curve("loss").first().map(|p| p.1)),
+        _ => None,
+    };
+    let losses = Losses { first, ..Losses::default() };
+    let mut listeners = Listeners { progress, curves, trackers, losses };
     if let (Some(_), Some(curves)) = (&resumed, &mut listeners.curves) {
         curves.replay()?;
     }
@@ -178,7 +185,14 @@ fn train<T: Recipe>(args: &Arguments, ranks: &Rc<Ranks>) -> anyhow::Result<ExitC
     if let Some(curves) = &mut listeners.curves {
         curves.draw_or_warn();
     }
-    report::<T>(args, &outcome, run.as_deref(), ranks.size());
+    let one_batch = config.train.overfit_batch;
+    let evaluated = match one_batch {
+        true => "loss of the batch",
+        false if task.samples(Split::Valid) == 0 => "loss of the training part",
+        false => "validation loss",
+    };
+    let (run, processes, losses) = (run.as_deref(), ranks.size(), &listeners.losses);
+    report::<T>(args, &outcome, &Ending { run, processes, losses, evaluated, one_batch });
     Ok(code(&outcome))
 }
 
@@ -245,6 +259,12 @@ fn values<T: Recipe>(args: &Arguments) -> anyhow::Result<Values> {
             values.set(key, text.as_str());
         }
     }
+    if args.steps == Some(0) || args.epochs == Some(0) {
+        let flag = if args.epochs == Some(0) { "epochs" } else { "steps" };
+        return Err(
+            Error::Usage(format!("--{flag} 0: a run has at least one: leave --{flag} out for the preset's")).into()
+        );
+    }
     values.set_count("train.epochs", args.epochs)?;
     // Steps of 0 let the epochs decide.
     let steps = if args.fast_dev_run { Some(3) } else { args.steps.or(args.epochs.map(|_| 0)) };
@@ -287,15 +307,60 @@ fn newest(model: &str) -> anyhow::Result<PathBuf> {
     }
 }
 
+/// The training losses of a run: the first, and the last ones.
+#[derive(Default)]
+struct Losses {
+    first: Option<f64>,
+    last: VecDeque<f64>,
+}
+
+impl Losses {
+    /// A mean says more than one batch.
+    const MEAN: usize = 50;
+
+    fn add(&mut self, loss: f64) {
+        // A step that was left out.
+        if !loss.is_finite() {
+            return;
+        }
+        self.first.get_or_insert(loss);
+        if self.last.len() == Self::MEAN {
+            self.last.pop_front();
+        }
+        self.last.push_back(loss);
+    }
+
+    /// The mean of the last ones, in words.
+    fn mean(&self) -> String {
+        let n = self.last.len();
+        let mean = self.last.iter().sum::<f64>() / n.max(1) as f64;
+        if n > 1 { format!("{mean:.6} (mean of the last {n} steps)") } else { format!("{mean:.6}") }
+    }
+}
+
+/// What is to be said of a run at its end, beside its outcome.
+struct Ending<'a> {
+    run: Option<&'a Path>,
+    processes: usize,
+    losses: &'a Losses,
+    /// What is evaluated while it trains.
+    evaluated: &'a str,
+    one_batch: bool,
+}
+
 struct Listeners {
     progress: Progress,
     curves: Option<Curves>,
     trackers: Trackers,
+    losses: Losses,
 }
 
 impl Observer for Listeners {
     fn observe(&mut self, event: &Event) {
         self.progress.observe(event);
+        if let Event::Step { loss, .. } = event {
+            self.losses.add(*loss);
+        }
         if let Some(curves) = &mut self.curves {
             curves.observe(event);
         }
@@ -303,7 +368,8 @@ impl Observer for Listeners {
     }
 }
 
-fn report<T: Recipe>(args: &Arguments, outcome: &Outcome, run: Option<&Path>, processes: usize) {
+fn report<T: Recipe>(args: &Arguments, outcome: &Outcome, ending: &Ending) {
+    let &Ending { run, processes, losses, evaluated, one_batch } = ending;
     let run = run.map(RunFiles::at);
     let Outcome { end, steps, seconds, loss, metrics, best, gradients, refused, least_loss } = outcome;
     let shown = |path: PathBuf| path.display().to_string();
@@ -319,25 +385,34 @@ fn report<T: Recipe>(args: &Arguments, outcome: &Outcome, run: Option<&Path>, pr
     }
     let how = match end {
         End::Finished => "done",
-        End::Early => "stopped early, as the validation loss no longer improves,",
+        End::Early => "stopped early, as the evaluated loss no longer improves,",
         End::Interrupted => "interrupted",
     };
     if loss.is_nan() {
         note(&format!("the run was finished before, at step {steps}: --epochs or --steps makes it longer"));
     } else {
-        note(&format!("{how} after {steps} steps in {seconds:.1} s, training loss {loss:.6}"));
+        note(&format!("{how} after {steps} steps in {seconds:.1} s, training loss {}", losses.mean()));
     }
-    if let Some(least) = least_loss {
-        note(&format!("the least loss that a model could have on this batch is {least:.6}"));
+    if let (true, Some(first)) = (one_batch, losses.first) {
+        let least = least_loss.unwrap_or(0.);
+        let possible = least_loss.map_or(String::new(), |least| format!(", the least possible is {least:.6}"));
+        let course = format!("its loss went from {first:.6} to {loss:.6}{possible}");
+        note(&match loss - least < (1. - BY_HEART) * (first - least) {
+            true => format!("the batch is learnt by heart: {course}"),
+            false => format!(
+                "the batch is not learnt by heart: {course}; if more steps do not change that, a part of the model gets no gradient or \
+                 the learning rate is wrong (zoo doctor)"
+            ),
+        });
     }
     if *refused > 0 {
         note(&format!("{refused} steps were refused (not finite, or spikes); metrics.jsonl marks those left out"));
     }
     if let Some((loss, step)) = best {
-        note(&format!("best validation loss {loss:.6} at step {step}"));
+        note(&format!("best {evaluated} {loss:.6} at step {step}"));
     }
     let Some(run) = run else { return };
-    let path = run.path().display();
+    let path = quoted(&run.path().display().to_string());
     if *end == End::Interrupted {
         let device =
             if args.device.device == "cpu" { String::new() } else { format!(" --device {}", args.device.device) };
@@ -345,7 +420,7 @@ fn report<T: Recipe>(args: &Arguments, outcome: &Outcome, run: Option<&Path>, pr
         let any = if processes > 1 { ", with any number N of processes" } else { "" };
         note(&format!("continue with: {launcher}{} train {} --resume {path}{device}{any}", program(), T::NAME));
     } else {
-        let (best, program) = (shown(run.best()), program());
+        let (best, program) = (quoted(&shown(run.best())), program());
         note(&format!("weights: {best}; judge them with: {program} eval {} --checkpoint {path}", T::NAME));
     }
 }

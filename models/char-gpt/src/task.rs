@@ -10,10 +10,10 @@ use zoo_checkpoint::Description;
 use zoo_layers::ops::cross_entropy;
 use zoo_layers::{Mode, Sampling};
 use zoo_training::config::{AdamConfig, ConfigOf};
-use zoo_training::health::{AttentionSettings, Probe, ProbeKind, Repair};
+use zoo_training::health::{AttentionSettings, Probe, ProbeKind, Profile, Repair};
 use zoo_training::text::Source;
 use zoo_training::{
-    Dataset, Error, Evaluation, Flag, Foreign, Generate, Import, Layout, Loss, Metrics, OptimizerConfig, Preset,
+    Dataset, Error, Evaluation, Flag, Foreign, Generate, Import, Layout, Loss, Metrics, Name, OptimizerConfig, Preset,
     Recipe, ScheduleKind, Split, Task, TrainConfig, over_batches,
 };
 
@@ -83,11 +83,21 @@ impl CharTask {
         Ok(sums.iter().flatten().sum())
     }
 
-    /// An n-gram fitted to the training part: its loss on the validation part, and a text it writes.
-    fn baseline(&self, order: usize) -> (f64, String) {
-        let model = NGram::fit(&self.text[..self.valid], self.vocabulary.len(), order);
-        let loss = model.loss(&self.text[..=self.valid], &self.text[self.valid + 1..]);
-        (loss, self.characters(&model.write(&self.text[self.valid..self.valid + 1], WRITTEN, SEED)))
+    /// An n-gram fitted to the training part.
+    fn n_gram(&self, order: usize) -> NGram {
+        NGram::fit(&self.text[..self.valid], self.vocabulary.len(), order)
+    }
+
+    /// Its loss on the validation part.
+    fn loss_of(&self, model: &NGram) -> f64 {
+        model.loss(&self.text[..=self.valid], &self.text[self.valid + 1..])
+    }
+
+    /// The loss of an n-gram on the validation part, and a text that it writes.
+    fn beside(&self, order: usize) -> (f64, String) {
+        let model = self.n_gram(order);
+        let written = model.write(&self.text[self.valid..self.valid + 1], WRITTEN, SEED);
+        (self.loss_of(&model), self.characters(&written))
     }
 
     fn characters(&self, numbers: &[u32]) -> String {
@@ -198,6 +208,15 @@ impl Task for CharTask {
         let n = if self.eval_windows == 0 { all } else { all.min(self.eval_windows) };
         let starts: Vec<usize> = (0..n).map(|i| self.start(split, i * all / n.max(1) * step)).collect();
         Ok(metrics(self.sum(model, &starts, self.context)? / (n * self.context).max(1) as f64))
+    }
+
+    fn health() -> Profile {
+        Profile { units: None, ..Profile::default() }
+    }
+
+    fn baseline(&self, split: Split) -> Result<Option<(Name, f64)>> {
+        // Of the text that it is fitted to it would be too good.
+        Ok((split != Split::Train).then(|| (format!("{ORDER}-gram").into(), self.loss_of(&self.n_gram(ORDER)))))
     }
 }
 
@@ -421,7 +440,7 @@ impl Recipe for CharTask {
         let writer = Writer::new(model.clone(), self.vocabulary.clone(), &self.device)?;
         let prompt = self.characters(&self.text[self.valid..self.valid + 1]);
         let metrics = judged(sum / characters as f64, &writer.generate(&prompt, &sampling)?);
-        let (bigram, fivegram) = (self.baseline(2), self.baseline(ORDER));
+        let (bigram, fivegram) = (self.beside(2), self.beside(ORDER));
         let loss = metrics[0].1;
         let better = |name: &str, of: f64| match loss < of {
             true => format!("beats the {name} ({loss:.4} against {of:.4} nats a character)"),

@@ -378,7 +378,7 @@ impl Task for LlamaTask {
 
     fn health() -> Profile {
         // From gentle fine-tuning to the pretraining of the smallest of the family, by Muon too.
-        Profile { lr: Some(1e-6..=0.05), clip: Some(0.5..=1.), ..Profile::default() }
+        Profile { lr: Some(1e-6..=0.05), clip: Some(0.5..=1.), units: None, ..Profile::default() }
     }
 
     fn recomputes(_: &Config) -> bool {

@@ -5,7 +5,7 @@ use std::path::Path;
 use candle_core::{Device, Result, Tensor};
 use serde_json::Value;
 use zoo_market::{Days, Need, simulate};
-use zoo_training::{Error, Split, Task};
+use zoo_training::{Error, Name, Split, Task};
 
 use crate::features::{Scaler, close_index, raw};
 use crate::{Config, DataSettings, FeatureSet, Target};
@@ -173,6 +173,21 @@ impl StockTask {
 
     fn features(&self) -> usize {
         self.scaler.features.len()
+    }
+
+    /// The loss of a forecast that takes no learning, and its name: the mean return of the split itself, which no constant betters, or the
+    /// last close where closes are forecast.
+    pub(crate) fn simple(&self, split: Split) -> (Name, f64) {
+        let (features, close, range) = (self.features(), close_index(self.scaler.features), self.range(split));
+        let value = |row: usize| f64::from(self.rows[row * features + close]);
+        let rows = || range.clone().map(|i| i + self.window);
+        let n = range.len().max(1) as f64;
+        let mean = rows().map(value).sum::<f64>() / n;
+        let (name, forecast): (_, &dyn Fn(usize) -> f64) = match self.scaler.target {
+            Target::Return => ("best constant", &|_| mean),
+            Target::Close => ("last close", &|row| value(row - 1)),
+        };
+        (name.into(), rows().map(|row| (forecast(row) - value(row)).powi(2)).sum::<f64>() / n)
     }
 
     /// Scaled features (b, t, f) and scaled targets (b, 1).

@@ -4,10 +4,10 @@ use candle_core::{Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use serde_json::{Map, Value};
 use zoo_layers::{Mode, ops};
-use zoo_training::health::{Probe, ProbeKind};
+use zoo_training::health::{Probe, ProbeKind, Profile};
 use zoo_training::{
-    Error, Evaluation, Flag, Foreign, Import, Layout, Loss, Metrics, NoSettings, Predict, Prediction, Preset, Recipe,
-    Request, Split, Task, TrainConfig, mean_loss,
+    Error, Evaluation, Flag, Foreign, Import, Layout, Loss, Metrics, Name, NoSettings, Predict, Prediction, Preset,
+    Recipe, Request, Split, Task, TrainConfig, mean_loss,
 };
 
 use crate::config::NAME;
@@ -72,9 +72,18 @@ impl Task for StockTask {
         ])
     }
 
+    fn health() -> Profile {
+        // The units of an LSTM are what they are.
+        Profile { units: None, ..Profile::default() }
+    }
+
     fn validate(&self, model: &StockLstm, split: Split) -> Result<Metrics> {
         let loss = mean_loss(self, model, split)?;
         Ok([("loss".into(), loss)].into_iter().chain(self.judge(split, &self.forecasts(model, split)?)).collect())
+    }
+
+    fn baseline(&self, split: Split) -> Result<Option<(Name, f64)>> {
+        Ok(Some(self.simple(split)))
     }
 }
 

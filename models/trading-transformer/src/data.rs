@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use zoo_layers::Mode;
 use zoo_training::health::RepairConfig;
-use zoo_training::{Evaluation, Metrics, Split, TrainConfig, ppo};
+use zoo_training::{Evaluation, Metrics, Name, Split, TrainConfig, ppo};
 
 use crate::TradingTransformer;
 use crate::trading::Policy;
@@ -25,6 +25,12 @@ pub(crate) trait Data: Send + Sync {
     fn forward(&self, model: &TradingTransformer, batch: &Batch, mode: Mode) -> Result<Tensor>;
     fn validate(&self, model: &TradingTransformer, split: Split) -> Result<Metrics>;
     fn evaluate(&self, model: &TradingTransformer, split: Split) -> Result<Evaluation>;
+
+    /// The loss of a rule that takes no training, and its name.
+    fn baseline(&self, split: Split) -> Option<(Name, f64)> {
+        let _ = split;
+        None
+    }
 
     /// The market, if it is a policy's.
     fn policy(&self) -> Option<&Policy> {

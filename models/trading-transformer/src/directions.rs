@@ -115,6 +115,12 @@ impl Directions {
         standard_errors(&gains, 2 * self.horizon)
     }
 
+    /// The shares of the directions `of` a split as the chances of each sample of another.
+    fn constant(&self, of: Split, split: Split) -> Vec<Vec<f32>> {
+        let shares = shares(&self.labels[self.range(of)]).map(|s| s as f32);
+        vec![shares.to_vec(); self.samples(split)]
+    }
+
     fn rows_of(&self, split: Split) -> &[f32] {
         let range = self.range(split);
         &self.rows[range.start * FEATURES..range.end * FEATURES]
@@ -264,11 +270,16 @@ impl Data for Directions {
         self.judge_by(split, |x| model.forward(x, Mode::Eval))
     }
 
+    fn baseline(&self, split: Split) -> Option<(Name, f64)> {
+        // Of the split itself: no constant is better, whatever way the market went meanwhile.
+        Some(("best constant".into(), self.judge(split, &self.constant(split, split)).value("loss")))
+    }
+
     fn evaluate(&self, model: &TradingTransformer, split: Split) -> Result<Evaluation> {
         let chances = self.chances(split, |x| model.forward(x, Mode::Eval))?;
         let n = self.samples(split);
         let labels = |split: Split| &self.labels[self.range(split)];
-        let prior = vec![shares(labels(Split::Train)).map(|s| s as f32).to_vec(); n];
+        let prior = self.constant(Split::Train, split);
         let part = |split: Split| (self.rows_of(split), labels(split));
         let logistic = Logistic::fit(part(Split::Train), part(Split::Valid))?.chances(self.rows_of(split))?;
         let metrics = self.judge(split, &chances);

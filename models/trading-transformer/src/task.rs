@@ -9,7 +9,7 @@ use zoo_training::config::ConfigOf;
 use zoo_training::health::{Probe, Profile, Repair, Role};
 use zoo_training::ppo::{self, ActorCritic};
 use zoo_training::{
-    Evaluation, Experience, Flag, Loss, Metrics, Predict, Prediction, Preset, Recipe, Request, Split, Task,
+    Evaluation, Experience, Flag, Loss, Metrics, Name, Predict, Prediction, Preset, Recipe, Request, Split, Task,
     TrainConfig, Trials,
 };
 
@@ -113,6 +113,7 @@ impl Task for TradingTask {
             clip: Some(5. ..=10.),
             gain: Some(0.6..=0.8),
             normalize: Some("model.input_norm=running"),
+            units: None,
             roles: vec![("actor.2.", Role::Policy), ("actor.", Role::Mlp), ("critic.", Role::Mlp)],
             ..Profile::default()
         }
@@ -124,6 +125,10 @@ impl Task for TradingTask {
 
     fn validate(&self, model: &TradingTransformer, split: Split) -> Result<Metrics> {
         self.0.validate(model, split)
+    }
+
+    fn baseline(&self, split: Split) -> Result<Option<(Name, f64)>> {
+        Ok(self.0.baseline(split))
     }
 }
 

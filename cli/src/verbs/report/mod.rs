@@ -10,12 +10,12 @@ use plotters::prelude::*;
 use serde_json::{Value, json};
 use zoo_checkpoint::Folder;
 use zoo_training::History;
-use zoo_training::doctor::{Diagnosis, Verdict, diagnose};
+use zoo_training::doctor::{Diagnosis, Verdict};
 use zoo_training::health::{Check, Level, Report};
 
 use crate::arguments::Force;
 use crate::curves::panels;
-use crate::health::{self, Profiles, advised};
+use crate::health::{self, Judged, Profiles, advised};
 use crate::heat::HeatMap;
 use crate::output::{note, program};
 use crate::plot::{COLORS, Line, Paint, check_name, draw, failed, number, panel, within};
@@ -56,11 +56,8 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(args: &Arguments, profiles: Profiles) -> anyhow::Result<()> {
     let read = |path: &PathBuf| -> anyhow::Result<Run> {
-        let (history, config) = health::read(path)?;
-        let diagnosis = diagnose(&history, &config);
-        let (checks, health) = health::of_run(path, &config, profiles)?;
-        let whole = std::path::absolute(path)?;
-        let name = whole.file_name().map_or(path.display().to_string(), |n| n.to_string_lossy().into_owned());
+        let Judged { history, config, checks, report: health, diagnosis } = Judged::read(path, profiles)?;
+        let name = health::name_of(path);
         Ok(Run { name, history, config, diagnosis, checks, health })
     };
     // In a run, its page is one of its own files.
@@ -174,7 +171,7 @@ fn judgement(run: &Run) -> Value {
     json!({
         "name": run.name, "verdict": health::name(*verdict), "healthy": *verdict == Verdict::Healthy, "remarks": remarks,
         "advice": advice.iter().map(advised).collect::<Vec<_>>(), "gradients": gradients,
-        "findings": findings.into_iter().map(health::line).collect::<Vec<_>>(),
+        "findings": findings.into_iter().map(health::line).chain(health::followed(&run.health)).collect::<Vec<_>>(),
     })
 }
 

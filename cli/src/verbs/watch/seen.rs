@@ -5,8 +5,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 use serde_json::{Value, json};
-use zoo_training::doctor::{Diagnosis, diagnose};
-use zoo_training::health::{Check, Level, Report, judge};
+use zoo_training::doctor::{Diagnosis, Evidence, diagnose};
+use zoo_training::health::{Check, Level, Profile, Report, judge};
 use zoo_training::{Follower, History, RunFiles, RunState};
 
 use crate::health::{self, Profiles, advised};
@@ -93,7 +93,15 @@ impl Seen {
             self.heat = HeatMap::of(&self.checks.1);
         }
         if ended || new && self.diagnosis.as_ref().is_none_or(|(at, _)| at.elapsed() > PAUSE) {
-            self.diagnosis = Some((Instant::now(), diagnose(self.history(), &self.config)));
+            let report = self.report.get_or_insert_with(|| judge(&[], &Profile::default(), &self.config));
+            let evidence = Evidence {
+                history: self.follower.history(),
+                checks: &self.checks.1,
+                report,
+                config: &self.config,
+                samples: files.samples(),
+            };
+            self.diagnosis = Some((Instant::now(), diagnose(&evidence)));
         }
         Ok(())
     }
@@ -181,7 +189,7 @@ impl Seen {
 
     /// The least validation loss and its step.
     pub(super) fn best(&self) -> Option<(u64, f64)> {
-        self.history().curve("valid loss").iter().copied().min_by(|a, b| a.1.total_cmp(&b.1))
+        self.history().curve("valid loss").iter().copied().filter(|p| p.0 > 0).min_by(|a, b| a.1.total_cmp(&b.1))
     }
 
     /// What stands beside the curves: names and values.
@@ -207,16 +215,17 @@ impl Seen {
         all
     }
 
-    /// What is wrong, or that nothing is: of the gradients first, as they explain the curves.
+    /// What is wrong, or that nothing is: the judgement with its first cause, and what else was found.
     pub(super) fn sentences(&self) -> Vec<String> {
         let mut lines = vec![];
-        let report = self.report.iter().flat_map(|r| &r.findings).filter(|f| f.level >= Level::Alert);
-        lines.extend(report.map(health::line));
         if let Some((_, diagnosis)) = &self.diagnosis {
             let Diagnosis { verdict, because, advice, .. } = diagnosis;
             lines.push(format!("{}: {because}", health::name(*verdict)));
             lines.extend(advice.iter().map(|a| format!("try {}", advised(a))));
         }
+        let report = self.report.iter().flat_map(|r| &r.findings).filter(|f| f.level >= Level::Alert);
+        lines.extend(report.map(health::line));
+        lines.extend(self.report.iter().filter_map(health::followed));
         lines.iter().map(|line| shown(line).into_owned()).collect()
     }
 

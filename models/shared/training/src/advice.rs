@@ -9,6 +9,11 @@ pub struct Advice {
     pub set: Option<(String, String)>,
 }
 
+/// A number with one significant digit.
+pub(crate) fn neat(value: f64) -> f64 {
+    format!("{value:.0e}").parse().unwrap_or(value)
+}
+
 impl Advice {
     /// Advice in words alone.
     pub fn new(what: impl Into<String>) -> Self {

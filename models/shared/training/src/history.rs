@@ -98,6 +98,14 @@ impl History {
         self.numbers.get(name).map(|number| self.curves[*number].points.as_slice()).unwrap_or_default()
     }
 
+    /// Seconds a step, over the parts between which training was resumed, if any has two lines.
+    pub fn seconds_a_step(&self) -> Option<f64> {
+        // The clock begins anew where a run is resumed.
+        let pairs = || self.seconds.windows(2).filter(|w| w[1].1 >= w[0].1 && w[1].0 > w[0].0);
+        let (steps, seconds) = pairs().fold((0, 0.), |(n, s), w| (n + w[1].0 - w[0].0, s + w[1].1 - w[0].1));
+        (steps > 0).then(|| seconds / steps as f64)
+    }
+
     /// Drops what came after `step`.
     pub fn cut(&mut self, step: u64) {
         self.curves.iter_mut().for_each(|c| c.points.retain(|(at, _)| *at <= step));

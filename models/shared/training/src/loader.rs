@@ -68,6 +68,11 @@ impl Batches {
         self.samples.div_ceil(self.batch_size) as u64
     }
 
+    /// How many samples there are.
+    pub fn samples(&self) -> usize {
+        self.samples
+    }
+
     /// How many samples micro-step `number` has: the last one of an epoch may have fewer.
     pub(crate) fn size(&self, number: u64) -> usize {
         let first = (number % self.per_epoch()) as usize * self.batch_size;

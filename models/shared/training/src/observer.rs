@@ -1,5 +1,5 @@
-use crate::Metrics;
 use crate::health::Finding;
+use crate::{Metrics, Split};
 
 /// What a run reports while it goes.
 #[derive(Debug)]
@@ -32,10 +32,12 @@ pub enum Event<'a> {
         /// How it went.
         metrics: &'a Metrics,
     },
-    /// The validation split was evaluated.
+    /// A split was evaluated: the validation part, or the training part where there is no other.
     Evaluated {
-        /// After this step.
+        /// After this step; 0 for the initial weights.
         step: u64,
+        /// Which.
+        split: Split,
         /// The metrics.
         metrics: &'a Metrics,
         /// Whether it is the best so far.

@@ -195,6 +195,16 @@ pub trait Task: Sized + Sync + 'static {
         None
     }
 
+    /// What a rule that takes no training, such as the mean, or an n-gram, has as the loss that [`validate`](Task::validate) gives of a split,
+    /// and its name: a run that gets no further learnt nothing. None by default. It is asked once a run.
+    ///
+    /// # Errors
+    /// candle's.
+    fn baseline(&self, split: Split) -> candle_core::Result<Option<(Name, f64)>> {
+        let _ = split;
+        Ok(None)
+    }
+
     /// The least loss that any model could have on a batch, where the task knows it: what `train.overfit_batch` is compared
     /// with.
     ///

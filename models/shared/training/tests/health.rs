@@ -178,9 +178,9 @@ fn a_finding_names_cause_step_and_remedies_in_their_order() -> Result<()> {
         "{}",
         dead.because
     );
-    let starts =
-        ["normalise what it sees", "halve the learning rate (train.lr=0.005)", "start from Xavier initialisation"];
-    assert_eq!(dead.remedies.len(), 3);
+    // A gain is advised for models that recommend one, and another kind of unit for those that have some that die.
+    let starts = ["normalise what it sees", "halve the learning rate (train.lr=0.005)"];
+    assert_eq!(dead.remedies.len(), 2);
     assert!(dead.remedies.iter().zip(starts).all(|(r, start)| r.to_string().starts_with(start)), "{:?}", dead.remedies);
     let still = found(&report, Kind::StillInputs).map(|f| f.because.as_str()).unwrap_or_default();
     assert!(still.starts_with("6 of 12 features were zero in every check (positions 1, 3, 5, 7, 9, 11)"), "{still}");

@@ -4,8 +4,9 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::Advice;
+use crate::advice::neat;
 
-use super::{Profile, Role};
+use super::{FAST, Profile, Role};
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -104,12 +105,23 @@ pub struct Report {
     pub dead: f64,
     /// Global gradient norm, the median of the last checks.
     pub norm: f64,
-    /// Worst first.
+    /// The worst first; steps that are too large, which may have brought about worse, before all others.
     pub findings: Vec<Finding>,
+    /// What steps that are too large brought about ([`Kind::Rate`] among the findings): it has no remedies of its own. Worst first.
+    pub consequences: Vec<Finding>,
 }
 
 /// The documents' remedies that fit, in their order.
-pub(super) fn remedies(kind: Kind, role: Role, since: u64, profile: &Profile, config: &Value) -> Vec<Advice> {
+///
+/// `update` is how far a step changes the weights, relative to their norm, if that is the cause.
+pub(super) fn remedies(
+    kind: Kind,
+    role: Role,
+    since: u64,
+    update: Option<f64>,
+    profile: &Profile,
+    config: &Value,
+) -> Vec<Advice> {
     let number = |key: &str| config.pointer(key).and_then(Value::as_f64);
     let normalize = match profile.normalize.and_then(|setting| setting.split_once('=')) {
         // It is set already.
@@ -125,11 +137,15 @@ pub(super) fn remedies(kind: Kind, role: Role, since: u64, profile: &Profile, co
         )),
     };
     let rate = match number("/train/lr") {
-        // If the learning rate is far above the recommended range, go straight to its upper end instead of halving.
-        Some(lr) => match profile.lr.as_ref().map(|r| *r.end()).filter(|most| *most < lr / 2.) {
-            Some(most) => Advice::set("train.lr", most, "lower the learning rate"),
-            None => Advice::set("train.lr", lr / 2., "halve the learning rate"),
-        },
+        // If the learning rate is far above the recommended range, or steps change the weights far too much, go straight to where it should be.
+        Some(lr) => {
+            let most = profile.lr.as_ref().map(|r| *r.end()).filter(|most| *most < lr / 2.);
+            let asked = update.map(|update| neat(lr * FAST / update)).filter(|asked| *asked < lr / 2.);
+            match most.into_iter().chain(asked).reduce(f64::min) {
+                Some(lower) => Advice::set("train.lr", lower, "lower the learning rate"),
+                None => Advice::set("train.lr", lr / 2., "halve the learning rate"),
+            }
+        }
         None => Advice::new("halve the learning rate"),
     };
     let clip = match (&profile.clip, number("/train/clip_norm")) {
@@ -140,21 +156,19 @@ pub(super) fn remedies(kind: Kind, role: Role, since: u64, profile: &Profile, co
         (None, None) => Some(Advice::new("for a transformer, clip the gradient norm at 5 to 10, not at 1")),
         _ => None,
     };
-    let gain = Advice::new(
-        "start from Xavier initialisation with gain 0.6 to 0.8 (0.6 linear, 0.8 attention) and zero biases",
-    );
+    let gain = profile.gain.as_ref().map(|_| {
+        Advice::new("start from Xavier initialisation with gain 0.6 to 0.8 (0.6 linear, 0.8 attention) and zero biases")
+    });
+    let units = profile.units.map(Advice::new);
     let again = (since > 1).then(|| Advice::new(format!("start again from a checkpoint before step {since}")));
     let one = |text: &str| vec![Advice::new(text)];
     match kind {
         Kind::Dead if role == Role::InputProjection => {
-            [normalize, Some(rate), clip, Some(gain), again].into_iter().flatten().collect()
+            [normalize, Some(rate), clip, gain, again].into_iter().flatten().collect()
         }
-        Kind::Dead | Kind::Progressive => [Some(rate), clip, Some(gain), again].into_iter().flatten().collect(),
-        Kind::Scale | Kind::Saturated | Kind::Vanishing => [normalize, Some(gain)].into_iter().flatten().collect(),
-        Kind::DeadUnits => [Some(rate), Some(Advice::new("use GELU or a leaky unit instead of ReLU")), again]
-            .into_iter()
-            .flatten()
-            .collect(),
+        Kind::Dead | Kind::Progressive => [Some(rate), clip, gain, again].into_iter().flatten().collect(),
+        Kind::Scale | Kind::Saturated | Kind::Vanishing => [normalize, gain].into_iter().flatten().collect(),
+        Kind::DeadUnits => [Some(rate), units, again].into_iter().flatten().collect(),
         Kind::Exploding | Kind::Rate => [Some(rate), clip, again].into_iter().flatten().collect(),
         Kind::NotFinite => [Some(Advice::new("look at the input that the probes name")), Some(rate), again]
             .into_iter()

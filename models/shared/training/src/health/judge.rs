@@ -37,7 +37,7 @@ const COURSE: usize = 8;
 /// Judges checks in the order of their steps. `config` (the tables `model` and `train`, or null) makes advice concrete.
 pub fn judge(checks: &[Check], profile: &Profile, config: &Value) -> Report {
     let Some(last) = checks.last() else {
-        return Report { verdict: Level::Healthy, dead: 0., norm: 0., findings: vec![] };
+        return Report { verdict: Level::Healthy, dead: 0., norm: 0., findings: vec![], consequences: vec![] };
     };
     let court = Court { checks, last, profile, config };
     let mut findings = vec![];
@@ -48,13 +48,30 @@ pub fn judge(checks: &[Check], profile: &Profile, config: &Value) -> Report {
     court.settings(&mut findings);
     findings.sort_by_key(|f| std::cmp::Reverse(f.level));
     let worst = findings.iter().map(|f| f.level).filter(|l| *l >= Level::Alert).max();
+    let (findings, consequences) = by_cause(findings);
     let n = checks.len() - 1;
     Report {
         verdict: worst.unwrap_or(Level::Healthy),
         dead: court.recent(n, |c| Some(c.dead)),
         norm: court.recent(n, |c| Some(c.norm)),
         findings,
+        consequences,
     }
+}
+
+/// Findings, and what follows from steps that are too large, if that is among them.
+fn by_cause(findings: Vec<Finding>) -> (Vec<Finding>, Vec<Finding>) {
+    use Kind::*;
+    let Some(rate) = findings.iter().find(|f| f.kind == Rate).cloned() else { return (findings, vec![]) };
+    let follows = |f: &Finding| {
+        matches!(f.kind, Dead | DeadUnits | Saturated | Vanishing | Exploding | Progressive | FrozenPooling)
+            && f.since >= rate.since
+    };
+    let (mut consequences, others): (Vec<_>, Vec<_>) =
+        findings.into_iter().filter(|f| f.kind != Rate).partition(follows);
+    consequences.iter_mut().for_each(|f| f.remedies.clear());
+    // The cause stands above all that it may have brought about.
+    (std::iter::once(rate).chain(others).collect(), consequences)
 }
 
 fn percent(share: f64) -> String {
@@ -97,7 +114,7 @@ impl Court<'_> {
     fn parameter(&self, p: &ParameterHealth) -> Option<Finding> {
         let of = self.of(&p.name);
         let found = |level, kind, since, because: String| {
-            let remedies = remedies(kind, p.role, since, self.profile, self.config);
+            let remedies = remedies(kind, p.role, since, None, self.profile, self.config);
             Some(Finding { level, kind, what: p.name.clone(), since, because, remedies })
         };
         if let Some(since) = self.since(|i| of(&self.checks[i]).is_some_and(|p| p.missing)) {
@@ -202,7 +219,7 @@ impl Court<'_> {
             c.probes.iter().find(|q| q.name == name)
         }
         let mut found = |level, kind, since, because: String| {
-            let remedies = remedies(kind, Role::InputProjection, since, self.profile, self.config);
+            let remedies = remedies(kind, Role::InputProjection, since, None, self.profile, self.config);
             findings.push(Finding { level, kind, what: q.name.clone(), since, because, remedies });
         };
         let now = |since: Option<u64>| since.unwrap_or(self.last.step);
@@ -277,8 +294,8 @@ impl Court<'_> {
     /// What concerns the whole model.
     fn whole(&self, findings: &mut Vec<Finding>) {
         let n = self.checks.len() - 1;
-        let mut found = |level, kind, since, because: String| {
-            let remedies = remedies(kind, Role::Other, since, self.profile, self.config);
+        let mut found = |level, kind, since, update, because: String| {
+            let remedies = remedies(kind, Role::Other, since, update, self.profile, self.config);
             findings.push(Finding { level, kind, what: "all parameters".into(), since, because, remedies });
         };
         let dead = self.recent(n, |c| Some(c.dead));
@@ -291,17 +308,17 @@ impl Court<'_> {
                 percent(alert),
                 percent(critical)
             );
-            found(level, Kind::Dead, since, because);
+            found(level, Kind::Dead, since, None, because);
         }
         let norm = self.recent(n, |c| Some(c.norm));
         if let Some(since) = self.above(self.profile.norm.end, |c| Some(c.norm)) {
             let level = if norm > 10. * self.profile.norm.end { Level::Critical } else { Level::Alert };
             let because = format!("the gradient norm before clipping is {:.3} (limit {})", norm, self.profile.norm.end);
-            found(level, Kind::Exploding, since, because);
+            found(level, Kind::Exploding, since, None, because);
         }
         if let Some(since) = self.since(|i| self.recent(i, |c| Some(c.norm)) < self.profile.norm.start) {
             let because = format!("the gradient norm is {norm:.1e}: nothing is learned any more");
-            found(Level::Alert, Kind::Vanishing, since, because);
+            found(Level::Alert, Kind::Vanishing, since, None, because);
         }
         let update = |c: &Check| c.update;
         // What died of such a step stays dead.
@@ -311,11 +328,11 @@ impl Court<'_> {
             self.above(UPDATE, update).filter(|_| n + 1 >= RECENT).map(|since| (since, self.recent(n, update)));
         if let Some((since, update)) = wild.or(lasting) {
             let because = format!("a step changes the weights by {} of their norm", percent(update));
-            found(Level::Alert, Kind::Rate, since, because);
+            found(Level::Alert, Kind::Rate, since, Some(update), because);
         }
         if let Some((since, because)) = self.course() {
             let level = if dead > LOST { Level::Critical } else { Level::Alert };
-            found(level, Kind::Progressive, since, because);
+            found(level, Kind::Progressive, since, None, because);
         }
     }
 

@@ -25,7 +25,7 @@ pub struct Watched<'a> {
 }
 
 /// One check of all gradients and probes; a line of `health.jsonl`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Check {
     /// After this step.
     pub step: u64,

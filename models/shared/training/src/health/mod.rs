@@ -48,6 +48,13 @@ pub const DEAD: f64 = 1e-6;
 /// |x| below which, over all it was seen with, a feature never moves.
 pub const STILL: f64 = 1e-8;
 
+/// Change of the weights in a step, relative to their norm, below which they hardly move.
+pub const SLOW: f64 = 2e-4;
+/// The change that steps of healthy runs bring about.
+pub const USUAL: f64 = 2e-3;
+/// The change above which steps are doubtful.
+pub const FAST: f64 = 1e-2;
+
 /// Checks after which initial values have passed.
 pub(crate) const SETTLED: usize = 3;
 
@@ -124,11 +131,14 @@ pub struct Profile {
     pub roles: Vec<(&'static str, Role)>,
     /// A setting that normalises the inputs, such as `model.input_norm=running`, if the model has one.
     pub normalize: Option<&'static str>,
+    /// What to use instead of units that die, in words; nothing where none do.
+    pub units: Option<&'static str>,
 }
 
 impl Default for Profile {
     fn default() -> Self {
-        Self { norm: 1e-6..10., lr: None, clip: None, gain: None, roles: vec![], normalize: None }
+        let units = Some("use GELU or a leaky unit instead of ReLU");
+        Self { norm: 1e-6..10., lr: None, clip: None, gain: None, roles: vec![], normalize: None, units }
     }
 }
 

@@ -41,8 +41,8 @@ impl FileRecord {
 
 /// Version of manifest and state.
 const VERSION: u64 = 1;
-const MODEL: &str = "model.safetensors";
-const AVERAGE: &str = "average.safetensors";
+pub(super) const MODEL: &str = "model.safetensors";
+pub(super) const AVERAGE: &str = "average.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
 const EXPERIENCE: &str = "experience.safetensors";

@@ -1,8 +1,10 @@
+use std::collections::BTreeMap;
 use std::fs::TryLockError;
 use std::path::{Path, PathBuf};
 
+use candle_core::{Device, Tensor};
 use serde_json::Value;
-use zoo_checkpoint::Folder;
+use zoo_checkpoint::{Folder, Kind};
 
 use crate::config::ConfigFile;
 use crate::{Error, Result};
@@ -98,10 +100,42 @@ impl RunFiles {
         self.path.join(CHECKPOINTS)
     }
 
+    /// The weights in the newest checkpoint, and its step: the average of them where the run keeps one.
+    pub fn newest_weights(&self) -> Option<(PathBuf, u64)> {
+        let step = self.checkpoint_steps().ok()?.pop()?;
+        let folder = Folder::open(&self.path).ok()?.folder(CHECKPOINTS, false).ok()?;
+        let folder = folder.folder(&super::step_name(step), false).ok()?;
+        let there = |name: &&str| folder.kind(name).is_ok_and(|kind| kind == Some(Kind::File));
+        let name = [super::checkpoint::AVERAGE, super::checkpoint::MODEL].into_iter().find(there)?;
+        Some((folder.path().join(name), step))
+    }
+
     /// Whether there is a checkpoint to resume from.
     pub fn has_checkpoint(&self) -> bool {
-        let names = || Folder::open(&self.path)?.folder(CHECKPOINTS, false)?.names();
-        names().is_ok_and(|names| names.iter().any(|n| super::step_of(n).is_some()))
+        self.checkpoint_steps().is_ok_and(|steps| !steps.is_empty())
+    }
+
+    /// The steps of its checkpoints, in order.
+    ///
+    /// # Errors
+    /// The folder of the checkpoints is a link, or cannot be read.
+    pub fn checkpoint_steps(&self) -> Result<Vec<u64>> {
+        let folder = Folder::open(&self.path)?;
+        match folder.kind(CHECKPOINTS)? {
+            None => Ok(vec![]),
+            Some(_) => super::numbered(&folder.folder(CHECKPOINTS, false)?),
+        }
+    }
+
+    /// The tensors of the checkpoint of a step: the weights by their names, and the optimizer's state, as the file has it.
+    ///
+    /// # Errors
+    /// There is none, or it is damaged.
+    pub fn checkpoint(&self, step: u64) -> Result<[BTreeMap<String, Tensor>; 2]> {
+        let checkpoints = Folder::open(&self.path)?.folder(CHECKPOINTS, false)?;
+        let folder = checkpoints.folder(&super::step_name(step), false)?;
+        let saved = super::checkpoint::read(&folder, &checkpoints, &Device::Cpu)?;
+        Ok([saved.model, saved.optimizer])
     }
 
     /// The text of one of its files, if it is there.
@@ -153,6 +187,16 @@ impl RunFiles {
     /// How many steps the run is to have in all, if that is on record (from 0.2 on).
     pub fn total_steps(&self) -> Option<u64> {
         self.on_record()?["total_steps"].as_u64()
+    }
+
+    /// How many training samples it has, if that is on record (from 0.2 on).
+    pub fn samples(&self) -> Option<u64> {
+        self.on_record()?["samples"].as_u64()
+    }
+
+    /// The step at which the run begins, if another run did those before (see [`Trainer::fork`](crate::Trainer::fork)); 0 otherwise.
+    pub fn begins_at(&self) -> u64 {
+        self.on_record().and_then(|record| record["begins_at"].as_u64()).unwrap_or(0)
     }
 
     /// What the run is doing, as far as its files tell.

@@ -70,6 +70,12 @@ impl Journal {
         append.map_err(Error::io(&self.path()))
     }
 
+    /// Whether it has a line of that step.
+    pub(crate) fn has(&self, step: u64) -> bool {
+        let of_step = |line: &str| serde_json::from_str::<Value>(line).is_ok_and(|v| v["step"] == step);
+        self.folder.text(self.name, LONGEST_LINES).is_ok_and(|text| text.lines().any(of_step))
+    }
+
     /// Makes the lines so far durable: a checkpoint must not be there without the lines before it.
     fn sync(&self) -> Result<()> {
         // A handle of its own: waiting for the disk must not hold up the next line.
@@ -187,9 +193,7 @@ impl RunDirectory {
 
     /// The steps of the checkpoints, in order.
     fn numbered(&self) -> Result<Vec<u64>> {
-        let mut found: Vec<u64> = self.checkpoints.names()?.iter().filter_map(|name| step_of(name)).collect();
-        found.sort_unstable();
-        Ok(found)
+        numbered(&self.checkpoints)
     }
 
     /// The journal `metrics.jsonl`.
@@ -356,6 +360,35 @@ impl RunDirectory {
     pub(crate) fn accept(&self, what: &Value) -> Result<()> {
         Ok(self.folder.replace(files::RECORD, |f| write!(f, "{what:#}"))?)
     }
+}
+
+/// The steps of the checkpoints in a folder of them, in order.
+fn numbered(checkpoints: &Folder) -> Result<Vec<u64>> {
+    let mut found: Vec<u64> = checkpoints.names()?.iter().filter_map(|name| step_of(name)).collect();
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// The newest whole checkpoint of the run at `path` up to `step`, if there is one. Nothing is locked or changed.
+pub(crate) fn nearest(path: &Path, step: u64, device: &Device) -> Result<Option<Saved>> {
+    let folder = Folder::open(path)?;
+    if folder.kind(files::CHECKPOINTS)?.is_none() {
+        return Ok(None);
+    }
+    let checkpoints = folder.folder(files::CHECKPOINTS, false)?;
+    for step in numbered(&checkpoints)?.into_iter().rev().filter(|s| *s <= step) {
+        match checkpoints
+            .folder(&step_name(step), false)
+            .map_err(Error::from)
+            .and_then(|f| checkpoint::read(&f, &checkpoints, device))
+        {
+            Ok(saved) => return Ok(Some(saved)),
+            Err(e @ Error::NewerFormat { .. }) => return Err(e),
+            // Damaged, or dropped meanwhile by a run that goes on.
+            Err(_) => {}
+        }
+    }
+    Ok(None)
 }
 
 /// A name of a run's that something else in a folder has: a run that comes to nothing would take it along.

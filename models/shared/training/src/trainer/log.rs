@@ -1,5 +1,6 @@
 //! What a run writes and reports: metrics, evaluations, checkpoints.
 
+use std::path::Path;
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
@@ -10,7 +11,7 @@ use super::guard::{NonFinite, Refusal};
 use super::{Step, Trainer};
 use crate::run::Snapshot;
 use crate::saver::Saver;
-use crate::{Error, Event, Observer, OnNonFinite, Result, Split, Task, record};
+use crate::{Error, Event, Metrics, Observer, OnNonFinite, Result, Split, Task, record};
 
 impl<T: Task> Trainer<'_, T> {
     /// Tells the observer of the step just done.
@@ -47,13 +48,39 @@ impl<T: Task> Trainer<'_, T> {
         run.journal().append(&Value::Object(line))
     }
 
-    /// Evaluates the validation split, and keeps the weights if they are among the best.
-    pub(super) fn evaluate(&mut self, saver: Option<&Saver>, observer: &mut dyn Observer) -> Result<()> {
+    /// The split that is evaluated while training, and its metrics now. Of several processes each has to ask.
+    ///
+    /// # Errors
+    /// candle's.
+    pub fn validate(&self) -> Result<(Split, Metrics)> {
         let overfit = self.config.train.overfit_batch || self.task.samples(Split::Valid) == 0;
         let split = if overfit { Split::Train } else { Split::Valid };
         let sharing = self.ranks.sharing();
         let metrics = self.task.validate(&self.frozen, split)?;
         drop(sharing);
+        Ok((split, metrics))
+    }
+
+    /// Evaluates the initial weights, and what takes no learning: what is learnt is told by comparing with them. They are never the best.
+    pub(super) fn evaluate_initial(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        // Of several processes, each does its share, whether it has the run or not.
+        if self.run.is_none() && self.ranks.is_alone() {
+            return Ok(());
+        }
+        let (split, metrics) = self.validate()?;
+        let Some(run) = self.run.as_ref().filter(|run| !run.journal().has(0)) else { return Ok(()) };
+        let mut line = json!({ "step": 0, split.name(): metrics.object() });
+        if let Some((name, loss)) = self.task.baseline(split)? {
+            line["baseline"] = json!({ name: loss });
+        }
+        run.journal().append(&line)?;
+        observer.observe(&Event::Evaluated { step: 0, split, metrics: &metrics, best: false });
+        Ok(())
+    }
+
+    /// Evaluates the validation split, and keeps the weights if they are among the best.
+    pub(super) fn evaluate(&mut self, saver: Option<&Saver>, observer: &mut dyn Observer) -> Result<()> {
+        let (split, metrics) = self.validate()?;
         let (step, train) = (self.state.step, &self.config.train);
         if !metrics.iter().any(|(name, _)| name == "loss") {
             let names: Vec<&str> = metrics.iter().map(|(name, _)| name.as_ref()).collect();
@@ -83,29 +110,42 @@ impl<T: Task> Trainer<'_, T> {
                 saver.wait()?;
             }
         }
-        observer.observe(&Event::Evaluated { step, metrics: &metrics, best });
+        observer.observe(&Event::Evaluated { step, split, metrics: &metrics, best });
         self.metrics = metrics;
         Ok(())
+    }
+
+    /// Writes the weights that are evaluated, as a run's `last.safetensors` has them.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write_weights(&self, path: &Path) -> Result<()> {
+        Ok(zoo_checkpoint::write(path, &self.evaluated().tensors(), &self.description()?.metadata())?)
     }
 
     /// Hands a checkpoint to the saver.
     pub(super) fn save(&self, saver: Option<&Saver>) -> Result<()> {
         let Some(saver) = saver else { return Ok(()) };
-        // Before the first rollout there is nothing to keep of it.
-        let experience = self.experience.as_ref().filter(|_| self.state.rollout.is_some());
         let (weights, optimizer) = (self.params.tensors(), self.optimizer.state());
         let average = self.average.as_ref().map(|a| a.tensors());
-        let all = bytes(&weights) + bytes(&optimizer) + average.as_deref().map_or(0, bytes);
-        let waits = all > LARGE;
-        saver.checkpoint(Snapshot {
-            weights: handed(weights, waits)?,
+        let waits = bytes(&weights) + bytes(&optimizer) + average.as_deref().map_or(0, bytes) > LARGE;
+        saver.checkpoint(self.snapshot(!waits)?)?;
+        if waits { saver.wait() } else { Ok(()) }
+    }
+
+    /// What a checkpoint holds: with `copied` as it is now, whatever later steps do.
+    pub(super) fn snapshot(&self, copied: bool) -> Result<Snapshot> {
+        // Before the first rollout there is nothing to keep of it.
+        let experience = self.experience.as_ref().filter(|_| self.state.rollout.is_some());
+        let average = self.average.as_ref().map(|a| a.tensors());
+        Ok(Snapshot {
+            weights: handed(self.params.tensors(), !copied)?,
             metadata: self.description()?.metadata(),
-            optimizer: handed(optimizer, waits)?,
-            average: average.map(|tensors| handed(tensors, waits)).transpose()?,
+            optimizer: handed(self.optimizer.state(), !copied)?,
+            average: average.map(|tensors| handed(tensors, !copied)).transpose()?,
             experience: experience.map(|e| e.state()).transpose()?,
             state: self.state.clone(),
-        })?;
-        if waits { saver.wait() } else { Ok(()) }
+        })
     }
 
     pub(super) fn description(&self) -> Result<Description> {

@@ -21,6 +21,7 @@ use zoo_layers::Params;
 use zoo_layers::optim::{Optimizer, average};
 
 use crate::config::{ComputeType, ConfigOf, Settings};
+use crate::doctor::FEWEST;
 use crate::loader::{Loader, Numbers};
 use crate::ranks::Ranks;
 use crate::saver::Saver;
@@ -71,6 +72,10 @@ pub struct Trainer<'a, T: Task> {
     counts: bool,
     /// Whether one of the processes is to stop.
     stop: bool,
+    /// Where a run stops before its end.
+    until: Option<u64>,
+    /// The step at which the run in its directory begins, of which another run did those before.
+    begun_at: u64,
 }
 
 impl<'a, T: Task> Trainer<'a, T> {
@@ -93,6 +98,15 @@ impl<'a, T: Task> Trainer<'a, T> {
     pub fn begin(&mut self, path: &Path) -> Result<()> {
         self.run = Some(Arc::new(RunDirectory::create(path, &crate::config::to_toml(self.config)?)?));
         self.begun = true;
+        if self.state.step > 0 {
+            self.state.best.clear();
+            self.begun_at = self.state.step;
+            if let Some(run) = self.run.clone() {
+                self.put_on_record(&run, record::on_record(self.task, self.config)?)?;
+                // At once: it could not begin again without.
+                run.save(&self.snapshot(false)?, self.config.train.keep, self.checkpoint_every())?;
+            }
+        }
         Ok(())
     }
 
@@ -163,6 +177,8 @@ impl<'a, T: Task> Trainer<'a, T> {
             ranks: Rc::default(),
             counts: false,
             stop: false,
+            until: None,
+            begun_at: 0,
         })
     }
 
@@ -229,9 +245,30 @@ impl<'a, T: Task> Trainer<'a, T> {
         outcome
     }
 
+    /// Trains until `step` is done, as [`Trainer::train`] does, or to the end if that comes before. Where it stops, a checkpoint is written, as if a
+    /// signal had stopped it, and it can be called again.
+    ///
+    /// # Errors
+    /// Those of [`Trainer::train`].
+    pub fn train_to(
+        &mut self,
+        step: u64,
+        observer: &mut dyn Observer,
+        interrupted: &dyn Fn() -> bool,
+    ) -> Result<Outcome> {
+        self.until = Some(step);
+        let outcome = self.train(observer, interrupted);
+        self.until = None;
+        outcome
+    }
+
     /// Puts on record what the run goes on with, and how long it is to be.
     fn put_on_record(&self, run: &RunDirectory, mut what: Value) -> Result<()> {
         what["total_steps"] = self.total_steps().into();
+        what["samples"] = self.batches.samples().into();
+        if self.begun_at > 0 {
+            what["begins_at"] = self.begun_at.into();
+        }
         run.accept(&what)
     }
 
@@ -294,9 +331,16 @@ impl<'a, T: Task> Trainer<'a, T> {
                 observer.observe(&Event::Warning(&format!("parameter {name} {what}")));
             }
             self.preflight(observer)?;
+            if total / self.eval_every() + 1 >= FEWEST as u64 {
+                self.evaluate_initial(observer)?;
+            }
         }
         let mut loss = f64::NAN;
+        let until = self.until.unwrap_or(total);
         let mut end = if self.is_stale() { End::Early } else { End::Finished };
+        if end == End::Finished && self.state.step >= until && until < total {
+            end = End::Interrupted;
+        }
         while self.state.step < total && end == End::Finished {
             self.collect(observer)?;
             let lr = self.learning_rate();
@@ -329,7 +373,7 @@ impl<'a, T: Task> Trainer<'a, T> {
             if number.is_multiple_of(self.eval_every()) || last {
                 self.evaluate(around.saver, observer)?;
             }
-            let (stop, early) = (self.is_stopped(around.interrupted), self.is_stale());
+            let (stop, early) = (self.is_stopped(around.interrupted) || number >= until, self.is_stale());
             let due = number.is_multiple_of(self.checkpoint_every()) || last || stop || early;
             if due && self.checkpoint(around.saver, observer)? {
                 continue;

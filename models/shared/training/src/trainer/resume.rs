@@ -11,7 +11,8 @@ use zoo_layers::optim::norm_squared;
 
 use super::Trainer;
 use crate::config::{ComputeType, ConfigOf, to_toml};
-use crate::run::Saved;
+use crate::health::Check;
+use crate::run::{Saved, nearest};
 use crate::task::counted;
 use crate::{Difference, Error, Event, Observer, Ranks, Result, RunDirectory, Task, record};
 
@@ -78,6 +79,42 @@ impl<'a, T: Task> Trainer<'a, T> {
         Ok(trainer)
     }
 
+    /// A trainer at the newest checkpoint of the run at `path` up to `step`, or at the beginning where there is none, which goes on by `config`,
+    /// whatever the run's own says. The run is only read. Where `config` is the run's own, the steps are the run's, to the bit. What was best
+    /// so far counts no longer in a directory of its own, which has no such weights.
+    ///
+    /// # Errors
+    /// There is no such run, or it is another model's; the model of `config` does not fit the checkpoint; those of [`Trainer::new`].
+    pub fn fork(task: &'a T, config: &'a ConfigOf<T>, device: &Device, path: &Path, step: u64) -> Result<Self> {
+        let files = crate::RunFiles::at(path).required()?;
+        if let Some(model) = files.model().filter(|model| model != T::NAME) {
+            return Err(Error::Usage(format!("{} is a run of {model}, not of {}", path.display(), T::NAME)));
+        }
+        let mut trainer = Self::untrained(task, config, device)?;
+        // Initial weights are computed: a model of another size begins there, too.
+        let saved = if step == 0 { None } else { nearest(path, step, device)? };
+        let begins = files.begins_at();
+        if begins > saved.as_ref().map_or(0, |s| s.state.step) {
+            return Err(Error::Run(format!(
+                "{}: it begins at step {begins}, with the weights of another run, and no checkpoint up to step {step} is left",
+                path.display()
+            )));
+        }
+        match saved {
+            Some(saved) => {
+                let at = saved.state.step;
+                trainer
+                    .restore(saved)
+                    .map_err(|e| Error::Run(format!("{}: its checkpoint of step {at}: {e}", path.display())))?;
+                let mut checks = Check::read(path)?;
+                checks.retain(|c| c.step <= at);
+                trainer.recall(checks)?;
+            }
+            None => trainer.load_initial()?,
+        }
+        Ok(trainer)
+    }
+
     /// Sets the weights to those of `train.init_from`, if there is one.
     pub(super) fn load_initial(&mut self) -> Result<()> {
         let path = Path::new(&self.config.train.init_from);
@@ -101,7 +138,14 @@ impl<'a, T: Task> Trainer<'a, T> {
     }
 
     fn take_up(&mut self, run: &RunDirectory, changed: &[String], observer: &mut dyn Observer) -> Result<()> {
+        self.begun_at = run.begins_at();
         let found = run.latest(self.params.device(), |_| true)?;
+        if found.saved.is_none() && self.begun_at > 0 {
+            return Err(Error::Run(format!(
+                "{}: no checkpoint is left, and it did not begin at step 0",
+                run.path().display()
+            )));
+        }
         let now = record::on_record(self.task, self.config)?;
         let before = run.accepted()?;
         if let Some(model) = before.as_ref().and_then(|b| b["model"].as_str()).filter(|model| *model != T::NAME) {

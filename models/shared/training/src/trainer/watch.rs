@@ -28,6 +28,8 @@ pub(super) struct Watch {
     monitor: Monitor,
     frozen: Vec<String>,
     every: u64,
+    /// A further step that is checked.
+    also: Option<u64>,
     repair: Option<Box<dyn Repair>>,
 }
 
@@ -45,17 +47,24 @@ impl Watch {
             monitor: Monitor::new(T::health(), value_of::<T>(config)?, vec![]),
             frozen: params.all().into_iter().filter(frozen).map(|p| p.name).collect(),
             every: config.train.health_every,
+            also: None,
             repair: T::repair(config),
         })
     }
 
     /// Whether step `number` is checked.
     fn is_due(&self, number: u64) -> bool {
-        self.every > 0 && (number == 1 || number.is_multiple_of(self.every))
+        self.also == Some(number) || self.every > 0 && (number == 1 || number.is_multiple_of(self.every))
     }
 
     fn profile(&self) -> &Profile {
         self.monitor.profile()
+    }
+
+    /// Whether step `number` is checked for somebody who looks on, and would not be otherwise.
+    fn is_extra(&self, number: u64) -> bool {
+        let also = self.also == Some(number);
+        also && !(self.every > 0 && (number == 1 || number.is_multiple_of(self.every)))
     }
 
     /// The checks so far.
@@ -101,6 +110,32 @@ impl<T: Task> Trainer<'_, T> {
         match &self.experience {
             Some(experience) => experience.batch(&spread),
             None => self.task.batch(Split::Train, &spread),
+        }
+    }
+
+    /// Trains until `step` is done, which is checked, and returns the check. Nothing is done about what it shows that the run would not have
+    /// done. Of initial weights, which no step made, it is that of [`Trainer::examine`].
+    ///
+    /// # Errors
+    /// Those of [`Trainer::train`]; the step is done already, is not reached, or its update was refused.
+    pub fn replay(&mut self, step: u64, observer: &mut dyn Observer, interrupted: &dyn Fn() -> bool) -> Result<Check> {
+        if step == 0 && self.state.step == 0 {
+            return Ok(self.examine()?.0);
+        }
+        if step <= self.state.step {
+            return Err(Error::Run(format!(
+                "step {step} is done already: the checkpoint is of step {}",
+                self.state.step
+            )));
+        }
+        self.watch.also = Some(step);
+        let outcome = self.train_to(step, observer, interrupted);
+        self.watch.also = None;
+        outcome?;
+        match self.watch.monitor.checks().last() {
+            Some(check) if check.step == step => Ok(check.clone()),
+            _ if self.state.step == step => Err(Error::Run(format!("step {step}: its update was refused"))),
+            _ => Err(Error::Run(format!("the run stopped at step {}, before step {step}", self.state.step))),
         }
     }
 
@@ -177,7 +212,7 @@ impl<T: Task> Trainer<'_, T> {
             return Ok(None);
         }
         let grads = step.grads.clone();
-        if let Some(repair) = &self.watch.repair
+        if let (Some(repair), false) = (&self.watch.repair, self.watch.is_extra(self.state.step + 1))
             && repair.gradients(&self.params, &mut step.grads, self.watch.profile())?
         {
             step.norm = global_norm(&step.grads)?;
@@ -204,6 +239,10 @@ impl<T: Task> Trainer<'_, T> {
             run.health_journal()
                 .append(&serde_json::to_value(&check).map_err(|e| Error::Run(format!("health: {e}")))?)?;
         }
+        if self.watch.is_extra(self.state.step) {
+            self.watch.monitor.add(check);
+            return Ok(false);
+        }
         if let Some(repair) = &self.watch.repair {
             for what in repair.weights(&self.params, &check, self.watch.profile())? {
                 observer.observe(&Event::Warning(&format!("step {}: {what}", check.step)));
@@ -227,7 +266,8 @@ impl<T: Task> Trainer<'_, T> {
         }
         let report = self.watch.monitor.report();
         let curable = |f: &Finding| how == OnCritical::Stop || f.kind.is_cured_by_lr();
-        let worst = report.findings.into_iter().find(|f| f.level == Level::Critical && curable(f));
+        let all = report.findings.into_iter().chain(report.consequences);
+        let worst = all.into_iter().find(|f| f.level == Level::Critical && curable(f));
         let Some(worst) = worst.filter(|_| self.watch.monitor.checks().len() >= SETTLED) else { return Ok(false) };
         let Finding { what, since, because, .. } = worst;
         let step = self.state.step;
