@@ -31,17 +31,33 @@ impl Judged {
         let profile = files.model().and_then(|model| profiles(&model)).unwrap_or_default();
         let (mut report, samples) = (judge(&checks, &profile, &config), files.samples());
         let evidence = Evidence { history: &history, checks: &checks, report: &report, config: &config, samples };
-        let diagnosis = diagnose(&evidence);
-        // One learning rate is advised: the diagnosis knows that of the step, too.
-        let advised = diagnosis.advice.iter().find(|a| a.set.as_ref().is_some_and(|(key, _)| key == "train.lr"));
-        let rate = report.findings.iter_mut().find(|f| f.kind == Kind::Rate);
-        if let (Verdict::RateTooHigh, Some(advice), Some(first)) =
-            (diagnosis.verdict, advised, rate.and_then(|f| f.remedies.first_mut()))
-        {
-            *first = advice.clone();
-        }
+        let mut diagnosis = diagnose(&evidence);
+        one_rate(&mut diagnosis, &mut report);
         Ok(Self { history, config, checks, report, diagnosis })
     }
+}
+
+/// Lets the diagnosis and the findings advise one learning rate: the lower one where it is too high.
+fn one_rate(diagnosis: &mut Diagnosis, report: &mut Report) {
+    fn rate(advice: &mut Advice) -> Option<&mut String> {
+        advice.set.as_mut().filter(|(key, _)| key == "train.lr").map(|(_, value)| value)
+    }
+    let verdict = diagnosis.verdict;
+    if !matches!(verdict, Verdict::RateTooHigh | Verdict::RateTooLow) {
+        return;
+    }
+    let ours = diagnosis.advice.iter_mut().find_map(rate);
+    let theirs = report.findings.iter_mut().filter(|f| matches!(f.kind, Kind::Rate | Kind::Setting));
+    let theirs: Vec<&mut String> = theirs.flat_map(|f| &mut f.remedies).filter_map(rate).collect();
+    let Some(ours) = ours else { return };
+    let number = |text: &str| text.parse::<f64>().unwrap_or(f64::INFINITY);
+    if verdict == Verdict::RateTooHigh
+        && let Some(least) = theirs.iter().min_by(|a, b| number(a).total_cmp(&number(b)))
+        && number(least) < number(ours)
+    {
+        *ours = least.to_string();
+    }
+    theirs.into_iter().for_each(|value| value.clone_from(ours));
 }
 
 /// Advice on a diagnosis: what to set, and what that does.

@@ -129,7 +129,10 @@ pub(crate) fn run<T: Recipe>(args: &Arguments, run: &Path, judged: &Judged) -> a
     let remedies = remedies(judged);
     let verdict = name(judged.diagnosis.verdict);
     if remedies.is_empty() {
-        let reason = format!("{}: {verdict}; no remedy is a setting that some hundred steps can try", run.display());
+        let reason = match judged.diagnosis.verdict {
+            Verdict::Healthy => format!("{}: healthy, there is nothing to try", run.display()),
+            _ => format!("{}: {verdict}; no remedy is a setting that some hundred steps can try", run.display()),
+        };
         return Err(Error::Usage(reason).into());
     }
     let device = device("cpu")?;
@@ -142,6 +145,10 @@ pub(crate) fn run<T: Recipe>(args: &Arguments, run: &Path, judged: &Judged) -> a
     };
     let control = configured(&[])?;
     let task = T::open(&control.model, &control.data, control.train.seed, None, &device)?;
+    if RunFiles::at(run).data().is_some_and(|data| data != task.fingerprint()) {
+        let reason = format!("{}: the data are not those that the run was trained on: bring them back", run.display());
+        return Err(Error::Data(reason).into());
+    }
     let from = Trainer::fork(&task, &control, &device, run, before_trouble(judged))?;
     let (first, total) = (from.step(), from.total_steps());
     drop(from);
@@ -238,11 +245,19 @@ pub(crate) fn run<T: Recipe>(args: &Arguments, run: &Path, judged: &Judged) -> a
         bail!("the time was over before the run as it was had trained {steps} steps: make --budget longer")
     };
     let mut ranked: Vec<&Tried> = tried.iter().collect();
-    ranked.sort_by(|a, b| a.valid.is_nan().cmp(&b.valid.is_nan()).then(a.valid.total_cmp(&b.valid)));
+    let order = |t: &&Tried| (t.valid.is_nan(), t.valid, t.loss());
+    ranked.sort_by(|a, b| {
+        let (a, b) = (order(a), order(b));
+        a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)).then(a.2.total_cmp(&b.2))
+    });
     let picture = folder.join("losses.svg");
     draw(&picture, (900, 500), &Losses(&tried), Force { force: true })?;
     let best = ranked[0];
-    let go_on = format!("{} train {} --resume {}", program(), T::NAME, quoted(&best.run.display().to_string()));
+    let place = quoted(&best.run.display().to_string());
+    let go_on = match last == total {
+        true => format!("{} eval {} --checkpoint {place}", program(), T::NAME),
+        false => format!("{} train {} --resume {place}", program(), T::NAME),
+    };
     if args.json.json {
         let row = |t: &&Tried| {
             let beside = t.beside(control).filter(|_| t.what != CONTROL);
@@ -266,7 +281,7 @@ pub(crate) fn run<T: Recipe>(args: &Arguments, run: &Path, judged: &Judged) -> a
             Some((difference, error)) => format!("{difference:+.4} ± {error:.4}"),
             None => String::new(),
         };
-        let valid = t.failed.clone().unwrap_or_else(|| format!("{:.4}", t.valid));
+        let valid = if t.failed.is_some() { "failed".into() } else { format!("{:.4}", t.valid) };
         rows.push(vec![t.what.clone(), format!("{:.4}", t.loss()), beside, valid]);
     }
     print(&format!(
@@ -276,11 +291,18 @@ pub(crate) fn run<T: Recipe>(args: &Arguments, run: &Path, judged: &Judged) -> a
         last,
         table(&rows)
     ));
+    tried
+        .iter()
+        .filter_map(|t| Some((&t.what, t.failed.as_ref()?)))
+        .for_each(|(what, why)| print(&format!("{what}: {why}\n")));
     refused.iter().for_each(|(what, why)| print(&format!("{what}: {why}\n")));
     print(&format!("\n{taken} steps in {:.0} s; the losses: {}\n", started.elapsed().as_secs_f64(), picture.display()));
     print(&match best.what.as_str() {
         _ if best.failed.is_some() => "nothing that was tried trains to the last of these steps\n".to_string(),
         CONTROL => "nothing that was tried is better than the run as it was\n".to_string(),
+        what if last == total => {
+            format!("{what} has the lowest validation loss, and is trained to its end; judge it:\n  {go_on}\n")
+        }
         what => format!("{what} has the lowest validation loss; go on with it:\n  {go_on}\n"),
     });
     Ok(ExitCode::SUCCESS)

@@ -7,14 +7,14 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 use zoo_training::config::{ConfigFile, Overrides, resolve, to_toml};
 use zoo_training::doctor::Diagnosis;
-use zoo_training::{Curve, History, Recipe, Trainer, spread};
+use zoo_training::{Curve, History, Recipe, RunFiles, RunState, Trainer, spread};
 
 use crate::arguments::{Json, Settings, Values};
 use crate::device::device;
 use crate::fetch;
 use crate::health::{Judged, advised, as_value, described, name};
 use crate::heat::HeatMap;
-use crate::output::{print, print_json};
+use crate::output::{print, print_json, program, quoted};
 use crate::settings::{configured, has_path};
 use crate::verbs::attempt::duration;
 use crate::weights::{BASE, Loaded, Places, weights};
@@ -83,11 +83,26 @@ pub(crate) fn of_run(run: &Path, as_json: bool, judged: &Judged) {
     if numbers.refused > 0 {
         print(&format!("{} steps were refused as not finite or as spikes\n", numbers.refused));
     }
+    let files = RunFiles::at(run);
+    let (shown, model) = (quoted(&run.display().to_string()), files.model().unwrap_or_default());
+    let (done, total) = (history.curve("loss").last().map_or(0, |p| p.0), files.total_steps().unwrap_or(0));
+    if done < total {
+        let how = match files.state() {
+            RunState::Running => "it is still training".to_string(),
+            _ => format!("go on with it: {} train {model} --resume {shown}", program()),
+        };
+        print(&format!("{done} of {total} steps are done; {how}\n"));
+    }
     if !advice.is_empty() {
-        print(&format!(
-            "to try, one at a time, in this order:\n{}",
-            advice.iter().map(|a| format!("  {a}\n")).collect::<String>()
-        ));
+        let list = advice.iter().map(|a| format!("  {a}\n")).collect::<String>();
+        print(&format!("to try, one at a time, in this order:\n{list}"));
+        if diagnosis.advice.iter().any(|a| a.set.is_some()) {
+            let config = quoted(&files.config().display().to_string());
+            print(&format!(
+                "  ({} train {model} --config {config} --set …, or all of them: {0} doctor {shown} --try)\n",
+                program()
+            ));
+        }
     }
     match checks.last() {
         None if config["train"]["health_every"] == 0 => {

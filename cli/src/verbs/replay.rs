@@ -109,7 +109,10 @@ impl<'a> Record<'a> {
 
 pub(crate) fn replay<T: Recipe>(args: &Replay) -> anyhow::Result<ExitCode> {
     let Replay { run, step, show, save, force, json } = args;
-    let pattern = |text: &String| Regex::new(text).map_err(|e| Error::Usage(format!("--show {text}: {e}")));
+    let pattern = |text: &String| {
+        let why = |e: regex::Error| e.to_string().lines().last().unwrap_or_default().to_string();
+        Regex::new(text).map_err(|e| Error::Usage(format!("--show {text}: {}", why(e))))
+    };
     let show = show.as_ref().map(pattern).transpose()?;
     if let Some(save) = save {
         if save.extension().is_none_or(|e| e != "safetensors") {
@@ -118,6 +121,16 @@ pub(crate) fn replay<T: Recipe>(args: &Replay) -> anyhow::Result<ExitCode> {
             );
         }
         force.check([save.as_path()])?;
+        let folder = |path: &Path| std::path::absolute(path).and_then(|p| p.parent().unwrap_or(&p).canonicalize());
+        if let (Ok(folder), Ok(run)) = (folder(save), run.canonicalize())
+            && folder.starts_with(run)
+        {
+            return Err(Error::Usage(format!(
+                "--save {}: it is in the run itself: name another place",
+                save.display()
+            ))
+            .into());
+        }
     }
     let opened = Opened::<T>::new(run)?;
     // The step itself is computed: what it did is to be seen.
@@ -176,7 +189,7 @@ pub(crate) fn replay<T: Recipe>(args: &Replay) -> anyhow::Result<ExitCode> {
     let compared = match record.compared {
         0 => "none of these steps is on record".to_string(),
         n if equal => format!("losses and gradient norms of the {n} steps on record are the same, to the bit"),
-        _ => "they are not those on record".to_string(),
+        _ => "losses or gradient norms are not those on record".to_string(),
     };
     print(&format!("{} at step {step}, computed from step {first}: {compared}\n", name_of(run)));
     if show.is_some() {
@@ -188,9 +201,14 @@ pub(crate) fn replay<T: Recipe>(args: &Replay) -> anyhow::Result<ExitCode> {
         print(&format!("\n{}\n{}", table(&rows), tables(&shown)));
     }
     if let Some(save) = save {
-        print(&format!("{}: the weights of step {step}\n", save.display()));
+        let what = if equal {
+            format!("the weights of step {step}")
+        } else {
+            "what was computed, not the run's weights".into()
+        };
+        print(&format!("{}: {what}\n", save.display()));
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(ExitCode::from(u8::from(!equal)))
 }
 
 /// Mean, standard deviation, least and greatest value.
@@ -215,6 +233,8 @@ struct Parted {
     elements: usize,
     of: usize,
     largest: f64,
+    /// Why their elements cannot be compared, if so.
+    unlike: Option<String>,
 }
 
 /// Tensors that differ in a bit, or that one of the two lacks.
@@ -224,7 +244,12 @@ fn parted(a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>) -> anyhow:
         let (one, other) = (a.get(name), b.get(name));
         let (Some(x), Some(y)) = (one, other.filter(|other| one.is_some_and(|one| one.dims() == other.dims()))) else {
             let elements = one.or(other).map_or(0, Tensor::elem_count);
-            found.push(Parted { name: name.clone(), elements, of: elements, largest: f64::NAN });
+            let unlike = Some(match (one, other) {
+                (Some(one), Some(other)) => format!("{:?} and {:?}", one.dims(), other.dims()),
+                (Some(_), None) => "in the first alone".into(),
+                _ => "in the second alone".into(),
+            });
+            found.push(Parted { name: name.clone(), elements, of: elements, largest: f64::NAN, unlike });
             continue;
         };
         let (x, y) = (values(x)?, values(y)?);
@@ -232,7 +257,7 @@ fn parted(a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>) -> anyhow:
         let elements = pairs().count();
         if elements > 0 {
             let largest = pairs().map(|(a, b)| (f64::from(*a) - f64::from(*b)).abs()).fold(0., f64::max);
-            found.push(Parted { name: name.clone(), elements, of: x.len(), largest });
+            found.push(Parted { name: name.clone(), elements, of: x.len(), largest, unlike: None });
         }
     }
     Ok(found)
@@ -262,7 +287,7 @@ pub(crate) fn bisect<T: Recipe>(args: &Bisect) -> anyhow::Result<ExitCode> {
     if json.json {
         let tensors: Vec<Value> = tensors
             .iter()
-            .map(|p| json!({ "name": p.name, "differ": p.elements, "elements": p.of, "largest": p.largest }))
+            .map(|p| json!({ "name": p.name, "differ": p.elements, "elements": p.of, "largest": p.largest, "unlike": p.unlike }))
             .collect();
         print_json(&json!({
             "runs": [a, b], "settings": settings, "same_through": same, "first_difference": first, "tensors": tensors,
@@ -276,11 +301,10 @@ pub(crate) fn bisect<T: Recipe>(args: &Bisect) -> anyhow::Result<ExitCode> {
         if !tensors.is_empty() {
             let mut rows =
                 vec![["tensor", "elements that differ", "of", "largest difference"].map(String::from).to_vec()];
-            rows.extend(
-                tensors.iter().map(|p| {
-                    vec![p.name.clone(), p.elements.to_string(), p.of.to_string(), format!("{:.2e}", p.largest)]
-                }),
-            );
+            rows.extend(tensors.iter().map(|p| {
+                let largest = p.unlike.clone().unwrap_or_else(|| format!("{:.2e}", p.largest));
+                vec![p.name.clone(), p.elements.to_string(), p.of.to_string(), largest]
+            }));
             print(&format!("\n{}", table(&rows)));
         }
     }
@@ -323,12 +347,16 @@ fn find<T: Recipe>(
         }
         last_same = Some(step);
     }
-    let Some(end) = lines.into_iter().chain(changed.as_ref().map(|c| c.0)).min() else {
+    let on_record = lines.into_iter().chain(changed.as_ref().map(|c| c.0)).min();
+    // Where the record tells nothing, computing does: other settings may show later, and a record may be short.
+    let ends = [&one.history, &other.history].map(|h| h.curve("loss").last().map_or(0, |p| p.0));
+    let known = found.settings.is_empty() && last_same.is_some();
+    let Some(end) = on_record.or((!known).then_some(ends[0].min(ends[1]))) else {
         found.because = format!(
-            "no difference: losses and gradient norms are the same at the {} steps that both have on record, the last {}, and so are their checkpoints{}",
+            "no difference: losses and gradient norms are the same at the {} steps that both have on record, the last {}{}",
             common.len(),
             found.same,
-            last_same.map_or(String::new(), |step| format!(" up to step {step}"))
+            last_same.map_or(String::new(), |step| format!(", and so are their checkpoints up to step {step}"))
         );
         return Ok(Some(found));
     };
@@ -368,6 +396,11 @@ fn find<T: Recipe>(
             (found.same, found.first, found.tensors) = (step.saturating_sub(1), Some(step), tensors);
             return Ok(Some(found));
         }
+    }
+    if on_record.is_none() {
+        found.same = end;
+        found.because = format!("no difference: both compute the same through step {end}, the last that both have");
+        return Ok(Some(found));
     }
     // Computing does not part them: what is on record of one was not computed from what came before.
     let departs: Vec<String> = [a, b]

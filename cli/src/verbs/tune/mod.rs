@@ -356,6 +356,10 @@ fn find_rate<T: Recipe>(args: &Arguments, config: &ConfigOf<T>, device: &Device)
         print_json(&json!({ "model": T::NAME, "plot": args.plot.display().to_string(), "test": test }));
         return Ok(ExitCode::SUCCESS);
     }
+    if !moved {
+        print(&format!("picture: {}\n", args.plot.display()));
+        return Ok(ExitCode::SUCCESS);
+    }
     print(&format!(
         "the smoothed loss is least at a learning rate of {}; try --set train.lr={}\npicture: {}\n",
         number(*least_at),

@@ -42,7 +42,10 @@ impl History {
     pub fn read(run: &Path) -> Result<Self> {
         let files = RunFiles::at(run);
         let path = files.metrics();
-        let absent = || Error::io(&path)(std::io::ErrorKind::NotFound.into());
+        let absent = || match files.exist() {
+            true => Error::Run(format!("{}: no step is on record yet", run.display())),
+            false => Error::io(&path)(std::io::ErrorKind::NotFound.into()),
+        };
         let text = files.metrics_text()?.ok_or_else(absent)?;
         let mut history = Self::default();
         let lines = text.lines().count();

@@ -53,12 +53,18 @@ pub(super) fn advice(verdict: Verdict, numbers: &Numbers, config: &Value) -> Vec
     };
     let longer =
         |what: &str| times(if number("train.steps") == Some(0.) { "train.epochs" } else { "train.steps" }, 2., what);
+    // Steps that are large already need no higher rate.
+    let fast = numbers.leap.is_some_and(|(leap, _)| leap > LEAST_LEAP) || numbers.pace.is_some_and(|pace| pace > FAST);
+    let higher = || if fast { None } else { times("train.lr", 3., "a higher learning rate") };
     let stopping = || {
         let off = number("train.early_stopping") == Some(0.);
         off.then(|| Advice::set("train.early_stopping", 10, "the best weights are kept either way"))
     };
     let plateau = Advice::set("train.schedule", "plateau", "lowers the learning rate when the validation loss stalls");
     let tried = match verdict {
+        Verdict::TooShort if numbers.evaluations == 0 => {
+            vec![Some(Advice::new("a validation part: without one nothing tells what holds elsewhere"))]
+        }
         Verdict::TooShort => vec![longer("a longer run, or evaluations more often by train.eval_every")],
         Verdict::RateTooHigh => {
             vec![rate(verdict, numbers, config), Some(plateau), times("train.batch_size", 2., "steadier gradients")]
@@ -84,13 +90,13 @@ pub(super) fn advice(verdict: Verdict, numbers: &Numbers, config: &Value) -> Vec
                 stopping(),
             ]
         }
-        Verdict::SlowConvergence => vec![longer("a longer run"), times("train.lr", 3., "a higher learning rate")],
+        Verdict::SlowConvergence => vec![longer("a longer run"), higher()],
         Verdict::Underfitting => vec![
             hidden(2., "a larger model"),
             layers(1., "a larger model"),
             dropout(-0.1, "less regularisation"),
             longer("a longer run"),
-            times("train.lr", 3., "a higher learning rate"),
+            higher(),
             Some(Advice::new("an evaluation beside baselines: where those do as well, there may be nothing to learn")),
         ],
         Verdict::Healthy | Verdict::Collapsed | Verdict::Gradients => vec![],

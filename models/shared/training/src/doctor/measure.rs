@@ -44,7 +44,7 @@ pub struct Numbers {
     pub late_before: Option<f64>,
     /// Relative fall of the training loss.
     pub fall: f64,
-    /// Rise of the training loss from the first tenth to the last, in standard errors; below 0 where it fell.
+    /// Rise of the training loss from the first tenth, or ten values, to the last, in standard errors; below 0 where it fell.
     pub rise: f64,
     /// Rise of the training loss from its best tenth to the last, in standard errors, and relative to its level.
     pub rebound: [f64; 2],
@@ -128,12 +128,15 @@ pub(super) fn measure(evidence: &Evidence) -> Numbers {
     let trained = &v[usize::from(initial).min(v.len())..];
     // The start that counts is before the first evaluation, where the losses fall most.
     let before = valid.iter().find(|p| p.0 > 0).map_or(u64::MAX, |p| p.0);
+    let last_step = train.last().map_or(0, |p| p.0);
+    // An evaluation that comes late says nothing of the start.
+    let before = if before <= last_step / 3 { before } else { 0 };
     let early: Vec<f64> = train.iter().filter(|p| p.0 <= before).map(|p| p.1).collect();
     let (first_train, train_end) = ends(&t);
     let train_start = if early.is_empty() { first_train } else { first_train.max(mean(&early)) };
     let tenth = v.len().div_ceil(10).min(v.len());
     let (valid_start, valid_end) = (v.first().copied().unwrap_or(f64::NAN), mean(&v[v.len() - tenth..]));
-    let near_first = mean(&early[early.len().saturating_sub(3)..]);
+    let near_first = if early.is_empty() { first_train } else { mean(&early[early.len().saturating_sub(3)..]) };
     let best = (v.len() - trained.len()..v.len()).min_by(|a, b| v[*a].total_cmp(&v[*b]));
     let (valid_best_step, valid_best) = best.map(|i| valid[i]).unwrap_or((0, f64::NAN));
     let valid_noise = noise(trained);
@@ -144,7 +147,8 @@ pub(super) fn measure(evidence: &Evidence) -> Numbers {
     let second = &trained[trained.len() / 2..];
     let changes = || second.windows(2).map(|w| w[1] - w[0]);
     let swing = (changes().map(f64::abs).sum::<f64>() - changes().sum::<f64>().abs()) / changes().count().max(1) as f64;
-    let tenth = t.len() / 10;
+    // Fewer values tell too little of how far they scatter.
+    let tenth = if t.len() < 20 { t.len() / 10 } else { (t.len() / 10).max(10) };
     let tenths: Vec<&[f64]> = t.chunks_exact(tenth.max(1)).collect();
     let last = &t[t.len() - tenth..];
     let rebound = match tenths.iter().min_by(|a, b| mean(a).total_cmp(&mean(b))) {

@@ -66,7 +66,7 @@ pub const CHANCE: f64 = 3.;
 pub const LEAST_LEAP: f64 = 0.1;
 /// Change of the weights in a step, relative to their norm, above which the learning rate is too high where the validation loss came less than
 /// [`WAY`] down to what a simple rule has.
-pub const FASTER: f64 = 2.5e-2;
+pub const FASTER: f64 = 2e-2;
 /// See [`FASTER`].
 pub const WAY: f64 = 0.6;
 /// Fewest evaluations to judge.
@@ -101,8 +101,11 @@ pub struct Evidence<'a> {
 }
 
 fn percent(share: f64) -> String {
-    let v = 100. * share;
-    if v.abs() < 1. && v != 0. { format!("{v:.1} %") } else { format!("{v:.0} %") }
+    match 100. * share {
+        v if v != 0. && v.abs() < 0.1 => format!("{v:.0e} %"),
+        v if v.abs() < 1. && v != 0. => format!("{v:.1} %"),
+        v => format!("{v:.0} %"),
+    }
 }
 
 /// What a simple rule has, as the end of a sentence.
@@ -149,7 +152,18 @@ fn judge(evidence: &Evidence, numbers: &Numbers) -> (Verdict, String) {
     // Weights that were trained before need not move far.
     let tuned = text("/train/init_from") || text("/data/base");
     let one_batch = config.pointer("/train/overfit_batch") == Some(&Value::Bool(true));
-    let &Numbers { evaluations, train_start, train_end, valid_start, valid_end, valid_best, late, fall, .. } = numbers;
+    let &Numbers {
+        evaluations,
+        train_start,
+        train_end,
+        valid_start,
+        valid_end,
+        valid_best,
+        valid_best_step,
+        late,
+        fall,
+        ..
+    } = numbers;
     let few = evaluations < FEWEST;
     let (beside, rule) = (beside(numbers), numbers.baseline.as_ref().map(|(_, loss)| *loss));
     let flat = (fall < FALL || numbers.rise > -CHANCE) && (few || valid_start - valid_best < FALL * valid_start.abs());
@@ -163,10 +177,12 @@ fn judge(evidence: &Evidence, numbers: &Numbers) -> (Verdict, String) {
     let unsettled = late > 0. || flat || nothing.is_some() || rule.is_some_and(|rule| valid_best > rule);
     if let Some(pace) = numbers.pace.filter(|pace| *pace < SLOW && !tuned && unsettled) {
         let because = format!(
-            "a step changes the weights by {} of their norm at most (healthy runs: about {}), and the loss went from \
-             {train_start:.4} to {train_end:.4}",
+            "a step changes the weights by {} of their norm at most (healthy runs: about {}), and the {} loss went from {:.5} to {:.5}",
             percent(pace),
-            percent(USUAL)
+            percent(USUAL),
+            if few { "training" } else { "validation" },
+            if few { train_start } else { valid_start },
+            if few { train_end } else { valid_end }
         );
         return (Verdict::RateTooLow, because);
     }
@@ -185,7 +201,10 @@ fn judge(evidence: &Evidence, numbers: &Numbers) -> (Verdict, String) {
         };
     }
     if few {
-        let because = format!("{evaluations} evaluations of a validation split; {FEWEST} are the fewest to judge by");
+        let because = match evaluations {
+            0 => "there is no evaluation of a validation part".to_string(),
+            n => format!("evaluations of the validation part: {n}; {FEWEST} are the fewest to judge by"),
+        };
         return if late > LATE { (Verdict::SlowConvergence, falling()) } else { (Verdict::TooShort, because) };
     }
     if let Some(because) = nothing {
@@ -204,15 +223,16 @@ fn judge(evidence: &Evidence, numbers: &Numbers) -> (Verdict, String) {
     }
     if let Some(before) = numbers.late_before.filter(|before| *before > 2. * LATE) {
         let because = format!(
-            "the validation loss, {valid_start:.4} at first, still fell by {} of its level in the third quarter of the steps, until the \
-             learning rate fell, to {valid_end:.4}{beside}",
+            "the validation loss, {valid_start:.4} at first, still fell by {} of its level in the third quarter of the steps, before the \
+             learning rate came down; it ends at {valid_end:.4}{beside}",
             percent(before)
         );
         return (Verdict::SlowConvergence, because);
     }
     match rule {
         Some(rule) if valid_best > rule => {
-            let because = format!("the validation loss came down to {valid_best:.4} at best, and no further{beside}");
+            let because =
+                format!("the validation loss came down to {valid_best:.4} at best, at step {valid_best_step}{beside}");
             return (Verdict::Underfitting, because);
         }
         None if flat && !tuned => {
@@ -238,6 +258,7 @@ fn judge(evidence: &Evidence, numbers: &Numbers) -> (Verdict, String) {
 fn too_fast(evidence: &Evidence, numbers: &Numbers, nothing: bool) -> Option<String> {
     let &Numbers { train_start, train_end, swing, fall, rise, rebound: [rebound, share], .. } = numbers;
     let &Numbers { valid_start, valid_end, valid_best, .. } = numbers;
+    let few = numbers.evaluations < FEWEST;
     let stuck = |(_, loss): &(String, f64)| valid_start - valid_best < WAY * (valid_start - loss);
     let stuck = numbers.baseline.as_ref().is_some_and(stuck);
     let swings = || {
@@ -250,7 +271,9 @@ fn too_fast(evidence: &Evidence, numbers: &Numbers, nothing: bool) -> Option<Str
     if swing > SWING && numbers.pace.is_none_or(|pace| pace > USUAL / 4.) {
         return Some(swings());
     }
-    if train_end - train_start > 0.2 * train_start.abs() && rise > CHANCE {
+    // Weights that hardly move raise no loss.
+    let moves = numbers.pace.is_none_or(|pace| pace > SLOW);
+    if train_end - train_start > 0.2 * train_start.abs() && rise > CHANCE && moves {
         return Some(format!("the training loss rose from {train_start:.4} to {train_end:.4}"));
     }
     let (pace, leap) = (numbers.pace?, numbers.leap?.0);
@@ -267,7 +290,13 @@ fn too_fast(evidence: &Evidence, numbers: &Numbers, nothing: bool) -> Option<Str
     let then = measure::mean(&then[then.len().saturating_sub(5)..]);
     let thrown = worst.1 - beginning > 0.2 * beginning.abs() && then > beginning - 0.1 * beginning.abs();
     let caused = |f: &&Finding| f.level >= Level::Alert && f.kind.is_cured_by_lr();
-    let finding = evidence.report.findings.iter().find(caused);
+    let finding = evidence.report.consequences.iter().chain(&evidence.report.findings).find(caused);
+    // Five losses together, as one batch says little.
+    let train: Vec<f64> = curve("loss").map(|p| p.1).collect();
+    let highest = train.chunks(5).map(measure::mean).fold(f64::NEG_INFINITY, f64::max);
+    let first = train.first().copied().unwrap_or(f64::NAN);
+    let poor = |(_, loss): &(String, f64)| valid_best > loss - GAIN * loss.abs();
+    let poor = numbers.baseline.as_ref().is_some_and(poor);
     let shows = match (finding, rebound > CHANCE && share > LATE) {
         _ if thrown => {
             format!(
@@ -278,10 +307,15 @@ fn too_fast(evidence: &Evidence, numbers: &Numbers, nothing: bool) -> Option<Str
         (_, true) => {
             format!("the training loss rose by {} above its best, to {train_end:.4}, and stayed there", percent(share))
         }
+        _ if few && highest - first > 0.2 * first.abs() => {
+            format!("the training loss rose from {first:.4} to {highest:.4}")
+        }
+        (Some(f), _) if f.kind == Kind::Rate => "and it went on".to_string(),
         (Some(f), _) => format!("{}: {}", f.what, f.because),
         _ if nothing && fall < FALL => {
             format!("the validation loss, {valid_end:.4} at the end, was never below what takes no learning")
         }
+        _ if leap > LEAST_LEAP && poor => format!("the validation loss was {valid_best:.4} at best{}", beside(numbers)),
         _ if pace > FASTER && stuck => {
             format!("the validation loss came down to {valid_best:.4} and no further{}", beside(numbers))
         }

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::measure::{Numbers, ends, mean};
-use super::{FEWEST, Verdict, rate};
+use super::{FEWEST, LEAST_LEAP, Verdict, percent, rate};
 use crate::health::SLOW;
 use crate::{Advice, History};
 
@@ -36,12 +36,15 @@ pub(super) fn judge(history: &History, numbers: &Numbers) -> Option<(Verdict, St
         "{kl:.4} nats from the policy that acted and {:.0} % of ratios clipped in the worst tenth",
         100. * clipped
     );
+    let leap = numbers.leap.map(|(leap, _)| leap).filter(|leap| *leap > LEAST_LEAP);
+    let leapt =
+        leap.map_or(String::new(), |leap| format!("a step changed the weights by {} of their norm; ", percent(leap)));
     let seen = format!(
-        "{moved}; entropy {entropy:.3} to {entropy_end:.3}; in the end the critic explains {explained:.0} % of the returns' variance"
+        "{leapt}{moved}; entropy {entropy:.3} to {entropy_end:.3}; in the end the critic explains {explained:.0} % of the returns' variance"
     );
     let verdict = match () {
         () if history.curve("entropy").len() < FEWEST => Verdict::TooShort,
-        () if kl > DIVERGENCE || clipped > CLIPPED => Verdict::RateTooHigh,
+        () if kl > DIVERGENCE || clipped > CLIPPED || leap.is_some() => Verdict::RateTooHigh,
         () if late < COLLAPSE * entropy => Verdict::Collapsed,
         () if entropy_end > UNMOVED * entropy && numbers.pace.is_some_and(|pace| pace < SLOW) => Verdict::RateTooLow,
         () if entropy_end > UNMOVED * entropy => Verdict::Underfitting,
@@ -59,6 +62,9 @@ pub(super) fn advice(verdict: Verdict, numbers: &Numbers, config: &Value) -> Vec
     let divergence = number("/ppo/target_kl")
         .map(|_| Advice::set("ppo.target_kl", 0.02, "training on a rollout ends once the policy has moved enough"));
     match verdict {
+        Verdict::RateTooHigh if numbers.leap.is_some_and(|(leap, _)| leap > LEAST_LEAP) => {
+            rate(verdict, numbers, config).into_iter().chain(divergence).collect()
+        }
         Verdict::RateTooHigh => lower.into_iter().chain(divergence).collect(),
         Verdict::RateTooLow => rate(verdict, numbers, config).into_iter().collect(),
         Verdict::Collapsed => entropy.into_iter().chain(lower).collect(),
