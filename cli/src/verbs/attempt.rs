@@ -23,7 +23,7 @@ use crate::settings::run_config;
 use crate::signals::{INTERRUPTED, stop_flag};
 use crate::verbs::doctor::Arguments;
 
-/// Steps of each try, if the time allows.
+/// Steps of each try past the beginning of the trouble, if the time allows.
 const STEPS: u64 = 300;
 /// Fewest that say anything.
 const FEWEST: u64 = 20;
@@ -149,7 +149,8 @@ pub(crate) fn run<T: Recipe>(args: &Arguments, run: &Path, judged: &Judged) -> a
         let reason = format!("{}: the data are not those that the run was trained on: bring them back", run.display());
         return Err(Error::Data(reason).into());
     }
-    let from = Trainer::fork(&task, &control, &device, run, before_trouble(judged))?;
+    let trouble = before_trouble(judged);
+    let from = Trainer::fork(&task, &control, &device, run, trouble)?;
     let (first, total) = (from.step(), from.total_steps());
     drop(from);
     let arms = remedies.len() as u64 + 1;
@@ -158,7 +159,9 @@ pub(crate) fn run<T: Recipe>(args: &Arguments, run: &Path, judged: &Judged) -> a
         None => STEPS,
     };
     let left = total.saturating_sub(first);
-    let steps = args.steps.unwrap_or(affordable.min(STEPS)).min(left);
+    // Where no checkpoint from just before the trouble is left, the way there is trained, too.
+    let wanted = trouble.saturating_sub(first) + STEPS;
+    let steps = args.steps.unwrap_or(affordable.min(wanted)).min(left);
     if steps < FEWEST {
         let why = match () {
             () if left < FEWEST => format!("from step {first} on the run has {left} more: there is nothing to try"),

@@ -33,7 +33,7 @@ pub(crate) struct Arguments {
     /// With --try: the time for all of them, such as 90s, 10m or 1h
     #[arg(long, value_name = "TIME", requires = "attempt", default_value = "10m", value_parser = duration)]
     pub(crate) budget: Duration,
-    /// With --try: the steps of each; as many as the time allows, 300 at most, by default
+    /// With --try: the steps of each; by default 300 past the beginning of the trouble, if the time allows
     #[arg(long, value_name = "N", requires = "attempt")]
     pub(crate) steps: Option<u64>,
     /// With --try: the folder for its runs; RUN-try by default
