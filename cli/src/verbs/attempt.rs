@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use serde_json::{Value, json};
+use zoo_training::config::ConfigOf;
 use zoo_training::doctor::Verdict;
 use zoo_training::health::Level;
 use zoo_training::{Error, Event, History, Recipe, RunFiles, Trainer, spread};
@@ -143,7 +144,9 @@ pub(crate) fn run<T: Recipe>(args: &Arguments, run: &Path, judged: &Judged) -> a
         T::settle(&mut config)?;
         Ok(config)
     };
+    let opened = |config: &ConfigOf<T>| serde_json::to_value((&config.model, &config.data, config.train.seed));
     let control = configured(&[])?;
+    let same = opened(&control)?;
     let task = T::open(&control.model, &control.data, control.train.seed, None, &device)?;
     if RunFiles::at(run).data().is_some_and(|data| data != task.fingerprint()) {
         let reason = format!("{}: the data are not those that the run was trained on: bring them back", run.display());
@@ -197,12 +200,16 @@ pub(crate) fn run<T: Recipe>(args: &Arguments, run: &Path, judged: &Judged) -> a
         let place = folder.join(what.replace(|c: char| !(c.is_ascii_alphanumeric() || "=._-".contains(c)), "-"));
         let attempt = || -> anyhow::Result<Option<(Tried, u64)>> {
             let config = configured(&set)?;
-            let task = T::open(&config.model, &config.data, config.train.seed, None, &device)?;
+            // Most remedies leave model and data as they are, which take a while to open.
+            let other = (opened(&config)? != same)
+                .then(|| T::open(&config.model, &config.data, config.train.seed, None, &device))
+                .transpose()?;
+            let task = other.as_ref().unwrap_or(&task);
             let mut quiet = |_: &Event| {};
             let mut trainer = match RunFiles::at(&place).has_checkpoint() {
-                true => Trainer::resume(&task, &config, &device, &place, &[], &mut quiet)?,
+                true => Trainer::resume(task, &config, &device, &place, &[], &mut quiet)?,
                 false => {
-                    let mut trainer = Trainer::fork(&task, &config, &device, run, first)?;
+                    let mut trainer = Trainer::fork(task, &config, &device, run, first)?;
                     trainer.begin(&place)?;
                     trainer
                 }

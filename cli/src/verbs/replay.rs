@@ -10,7 +10,7 @@ use clap::Args;
 use regex::Regex;
 use serde_json::{Map, Value, json};
 use zoo_training::config::ConfigOf;
-use zoo_training::{Error, Event, History, Recipe, RunFiles, Trainer};
+use zoo_training::{Difference, Error, Event, History, Recipe, RunFiles, Trainer};
 
 use crate::arguments::{Force, Json, Values};
 use crate::device::device;
@@ -266,8 +266,8 @@ fn parted(a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>) -> anyhow:
 /// What was found out about two runs.
 #[derive(Default)]
 struct Findings {
-    /// Settings that are not the same: key, one, other.
-    settings: Vec<[String; 3]>,
+    /// Settings that are not the same.
+    settings: Vec<Difference>,
     /// The last step up to which they are known to be the same, and the first at which they are not.
     same: u64,
     first: Option<u64>,
@@ -289,12 +289,13 @@ pub(crate) fn bisect<T: Recipe>(args: &Bisect) -> anyhow::Result<ExitCode> {
             .iter()
             .map(|p| json!({ "name": p.name, "differ": p.elements, "elements": p.of, "largest": p.largest, "unlike": p.unlike }))
             .collect();
+        let settings: Vec<[&String; 3]> = settings.iter().map(|d| [&d.key, &d.was, &d.now]).collect();
         print_json(&json!({
             "runs": [a, b], "settings": settings, "same_through": same, "first_difference": first, "tensors": tensors,
             "because": because,
         }));
     } else {
-        for [key, was, now] in settings {
+        for Difference { key, was, now } in settings {
             print(&format!("{key}: {was} in {}, {now} in {}\n", name_of(a), name_of(b)));
         }
         print(&format!("{because}\n"));
@@ -319,7 +320,8 @@ fn find<T: Recipe>(
     stopped: &dyn Fn() -> bool,
 ) -> anyhow::Result<Option<Findings>> {
     let (a, b) = (&args.a, &args.b);
-    let mut found = Findings { settings: settings(a, b)?, ..Findings::default() };
+    let [of_one, of_other] = [serde_json::to_value(run_tables(a)?)?, serde_json::to_value(run_tables(b)?)?];
+    let mut found = Findings { settings: Difference::between(&of_one, &of_other), ..Findings::default() };
     // What is on record of both.
     let steps = |h: &History| h.curve("loss").iter().map(|p| p.0).collect::<BTreeSet<u64>>();
     let common: Vec<u64> = steps(&one.history).intersection(&steps(&other.history)).copied().collect();
@@ -430,29 +432,4 @@ fn find<T: Recipe>(
         }
     }
     Ok(Some(found))
-}
-
-/// Settings that two runs have not in common.
-fn settings(a: &Path, b: &Path) -> anyhow::Result<Vec<[String; 3]>> {
-    let mut found = vec![];
-    let [a, b] = [serde_json::to_value(run_tables(a)?)?, serde_json::to_value(run_tables(b)?)?];
-    differing("", &a, &b, &mut found);
-    Ok(found)
-}
-
-fn differing(path: &str, a: &Value, b: &Value, found: &mut Vec<[String; 3]>) {
-    let empty = Map::new();
-    match (a, b) {
-        (Value::Object(_) | Value::Null, Value::Object(_)) | (Value::Object(_), Value::Null) => {
-            let (a, b) = (a.as_object().unwrap_or(&empty), b.as_object().unwrap_or(&empty));
-            let keys: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
-            for key in keys {
-                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-                let of = |map: &Map<String, Value>| map.get(key).cloned().unwrap_or(Value::Null);
-                differing(&path, &of(a), &of(b), found);
-            }
-        }
-        _ if a != b => found.push([path.into(), a.to_string(), b.to_string()]),
-        _ => {}
-    }
 }

@@ -38,6 +38,13 @@ impl std::fmt::Display for Difference {
 }
 
 impl Difference {
+    /// The keys of two configurations with other values, by their path; of a key that one lacks, the other's.
+    pub fn between(was: &Value, now: &Value) -> Vec<Self> {
+        let mut found = vec![];
+        differing("", was, now, &Value::Null, &mut found);
+        found
+    }
+
     /// Whether a key that may change is this one, or the table that it is in.
     pub(crate) fn is_named(&self, key: &str) -> bool {
         let whole = key.contains('.') || !matches!(key, "model" | "data" | "train");

@@ -15,7 +15,9 @@ pub struct Numbers {
     pub train_start: f64,
     /// Training loss at the end.
     pub train_end: f64,
-    /// Validation loss of the initial weights, or of the first evaluation.
+    /// Validation loss of the initial weights, if it is on record.
+    pub initial: Option<f64>,
+    /// The same, or that of the first evaluation.
     pub valid_start: f64,
     /// Validation loss at the end.
     pub valid_end: f64,
@@ -124,8 +126,8 @@ pub(super) fn measure(evidence: &Evidence) -> Numbers {
     let (t, v) = (values(train), values(valid));
     let few = v.len() < super::FEWEST;
     // Of the initial weights there is no course yet.
-    let initial = valid.first().is_some_and(|p| p.0 == 0);
-    let trained = &v[usize::from(initial).min(v.len())..];
+    let initial = valid.first().filter(|p| p.0 == 0).map(|p| p.1);
+    let trained = &v[usize::from(initial.is_some())..];
     // The start that counts is before the first evaluation, where the losses fall most.
     let before = valid.iter().find(|p| p.0 > 0).map_or(u64::MAX, |p| p.0);
     let last_step = train.last().map_or(0, |p| p.0);
@@ -163,6 +165,7 @@ pub(super) fn measure(evidence: &Evidence) -> Numbers {
         evaluations: v.len(),
         train_start,
         train_end,
+        initial,
         valid_start,
         valid_end,
         valid_best,

@@ -167,7 +167,7 @@ fn judge(evidence: &Evidence, numbers: &Numbers) -> (Verdict, String) {
     let few = evaluations < FEWEST;
     let (beside, rule) = (beside(numbers), numbers.baseline.as_ref().map(|(_, loss)| *loss));
     let flat = (fall < FALL || numbers.rise > -CHANCE) && (few || valid_start - valid_best < FALL * valid_start.abs());
-    let nothing = if few { None } else { nothing(evidence, numbers) };
+    let nothing = if few { None } else { nothing(numbers) };
     if let Some(because) = too_fast(evidence, numbers, nothing.is_some()) {
         return (Verdict::RateTooHigh, because);
     }
@@ -261,15 +261,12 @@ fn too_fast(evidence: &Evidence, numbers: &Numbers, nothing: bool) -> Option<Str
     let few = numbers.evaluations < FEWEST;
     let stuck = |(_, loss): &(String, f64)| valid_start - valid_best < WAY * (valid_start - loss);
     let stuck = numbers.baseline.as_ref().is_some_and(stuck);
-    let swings = || {
-        format!(
-            "in the second half the validation loss changes by {} of its level from one evaluation to the next",
-            percent(swing)
-        )
-    };
     // Such a swing needs steps that are not small.
     if swing > SWING && numbers.pace.is_none_or(|pace| pace > USUAL / 4.) {
-        return Some(swings());
+        return Some(format!(
+            "in the second half the validation loss changes by {} of its level from one evaluation to the next",
+            percent(swing)
+        ));
     }
     // Weights that hardly move raise no loss.
     let moves = numbers.pace.is_none_or(|pace| pace > SLOW);
@@ -286,7 +283,7 @@ fn too_fast(evidence: &Evidence, numbers: &Numbers, nothing: bool) -> Option<Str
     let worst = curve("valid loss").max_by(|a, b| a.1.total_cmp(&b.1)).unwrap_or((0, f64::NEG_INFINITY));
     // Where the training loss was low meanwhile, it is overfitting.
     let then: Vec<f64> = curve("loss").filter(|p| p.0 <= worst.0).map(|p| p.1).collect();
-    let beginning = curve("valid loss").next().filter(|p| p.0 == 0).map_or(train_start, |p| p.1);
+    let beginning = numbers.initial.unwrap_or(train_start);
     let then = measure::mean(&then[then.len().saturating_sub(5)..]);
     let thrown = worst.1 - beginning > 0.2 * beginning.abs() && then > beginning - 0.1 * beginning.abs();
     let caused = |f: &&Finding| f.level >= Level::Alert && f.kind.is_cured_by_lr();
@@ -329,14 +326,13 @@ fn too_fast(evidence: &Evidence, numbers: &Numbers, nothing: bool) -> Option<Str
 }
 
 /// Whether nothing was learnt that holds elsewhere, in words.
-fn nothing(evidence: &Evidence, numbers: &Numbers) -> Option<String> {
+fn nothing(numbers: &Numbers) -> Option<String> {
     let &Numbers { valid_start, valid_best, valid_best_step: step, valid_noise, .. } = numbers;
-    let first = evidence.history.curve("valid loss").first().filter(|p| p.0 == 0);
     let known = [
-        first.map(|p| ("the initial weights", p.1)),
-        numbers.baseline.as_ref().map(|(name, loss)| (name.as_str(), *loss)),
+        numbers.initial.map(|loss| ("the initial weights have".to_string(), loss)),
+        numbers.baseline.as_ref().map(|(name, loss)| (format!("the {name} has"), *loss)),
     ];
-    let (name, loss) = known.into_iter().flatten().min_by(|a, b| a.1.total_cmp(&b.1))?;
+    let (rule, loss) = known.into_iter().flatten().min_by(|a, b| a.1.total_cmp(&b.1))?;
     // What fell far from its beginning, but not to what a rule has, did learn.
     let fell = valid_start - valid_best > FALL * valid_start.abs();
     if loss - valid_best > (CHANCE * valid_noise).max(GAIN * loss.abs()) || fell {
@@ -348,9 +344,8 @@ fn nothing(evidence: &Evidence, numbers: &Numbers) -> Option<String> {
         }
         None => String::new(),
     };
-    let the = if name.starts_with("the ") { "" } else { "the " };
     Some(format!(
-        "the validation loss was {valid_best:.4} at best, {the}{name} has {loss:.4}: nothing was learnt that holds elsewhere{since}"
+        "the validation loss was {valid_best:.4} at best, {rule} {loss:.4}: nothing was learnt that holds elsewhere{since}"
     ))
 }
 

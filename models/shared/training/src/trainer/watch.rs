@@ -54,17 +54,16 @@ impl Watch {
 
     /// Whether step `number` is checked.
     fn is_due(&self, number: u64) -> bool {
-        self.also == Some(number) || self.every > 0 && (number == 1 || number.is_multiple_of(self.every))
+        self.also == Some(number) || self.is_scheduled(number)
     }
 
     fn profile(&self) -> &Profile {
         self.monitor.profile()
     }
 
-    /// Whether step `number` is checked for somebody who looks on, and would not be otherwise.
-    fn is_extra(&self, number: u64) -> bool {
-        let also = self.also == Some(number);
-        also && !(self.every > 0 && (number == 1 || number.is_multiple_of(self.every)))
+    /// Whether the configuration has step `number` checked, not only somebody who looks on.
+    fn is_scheduled(&self, number: u64) -> bool {
+        self.every > 0 && (number == 1 || number.is_multiple_of(self.every))
     }
 
     /// The checks so far.
@@ -212,7 +211,7 @@ impl<T: Task> Trainer<'_, T> {
             return Ok(None);
         }
         let grads = step.grads.clone();
-        if let (Some(repair), false) = (&self.watch.repair, self.watch.is_extra(self.state.step + 1))
+        if let (Some(repair), true) = (&self.watch.repair, self.watch.is_scheduled(self.state.step + 1))
             && repair.gradients(&self.params, &mut step.grads, self.watch.profile())?
         {
             step.norm = global_norm(&step.grads)?;
@@ -235,13 +234,13 @@ impl<T: Task> Trainer<'_, T> {
         let watched = Watched::of(&trainable, &checked.grads, Some(&checked.before));
         let mut check = Check::new(self.state.step, self.watch.profile(), &watched, &self.activations()?)?;
         check.frozen = self.watch.frozen.clone();
+        if !self.watch.is_scheduled(self.state.step) {
+            self.watch.monitor.add(check);
+            return Ok(false);
+        }
         if let Some(run) = &self.run {
             run.health_journal()
                 .append(&serde_json::to_value(&check).map_err(|e| Error::Run(format!("health: {e}")))?)?;
-        }
-        if self.watch.is_extra(self.state.step) {
-            self.watch.monitor.add(check);
-            return Ok(false);
         }
         if let Some(repair) = &self.watch.repair {
             for what in repair.weights(&self.params, &check, self.watch.profile())? {
