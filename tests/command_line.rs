@@ -665,8 +665,26 @@ fn settings_are_tuned_and_a_search_goes_on_where_it_stopped() -> Outcome {
     assert_eq!(draws[0], draws[1]);
     let rates = json(&tune(&["--lr-find", "--plot", "rates.png"]))?;
     assert!(rates["test"]["suggestion"].as_f64().is_some_and(|r| r > 0.) && dir.path().join("rates.png").exists());
+    // Of rates that are alike only chance tells; one that learns nothing is worse by more than chance.
+    let repeats = ["--repeats", "3", "--set", "train.lr=0.01,0.0101,1e-6", "--out", "repeats", "--json"];
+    let writer = ["tune", "char-gpt", "--preset", "tiny", "--steps", "60", "--set", "train.min_lr=0"];
+    let found = json(&zoo(dir.path(), &[&writer[..], &repeats].concat()))?;
+    let groups = found["groups"].as_array().ok_or("no groups")?;
+    assert_eq!(groups.iter().map(|g| &g["runs"]).collect::<Vec<_>>(), [3, 3, 3]);
+    assert_eq!(groups.iter().map(|g| g["tied_with_best"] == true).collect::<Vec<_>>(), [true, true, false], "{found}");
+    assert_eq!(groups[2]["settings"], serde_json::json!(["train.lr=1e-6"]));
+    assert!(found["noise"].as_f64().is_some_and(|n| n > 0.), "{found}");
+    let seeds: std::collections::BTreeSet<String> = found["trials"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .flat_map(|t| t["settings"].as_array().into_iter().flatten())
+        .filter_map(|s| s.as_str().filter(|s| s.starts_with("train.seed=")).map(String::from))
+        .collect();
+    assert_eq!(seeds.len(), 3, "{found}");
     for (more, expected) in [
         (vec![], "nothing to tune"),
+        (vec!["--repeats", "3", "--set", "train.seed=1,2"], "--repeats chooses the seeds"),
         (vec!["--set", "model.layers=1,x"], "model.layers takes a whole number"),
         (vec!["--set", "train.lr=0.1..0.2"], "a range needs --search random"),
         (vec!["--search", "random", "--set", "train.lr=2..1"], "the first smaller"),

@@ -211,6 +211,29 @@ fn resume(dir: &Path, more: &[&str]) -> std::io::Result<Output> {
 }
 
 #[test]
+fn a_run_killed_before_its_first_evaluation_is_judged_by_its_newest_checkpoint() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let more = ["--steps", "100000", "--set", "train.eval_every=50000", "--set", "train.checkpoint_every=20"];
+    let mut child = zoo(dir.path(), RUN, &[&begin(RUN)[..], &more[..]].concat()).spawn()?;
+    while !dir.path().join("run/checkpoints/step-00000040").exists() && child.try_wait()?.is_none() {
+        sleep(Duration::from_millis(2));
+    }
+    child.kill()?;
+    child.wait()?;
+    assert!(!dir.path().join("run/best.safetensors").exists());
+    let output = Command::new(env!("CARGO_BIN_EXE_zoo"))
+        .current_dir(dir.path())
+        .args(["eval", RUN.0, "--checkpoint", "run", "--json"])
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && said.contains("no best weights yet; these are those of its checkpoint of step"),
+        "{said}"
+    );
+    Ok(())
+}
+
+#[test]
 fn a_damaged_newest_checkpoint_is_named_and_the_one_before_used() -> Outcome {
     let dir = tempfile::tempdir()?;
     let expected = at_the_end(undisturbed(dir.path(), RUN)?);

@@ -19,6 +19,11 @@ pub(crate) const COLORS: [RGBColor; 6] = [
     RGBColor(23, 140, 150),
 ];
 
+/// The colour of the line of that number, paler where the colours begin again.
+pub(crate) fn color(i: usize) -> RGBAColor {
+    COLORS[i % COLORS.len()].mix(if i < COLORS.len() { 1. } else { 0.4 })
+}
+
 /// One line of a panel: a name and points (step, value).
 pub(crate) struct Line {
     pub(crate) name: String,
@@ -154,6 +159,13 @@ fn tick(v: f64, span: f64) -> String {
             let text = format!("{v:.*}", d as usize);
             text.trim_end_matches('0').trim_end_matches('.').to_string()
         }
+        d if !(1e-3..1e5).contains(&v.abs()) && v != 0. => {
+            let digits = (d + v.abs().log10().floor()).clamp(1., 6.) as usize;
+            let text = format!("{v:.digits$e}");
+            let (digits, power) = text.split_once('e').unwrap_or((&text, "0"));
+            let digits = digits.trim_end_matches('0');
+            format!("{digits}{}e{power}", if digits.ends_with('.') { "0" } else { "" })
+        }
         _ => number(v),
     }
 }
@@ -227,16 +239,21 @@ where
         chart.build_cartesian_2d(0f64..1., 0f64..1.).map_err(failed)?;
         return Ok(());
     }
-    let x = x0..x1.max(x0 + 1.);
+    // From the beginning, but for what covers only the end.
+    let x = if x0 < 0.25 * x1 || x0 == x1 { 0. ..x1.max(1.) } else { x0..x1 };
+    let span = x.end - x.start;
     macro_rules! draw {
         ($y:expr, $label:expr) => {{
             let mut chart = chart.build_cartesian_2d(x, $y).map_err(failed)?;
             let mut mesh = chart.configure_mesh();
             mesh.light_line_style(TRANSPARENT).bold_line_style(BLACK.mix(0.1)).axis_style(BLACK.mix(0.4));
             mesh.x_desc("step").x_labels(6).y_labels(8).label_style(("sans-serif", 13));
-            mesh.x_label_formatter(&|x| format!("{x:.0}")).y_label_formatter(&$label).draw().map_err(failed)?;
+            mesh.x_label_formatter(&|x| tick(*x, span)).y_label_formatter(&$label).draw().map_err(failed)?;
             for Line { points, color, .. } in &lines {
-                chart.draw_series(LineSeries::new(points.iter().copied(), color.stroke_width(2))).map_err(failed)?;
+                // One point is no line.
+                let (style, dot) = if points.len() == 1 { (color.filled(), 3) } else { (color.stroke_width(2), 0) };
+                let line = LineSeries::new(points.iter().copied(), style).point_size(dot);
+                chart.draw_series(line).map_err(failed)?;
             }
         }};
     }
@@ -336,8 +353,6 @@ where
         return Err(anyhow!("there is nothing to draw"));
     }
     let pad = (0.05 * (hi - lo)).max(1e-6 * hi.abs()).max(1e-12);
-    // Paler where the colours begin again.
-    let color = |i: usize| COLORS[i % COLORS.len()].mix(if i < COLORS.len() { 1. } else { 0.4 });
     let names: Vec<_> = lines.iter().enumerate().map(|(i, l)| (l.0.as_ref(), color(i))).collect();
     let area = titled(area, title, &names)?;
     let mut chart = ChartBuilder::on(&area);
@@ -368,5 +383,6 @@ mod tests {
         assert_eq!([60., 180.].map(|v| tick(v, 150.)), ["60", "180"]);
         assert_eq!(tick(0.001, 1e-9), "0.001");
         assert_eq!(tick(2e6, 1.), "2.0e6");
+        assert_eq!([1e-4, 1.05e-4].map(|v| tick(v, 2e-5)), ["1.0e-4", "1.05e-4"]);
     }
 }

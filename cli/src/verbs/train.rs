@@ -164,9 +164,6 @@ fn train<T: Recipe>(args: &Arguments, ranks: &Rc<Ranks>) -> anyhow::Result<ExitC
     };
     let losses = Losses { first, ..Losses::default() };
     let mut listeners = Listeners { progress, curves, trackers, losses };
-    if let (Some(_), Some(curves)) = (&resumed, &mut listeners.curves) {
-        curves.replay()?;
-    }
     let stop = stop_flag()?;
     let outcome = trainer.train(&mut listeners, &|| stop.load(Ordering::Relaxed));
     listeners.progress.finish();

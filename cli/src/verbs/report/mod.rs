@@ -14,7 +14,7 @@ use zoo_training::doctor::{Diagnosis, Verdict};
 use zoo_training::health::{Check, Level, Report};
 
 use crate::arguments::Force;
-use crate::curves::panels;
+use crate::curves::{by_scale, kinds};
 use crate::health::{self, Judged, Profiles, advised};
 use crate::heat::HeatMap;
 use crate::output::{note, program};
@@ -231,7 +231,7 @@ fn thinned(points: &[(u64, f64)]) -> (Points, Option<Points>) {
 /// A chart a panel, of all runs.
 fn charts(runs: &[Run]) -> Vec<Chart<'_>> {
     let mut groups: Vec<(String, Vec<String>)> = vec![];
-    for (title, names) in runs.iter().flat_map(|r| panels(&r.history)) {
+    for (run, (title, names)) in runs.iter().flat_map(|r| kinds(&r.history).map(|kind| (r, kind))) {
         // Metrics have units of their own: a chart each.
         let parts: Vec<(String, Vec<String>)> = match title {
             "validation metrics" => names.into_iter().map(|n| (n.replace('_', " "), vec![n])).collect(),
@@ -242,7 +242,7 @@ fn charts(runs: &[Run]) -> Vec<Chart<'_>> {
                 let parts = parts.into_iter().map(|n| (n.replace('_', " "), vec![n]));
                 [(title.to_string(), whole)].into_iter().chain(parts).collect()
             }
-            _ => vec![(title.to_string(), names)],
+            _ => by_scale(&run.history, title, names),
         };
         for (title, names) in parts {
             match groups.iter_mut().find(|g| g.0 == title) {

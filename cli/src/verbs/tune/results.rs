@@ -1,5 +1,6 @@
 //! What a search has found so far, on disk.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -36,14 +37,24 @@ pub(super) struct Trial {
 /// Settings that were trained with several seeds.
 struct Group {
     settings: Vec<String>,
-    losses: Vec<f64>,
-    /// Whether the best is no clearly better.
-    tied: bool,
+    /// Losses by the setting of their seed.
+    by_seed: BTreeMap<String, f64>,
+    /// How much worse it is than the best, at 95 %: none for the best itself, and where no two seeds are common.
+    beside: Option<[f64; 2]>,
 }
 
 impl Group {
+    fn losses(&self) -> Vec<f64> {
+        self.by_seed.values().copied().collect()
+    }
+
     fn mean(&self) -> f64 {
-        spread::mean(&self.losses)
+        spread::mean(&self.losses())
+    }
+
+    /// Whether the best is no clearly better.
+    fn is_tied(&self) -> bool {
+        self.beside.is_none_or(|[low, _]| low <= 0.)
     }
 }
 
@@ -147,7 +158,12 @@ impl Results {
                 .collect();
             let groups: Vec<Value> = groups
                 .iter()
-                .map(|g| json!({ "settings": g.settings, "runs": g.losses.len(), "loss": g.mean(), "tied_with_best": g.tied }))
+                .map(|g| {
+                    json!({
+                        "settings": g.settings, "runs": g.by_seed.len(), "loss": g.mean(), "worse_than_best_by": g.beside,
+                        "tied_with_best": g.is_tied(),
+                    })
+                })
                 .collect();
             print_json(&json!({
                 "model": model, "data": data, "out": self.path.display().to_string(), "trials": trials, "noise": noise, "groups": groups,
@@ -188,14 +204,16 @@ impl Results {
         };
         let mut rows = vec![["settings", "seeds", "mean loss", "beside the best"].map(String::from).to_vec()];
         for group in &groups {
-            let beside = if group.tied { "no clear difference" } else { "worse" };
-            let beside = if std::ptr::eq(group, &groups[0]) { "" } else { beside };
-            let (seeds, mean) = (group.losses.len().to_string(), format!("{:.4}", group.mean()));
-            rows.push(vec![group.settings.join(" "), seeds, mean, beside.into()]);
+            let beside = group.beside.map_or(String::new(), |[low, high]| {
+                let clear = if group.is_tied() { "no clear difference" } else { "worse" };
+                format!("{clear} ({low:+.4} to {high:+.4})")
+            });
+            let (seeds, mean) = (group.by_seed.len().to_string(), format!("{:.4}", group.mean()));
+            rows.push(vec![group.settings.join(" "), seeds, mean, beside]);
         }
         print(&format!(
-            "\n{}the losses of one setting have a standard deviation of {noise:.4} over its seeds; a difference of means below two standard \
-             errors is none\n",
+            "\n{}the losses of one setting have a standard deviation of {noise:.4} over its seeds; settings are compared seed by seed, with \
+             the 95 % interval of the difference\n",
             table(&rows)
         ));
     }
@@ -205,25 +223,33 @@ impl Results {
     fn groups(&self) -> (Vec<Group>, Option<f64>) {
         let mut groups: Vec<Group> = vec![];
         for trial in &self.trials {
-            let settings: Vec<String> =
-                trial.settings.iter().filter(|s| !s.starts_with(&format!("{SEED}="))).cloned().collect();
+            let is_seed = |s: &&String| s.starts_with(&format!("{SEED}="));
+            let settings: Vec<String> = trial.settings.iter().filter(|s| !is_seed(s)).cloned().collect();
+            let seed = trial.settings.iter().find(is_seed).cloned().unwrap_or_default();
             let loss = trial.loss.unwrap_or(f64::INFINITY);
             match groups.iter_mut().find(|g| g.settings == settings) {
-                Some(group) => group.losses.push(loss),
-                None => groups.push(Group { settings, losses: vec![loss], tied: false }),
+                Some(group) => _ = group.by_seed.insert(seed, loss),
+                None => groups.push(Group { settings, by_seed: [(seed, loss)].into(), beside: None }),
             }
         }
         groups.sort_by(|a, b| a.mean().total_cmp(&b.mean()));
-        let several = groups.iter().filter(|g| g.losses.len() > 1 && g.mean().is_finite());
-        let variances: Vec<f64> = several.map(|g| spread::deviation(&g.losses).powi(2)).collect();
+        let several = groups.iter().filter(|g| g.by_seed.len() > 1 && g.mean().is_finite());
+        let variances: Vec<f64> = several.map(|g| spread::deviation(&g.losses()).powi(2)).collect();
         if variances.is_empty() {
             return (groups, None);
         }
         let noise = spread::mean(&variances).sqrt();
-        let (best, of_best) = (groups[0].mean(), groups[0].losses.len() as f64);
-        for group in &mut groups {
-            let error = noise * (1. / of_best + 1. / group.losses.len() as f64).sqrt();
-            group.tied = group.mean() - best < 2. * error;
+        // Of one seed, the data and the initial weights are the same: the difference has less noise than the losses.
+        let best = groups[0].by_seed.clone();
+        for group in &mut groups[1..] {
+            let pairs = group.by_seed.iter().filter_map(|(seed, loss)| Some(loss - best.get(seed)?));
+            let differences: Vec<f64> = pairs.collect();
+            group.beside = match differences.iter().all(|d| d.is_finite()) {
+                true if differences.len() > 1 => Some(spread::interval(&differences)),
+                true => None,
+                // A run of it failed.
+                false => Some([f64::INFINITY; 2]),
+            };
         }
         (groups, Some(noise))
     }

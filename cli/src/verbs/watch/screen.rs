@@ -119,7 +119,13 @@ pub(super) fn draw(frame: &mut Frame, runs: &[Seen], view: &View) {
     let several = runs.len() > 1;
     let all = frame.area();
     let heat = run.heat.lines(all.width as usize);
-    // A third of the screen at most for the map, and what the doctor says in two to four lines.
+    let text = match &run.error {
+        Some(error) => vec![Line::styled(error.clone(), view.style(Color::Red))],
+        None => run.sentences().into_iter().map(Line::raw).collect(),
+    };
+    // What the doctor says takes what it needs, a third of the screen at most; so does the map.
+    let lines: usize = text.iter().map(|line| line.width().div_ceil(usize::from(all.width.max(20)) - 8).max(1)).sum();
+    let words = (lines as u16).clamp(3, (all.height / 3).max(3));
     let map = match several {
         true => 0,
         false => (heat.len() as u16).min(all.height.saturating_sub(14)).min(all.height / 3),
@@ -130,7 +136,7 @@ pub(super) fn draw(frame: &mut Frame, runs: &[Seen], view: &View) {
         Constraint::Length(above),
         Constraint::Min(6),
         Constraint::Length(map),
-        Constraint::Length(if all.height >= 30 { 4 } else { 3 }),
+        Constraint::Length(words),
         Constraint::Length(1),
     ];
     let [head, list, middle, below, said, keys] = Layout::vertical(rows).areas(all);
@@ -143,10 +149,6 @@ pub(super) fn draw(frame: &mut Frame, runs: &[Seen], view: &View) {
     numbers(frame, right, run);
     let shades = heat.into_iter().take(map as usize).map(Line::raw);
     frame.render_widget(Paragraph::new(shades.collect::<Vec<_>>()), below);
-    let text = match &run.error {
-        Some(error) => vec![Line::styled(error.clone(), view.style(Color::Red))],
-        None => run.sentences().into_iter().map(Line::raw).collect(),
-    };
     frame.render_widget(Paragraph::new(text).wrap(Wrap { trim: true }), said);
     let more = if several { "tab run   " } else { "" };
     frame.render_widget(Paragraph::new(format!(" q leave   ← → curve   {more}l logarithmic")).style(dim(view)), keys);
