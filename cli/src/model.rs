@@ -5,13 +5,13 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use zoo_training::health::Profile;
-use zoo_training::{Flag, Generate, Import, Predict, Recipe, Tokenize};
+use zoo_training::{Export, Flag, Generate, Import, Predict, Recipe, Tokenize};
 
 use crate::health::Judged;
 use crate::verbs::list::{Abilities, Described};
 use crate::verbs::{
-    adapt, attempt, bench, convert, doctor, eval, generate, inspect, list, params, predict, replay, tokenizer, train,
-    tune,
+    adapt, attempt, bench, convert, doctor, eval, export, generate, inspect, list, params, predict, replay, tokenizer,
+    train, tune,
 };
 use crate::weights::fits;
 
@@ -45,6 +45,7 @@ pub struct Model {
     pub(crate) predict: Option<fn(&predict::Arguments) -> anyhow::Result<()>>,
     pub(crate) generate: Option<fn(&generate::Arguments) -> anyhow::Result<ExitCode>>,
     pub(crate) adapt: Option<convert::Converter>,
+    pub(crate) export: Option<fn(&convert::Arguments) -> anyhow::Result<ExitCode>>,
     pub(crate) tokenize: Option<fn(&tokenizer::Action) -> anyhow::Result<()>>,
 }
 
@@ -78,6 +79,7 @@ impl Model {
             predict: None,
             generate: None,
             adapt: None,
+            export: None,
             tokenize: None,
         };
         ModelOf { model, task: PhantomData }
@@ -108,6 +110,15 @@ impl<T: Import> ModelOf<T> {
     pub fn imports(mut self) -> Self {
         self.model.abilities.imports = T::LAYOUTS.iter().map(|layout| layout.name).collect();
         self.model.adapt = Some(convert::Converter { adapt: adapt::run::<T>, merge: adapt::merge::<T> });
+        self
+    }
+}
+
+impl<T: Export> ModelOf<T> {
+    /// It is written as a graph of ONNX's operators, too.
+    pub fn exports(mut self) -> Self {
+        self.model.abilities.exports = true;
+        self.model.export = Some(export::run::<T>);
         self
     }
 }

@@ -20,8 +20,8 @@ use crate::verbs::hub;
 #[cfg(feature = "watch")]
 use crate::verbs::watch;
 use crate::verbs::{
-    bench, bench_ops, bench_ranks, completions, convert, doctor, eval, generate, inspect, list, new, params, predict,
-    replay, report, reproduce, tokenizer, train, tune,
+    bench, bench_ops, bench_ranks, completions, convert, doctor, eval, export, generate, inspect, list, new, params,
+    predict, replay, report, reproduce, tokenizer, train, tune,
 };
 
 /// The arguments of a verb that is not built in.
@@ -243,6 +243,10 @@ pub(crate) static VERBS: &[Verb] = &[
         "Write a checkpoint in another format, other names, layouts or element types",
         |zoo, m| {
             let args: convert::Arguments = parsed(m)?;
+            if export::is_asked_for(&args) {
+                let model = zoo.find(&export::model_of(&args)?)?;
+                return able(zoo, model, "is not written as a graph", |m| m.export)?(&args);
+            }
             let model = args.model.as_deref().map(|name| zoo.find(name)).transpose()?;
             let adapt = model
                 .map(|model| able(zoo, model, "takes no checkpoints of other programs", |m| m.adapt))

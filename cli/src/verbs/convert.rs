@@ -30,7 +30,7 @@ pub(crate) struct Arguments {
     pub(crate) input: PathBuf,
     /// What to write; its ending says the format
     pub(crate) output: PathBuf,
-    /// The format to write: safetensors, pytorch, npz, npy or gguf
+    /// The format to write: safetensors, pytorch, npz, npy, gguf or onnx
     #[arg(long, value_name = "NAME")]
     pub(crate) format: Option<String>,
     /// Convert another program's checkpoint to the names and layout of this model; with --to the other way
@@ -69,6 +69,12 @@ pub(crate) struct Arguments {
     /// Write several safetensors files of at most this size, and their index: 5GB
     #[arg(long, value_name = "SIZE")]
     pub(crate) shard_size: Option<String>,
+    /// ONNX: what goes from one call to the next among the inputs and outputs: keys and values of attention, h and c of an LSTM
+    #[arg(long)]
+    pub(crate) state: bool,
+    /// ONNX: put the weights into a file beside it, OUT.data, as those of more than two gigabytes always are
+    #[arg(long)]
+    pub(crate) external_data: bool,
     /// Print the plan and write nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -92,6 +98,9 @@ pub(crate) struct Converter {
 pub(crate) fn run(args: &Arguments, converter: Option<Converter>) -> anyhow::Result<ExitCode> {
     if let (true, Some(converter)) = (args.merge, converter) {
         return (converter.merge)(args).map(|()| ExitCode::SUCCESS);
+    }
+    if args.state || args.external_data {
+        return Err(usage("--state and --external-data are for a graph: end OUT in .onnx"));
     }
     let adapt = converter.map(|converter| converter.adapt);
     let begun = Instant::now();

@@ -23,6 +23,8 @@ pub(crate) struct Abilities {
     pub(crate) generate: bool,
     /// Layouts of other programs.
     pub(crate) imports: Vec<&'static str>,
+    /// Whether it is written as a graph of ONNX's operators.
+    pub(crate) exports: bool,
 }
 
 pub(crate) struct Described {
@@ -31,13 +33,16 @@ pub(crate) struct Described {
 }
 
 pub(crate) fn describe<T: Recipe>(abilities: &Abilities) -> anyhow::Result<Described> {
-    let Abilities { predict, generate, imports } = abilities;
+    let Abilities { predict, generate, imports, exports } = abilities;
     let mut can = vec!["train", "tune", "eval"];
     can.extend(predict.then_some("predict"));
     can.extend(generate.then_some("generate"));
     let mut text = format!("{}: {}\n  data: {}\n  can: {}\n", T::NAME, T::SUMMARY, T::DATA, can.join(", "));
     if !imports.is_empty() {
         text.push_str(&format!("  imports: {}\n", imports.join(", ")));
+    }
+    if *exports {
+        text.push_str("  exports: ONNX\n");
     }
     let mut presets = vec![];
     for p in T::PRESETS {

@@ -30,12 +30,12 @@ const NEVER: std::ffi::c_long = -1;
 fn main() -> ExitCode {
     keep_memory();
     let zoo = Zoo::new("zoo", env!("CARGO_PKG_VERSION"))
-        .model(Model::of::<StockTask>().predicts().imports())
-        .model(Model::of::<CharTask>().generates().imports())
-        .model(Model::of::<TradingTask>().predicts())
-        .model(Model::of::<DeepSifTask>().predicts().imports());
+        .model(Model::of::<StockTask>().predicts().imports().exports())
+        .model(Model::of::<CharTask>().generates().imports().exports())
+        .model(Model::of::<TradingTask>().predicts().exports())
+        .model(Model::of::<DeepSifTask>().predicts().imports().exports());
     #[cfg(feature = "llama")]
-    let zoo = zoo.model(Model::of::<zoo_llama::LlamaTask>().generates().imports().tokenizes());
+    let zoo = zoo.model(Model::of::<zoo_llama::LlamaTask>().generates().imports().exports().tokenizes());
     zoo.experiments(zoo_trading_transformer::EXPERIMENTS).experiments(zoo_deepsif::EXPERIMENTS).main()
 }
 

@@ -7,14 +7,15 @@ use candle_core::{Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use serde_json::{Map, Value};
 use zoo_checkpoint::Description;
+use zoo_layers::onnx::Graph;
 use zoo_layers::ops::cross_entropy;
 use zoo_layers::{Mode, Sampling};
 use zoo_training::config::{AdamConfig, ConfigOf};
 use zoo_training::health::{AttentionSettings, Probe, ProbeKind, Profile, Repair};
 use zoo_training::text::Source;
 use zoo_training::{
-    Dataset, Error, Evaluation, Flag, Foreign, Generate, Import, Layout, Loss, Metrics, Name, OptimizerConfig, Preset,
-    Recipe, ScheduleKind, Split, Task, TrainConfig, over_batches,
+    Dataset, Error, Evaluation, Export, Flag, Foreign, Generate, Import, Layout, Loss, Metrics, Name, OptimizerConfig,
+    Preset, Recipe, ScheduleKind, Split, Task, TrainConfig, over_batches,
 };
 
 use crate::config::NAME;
@@ -476,6 +477,14 @@ impl Generate for CharTask {
     ) -> zoo_training::Result<usize> {
         let vocabulary = Vocabulary::new(fitted.as_str().unwrap_or_default())?;
         Ok(Writer::new(model.clone(), vocabulary, device)?.stream(prompt, sampling, sink)?)
+    }
+}
+
+impl Export for CharTask {
+    const STATE: Option<&'static str> = Some("keys and values of attention");
+
+    fn export(model: &CharGpt, _: &Config, _: &Value, state: bool, graph: &mut Graph) -> Result<()> {
+        model.export(graph, state)
     }
 }
 

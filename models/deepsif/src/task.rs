@@ -4,12 +4,13 @@ use candle_core::{Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use serde_json::{Map, Value, json};
 use zoo_layers::Mode;
+use zoo_layers::onnx::Graph;
 use zoo_layers::ops::{CrossEntropyOptions, cross_entropy};
 use zoo_training::config::{AdamConfig, ConfigOf};
 use zoo_training::health::{AttentionSettings, Probe, ProbeKind, Profile, Repair, Role};
 use zoo_training::{
-    Error, Evaluation, Flag, Foreign, Import, Layout, Loss, Metrics, OptimizerConfig, Predict, Prediction, Preset,
-    Recipe, Request, ScheduleKind, Split, Table, Task, TrainConfig, over_batches,
+    Error, Evaluation, Export, Flag, Foreign, Import, Layout, Loss, Metrics, OptimizerConfig, Predict, Prediction,
+    Preset, Recipe, Request, ScheduleKind, Split, Table, Task, TrainConfig, over_batches,
 };
 
 use crate::data::{Batch, Samples, head};
@@ -451,6 +452,12 @@ impl Predict for DeepSifTask {
         head.as_ref().map_or(Ok(()), |head| same_head(head, &montage))?;
         let imager = DeepSif::new(model, config, montage, device)?;
         predict::predict(&imager, head.as_ref(), request)
+    }
+}
+
+impl Export for DeepSifTask {
+    fn export(model: &Network, config: &Config, _: &Value, _: bool, graph: &mut Graph) -> Result<()> {
+        model.export(graph, config)
     }
 }
 

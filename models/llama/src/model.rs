@@ -8,6 +8,7 @@ use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use regex::Regex;
 use zoo_layers::init::{self, Init};
+use zoo_layers::onnx::{Dim, Element, Graph};
 use zoo_layers::ops::CrossEntropyOptions;
 use zoo_layers::{
     GatedMlp, GroupedAttention, GroupedConfig, KvCache, LoraConfig, Mode, Norm, Rotary, Weight, ops, recomputed,
@@ -290,6 +291,45 @@ impl Llama {
         }
         let t = x.dim(1)?;
         self.logits(&x.narrow(1, t - 1, 1)?, Mode::Eval)?.squeeze(1) // (b, v)
+    }
+
+    /// Adds the model to a graph: `tokens` (batch, length) to `logits` (batch, length, v) of those that follow each. With `state` it goes on
+    /// from `past_keys.0`, `past_values.0`, …, and gives `present_keys.0`, ….
+    ///
+    /// # Errors
+    /// See [`Weight::export`].
+    pub fn export(&self, graph: &mut Graph, state: bool) -> Result<()> {
+        let (batch, length) = (Dim::Any("batch"), Dim::Any("length"));
+        let help = format!(
+            "Numbers of tokens, from 0 to {}; at most {} with those before",
+            self.vocabulary() - 1,
+            self.context
+        );
+        let tokens = graph.input("tokens", Element::I64, &[batch.clone(), length.clone()], &help)?;
+        let mut past = vec![];
+        for (i, block) in self.blocks.iter().enumerate().filter(|_| state) {
+            let [heads, d] = block.attention.key_heads();
+            past.push(graph.past(i, heads, d)?);
+        }
+        let places = graph.places(&tokens, past.first())?;
+        let angles = self.rotary.export(graph, &places)?;
+        let mut x = self.table.export_rows(graph, &tokens)?; // (b, t, c)
+        for (i, block) in self.blocks.iter().enumerate() {
+            let z = block.norms[0].export(graph, &x)?;
+            let (y, now) = block.attention.export(graph, &z, &angles, &places, past.get(i))?;
+            x = graph.add(&x, &y);
+            let z = block.norms[1].export(graph, &x)?;
+            let y = block.mlp.export(graph, &z)?;
+            x = graph.add(&x, &y);
+            if state {
+                let [heads, d] = block.attention.key_heads();
+                graph.present(i, &now, heads, d)?;
+            }
+        }
+        let x = self.norm.export(graph, &x)?;
+        let logits = self.head.as_ref().unwrap_or(&self.table).export(graph, &x)?;
+        let dims = [batch, length, Dim::Of(self.vocabulary())];
+        graph.output("logits", &logits, Element::F32, &dims, "Logits of the token that follows each")
     }
 
     /// Activations by name for numbers of tokens (b, t), without a graph: the embedding, what is within and behind each block, the logits.

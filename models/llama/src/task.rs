@@ -7,12 +7,13 @@ use candle_core::{Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use serde_json::{Map, Value};
 use zoo_checkpoint::Source;
+use zoo_layers::onnx::Graph;
 use zoo_layers::ops::CrossEntropyOptions;
 use zoo_layers::{Mode, Params, Sampling, Weight};
 use zoo_training::config::{AdamConfig, ConfigOf, NoSettings};
 use zoo_training::health::{Probe, ProbeKind, Profile};
 use zoo_training::{
-    AsIs, Encoded, Error, Evaluation, Flag, Foreign, Generate, Import, Layout, Loss, Memory, Merged, Metrics,
+    AsIs, Encoded, Error, Evaluation, Export, Flag, Foreign, Generate, Import, Layout, Loss, Memory, Merged, Metrics,
     OptimizerConfig, Over, Preset, Recipe, ScheduleKind, Split, Task, Tokenize, TrainConfig, over_batches,
 };
 
@@ -788,6 +789,14 @@ impl Generate for LlamaTask {
     fn conversation(fitted: &Value, messages: &[(&str, &str)]) -> zoo_training::Result<String> {
         let messages: Vec<Message> = messages.iter().map(|(role, content)| Message::new(role, content)).collect();
         Ok(in_weights(fitted)?.chat(&messages, true)?)
+    }
+}
+
+impl Export for LlamaTask {
+    const STATE: Option<&'static str> = Some("keys and values of attention");
+
+    fn export(model: &Llama, _: &Config, _: &Value, state: bool, graph: &mut Graph) -> Result<()> {
+        model.export(graph, state)
     }
 }
 

@@ -1,7 +1,8 @@
 //! From daily bars to what the model sees, and from what it says back to a price.
 
-use candle_core::{Result, bail};
+use candle_core::{Device, Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
+use zoo_layers::onnx::{Attribute, Element, Graph, Value};
 
 use crate::{Bar, FeatureSet, Target};
 
@@ -76,6 +77,55 @@ impl Scaler {
             Target::Return => last * value.exp(),
             Target::Close => value,
         }
+    }
+
+    /// [`Scaler::window`] as nodes of a graph: bars (b, days, f) of doubles to scaled features (b, days - 1, f).
+    pub(crate) fn export(&self, graph: &mut Graph, bars: &Value) -> Result<Value> {
+        let f = self.shift.len();
+        let (days, before) = (graph.part(bars, 1, 1, i64::MAX)?, graph.part(bars, 1, 0, -1)?);
+        let raw = match self.target {
+            Target::Close => days,
+            Target::Return => {
+                let k = close_index(self.features) as i64;
+                let close = graph.part(&before, 2, k, k + 1)?;
+                let ratio = graph.op("Div", &[&days, &close], &[]);
+                let ratio = match self.features {
+                    FeatureSet::Close => ratio,
+                    FeatureSet::Ohlcv => {
+                        let one = graph.number(1., Element::F64)?;
+                        let [now, last] = [&days, &before].map(|x| graph.part(x, 2, 4, 5));
+                        let [now, last] = [graph.add(&now?, &one), graph.add(&last?, &one)];
+                        let volume = graph.op("Div", &[&now, &last], &[]);
+                        let prices = graph.part(&ratio, 2, 0, 4)?;
+                        graph.op("Concat", &[&prices, &volume], &[("axis", Attribute::Int(2))])
+                    }
+                };
+                graph.op("Log", &[&ratio], &[])
+            }
+        };
+        let vector = |values: &[f64]| Tensor::from_slice(values, f, &Device::Cpu);
+        let shift = graph.constant("scaler.shift", &vector(&self.shift)?)?;
+        let scale = graph.constant("scaler.scale", &vector(&self.scale)?)?;
+        let centred = graph.op("Sub", &[&raw, &shift], &[]);
+        let scaled = graph.op("Div", &[&centred, &scale], &[]);
+        Ok(graph.cast(&scaled, Element::F32))
+    }
+
+    /// [`Scaler::price`] as nodes of a graph: the model's output (b, 1) and the bars (b, days, f) to closes (b).
+    pub(crate) fn export_price(&self, graph: &mut Graph, y: &Value, bars: &Value) -> Result<Value> {
+        let k = close_index(self.features);
+        let (scale, shift) = (graph.number(self.scale[k], Element::F64)?, graph.number(self.shift[k], Element::F64)?);
+        let y = graph.cast(y, Element::F64);
+        let y = graph.mul(&y, &scale);
+        let mut value = graph.add(&y, &shift); // (b, 1)
+        if self.target == Target::Return {
+            let last = graph.part(bars, 1, -1, i64::MAX)?;
+            let close = graph.part(&last, 2, k as i64, k as i64 + 1)?;
+            let close = graph.squeeze(&close, &[2])?; // (b, 1)
+            let growth = graph.op("Exp", &[&value], &[]);
+            value = graph.mul(&close, &growth);
+        }
+        graph.squeeze(&value, &[1])
     }
 
     /// Scaled features (days - 1, features) of consecutive bars; the first bar only serves the second's returns.

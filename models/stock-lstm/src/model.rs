@@ -7,6 +7,8 @@ use std::path::Path;
 use candle_core::{Device, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use zoo_checkpoint::Description;
+use zoo_layers::onnx::{Dim, Element, Graph};
+use zoo_layers::ops::Activation;
 use zoo_layers::{Dropout, Linear, Lstm, LstmConfig, Mode, Params};
 
 use crate::config::NAME;
@@ -45,6 +47,40 @@ impl StockLstm {
     pub fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
         let last = self.lstm.forward_last(x, mode)?; // (b, h)
         self.linear.forward(&self.dropout.forward(&last, mode)?) // (b, 1)
+    }
+
+    /// Adds the model and its `scaler` to a graph: `bars` (batch, days, 1 or 5), closes or open, high, low, close and volume, oldest first, to
+    /// `forecast` (batch), the next close, in double precision. With `state` the LSTM's `h` and `c` (layers, batch, h) are inputs `h_in`, `c_in`
+    /// and outputs `h_out`, `c_out`.
+    ///
+    /// # Errors
+    /// See [`Graph::parameter`].
+    pub fn export(&self, graph: &mut Graph, config: &Config, scaler: &Scaler, state: bool) -> Result<()> {
+        scaler.check(config.input)?;
+        let (batch, f) = (Dim::Any("batch"), Dim::Of(config.input));
+        let columns = if config.input == 1 { "Adjusted closes" } else { "Adjusted open, high, low, close and volume" };
+        let help = format!("{columns}, oldest first; trained on {} days", config.window + 1);
+        let bars = graph.input("bars", Element::F64, &[batch.clone(), Dim::Any("days"), f], &help)?;
+        let state_dims = [Dim::Of(config.layers), batch.clone(), Dim::Of(config.hidden)];
+        let mut part = |name: &str, what: &str| graph.input(name, Element::F32, &state_dims, what);
+        let before = match state {
+            true => Some([
+                part("h_in", "The hidden state to begin with, such as zeros")?,
+                part("c_in", "The cell state to begin with, such as zeros")?,
+            ]),
+            false => None,
+        };
+        let x = scaler.export(graph, &bars)?; // (b, t, f)
+        let [y, h, c] = self.lstm.export(graph, &x, before.as_ref().map(|[h, c]| [h, c]))?;
+        let last = graph.last(&y)?; // (b, h)
+        let scaled = self.linear.export(graph, &last, Activation::Identity)?; // (b, 1)
+        let forecast = scaler.export_price(graph, &scaled, &bars)?; // (b)
+        graph.output("forecast", &forecast, Element::F64, &[batch], "The close of the day behind the last bar")?;
+        if state {
+            graph.output("h_out", &h, Element::F32, &state_dims, "The hidden state behind the last bar")?;
+            graph.output("c_out", &c, Element::F32, &state_dims, "The cell state behind the last bar")?;
+        }
+        Ok(())
     }
 
     /// The last day's state (b, h) and the forecast (b, 1) of scaled features (b, t, f), when evaluating.

@@ -3,11 +3,12 @@
 use candle_core::{Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use serde_json::{Map, Value};
+use zoo_layers::onnx::Graph;
 use zoo_layers::{Mode, ops};
 use zoo_training::health::{Probe, ProbeKind, Profile};
 use zoo_training::{
-    Error, Evaluation, Flag, Foreign, Import, Layout, Loss, Metrics, Name, NoSettings, Predict, Prediction, Preset,
-    Recipe, Request, Split, Task, TrainConfig, mean_loss,
+    Error, Evaluation, Export, Flag, Foreign, Import, Layout, Loss, Metrics, Name, NoSettings, Predict, Prediction,
+    Preset, Recipe, Request, Split, Task, TrainConfig, mean_loss,
 };
 
 use crate::config::NAME;
@@ -183,6 +184,14 @@ impl Predict for StockTask {
 
 /// PyTorch's `nn.LSTM` and `nn.Linear` in a module that calls them so; others are renamed by rules.
 const PYTORCH: Layout = Layout { name: "pytorch", import: "", export: "", entry: "", sidecar: "", keeps_ours: true };
+
+impl Export for StockTask {
+    const STATE: Option<&'static str> = Some("h and c of the LSTM");
+
+    fn export(model: &StockLstm, config: &Config, fitted: &Value, state: bool, graph: &mut Graph) -> Result<()> {
+        model.export(graph, config, &scaler(config, fitted).map_err(candle_core::Error::wrap)?, state)
+    }
+}
 
 impl Import for StockTask {
     const LAYOUTS: &'static [Layout] = &[PYTORCH];

@@ -7,6 +7,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use zoo_checkpoint::Description;
+use zoo_layers::onnx::{Dim, Element, Graph, Value};
 use zoo_layers::{
     AttentionConfig, BlockConfig, Dropout, Linear, MlpConfig, Mode, Norm, NormPlace, Params, Qkv, RunningNorm,
     TransformerBlock, init, ops, sinusoids,
@@ -55,6 +56,12 @@ impl Tower {
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.last.forward(&self.first.forward(x)?.tanh()?)
+    }
+
+    fn export(&self, graph: &mut Graph, x: &Value) -> Result<Value> {
+        let hidden = self.first.export(graph, x, ops::Activation::Identity)?;
+        let hidden = graph.op("Tanh", &[&hidden], &[]);
+        self.last.export(graph, &hidden, ops::Activation::Identity)
     }
 }
 
@@ -214,7 +221,7 @@ impl TradingTransformer {
     ///
     /// # Errors
     /// Observations of another length, or weights that tell directions.
-    pub(crate) fn actor_critic(&self, observation: &Tensor, mode: Mode) -> Result<(Tensor, Tensor)> {
+    pub fn actor_critic(&self, observation: &Tensor, mode: Mode) -> Result<(Tensor, Tensor)> {
         let Top::Policy { actor, critic } = &self.top else {
             bail!("trading-transformer: these weights tell directions and are no policy (the preset ppo trains one)")
         };
@@ -288,6 +295,62 @@ impl TradingTransformer {
     /// Observations of another length.
     pub fn directions(&self, observation: &Tensor) -> Result<Tensor> {
         ops::softmax(&self.forward(observation, Mode::Eval)?)
+    }
+
+    /// Adds the model to a graph: `observation` (batch, s·f) to `features` (batch, o), and to `directions` (batch, 3), the chances of down, flat and
+    /// up, or to `policy` (batch, a), the chances of the exposures from the shortest to the longest, and `value` (batch, 1).
+    ///
+    /// # Errors
+    /// See [`Graph::parameter`].
+    pub fn export(&self, graph: &mut Graph) -> Result<()> {
+        let batch = Dim::Any("batch");
+        let help = format!("{} bars of {FEATURES} features, oldest first", self.bars);
+        let dims = [batch.clone(), Dim::Of(self.bars * FEATURES)];
+        let observation = graph.input("observation", Element::F32, &dims, &help)?;
+        let x = graph.reshape(&observation, &[-1, self.bars as i64, FEATURES as i64])?; // (b, s, f)
+        let x = match &self.input {
+            Input::Layer => {
+                let ones = graph.constant("input_norm.ones", &Tensor::ones(FEATURES, DType::F32, &Device::Cpu)?)?;
+                graph.layer_norm(&x, &ones, None, EPS)
+            }
+            Input::None => x,
+            Input::Running(norm) => norm.export(graph, &x)?,
+        };
+        let x = self.temporal_projection.export(graph, &x, ops::Activation::Identity)?; // (b, s, d)
+        let positions = graph.constant("positions", &self.positions)?;
+        let x = graph.add(&x, &positions);
+        let mut x = self.norm.export(graph, &x)?;
+        for block in &self.encoder {
+            x = block.export(graph, &x, None, None)?.0;
+        }
+        let x = self.output_norm.export(graph, &x)?;
+        let mut pooling = graph.parameter(&self.pooling)?;
+        if let Some(ramp) = &self.recency {
+            let ramp = graph.constant("recency", ramp)?;
+            pooling = graph.add(&pooling, &ramp);
+        }
+        let weights = graph.softmax(&pooling);
+        let pooled = graph.op("MatMul", &[&weights, &x], &[]); // (b, d)
+        let features = self.aggregator.export(graph, &pooled, ops::Activation::Identity)?; // (b, o)
+        let active = graph.activation(&features, ops::Activation::Gelu)?;
+        let mut outputs = vec![("features", features, self.aggregator.width(), "Features of the market")];
+        match &self.top {
+            Top::Directions(head) => {
+                let logits = head.export(graph, &active, ops::Activation::Identity)?;
+                outputs.push(("directions", graph.softmax(&logits), DIRECTIONS.len(), "Chances of down, flat and up"));
+            }
+            Top::Policy { actor, critic } => {
+                let logits = actor.export(graph, &active)?;
+                let help = "Chances of the exposures, from the shortest to the longest";
+                outputs.push(("policy", graph.softmax(&logits), actor.last.width(), help));
+                let value = critic.export(graph, &active)?;
+                outputs.push(("value", value, 1, "What the policy expects to earn, as it was rewarded"));
+            }
+        }
+        for (name, value, width, help) in outputs {
+            graph.output(name, &value, Element::F32, &[batch.clone(), Dim::Of(width)], help)?;
+        }
+        Ok(())
     }
 
     /// What happens to observations (b, s·f) on their way, when evaluating.

@@ -4,13 +4,14 @@ use candle_core::{Device, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use zoo_layers::onnx::Graph;
 use zoo_layers::{Mode, ops};
 use zoo_training::config::ConfigOf;
 use zoo_training::health::{Probe, Profile, Repair, Role};
 use zoo_training::ppo::{self, ActorCritic};
 use zoo_training::{
-    Evaluation, Experience, Flag, Loss, Metrics, Name, Predict, Prediction, Preset, Recipe, Request, Split, Task,
-    TrainConfig, Trials,
+    Evaluation, Experience, Export, Flag, Loss, Metrics, Name, Predict, Prediction, Preset, Recipe, Request, Split,
+    Task, TrainConfig, Trials,
 };
 
 use crate::config::NAME;
@@ -253,6 +254,12 @@ impl Recipe for TradingTask {
 
     fn reconsider(evaluations: &[&Evaluation], trials: &dyn Fn() -> Trials) -> Vec<String> {
         trading::reconsider(evaluations, trials)
+    }
+}
+
+impl Export for TradingTask {
+    fn export(model: &TradingTransformer, _: &Config, _: &Value, _: bool, graph: &mut Graph) -> Result<()> {
+        model.export(graph)
     }
 }
 

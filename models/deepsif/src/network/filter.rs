@@ -1,5 +1,6 @@
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
+use zoo_layers::onnx::{Graph, Value};
 use zoo_layers::ops::{self, Activation, Affine, MlpBranch};
 use zoo_layers::{Linear, init};
 
@@ -67,6 +68,22 @@ impl SpatialFilter {
                 FilterActivation::Elu => Activation::Elu(1.),
             },
         })
+    }
+
+    /// [`SpatialFilter::forward`] as nodes of a graph.
+    pub(crate) fn export(&self, graph: &mut Graph, x: &Value) -> Result<Value> {
+        let f = self.activation;
+        let mut map = |x: &Value, map: &Map, f| graph.linear(x, &map.weight, Some(&map.bias), f);
+        let inner = map(x, &self.fc11, f)?;
+        let inner = map(&inner, &self.fc12, Activation::Identity)?;
+        let sum = graph.add(&inner, x);
+        let x = graph.activation(&sum, f)?; // (b, t, n)
+        let inner = self.fc21.export(graph, &x, f)?;
+        let inner = self.fc22.export(graph, &inner, Activation::Identity)?;
+        let beside = self.fc23.export(graph, &x, Activation::Identity)?;
+        let sum = graph.add(&inner, &beside);
+        let x = graph.activation(&sum, f)?; // (b, t, h)
+        self.value.export(graph, &x, f)
     }
 
     /// (b, t, n) to (b, t, h).

@@ -12,10 +12,11 @@ mod transformer;
 use candle_core::{Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use zoo_layers::Mode;
+use zoo_layers::onnx::{Attribute, Dim, Element, Graph as Onnx, Value};
 
 #[cfg(feature = "train")]
 use crate::bayes::Cortex;
-use crate::{Config, Kind};
+use crate::{Config, Kind, RATE};
 use filter::SpatialFilter;
 use graph::Graph;
 #[cfg(feature = "train")]
@@ -69,6 +70,29 @@ impl Network {
         }
     }
 
+    /// Adds the network to a graph: `eeg` (batch, time, n) in any unit, which is centred and scaled here, to `activity` (batch, time, sources).
+    ///
+    /// # Errors
+    /// A graph network, whose maps no operators make; see [`Onnx::parameter`].
+    pub fn export(&self, graph: &mut Onnx, config: &Config) -> Result<()> {
+        let (batch, time) = (Dim::Any("batch"), Dim::Any("time"));
+        let help = format!("EEG of {} electrodes at {RATE} Hz, in any unit", config.sensors);
+        let dims = [batch.clone(), time.clone(), Dim::Of(config.sensors)];
+        let eeg = graph.input("eeg", Element::F32, &dims, &help)?;
+        let x = prepared(graph, &eeg)?;
+        let activity = match &self.0 {
+            Inner::PreLn(network) => network.export(graph, &x)?,
+            Inner::PostLn(network) => network.export(graph, &x)?,
+            Inner::Recurrent(network) => network.export(graph, &x)?,
+            Inner::Graph(_) => bail!(
+                "deepsif: a graph network (model.kind = \"graph\") begins with sparse Bayesian learning, which ONNX has no operators for: a \
+                 transformer or an LSTM can be written"
+            ),
+        };
+        let dims = [batch, time, Dim::Of(config.sources)];
+        graph.output("activity", &activity, Element::F32, &dims, "Activity of the regions of the cortex")
+    }
+
     /// Of a graph network, what it says of each region; nothing of the others, which tell activity alone.
     #[cfg(feature = "train")]
     pub(crate) fn scores(&self, eeg: &Tensor, mode: Mode) -> Result<Option<Scores>> {
@@ -99,6 +123,24 @@ impl Network {
             Inner::Graph(network) => network.activations(eeg),
         }
     }
+}
+
+/// [`prepare`](crate::prepare) as nodes of a graph.
+fn prepared(graph: &mut Onnx, eeg: &Value) -> Result<Value> {
+    // Amplifiers have offsets that are large beside what they measure.
+    let mut x = graph.cast(eeg, Element::F64);
+    for axis in [1, 2] {
+        let mean =
+            graph.op("ReduceMean", &[&x], &[("axes", Attribute::Ints(vec![axis])), ("keepdims", Attribute::Int(1))]);
+        x = graph.op("Sub", &[&x, &mean], &[]);
+    }
+    let x = graph.cast(&x, Element::F32);
+    let size = graph.op("Abs", &[&x], &[]);
+    let over = [("axes", Attribute::Ints(vec![1, 2])), ("keepdims", Attribute::Int(1))];
+    let largest = graph.op("ReduceMax", &[&size], &over);
+    let least = graph.number(f32::MIN_POSITIVE.into(), Element::F32)?;
+    let largest = graph.op("Max", &[&largest, &least], &[]);
+    Ok(graph.op("Div", &[&x, &largest], &[]))
 }
 
 #[cfg(test)]

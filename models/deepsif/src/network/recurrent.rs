@@ -1,5 +1,6 @@
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
+use zoo_layers::onnx::{Graph, Value};
 use zoo_layers::{Lstm, LstmConfig, Mode};
 
 use super::SpatialFilter;
@@ -25,6 +26,12 @@ impl Recurrent {
 
     pub(crate) fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
         Ok(self.lstm.forward(&self.filter.forward(x)?, mode)?.outputs)
+    }
+
+    pub(crate) fn export(&self, graph: &mut Graph, x: &Value) -> Result<Value> {
+        let filtered = self.filter.export(graph, x)?;
+        let [outputs, _, _] = self.lstm.export(graph, &filtered, None)?;
+        Ok(outputs)
     }
 
     pub(crate) fn activations(&self, x: &Tensor) -> Result<Vec<(String, Tensor)>> {

@@ -1,5 +1,6 @@
 use candle_core::{Result, Tensor, bail};
 use candle_nn::VarBuilder;
+use zoo_layers::onnx::{Graph, Value};
 use zoo_layers::ops::{self, Activation};
 use zoo_layers::{
     AttentionConfig, BlockConfig, Dropout, Linear, MlpConfig, Mode, Norm, NormPlace, Qkv, TransformerBlock, init,
@@ -70,6 +71,13 @@ fn placed(x: &Tensor, positions: &Tensor) -> Result<Tensor> {
     ops::add_dropout(&positions.narrow(0, 0, t)?, x, None)
 }
 
+/// [`placed`] as nodes of a graph.
+fn export_placed(graph: &mut Graph, x: &Value, positions: &Value) -> Result<Value> {
+    let (first, t) = (graph.ints(&[0])?, graph.length(x, 1));
+    let rows = graph.rows(positions, &first, &t)?;
+    Ok(graph.add(x, &rows))
+}
+
 impl PreLn {
     pub(crate) fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
         let &Config { sources, filter, width, positions, dropout, .. } = config;
@@ -113,6 +121,22 @@ impl PreLn {
             x = layer.forward(&x, mode)?;
         }
         self.read(&x, mode)
+    }
+
+    pub(crate) fn export(&self, graph: &mut Graph, x: &Value) -> Result<Value> {
+        let x = self.filter.export(graph, x)?;
+        let x = self.filter_norm.export(graph, &x)?; // (b, t, h)
+        let x = self.input_projection.export(graph, &x, Activation::Identity)?;
+        let x = self.input_norm.export(graph, &x)?;
+        let x = graph.activation(&x, Activation::Gelu)?; // (b, t, d)
+        let positions = graph.parameter(&self.positions)?;
+        let mut x = export_placed(graph, &x, &positions)?;
+        for layer in &self.layers {
+            x = layer.export(graph, &x, None, None)?.0;
+        }
+        let x = self.norm.export(graph, &x)?;
+        let x = self.head[0].export(graph, &x, Activation::Gelu)?;
+        self.head[1].export(graph, &x, Activation::Identity)
     }
 
     pub(crate) fn activations(&self, x: &Tensor) -> Result<Vec<(String, Tensor)>> {
@@ -178,6 +202,17 @@ impl PostLn {
             x = layer.forward(&x, mode)?;
         }
         self.head.forward(&x)
+    }
+
+    pub(crate) fn export(&self, graph: &mut Graph, x: &Value) -> Result<Value> {
+        let x = self.filter.export(graph, x)?;
+        let x = self.input_projection.export(graph, &x, Activation::Identity)?;
+        let positions = graph.constant("positions", &self.positions)?;
+        let mut x = export_placed(graph, &x, &positions)?;
+        for layer in &self.layers {
+            x = layer.export(graph, &x, None, None)?.0;
+        }
+        self.head.export(graph, &x, Activation::Identity)
     }
 
     pub(crate) fn activations(&self, x: &Tensor) -> Result<Vec<(String, Tensor)>> {

@@ -2,6 +2,7 @@
 
 pub mod init;
 mod layers;
+pub mod onnx;
 pub mod ops;
 pub mod optim;
 mod params;

@@ -92,8 +92,8 @@ pub use number_table::{NumberTable, Scaling};
 pub use observer::{Event, Observer, Silent};
 pub use ranks::{Collective, Ranks, Solo, Tree, over_batches};
 pub use recipe::{
-    AsIs, Dataset, Define, Encoded, Evaluation, Flag, Foreign, Generate, Import, Layout, Memory, Merged, Over, Picture,
-    Predict, Prediction, Preset, Raster, Recipe, Request, Table, Tokenize, Trials,
+    AsIs, Dataset, Define, Encoded, Evaluation, Export, Flag, Foreign, Generate, Import, Layout, Memory, Merged, Over,
+    Picture, Predict, Prediction, Preset, Raster, Recipe, Request, Table, Tokenize, Trials,
 };
 pub use record::{Difference, without_folders, without_places};
 pub use run::{RunDirectory, RunFiles, RunState};

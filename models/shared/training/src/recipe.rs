@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use zoo_checkpoint::Source;
+use zoo_layers::onnx::Graph;
 use zoo_layers::{Mode, Sampling};
 
 use crate::config::{Config, ConfigOf, Overrides, changed};
@@ -400,6 +401,24 @@ pub trait Generate: Recipe {
         let _ = (fitted, messages);
         Err(Error::Usage(format!("{} goes on with texts, and was not made for conversations", Self::NAME)))
     }
+}
+
+/// A model that is written as a graph of ONNX's operators, in which other programs run it.
+pub trait Export: Recipe {
+    /// What goes from one call of the graph to the next, if anything does, in words: `keys and values of attention`.
+    const STATE: Option<&'static str> = None;
+
+    /// Adds a model to a graph: its inputs, what it does when evaluating, and its outputs. With `state`, [`Self::STATE`] is among both.
+    ///
+    /// # Errors
+    /// It does what no operators do; candle's.
+    fn export(
+        model: &Self::Model,
+        architecture: &Self::Architecture,
+        fitted: &Value,
+        state: bool,
+        graph: &mut Graph,
+    ) -> candle_core::Result<()>;
 }
 
 /// What [`Tokenize::encode`] wrote.

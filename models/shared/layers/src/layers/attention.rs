@@ -3,7 +3,8 @@ use candle_nn::VarBuilder;
 
 use super::{Dropout, Linear, Mode, Norm};
 use crate::init::{self, Init};
-use crate::ops::{Affine, AttentionBranch, AttentionOptions, Projection, attention, linear};
+use crate::onnx::{Attribute, Graph, Past, Places, Value};
+use crate::ops::{Activation, Affine, AttentionBranch, AttentionOptions, Projection, attention, linear};
 
 /// How queries, keys and values are projected, which decides the parameters' names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,6 +112,43 @@ impl MultiHeadAttention {
         let (k, v) = cache.append(&k, &v)?;
         let options = AttentionOptions { causal: true, ..Default::default() };
         Ok(self.output.forward(&attention(&q, &k, &v, self.config.heads, None, options)?)?.detach())
+    }
+
+    /// Its heads, and the features of one.
+    pub fn heads(&self) -> [usize; 2] {
+        [self.config.heads, self.config.width / self.config.heads]
+    }
+
+    /// [`MultiHeadAttention::forward`] as nodes of a graph, (b, t, c) to (b, t, c). A causal one is told its `places`, and returns the keys and
+    /// values of `past` and of these places.
+    ///
+    /// # Errors
+    /// See [`Graph::parameter`].
+    pub fn export(
+        &self,
+        graph: &mut Graph,
+        x: &Value,
+        places: Option<&Places>,
+        past: Option<&Past>,
+    ) -> Result<(Value, Past)> {
+        if self.config.causal != places.is_some() {
+            bail!("attention: places are for causal attention")
+        }
+        let [heads, d] = self.heads();
+        let [q, k, v] = match &self.input {
+            Maps::Packed(weight, bias) => {
+                let qkv = graph.linear(x, weight, bias.as_ref(), Activation::Identity)?;
+                graph.ops("Split", &[Some(&qkv)], &[("axis", Attribute::Int(-1))])
+            }
+            Maps::Separate([q, k, v]) => {
+                let mut map = |map: &Linear| map.export(graph, x, Activation::Identity);
+                [map(q)?, map(k)?, map(v)?]
+            }
+        };
+        let [q, keys, values] = [graph.heads(&q, heads, d)?, graph.heads(&k, heads, d)?, graph.heads(&v, heads, d)?];
+        let now = graph.behind(past, Past { keys, values });
+        let y = graph.attend(&q, now.clone(), [heads; 2], d, places)?;
+        Ok((self.output.export(graph, &y, Activation::Identity)?, now))
     }
 
     /// Its parameters.

@@ -2,6 +2,7 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
 use crate::init::Init;
+use crate::onnx::{Graph, Value};
 use crate::ops;
 use crate::random::Stream;
 
@@ -31,6 +32,15 @@ impl Embedding {
         dropout: Option<(f64, Stream)>,
     ) -> Result<Tensor> {
         ops::embedding_with_positions(ids, &self.weight, &positions.weight, first, dropout)
+    }
+
+    /// [`Embedding::forward`] as nodes of a graph.
+    ///
+    /// # Errors
+    /// See [`Graph::parameter`].
+    pub fn export(&self, graph: &mut Graph, ids: &Value) -> Result<Value> {
+        let table = graph.parameter(&self.weight)?;
+        Ok(graph.op("Gather", &[&table, ids], &[]))
     }
 
     /// The table, as the weight of a head that is tied to it.

@@ -2,6 +2,7 @@ use candle_core::{Device, Result, Tensor, bail};
 
 use super::weight::{Weight, Weights};
 use super::{KvCache, Mode, Norm};
+use crate::onnx::{Graph, Past, Places, Value};
 use crate::ops::{
     Activation, AttentionOptions, GatedBranch, GroupedBranch, RopePairs, RopeScaling, add_dropout, attention, gated,
     rope_angles_of, rope_frequencies, rope_heads,
@@ -34,6 +35,15 @@ impl Rotary {
             bail!("rotary embedding: {t} positions from {first} on, known are {known}")
         }
         Ok([self.cos.narrow(0, first, t)?, self.sin.narrow(0, first, t)?])
+    }
+
+    /// The cosines and sines of places, (t, d / 2), as nodes of a graph.
+    ///
+    /// # Errors
+    /// candle's.
+    pub fn export(&self, graph: &mut Graph, places: &Places) -> Result<[Value; 2]> {
+        let [cos, sin] = [graph.constant("rotary.cos", &self.cos)?, graph.constant("rotary.sin", &self.sin)?];
+        Ok([graph.rows_of(&cos, places)?, graph.rows_of(&sin, places)?])
     }
 
     /// `x` (b, t, heads d) at the positions from `first` on.
@@ -129,6 +139,37 @@ impl GroupedAttention {
         branch.apply(x)
     }
 
+    /// Its heads of keys and values, and the features of one.
+    pub fn key_heads(&self) -> [usize; 2] {
+        [self.key_heads, self.output.dims()[1] / self.heads]
+    }
+
+    /// Attention as nodes of a graph, (b, t, c) to (b, t, c), at the `angles` of these `places`; with the keys and values of `past` and of these
+    /// places.
+    ///
+    /// # Errors
+    /// As [`Weight::export`].
+    pub fn export(
+        &self,
+        graph: &mut Graph,
+        x: &Value,
+        angles: &[Value; 2],
+        places: &Places,
+        past: Option<&Past>,
+    ) -> Result<(Value, Past)> {
+        let [q, k, v] = self.inputs.apart()?;
+        let [_, d] = self.key_heads();
+        let mut map = |weight: &Weight, heads: usize| {
+            let y = weight.export(graph, x)?;
+            graph.heads(&y, heads, d)
+        };
+        let (q, keys, values) = (map(q, self.heads)?, map(k, self.key_heads)?, map(v, self.key_heads)?);
+        let (q, keys) = (graph.turn(&q, angles), graph.turn(&keys, angles));
+        let now = graph.behind(past, Past { keys, values });
+        let y = graph.attend(&q, now.clone(), [self.heads, self.key_heads], d, Some(places))?;
+        Ok((self.output.export(graph, &y)?, now))
+    }
+
     /// Attention of new positions `x` (b, t, c) over those in `cache` and themselves; they are added to it. No graph is
     /// recorded.
     ///
@@ -220,6 +261,18 @@ impl GatedMlp {
     /// As it is for text that is written token by token: quantized maps of one input become one.
     pub fn stacked(self) -> Self {
         Self { inputs: self.inputs.stacked(), ..self }
+    }
+
+    /// The MLP as nodes of a graph, (…, c) to (…, c).
+    ///
+    /// # Errors
+    /// As [`Weight::export`].
+    pub fn export(&self, graph: &mut Graph, x: &Value) -> Result<Value> {
+        let [gate, up] = self.inputs.apart()?;
+        let (gate, up) = (gate.export(graph, x)?, up.export(graph, x)?);
+        let gate = graph.activation(&gate, self.activation)?;
+        let hidden = graph.mul(&gate, &up);
+        self.down.export(graph, &hidden)
     }
 
     /// x + MLP(norm(x)) for `x` (…, c), in one node of the graph.

@@ -2,6 +2,7 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
 use crate::init::{self, Init};
+use crate::onnx::{Graph, Value};
 use crate::ops::{self, Activation, Affine};
 
 /// x Wᵀ + b with PyTorch's names: `weight` (out, in) and `bias` (out).
@@ -29,6 +30,11 @@ impl Linear {
         Ok(Self { weight, bias })
     }
 
+    /// Features that come out.
+    pub fn width(&self) -> usize {
+        self.weight.dims()[0]
+    }
+
     /// Its parameters.
     pub fn parameters(&self) -> impl Iterator<Item = &Tensor> {
         std::iter::once(&self.weight).chain(&self.bias)
@@ -46,5 +52,13 @@ impl Linear {
     /// (…, in) to (…, out) with an activation in the same node of the graph.
     pub fn forward_activated(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
         ops::linear(x, &self.weight, self.bias.as_ref(), activation)
+    }
+
+    /// [`Linear::forward_activated`] as nodes of a graph.
+    ///
+    /// # Errors
+    /// See [`Graph::parameter`].
+    pub fn export(&self, graph: &mut Graph, x: &Value, activation: Activation) -> Result<Value> {
+        graph.linear(x, &self.weight, self.bias.as_ref(), activation)
     }
 }

@@ -3,6 +3,7 @@ use candle_nn::VarBuilder;
 
 use super::{Dropout, Mode};
 use crate::init;
+use crate::onnx::{Attribute, Graph, Value};
 use crate::ops::{LstmState, LstmWeights, lstm};
 
 /// Sizes of an [`Lstm`].
@@ -75,6 +76,48 @@ impl Lstm {
             Some(state) => Ok(state.h),
             None => bail!("lstm: no layers"),
         }
+    }
+
+    /// [`Lstm::forward`] as nodes of a graph, of `x` (batch, time, input): outputs (batch, time, hidden), and h and c (layers, batch, hidden)
+    /// behind the last step. They begin with `state`, of zeros without one.
+    ///
+    /// # Errors
+    /// See [`Graph::parameter`].
+    pub fn export(&self, graph: &mut Graph, x: &Value, state: Option<[&Value; 2]>) -> Result<[Value; 3]> {
+        let mut x = graph.transpose(x, &[1, 0, 2]); // (t, b, input)
+        let (mut h, mut c) = (vec![], vec![]);
+        for (l, weights) in self.layers.iter().enumerate() {
+            let LstmWeights { weight_ih, weight_hh, bias_ih, bias_hh } = weights;
+            let hidden = weight_hh.dim(1)?;
+            let mut ordered = |tensor: &Tensor| -> Result<Value> {
+                let value = graph.parameter(tensor)?;
+                // ONNX has the gates in the order of input, output, forget and cell; PyTorch of input, forget, cell and output.
+                let [i, f, g, o]: [Value; 4] = graph.ops("Split", &[Some(&value)], &[("axis", Attribute::Int(0))]);
+                Ok(graph.op("Concat", &[&i, &o, &f, &g], &[("axis", Attribute::Int(0))]))
+            };
+            let [w, r, b_ih, b_hh] = [ordered(weight_ih)?, ordered(weight_hh)?, ordered(bias_ih)?, ordered(bias_hh)?];
+            let b = graph.op("Concat", &[&b_ih, &b_hh], &[("axis", Attribute::Int(0))]);
+            let (w, r, b) = (graph.unsqueeze(&w, &[0])?, graph.unsqueeze(&r, &[0])?, graph.unsqueeze(&b, &[0])?);
+            let from = [graph.ints(&[l as i64])?, graph.ints(&[l as i64 + 1])?];
+            let first = state.map(|parts| parts.map(|part| graph.rows(part, &from[0], &from[1])));
+            let [h0, c0] = match first {
+                Some([h0, c0]) => [Some(h0?), Some(c0?)],
+                None => [None, None],
+            };
+            let inputs = [Some(&x), Some(&w), Some(&r), Some(&b), None, h0.as_ref(), c0.as_ref()];
+            let inputs = if state.is_some() { &inputs[..] } else { &inputs[..4] };
+            let attributes = [("hidden_size", Attribute::Int(hidden as i64))];
+            let [y, h_n, c_n]: [Value; 3] = graph.ops("LSTM", inputs, &attributes);
+            x = graph.squeeze(&y, &[1])?; // (t, b, hidden)
+            h.push(h_n);
+            c.push(c_n);
+        }
+        let mut stacked = |all: &[Value]| match all {
+            [one] => one.clone(),
+            all => graph.op("Concat", &all.iter().collect::<Vec<_>>(), &[("axis", Attribute::Int(0))]),
+        };
+        let (h, c) = (stacked(&h), stacked(&c));
+        Ok([graph.transpose(&x, &[1, 0, 2]), h, c])
     }
 
     fn run(&self, x: &Tensor, mode: Mode, all: bool) -> Result<(Option<Tensor>, Vec<LstmState>)> {

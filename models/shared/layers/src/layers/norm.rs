@@ -2,6 +2,7 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
 use crate::init;
+use crate::onnx::{Graph, Value};
 use crate::ops::{self, NormKind, PreNorm};
 
 /// Layer or RMS norm over the last dimension with PyTorch's names: `weight` (c) and, if any, `bias` (c).
@@ -31,6 +32,19 @@ impl Norm {
         match self.kind {
             NormKind::Layer => ops::layer_norm(x, Some(&self.weight), self.bias.as_ref(), self.eps),
             NormKind::Rms => ops::rms_norm(x, Some(&self.weight), self.eps),
+        }
+    }
+
+    /// [`Norm::forward`] as nodes of a graph.
+    ///
+    /// # Errors
+    /// See [`Graph::parameter`].
+    pub fn export(&self, graph: &mut Graph, x: &Value) -> Result<Value> {
+        let weight = graph.parameter(&self.weight)?;
+        let bias = self.bias.as_ref().map(|bias| graph.parameter(bias)).transpose()?;
+        match self.kind {
+            NormKind::Layer => Ok(graph.layer_norm(x, &weight, bias.as_ref(), self.eps)),
+            NormKind::Rms => graph.rms_norm(x, &weight, self.eps),
         }
     }
 

@@ -3,6 +3,7 @@ use candle_nn::VarBuilder;
 
 use super::Mode;
 use crate::init;
+use crate::onnx::{Element, Graph, Value};
 
 /// Rows beyond which older ones count less: statistics follow data that change.
 const MEMORY: f64 = 1e6;
@@ -46,6 +47,25 @@ impl RunningNorm {
         // Copies: what a graph holds must not change under it.
         let (mean, scale) = (self.mean.copy()?, (&self.variance + self.eps)?.sqrt()?.recip()?);
         x.broadcast_sub(&mean)?.broadcast_mul(&scale)?.clamp(-LIMIT, LIMIT)
+    }
+
+    /// [`RunningNorm::forward`], when evaluating, as nodes of a graph.
+    ///
+    /// # Errors
+    /// See [`Graph::parameter`].
+    pub fn export(&self, graph: &mut Graph, x: &Value) -> Result<Value> {
+        let (mean, variance) = (graph.parameter(&self.mean)?, graph.parameter(&self.variance)?);
+        let (eps, low, high) = (
+            graph.number(self.eps, Element::F32)?,
+            graph.number(-LIMIT, Element::F32)?,
+            graph.number(LIMIT, Element::F32)?,
+        );
+        let variance = graph.add(&variance, &eps);
+        let deviation = graph.op("Sqrt", &[&variance], &[]);
+        let scale = graph.op("Reciprocal", &[&deviation], &[]);
+        let centred = graph.op("Sub", &[x, &mean], &[]);
+        let scaled = graph.mul(&centred, &scale);
+        Ok(graph.op("Clip", &[&scaled, &low, &high], &[]))
     }
 
     /// Rows that training has shown, at most a million and a batch.

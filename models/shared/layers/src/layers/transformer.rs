@@ -3,6 +3,7 @@ use candle_nn::VarBuilder;
 
 use super::{AttentionConfig, Dropout, KvCache, Linear, Mode, MultiHeadAttention, Norm, recomputed};
 use crate::init::{self, Init};
+use crate::onnx::{Graph, Past, Places, Value};
 use crate::ops::{Activation, MlpBranch};
 
 /// Sizes of an [`Mlp`].
@@ -57,6 +58,15 @@ impl Mlp {
     /// (…, c) to (…, c).
     pub fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
         self.second.forward(&self.dropout.forward(&self.hidden(x)?, mode)?)
+    }
+
+    /// [`Mlp::forward`] as nodes of a graph.
+    ///
+    /// # Errors
+    /// See [`Graph::parameter`].
+    pub fn export(&self, graph: &mut Graph, x: &Value) -> Result<Value> {
+        let hidden = self.first.export(graph, x, self.activation)?;
+        self.second.export(graph, &hidden, Activation::Identity)
     }
 
     /// x + dropout(mlp(norm(x))), (…, c) to (…, c), in one node of the graph.
@@ -169,6 +179,43 @@ impl TransformerBlock {
             }
             NormPlace::Post => {
                 self.mlp.hidden(&norm1.forward(&self.attention.branch(x, None, drop1, Mode::Eval)?)?)
+            }
+        }
+    }
+
+    /// Its attention.
+    pub fn attention(&self) -> &MultiHeadAttention {
+        &self.attention
+    }
+
+    /// [`TransformerBlock::forward`] as nodes of a graph; see [`MultiHeadAttention::export`].
+    ///
+    /// # Errors
+    /// As [`MultiHeadAttention::export`].
+    pub fn export(
+        &self,
+        graph: &mut Graph,
+        x: &Value,
+        places: Option<&Places>,
+        past: Option<&Past>,
+    ) -> Result<(Value, Past)> {
+        let [norm1, norm2] = &self.norms;
+        match self.place {
+            NormPlace::Pre => {
+                let z = norm1.export(graph, x)?;
+                let (y, now) = self.attention.export(graph, &z, places, past)?;
+                let x = graph.add(x, &y);
+                let z = norm2.export(graph, &x)?;
+                let y = self.mlp.export(graph, &z)?;
+                Ok((graph.add(&x, &y), now))
+            }
+            NormPlace::Post => {
+                let (y, now) = self.attention.export(graph, x, places, past)?;
+                let sum = graph.add(x, &y);
+                let x = norm1.export(graph, &sum)?;
+                let y = self.mlp.export(graph, &x)?;
+                let sum = graph.add(&x, &y);
+                Ok((norm2.export(graph, &sum)?, now))
             }
         }
     }

@@ -3,6 +3,7 @@ use candle_nn::VarBuilder;
 
 use super::{Dropout, Mode};
 use crate::init::{self, Init};
+use crate::onnx::{Graph, Value};
 use crate::ops::{
     Activation, CrossEntropyOptions, LoraOf, Map, MapWeight, Quantized, cross_entropy, embedding, linear,
     linear_cross_entropy, linear_map, quantized_linear,
@@ -117,6 +118,32 @@ impl Weight {
         }
     }
 
+    /// [`Weight::forward`] as nodes of a graph.
+    ///
+    /// # Errors
+    /// See [`Graph::parameter`]; weights that are quantized or have LoRA beside them, which have to be whole first.
+    pub fn export(&self, graph: &mut Graph, x: &Value) -> Result<Value> {
+        graph.linear(x, self.plain()?, None, Activation::Identity)
+    }
+
+    /// [`Weight::rows`] as nodes of a graph.
+    ///
+    /// # Errors
+    /// As [`Weight::export`].
+    pub fn export_rows(&self, graph: &mut Graph, ids: &Value) -> Result<Value> {
+        let table = graph.parameter(self.plain()?)?;
+        Ok(graph.op("Gather", &[&table, ids], &[]))
+    }
+
+    fn plain(&self) -> Result<&Tensor> {
+        match self {
+            Self::Plain(weight) => Ok(weight),
+            Self::Quantized(_) | Self::Adapted(_) => {
+                bail!("onnx: a weight is quantized or adapted: make a whole model of it first (Weight::merged)")
+            }
+        }
+    }
+
     /// As the parts of an op.
     pub(super) fn map(&self, mode: Mode) -> Result<Map<'_>> {
         let (base, low) = match self {
@@ -222,6 +249,15 @@ impl<const N: usize> Weights<N> {
             }
         }
         all.try_into().map_err(|_| Error::Msg("as many results as weights".into()))
+    }
+
+    pub(super) fn apart(&self) -> Result<&[Weight; N]> {
+        match self {
+            Self::Apart(weights) => Ok(weights),
+            Self::Together(..) => {
+                bail!("onnx: weights are quantized: make a whole model of them first (Weight::merged)")
+            }
+        }
     }
 
     /// Whether LoRA stands beside any.

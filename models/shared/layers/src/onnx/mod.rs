@@ -1,0 +1,292 @@
+//! Graphs of [ONNX](https://onnx.ai) operators, in which other programs run a trained model.
+//!
+//! A layer adds itself to a [`Graph`] by `export`, which stands beside its `forward` and does the same when evaluating. Weights keep the names,
+//! shapes and values that they have in a checkpoint: what an operator wants otherwise, it gets by a node, which runtimes compute once.
+
+mod math;
+mod write;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Result, Tensor, bail};
+
+pub use math::{Past, Places};
+
+/// The version of the operators: the first with `LayerNormalization`.
+pub const OPSET: u64 = 17;
+
+/// What a graph computes: inputs, weights and nodes have one, and outputs are some of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Value(Arc<str>);
+
+impl Value {
+    /// Its name in the file.
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Types of elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Element {
+    /// 32-bit floating point.
+    F32,
+    /// 64-bit floating point.
+    F64,
+    /// 64-bit integers.
+    I64,
+}
+
+impl Element {
+    /// ONNX's number of it (`TensorProto.DataType`).
+    fn number(self) -> u64 {
+        match self {
+            Self::F32 => 1,
+            Self::I64 => 7,
+            Self::F64 => 11,
+        }
+    }
+}
+
+/// A dimension of an input or an output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Dim {
+    /// Always this many.
+    Of(usize),
+    /// As many as the caller has; the same name is the same number.
+    Any(&'static str),
+}
+
+/// What a node is told beside its inputs.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Attribute {
+    /// A whole number.
+    Int(i64),
+    /// Whole numbers.
+    Ints(Vec<i64>),
+    /// A number.
+    Float(f32),
+}
+
+#[derive(Clone, Debug)]
+struct Node {
+    op: &'static str,
+    /// The empty name stands for one that is left out.
+    inputs: Vec<Arc<str>>,
+    outputs: Vec<Arc<str>>,
+    attributes: Vec<(&'static str, Attribute)>,
+}
+
+/// An input or an output.
+#[derive(Clone, Debug)]
+struct Port {
+    name: Arc<str>,
+    element: Element,
+    dims: Vec<Dim>,
+    help: String,
+}
+
+impl Port {
+    fn described(&self) -> (&str, &'static str, Vec<String>, &str) {
+        let element = match self.element {
+            Element::F32 => "float32",
+            Element::F64 => "float64",
+            Element::I64 => "int64",
+        };
+        let dim = |dim: &Dim| match dim {
+            Dim::Of(n) => n.to_string(),
+            Dim::Any(name) => (*name).to_string(),
+        };
+        (&self.name, element, self.dims.iter().map(dim).collect(), &self.help)
+    }
+}
+
+/// A graph that is being made. See the [module](self).
+#[derive(Debug)]
+pub struct Graph {
+    /// The parameters with their names, by where their values are.
+    names: HashMap<usize, (String, Tensor)>,
+    tensors: Vec<(Arc<str>, Tensor)>,
+    nodes: Vec<Node>,
+    inputs: Vec<Port>,
+    outputs: Vec<Port>,
+    /// Entries of the file about the model, such as how it came about.
+    pub metadata: BTreeMap<String, String>,
+    /// Values that are there already, by what they are.
+    known: HashMap<String, Value>,
+    count: usize,
+}
+
+/// Where a tensor's values are: two tensors share them or not.
+fn place(tensor: &Tensor) -> usize {
+    std::ptr::from_ref(&*tensor.storage_and_layout().0).addr()
+}
+
+impl Graph {
+    /// An empty graph of a model with these parameters.
+    pub fn new(parameters: Vec<(String, Tensor)>) -> Self {
+        Self {
+            names: parameters.into_iter().map(|(name, tensor)| (place(&tensor), (name, tensor))).collect(),
+            tensors: vec![],
+            nodes: vec![],
+            inputs: vec![],
+            outputs: vec![],
+            metadata: BTreeMap::new(),
+            known: HashMap::new(),
+            count: 0,
+        }
+    }
+
+    /// Adds an input; `help` says what it is to those who use the model.
+    ///
+    /// # Errors
+    /// A name that is taken.
+    pub fn input(&mut self, name: &str, element: Element, dims: &[Dim], help: &str) -> Result<Value> {
+        let value = self.claim(name)?;
+        self.inputs.push(Port { name: value.0.clone(), element, dims: dims.into(), help: help.into() });
+        Ok(value)
+    }
+
+    /// Makes a value an output of that name.
+    ///
+    /// # Errors
+    /// A name that is taken.
+    pub fn output(&mut self, name: &str, value: &Value, element: Element, dims: &[Dim], help: &str) -> Result<()> {
+        let named = self.claim(name)?;
+        self.nodes.push(Node {
+            op: "Identity",
+            inputs: vec![value.0.clone()],
+            outputs: vec![named.0.clone()],
+            attributes: vec![],
+        });
+        self.outputs.push(Port { name: named.0, element, dims: dims.into(), help: help.into() });
+        Ok(())
+    }
+
+    /// A value by this name.
+    fn claim(&mut self, name: &str) -> Result<Value> {
+        let value = Value(name.into());
+        match self.known.insert(format!("name {name}"), value.clone()) {
+            Some(_) => bail!("onnx: two values are named {name}"),
+            None => Ok(value),
+        }
+    }
+
+    /// What one node computes.
+    pub fn op(&mut self, op: &'static str, inputs: &[&Value], attributes: &[(&'static str, Attribute)]) -> Value {
+        let inputs: Vec<Option<&Value>> = inputs.iter().copied().map(Some).collect();
+        let [value] = self.ops(op, &inputs, attributes);
+        value
+    }
+
+    /// What one node computes of inputs that may be left out.
+    pub fn ops<const N: usize>(
+        &mut self,
+        op: &'static str,
+        inputs: &[Option<&Value>],
+        attributes: &[(&'static str, Attribute)],
+    ) -> [Value; N] {
+        let named = |value: &Option<&Value>| value.map_or_else(|| Arc::from(""), |v| v.0.clone());
+        let inputs: Vec<Arc<str>> = inputs.iter().map(named).collect();
+        self.count += 1;
+        let outputs: [Value; N] = std::array::from_fn(|i| {
+            let which = if N > 1 { format!(".{i}") } else { String::new() };
+            Value(format!("{}_{}{which}", op.to_lowercase(), self.count).into())
+        });
+        let attributes = attributes.to_vec();
+        self.nodes.push(Node { op, inputs, outputs: outputs.each_ref().map(|v| v.0.clone()).into(), attributes });
+        outputs
+    }
+
+    /// A parameter, by the name that it has in a checkpoint.
+    ///
+    /// # Errors
+    /// It is none of those that the graph was made with.
+    pub fn parameter(&mut self, tensor: &Tensor) -> Result<Value> {
+        match self.names.get(&place(tensor)).cloned() {
+            Some((name, _)) => self.constant(&name, tensor),
+            None => bail!("onnx: a tensor of shape {:?} is no parameter of the model", tensor.dims()),
+        }
+    }
+
+    /// A tensor that is no parameter, by a name of its own, once.
+    ///
+    /// # Errors
+    /// The name is taken.
+    pub fn constant(&mut self, name: &str, tensor: &Tensor) -> Result<Value> {
+        let key = format!("tensor {name} {}", place(tensor));
+        if let Some(value) = self.known.get(&key) {
+            return Ok(value.clone());
+        }
+        let value = self.claim(name)?;
+        self.tensors.push((value.0.clone(), tensor.clone()));
+        self.known.insert(key, value.clone());
+        Ok(value)
+    }
+
+    /// A small constant, once.
+    fn small(&mut self, name: String, tensor: impl FnOnce() -> Result<Tensor>) -> Result<Value> {
+        if let Some(value) = self.known.get(&format!("name {name}")) {
+            return Ok(value.clone());
+        }
+        let value = self.claim(&name)?;
+        self.tensors.push((value.0.clone(), tensor()?));
+        Ok(value)
+    }
+
+    /// Whole numbers in a row.
+    ///
+    /// # Errors
+    /// candle's.
+    pub fn ints(&mut self, values: &[i64]) -> Result<Value> {
+        let name: Vec<String> = values.iter().map(i64::to_string).collect();
+        self.small(format!("ints_{}", name.join("_")), || Tensor::new(values, &Device::Cpu))
+    }
+
+    /// A whole number.
+    ///
+    /// # Errors
+    /// candle's.
+    pub fn int(&mut self, value: i64) -> Result<Value> {
+        self.small(format!("int_{value}"), || Tensor::new(value, &Device::Cpu))
+    }
+
+    /// A number, of a type.
+    ///
+    /// # Errors
+    /// candle's.
+    pub fn number(&mut self, value: f64, element: Element) -> Result<Value> {
+        let dtype = match element {
+            Element::F32 => DType::F32,
+            Element::F64 => DType::F64,
+            Element::I64 => bail!("onnx: Graph::int makes whole numbers"),
+        };
+        let name = format!("{}_{value:e}", if dtype == DType::F32 { "float" } else { "double" });
+        self.small(name, || Tensor::new(value, &Device::Cpu)?.to_dtype(dtype))
+    }
+
+    /// The inputs: name, type as NumPy has it, dimensions and help of each.
+    pub fn inputs(&self) -> impl Iterator<Item = (&str, &'static str, Vec<String>, &str)> {
+        self.inputs.iter().map(Port::described)
+    }
+
+    /// The same of the outputs.
+    pub fn outputs(&self) -> impl Iterator<Item = (&str, &'static str, Vec<String>, &str)> {
+        self.outputs.iter().map(Port::described)
+    }
+
+    /// How many nodes there are.
+    pub fn nodes(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Names of the parameters that no node uses.
+    pub fn unused(&self) -> Vec<&str> {
+        let used = |name: &str| self.tensors.iter().any(|(known, _)| &**known == name);
+        let mut names: Vec<&str> =
+            self.names.values().map(|(name, _)| name.as_str()).filter(|name| !used(name)).collect();
+        names.sort_unstable();
+        names
+    }
+}
