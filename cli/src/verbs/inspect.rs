@@ -14,7 +14,7 @@ use zoo_training::Error;
 use super::convert::by_extension;
 use crate::arguments::{Force, Json};
 use crate::fetch::{SCHEME, remote_header};
-use crate::output::{cut, grouped, message, print, print_json, program, remark, table};
+use crate::output::{cut, grouped, message, print, print_json, program, remark, shown, table};
 use crate::signals::stop_flag;
 use crate::weights::weights;
 
@@ -84,6 +84,8 @@ struct Document<'a> {
     file_bytes: u64,
     tensors: Vec<Described<'a>>,
     metadata: &'a Map<String, Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    graph: Option<&'a Value>,
     total_parameters: usize,
     remarks: &'a [String],
     left_out: &'a [String],
@@ -146,6 +148,7 @@ pub(crate) fn inspect(args: &Inspect) -> anyhow::Result<()> {
             file_bytes: source.file_bytes,
             tensors,
             metadata: &source.metadata,
+            graph: source.graph.as_ref(),
             total_parameters: parameters,
             remarks: &source.remarks,
             left_out: &source.left_out,
@@ -161,6 +164,7 @@ pub(crate) fn inspect(args: &Inspect) -> anyhow::Result<()> {
     let mut text = format!("{}: {}, {} bytes\n", args.file, source.format.name(), grouped(source.file_bytes as usize));
     text += &table(&rows);
     text += &format!("{} tensors, {} parameters\n", source.tensors.len(), grouped(parameters));
+    text += &source.graph.as_ref().map_or(String::new(), graph_lines);
     for (key, value) in &source.metadata {
         let value = value.as_str().map_or_else(|| value.to_string(), |s| format!("{s:?}"));
         let cut: String = value.chars().take(100).collect();
@@ -173,6 +177,30 @@ pub(crate) fn inspect(args: &Inspect) -> anyhow::Result<()> {
     }
     print(&text);
     Ok(())
+}
+
+/// What an ONNX file computes: a line each for its inputs and outputs, then its operators.
+fn graph_lines(graph: &Value) -> String {
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), |s| shown(s).into_owned());
+    let pairs = |key: &str, between: &str| {
+        let all = graph[key].as_object().into_iter().flatten();
+        all.map(|(k, v)| format!("{}{between}{v}", shown(k))).collect::<Vec<_>>().join(", ")
+    };
+    let mut lines = String::new();
+    for (kind, key) in [("input", "inputs"), ("output", "outputs")] {
+        for port in graph[key].as_array().into_iter().flatten() {
+            let dims: Vec<String> = port["dims"].as_array().into_iter().flatten().map(text).collect();
+            let help = port["help"]
+                .as_str()
+                .filter(|help| !help.is_empty())
+                .map_or(String::new(), |h| format!(": {}", shown(h)));
+            lines +=
+                &format!("{kind:<6} {} ({}) {}{help}\n", text(&port["name"]), dims.join(", "), text(&port["type"]));
+        }
+    }
+    lines += &format!("opset {}; {} nodes: {}\n", pairs("opsets", " "), graph["nodes"], pairs("ops", " "));
+    let producer = [&graph["producer"], &graph["producer_version"]].map(text).join(" ");
+    lines + &format!("written by {}\n", if producer == " " { "an unnamed program" } else { producer.trim() })
 }
 
 /// A file, or the weights of a run directory.

@@ -5,11 +5,11 @@ use std::path::Path;
 
 use crate::codec::Codec;
 use crate::outline::{Outline, Streams};
-use crate::{Error, Format, Result, gguf, npz, safetensors, torch};
+use crate::{Error, Format, Result, gguf, npz, onnx, safetensors, torch};
 
 /// Every format, in the order in which a file is tried for them.
-pub(crate) static CODECS: [&dyn Codec; 5] =
-    [&torch::Torch, &npz::Npz, &npz::Npy, &gguf::Gguf, &safetensors::Safetensors];
+pub(crate) static CODECS: [&dyn Codec; 6] =
+    [&torch::Torch, &npz::Npz, &npz::Npy, &gguf::Gguf, &onnx::Onnx, &safetensors::Safetensors];
 
 #[allow(non_upper_case_globals)]
 impl Format {
@@ -23,6 +23,8 @@ impl Format {
     pub const Npy: Self = npz::ARRAY;
     /// <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>
     pub const Gguf: Self = gguf::FORMAT;
+    /// <https://onnx.ai>: read alone.
+    pub const Onnx: Self = onnx::FORMAT;
 
     /// Every format.
     pub fn all() -> impl Iterator<Item = Self> {

@@ -25,6 +25,7 @@ pub mod matlab;
 mod npz;
 mod numpy;
 mod once;
+mod onnx;
 mod open;
 mod outline;
 mod safetensors;

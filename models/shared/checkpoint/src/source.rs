@@ -76,6 +76,8 @@ pub struct Source {
     pub(crate) calls: Vec<String>,
     /// What is in the file but neither in `tensors` nor in `metadata`.
     pub left_out: Vec<String>,
+    /// What an ONNX file computes: its producer, sets of operators, inputs and outputs, and how many nodes of each operator it has.
+    pub graph: Option<Value>,
     /// Lists of texts, such as names of channels beside numbers, by name: of an `.npz` alone, among what is left out.
     pub texts: BTreeMap<String, Vec<String>>,
     /// Bytes of all its files.
@@ -109,6 +111,7 @@ impl Source {
             foreign: vec![],
             calls: vec![],
             left_out: vec![],
+            graph: None,
             texts: BTreeMap::new(),
             file_bytes,
             segments: vec![],

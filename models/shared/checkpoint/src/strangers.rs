@@ -31,7 +31,9 @@ const BEGINNINGS: &[(usize, &[u8], &str)] = &[
 ];
 const GGML: &str = "it is a ggml file from before GGUF: convert it with llama.cpp or whisper.cpp";
 const PAGE: &str = "it is a web page, not the file: the download was answered by a page (a login, a missing file?)";
-const ONNX: &str = "it is an ONNX model, which is not read: save the weights in the program that it came from";
+const ONNX: &str = "not a valid ONNX file: it does not begin with the version of its format and what follows it";
+const ORT: &str =
+    "it is a model in onnxruntime's own format, which is not read: take the ONNX file that it was made from";
 const TENSORFLOW: &str = "it is a checkpoint or model of TensorFlow, which is not read: save the weights as .npz (numpy.savez) or .safetensors";
 const MSGPACK: &str = "it is a msgpack file (Flax, JAX), which is not read: save it by safetensors.flax.save_file";
 
@@ -47,13 +49,12 @@ pub(crate) fn file(path: &Path, start: &[u8]) -> String {
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
     let ends = |endings: &[&str]| endings.iter().any(|e| name.ends_with(e));
     let text = String::from_utf8_lossy(start).trim_start().to_ascii_lowercase();
-    // A protocol buffer of ONNX begins with its version and its producer.
-    let onnx = start[0] == 0x08 && start.get(2) == Some(&0x12) && ends(&[".onnx", ".ort"]);
     // A map of one entry or a few.
     let msgpack = matches!(start[0], 0x81..=0x8f | 0xde | 0xdf);
     let what = match () {
         () if text.starts_with("<!doctype") || text.starts_with("<html") || text.starts_with("<?xml") => PAGE,
-        () if onnx || ends(&[".onnx"]) => ONNX,
+        () if ends(&[".onnx"]) => ONNX,
+        () if ends(&[".ort"]) => ORT,
         () if name.contains(".data-0") || ends(&[".index", ".pb", ".pbtxt"]) => TENSORFLOW,
         () if ends(&[".msgpack"]) || msgpack && !ends(&[".safetensors"]) => MSGPACK,
         () if start[0] == 0x80 => {
@@ -65,7 +66,7 @@ pub(crate) fn file(path: &Path, start: &[u8]) -> String {
         () => {
             let hex: Vec<String> = start.iter().take(8).map(|b| format!("{b:02x}")).collect();
             return format!(
-                "no checkpoint of a known format (safetensors, PyTorch, npz, npy, GGUF): it begins with {}",
+                "no checkpoint of a known format (safetensors, PyTorch, npz, npy, GGUF, ONNX): it begins with {}",
                 hex.join(" ")
             );
         }

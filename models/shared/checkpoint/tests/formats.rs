@@ -47,6 +47,65 @@ fn pytorch_files_of_every_age_hold_what_pytorch_put_there() -> Outcome {
 }
 
 #[test]
+fn a_graph_gives_its_tensors_and_says_what_it_computes() -> Outcome {
+    let source = open(&fixture("graph.onnx"))?;
+    assert_eq!(source.format, Format::Onnx);
+    let all = contents(&source)?;
+    let bytes = |name: &str| all[name].2.clone();
+    let f32s = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+    assert_eq!(bytes("weight"), f32s(&[0.5, -1.5, 2.0, 3.25, -0.0, 1e-3]));
+    assert_eq!(bytes("packed"), f32s(&[1., 2.]));
+    assert_eq!(bytes("packed_doubles"), [3f64, 4.].iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>());
+    let kinds: Vec<_> = all.iter().map(|(name, (dtype, shape, _))| (name.as_str(), *dtype, shape.as_slice())).collect();
+    let expected: [(&str, Dtype, &[usize]); 8] = [
+        ("empty", Dtype::F32, &[0, 4]),
+        ("half", Dtype::F16, &[2]),
+        ("integers", Dtype::I64, &[3]),
+        ("packed", Dtype::F32, &[2]),
+        ("packed_doubles", Dtype::F64, &[2]),
+        ("scalar", Dtype::F64, &[]),
+        ("truth", Dtype::Bool, &[2]),
+        ("weight", Dtype::F32, &[2, 3]),
+    ];
+    assert_eq!(kinds, expected);
+    let said = source.left_out.join("; ");
+    for part in ["tensor coded, whose values stand one by one", "tensor texts, whose elements are of type 8"] {
+        assert!(said.contains(part), "{said}");
+    }
+    assert!(source.remarks[0].starts_with("1 constants stand within the nodes"), "{:?}", source.remarks);
+    assert_eq!(source.metadata["author"], "somebody");
+    let graph = source.graph.ok_or("no graph")?;
+    assert_eq!(graph["opsets"], serde_json::json!({ "ai.onnx": 17 }));
+    assert_eq!(graph["ops"], serde_json::json!({ "Add": 1, "Constant": 1, "MatMul": 1, "Transpose": 1 }));
+    assert_eq!(graph["inputs"][0]["dims"], serde_json::json!(["batch", 3]));
+    assert_eq!(graph["outputs"][0]["type"], "F32");
+    // With its values in a file beside it.
+    let outside = open(&fixture("external.onnx"))?;
+    assert_eq!(contents(&outside)?["weight"].2, f32s(&[0.5, -1.5, 2.0, 3.25, -0.0, 1e-3]));
+    assert_eq!(outside.tensors.len(), 2);
+    // Without that file, and with one that is elsewhere.
+    let folder = tempfile::tempdir()?;
+    let alone = folder.path().join("external.onnx");
+    let whole = std::fs::read(fixture("external.onnx"))?;
+    std::fs::write(&alone, &whole)?;
+    let error = open(&alone).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("external.bin") && error.contains("tensor weight"), "{error}");
+    let (from, to) = (b"external.bin", b"../ternal.bi");
+    let at = |bytes: &[u8]| bytes.windows(from.len()).position(|w| w == from);
+    let mut moved = whole;
+    while let Some(at) = at(&moved) {
+        moved[at..at + to.len()].copy_from_slice(to);
+    }
+    std::fs::write(&alone, &moved)?;
+    let error = open(&alone).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("have to be in a file beside the graph"), "{error}");
+    // It is another format that tensors alone go into.
+    let error = Plan::new(&open(&fixture("external.onnx"))?).write(&folder.path().join("out.onnx"), Format::Onnx, None);
+    assert!(error.is_err_and(|e| e.to_string().contains("made of models")));
+    Ok(())
+}
+
+#[test]
 fn a_training_checkpoint_keeps_its_paths_its_entries_and_its_inert_classes() -> Outcome {
     let source = open(&fixture("nested.pt"))?;
     let names: Vec<&str> = source.tensors.iter().map(|t| t.name.as_str()).collect();

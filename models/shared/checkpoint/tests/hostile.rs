@@ -90,6 +90,7 @@ fn fixtures() -> Vec<PathBuf> {
         "version2.npy",
         "expected.safetensors",
         "blocks.gguf",
+        "graph.onnx",
     ];
     names.iter().map(|n| folder.join(n)).collect()
 }
@@ -105,10 +106,12 @@ fn no_truncation_is_read_and_no_panic_comes_of_it() {
                 std::fs::write(&path, &whole[..cut]).expect("a file");
                 match read(&path) {
                     Err(e) => one_line(&e, &path),
-                    // What GGUF has behind its last tensor is padding.
+                    // What GGUF has behind its last tensor is padding; what ONNX has behind its graph are entries, of which a protocol
+                    // buffer does not say how many there are.
                     Ok(()) => {
                         let all = |path: &Path| content_hash(&open(path).expect("sound")).expect("sound");
-                        assert!(whole[cut..].iter().all(|b| *b == 0), "{} cut at {cut}", path.display());
+                        let entries = path.extension().is_some_and(|e| e == "onnx");
+                        assert!(entries || whole[cut..].iter().all(|b| *b == 0), "{} cut at {cut}", path.display());
                         assert_eq!(all(&path), all(&fixture), "{} cut at {cut}", path.display());
                     }
                 }
@@ -152,6 +155,7 @@ fn what_is_no_regular_file_or_far_too_large_is_refused_at_once() {
             &b"\0\0\0\0\x01\0\0\0{"[..],
             b"PK\x03\x04",
             b"GGUF\x03\0\0\0",
+            b"\x08\x08\x12\x01a\x3a\xff\xff\xff\xff\x0f",
             b"\x93NUMPY\x01\0\x10\0",
             &[0x80, 2, 0x8a, 10],
             b"{",

@@ -32,7 +32,86 @@ pub(crate) fn all() -> Vec<Input> {
     all.extend(archives());
     all.extend(arrays());
     all.extend(gguf());
+    all.extend(onnx());
     all
+}
+
+/// A number of a protocol buffer.
+fn varint(mut value: u64) -> Vec<u8> {
+    let mut bytes = vec![];
+    while value >= 0x80 {
+        bytes.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    bytes.push(value as u8);
+    bytes
+}
+
+/// A field that is a number.
+fn number(field: u64, value: u64) -> Vec<u8> {
+    [varint(field << 3), varint(value)].concat()
+}
+
+/// A field that is a piece.
+fn piece(field: u64, bytes: &[u8]) -> Vec<u8> {
+    [varint(field << 3 | 2), varint(bytes.len() as u64), bytes.to_vec()].concat()
+}
+
+/// A model around a graph.
+fn onnx_model(graph: &[u8]) -> Vec<u8> {
+    [number(1, 8), piece(2, b"test"), piece(8, &number(2, 17)), piece(7, graph)].concat()
+}
+
+fn onnx() -> Vec<Input> {
+    let tensor = |name: &[u8], dims: &[u64], kind: u64, values: &[u8]| {
+        let dims = dims.iter().flat_map(|d| number(1, *d));
+        [dims.collect(), number(2, kind), piece(8, name), piece(9, values)].concat()
+    };
+    let one = |tensor: &[u8]| onnx_model(&piece(5, tensor));
+    let external = |entries: &[(&str, &str)]| {
+        let entries =
+            entries.iter().flat_map(|(k, v)| piece(13, &[piece(1, k.as_bytes()), piece(2, v.as_bytes())].concat()));
+        one(&[number(1, 2), number(2, 1), piece(8, b"a"), entries.collect(), number(14, 1)].concat())
+    };
+    let good = tensor(b"a", &[2], 1, &[0; 8]);
+    let nested = (0..100_000).fold(vec![], |inner, _| if inner.len() < 1 << 16 { piece(6, &inner) } else { inner });
+    let sound = [
+        ("one tensor", one(&good)),
+        ("a type that is not known", one(&tensor(b"a", &[2], 99, &[0; 8]))),
+        ("graphs within graphs", onnx_model(&[piece(5, &good), piece(1, &piece(5, &nested))].concat())),
+        ("a hundred thousand empty nodes", onnx_model(&piece(1, b"").repeat(100_000))),
+    ];
+    let cases = [
+        ("no graph", [number(1, 8), piece(2, b"test"), piece(8, &number(2, 17))].concat()),
+        ("two graphs", [onnx_model(b""), piece(7, b"")].concat()),
+        ("no version of the operators", [number(1, 8), piece(7, &piece(5, &good))].concat()),
+        ("a piece of 2^63 bytes", [number(1, 8), vec![0x12], varint(1 << 63)].concat()),
+        ("a graph of 2^64-1 bytes", [number(1, 8), vec![0x3a], varint(u64::MAX)].concat()),
+        ("a number that never ends", [number(1, 8), vec![0x3a], vec![0xff; 64]].concat()),
+        ("a group", [number(1, 8), piece(2, b"test"), vec![0x0b], piece(7, b"")].concat()),
+        ("a field of type 7", [number(1, 8), piece(2, b"test"), vec![0x0f]].concat()),
+        ("dimensions of 2^62", one(&tensor(b"a", &[1 << 62], 1, &[0; 8]))),
+        ("dimensions whose product wraps", one(&tensor(b"a", &[1 << 32, 1 << 32], 1, b""))),
+        ("a dimension of -1", one(&tensor(b"a", &[u64::MAX], 1, &[0; 4]))),
+        ("a hundred dimensions", one(&tensor(b"a", &[1; 100], 1, &[0; 4]))),
+        ("fewer values than its shape", one(&tensor(b"a", &[4], 1, &[0; 8]))),
+        ("more values than its shape", one(&tensor(b"a", &[1], 1, &[0; 8]))),
+        ("no values", one(&[number(1, 2), number(2, 1), piece(8, b"a")].concat())),
+        ("values in two pieces", one(&[good.clone(), piece(9, &[0; 8])].concat())),
+        ("no name", one(&tensor(b"", &[2], 1, &[0; 8]))),
+        ("a name that is no UTF-8", one(&tensor(&[0xff, 0xfe], &[2], 1, &[0; 8]))),
+        ("a name of 5,000 bytes", one(&tensor(&[b'a'; 5000], &[2], 1, &[0; 8]))),
+        ("two tensors of one name", onnx_model(&piece(5, &good).repeat(2))),
+        ("values in another folder", external(&[("location", "../a.bin")])),
+        ("values at an absolute path", external(&[("location", "/etc/passwd")])),
+        ("values in no file", external(&[("location", "")])),
+        ("values in a file that is not there", external(&[("location", "none.bin")])),
+        ("values beyond the end of their file", external(&[("location", "file"), ("offset", "18446744073709551615")])),
+        ("values at a place that is no number", external(&[("location", "file"), ("offset", "-1")])),
+    ];
+    let cases = cases.into_iter().map(|(name, bytes)| input("onnx", name, bytes));
+    let sound = sound.into_iter().map(|(name, bytes)| Input { sound: true, ..input("onnx", name, bytes) });
+    cases.chain(sound).collect()
 }
 
 fn st(header: impl AsRef<[u8]>, data: usize) -> Vec<u8> {

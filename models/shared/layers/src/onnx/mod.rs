@@ -59,7 +59,7 @@ pub enum Dim {
 }
 
 /// What a node is told beside its inputs.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub enum Attribute {
     /// A whole number.
     Int(i64),
@@ -67,6 +67,8 @@ pub enum Attribute {
     Ints(Vec<i64>),
     /// A number.
     Float(f32),
+    /// Values.
+    Tensor(Tensor),
 }
 
 #[derive(Clone, Debug)]
@@ -205,34 +207,40 @@ impl Graph {
     /// It is none of those that the graph was made with.
     pub fn parameter(&mut self, tensor: &Tensor) -> Result<Value> {
         match self.names.get(&place(tensor)).cloned() {
-            Some((name, _)) => self.constant(&name, tensor),
+            Some((name, tensor)) => {
+                if let Some(value) = self.known.get(&format!("parameter {name}")) {
+                    return Ok(value.clone());
+                }
+                let value = self.claim(&name)?;
+                self.tensors.push((value.0.clone(), tensor));
+                self.known.insert(format!("parameter {name}"), value.clone());
+                Ok(value)
+            }
             None => bail!("onnx: a tensor of shape {:?} is no parameter of the model", tensor.dims()),
         }
     }
 
-    /// A tensor that is no parameter, by a name of its own, once.
+    /// A tensor that is no parameter: the weights of the file are those of a checkpoint, without it.
     ///
     /// # Errors
     /// The name is taken.
     pub fn constant(&mut self, name: &str, tensor: &Tensor) -> Result<Value> {
-        let key = format!("tensor {name} {}", place(tensor));
-        if let Some(value) = self.known.get(&key) {
-            return Ok(value.clone());
-        }
         let value = self.claim(name)?;
-        self.tensors.push((value.0.clone(), tensor.clone()));
-        self.known.insert(key, value.clone());
+        self.nodes.push(Node {
+            op: "Constant",
+            inputs: vec![],
+            outputs: vec![value.0.clone()],
+            attributes: vec![("value", Attribute::Tensor(tensor.clone()))],
+        });
         Ok(value)
     }
 
     /// A small constant, once.
-    fn small(&mut self, name: String, tensor: impl FnOnce() -> Result<Tensor>) -> Result<Value> {
-        if let Some(value) = self.known.get(&format!("name {name}")) {
-            return Ok(value.clone());
+    fn small(&mut self, name: &str, tensor: impl FnOnce() -> Result<Tensor>) -> Result<Value> {
+        match self.known.get(&format!("name {name}")) {
+            Some(value) => Ok(value.clone()),
+            None => self.constant(name, &tensor()?),
         }
-        let value = self.claim(&name)?;
-        self.tensors.push((value.0.clone(), tensor()?));
-        Ok(value)
     }
 
     /// Whole numbers in a row.
@@ -241,7 +249,7 @@ impl Graph {
     /// candle's.
     pub fn ints(&mut self, values: &[i64]) -> Result<Value> {
         let name: Vec<String> = values.iter().map(i64::to_string).collect();
-        self.small(format!("ints_{}", name.join("_")), || Tensor::new(values, &Device::Cpu))
+        self.small(&format!("ints_{}", name.join("_")), || Tensor::new(values, &Device::Cpu))
     }
 
     /// A whole number.
@@ -249,7 +257,7 @@ impl Graph {
     /// # Errors
     /// candle's.
     pub fn int(&mut self, value: i64) -> Result<Value> {
-        self.small(format!("int_{value}"), || Tensor::new(value, &Device::Cpu))
+        self.small(&format!("int_{value}"), || Tensor::new(value, &Device::Cpu))
     }
 
     /// A number, of a type.
@@ -263,7 +271,7 @@ impl Graph {
             Element::I64 => bail!("onnx: Graph::int makes whole numbers"),
         };
         let name = format!("{}_{value:e}", if dtype == DType::F32 { "float" } else { "double" });
-        self.small(name, || Tensor::new(value, &Device::Cpu)?.to_dtype(dtype))
+        self.small(&name, || Tensor::new(value, &Device::Cpu)?.to_dtype(dtype))
     }
 
     /// The inputs: name, type as NumPy has it, dimensions and help of each.

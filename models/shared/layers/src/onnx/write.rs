@@ -73,19 +73,29 @@ impl Fields {
     }
 }
 
-fn node(node: &Node) -> Fields {
+/// What stands before a tensor's values.
+fn described(tensor: &Tensor) -> Fields {
+    Fields::default().each(tensor.dims(), |f, d| f.number(1, *d as u64)).number(2, element(tensor).0)
+}
+
+fn node(node: &Node) -> io::Result<Fields> {
     let attribute = |(name, value): &(&str, Attribute)| {
         let named = Fields::default().text(1, name);
-        match value {
+        Ok::<_, io::Error>(match value {
             Attribute::Float(v) => named.float(2, *v).number(20, 1),
             Attribute::Int(v) => named.number(3, *v as u64).number(20, 2),
             Attribute::Ints(all) => named.each(all, |f, v| f.number(8, *v as u64)).number(20, 7),
-        }
+            Attribute::Tensor(tensor) => {
+                let mut whole = described(tensor).head(9, bytes(tensor));
+                values(tensor, &mut whole.0)?;
+                named.message(5, whole).number(20, 4)
+            }
+        })
     };
     let fields = Fields::default().each(&node.inputs, |f, name| f.text(1, name));
     let fields = fields.each(&node.outputs, |f, name| f.text(2, name));
     let fields = fields.text(3, &node.outputs[0]).text(4, node.op);
-    fields.each(&node.attributes, |f, a| f.message(5, attribute(a)))
+    node.attributes.iter().try_fold(fields, |fields, a| Ok(fields.message(5, attribute(a)?)))
 }
 
 fn port(port: &Port) -> Fields {
@@ -146,9 +156,7 @@ impl Graph {
         let mut offset = 0;
         let mut tensors = vec![];
         for (name, tensor) in &self.tensors {
-            let (number, _) = element(tensor);
-            let mut fields = Fields::default();
-            fields = fields.each(tensor.dims(), |f, d| f.number(1, *d as u64)).number(2, number).text(8, name);
+            let mut fields = described(tensor).text(8, name);
             let length = bytes(tensor);
             let inside = match beside.filter(|_| length >= SMALL) {
                 None => Some(length),
@@ -168,8 +176,11 @@ impl Graph {
             }
             tensors.push((fields, inside.unwrap_or(0), tensor));
         }
-        let graph = Fields::default().each(&self.nodes, |f, n| f.message(1, node(n))).text(2, "zoo");
-        let graph = graph.each(&self.inputs, |f, p| f.message(11, port(p)));
+        let mut graph = Fields::default();
+        for one in &self.nodes {
+            graph = graph.message(1, node(one)?);
+        }
+        let graph = graph.text(2, "zoo").each(&self.inputs, |f, p| f.message(11, port(p)));
         let graph = graph.each(&self.outputs, |f, p| f.message(12, port(p)));
         let model = Fields::default().number(1, IR_VERSION).text(2, producer).text(3, version);
         let model = model.message(8, Fields::default().text(1, "").number(2, OPSET));
