@@ -105,6 +105,9 @@ fn a_guest_gets_every_verb_for_a_model_of_its_own() -> Outcome {
     assert!(table.starts_with("step,value\n1,") && table.lines().count() == 4, "{table}");
     guest.run(&["convert", "whole", "weights.pt"])?;
     assert_eq!(guest.json(&["verify", "weights.pt"])?["ok"], true);
+    guest.run(&["convert", "whole", "tides.onnx"])?;
+    let graph = &guest.json(&["inspect", "tides.onnx"])?["graph"];
+    assert_eq!((&graph["ops"]["Conv"], &graph["inputs"][0]["dims"]), (&1.into(), &serde_json::json!(["batch", 16])));
     assert!(guest.json(&["bench", "tides", "--seconds", "0.1"])?["cases"][0]["train_ms"].as_f64() > Some(0.));
 
     // What it has not, it says in one line, under its own name.

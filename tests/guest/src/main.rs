@@ -9,13 +9,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use zoo_cli::{Model, Zoo};
 use zoo_layers::Mode;
+use zoo_layers::onnx::{Attribute, Dim, Element, Graph};
 use zoo_training::health::{Probe, ProbeKind};
 use zoo_training::{
-    Error, Evaluation, Flag, Loss, Metrics, NoSettings, Predict, Prediction, Recipe, Request, Split, Task, TrainConfig,
+    Error, Evaluation, Export, Flag, Loss, Metrics, NoSettings, Predict, Prediction, Recipe, Request, Split, Task,
+    TrainConfig,
 };
 
 fn main() -> ExitCode {
-    Zoo::new("guest", env!("CARGO_PKG_VERSION")).model(Model::of::<Tides>().predicts()).main()
+    Zoo::new("guest", env!("CARGO_PKG_VERSION")).model(Model::of::<Tides>().predicts().exports()).main()
 }
 
 /// The table `[model]`.
@@ -124,6 +126,26 @@ impl Task for Tides {
             Probe::new("hidden", ProbeKind::Activation, &hidden.flatten_from(1)?),
             Probe::new("forecast", ProbeKind::Output, &y),
         ])
+    }
+}
+
+impl Export for Tides {
+    fn export(model: &Network, a: &Architecture, _: &Value, _: bool, graph: &mut Graph) -> Result<()> {
+        let (convolution, head) = (&model.convolution, &model.head);
+        let dims = [Dim::Any("batch"), Dim::Of(a.window)];
+        let window = graph.input("window", Element::F32, &dims, "The last values, oldest first")?;
+        let x = graph.unsqueeze(&window, &[1])?;
+        let weight = graph.parameter(convolution.weight())?;
+        let mut parameter = |tensor: Option<&Tensor>| tensor.map(|t| graph.parameter(t)).transpose();
+        let (bias, head_bias) = (parameter(convolution.bias())?, parameter(head.bias())?);
+        let pads = [("pads", Attribute::Ints(vec![1, 1]))];
+        let [hidden] = graph.ops("Conv", &[Some(&x), Some(&weight), bias.as_ref()], &pads);
+        let hidden = graph.op("Relu", &[&hidden], &[]);
+        let hidden = graph.op("Flatten", &[&hidden], &[]);
+        let weight = graph.parameter(head.weight())?;
+        let [next] =
+            graph.ops("Gemm", &[Some(&hidden), Some(&weight), head_bias.as_ref()], &[("transB", Attribute::Int(1))]);
+        graph.output("next", &next, Element::F32, &[Dim::Any("batch"), Dim::Of(1)], "The value behind them")
     }
 }
 

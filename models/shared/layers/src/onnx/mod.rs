@@ -207,6 +207,9 @@ impl Graph {
     /// It is none of those that the graph was made with.
     pub fn parameter(&mut self, tensor: &Tensor) -> Result<Value> {
         match self.names.get(&place(tensor)).cloned() {
+            Some((name, whole)) if tensor.dims() != whole.dims() || tensor.stride() != whole.stride() => {
+                bail!("onnx: of {name} {:?} a part or a turned view of {:?} is asked for", whole.dims(), tensor.dims())
+            }
             Some((name, tensor)) => {
                 if let Some(value) = self.known.get(&format!("parameter {name}")) {
                     return Ok(value.clone());
@@ -296,5 +299,55 @@ impl Graph {
             self.names.values().map(|(name, _)| name.as_str()).filter(|name| !used(name)).collect();
         names.sort_unstable();
         names
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Params;
+
+    #[test]
+    fn parameters_are_known_by_their_values_and_views_of_them_are_refused() -> Result<()> {
+        let params = Params::init(1, &Device::Cpu);
+        let a = params.builder().get_with_hints((2, 3), "a", crate::init::ONES)?;
+        let mut graph = Graph::new(params.tensors());
+        assert_eq!(graph.unused(), ["a"]);
+        let value = graph.parameter(&a)?;
+        assert_eq!((value.name(), &graph.parameter(&a.clone())?), ("a", &value));
+        assert!(graph.unused().is_empty());
+        for view in [a.t()?, a.narrow(0, 0, 1)?] {
+            assert!(graph.parameter(&view).is_err_and(|e| e.to_string().contains("turned view")));
+        }
+        let other = graph.parameter(&Tensor::ones((2, 3), DType::F32, &Device::Cpu)?);
+        assert!(other.is_err_and(|e| e.to_string().contains("no parameter")));
+        assert!(graph.input("a", Element::F32, &[], "").is_err(), "the name is taken");
+        // A constant is there once, a node as often as it is asked for.
+        assert_eq!(graph.ints(&[1, 2])?, graph.ints(&[1, 2])?);
+        let nodes = graph.nodes();
+        let sum = graph.add(&value, &value);
+        graph.output("sum", &sum, Element::F32, &[Dim::Of(2), Dim::Any("n")], "")?;
+        assert_eq!(graph.nodes(), nodes + 2);
+        Ok(())
+    }
+
+    #[test]
+    fn a_file_has_the_same_bytes_with_weights_within_and_beside_it_but_for_where_they_are() -> Result<()> {
+        let params = Params::init(1, &Device::Cpu);
+        let a = params.builder().get_with_hints((32, 16), "a", crate::init::ONES)?;
+        let b = params.builder().get_with_hints(3, "b", crate::init::ONES)?;
+        let mut graph = Graph::new(params.tensors());
+        let (a, b) = (graph.parameter(&a)?, graph.parameter(&b)?);
+        let sum = graph.add(&a, &b);
+        graph.output("sum", &sum, Element::F32, &[], "")?;
+        let (mut within, mut outside, mut weights) = (vec![], vec![], vec![]);
+        graph.write(&mut within, ["test", "1"], None)?;
+        graph.write(&mut outside, ["test", "1"], Some("w"))?;
+        graph.write_weights(&mut weights)?;
+        // Small ones stay: their values decide shapes.
+        assert_eq!(weights, 1f32.to_le_bytes().repeat(32 * 16));
+        assert!(within.len() > weights.len() && outside.len() < weights.len() / 4);
+        assert_eq!(graph.bytes(), 4 * (32 * 16 + 3));
+        Ok(())
     }
 }
