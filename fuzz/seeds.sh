@@ -2,11 +2,12 @@
 # Fills corpus/ with the fixtures and a line or two of each text: `sh seeds.sh` in this folder.
 set -eu
 fixtures=../models/shared/checkpoint/tests/fixtures
-for target in safetensors pytorch numpy gguf index matlab prices numbers settings journal manifest eeg text edf brainvision fif eeglab events; do
+for target in safetensors pytorch numpy gguf onnx index matlab prices numbers settings journal manifest eeg text edf brainvision fif eeglab events; do
     mkdir -p corpus/$target
 done
 cp $fixtures/*.safetensors corpus/safetensors/
 cp $fixtures/*.gguf corpus/gguf/
+cp $fixtures/*.onnx corpus/onnx/
 # The first byte says whether the rest is a whole file (odd) or what is to be wrapped in an archive (even).
 for file in $fixtures/*.pt; do
     name=$(basename "$file")

@@ -117,7 +117,8 @@ pub(crate) fn by_scale(history: &History, title: &str, names: Vec<String>) -> Ve
     const APART: f64 = 10.;
     // What is usual: one spike of an exploding run decides nothing.
     let usual = |name: &String| {
-        let mut sizes: Vec<f64> = history.curve(name).iter().map(|p| p.1.abs()).collect();
+        let points = history.curve(name);
+        let mut sizes: Vec<f64> = points.iter().step_by(1 + points.len() / 1000).map(|p| p.1.abs()).collect();
         sizes.sort_by(f64::total_cmp);
         sizes.get(sizes.len() / 2).copied().unwrap_or(0.)
     };
@@ -136,17 +137,13 @@ pub(crate) fn by_scale(history: &History, title: &str, names: Vec<String>) -> Ve
             None => groups.push(([low, high], vec![name])),
         }
     }
-    let first = |i: usize| if i == 0 || title != LOSS { title } else { "parts of the loss" };
-    let named = |(i, (_, group)): (usize, ([f64; 2], Vec<String>))| match &group[..] {
-        [one] if i > 0 => (one.replace('_', " "), group),
-        _ => (first(i).to_string(), group),
+    let named = |(i, (_, group)): (usize, ([f64; 2], Vec<String>))| match i {
+        0 => (title.to_string(), group),
+        _ => (group.join(", ").replace('_', " "), group),
     };
     let groups: Vec<_> = groups.into_iter().enumerate().map(named).collect();
     if groups.is_empty() { vec![(title.into(), vec![])] } else { groups }
 }
-
-/// What losses are called together.
-const LOSS: &str = "loss";
 
 /// What each step has, then what evaluations have: those of the initial weights come first in the file.
 fn ordered(history: &History) -> Vec<&Curve> {
@@ -164,7 +161,7 @@ fn all_kinds(history: &History) -> [(&'static str, Vec<String>); 4] {
     let acted = |n: &String| n.starts_with("experience ");
     [
         // Parts of the loss stand with it.
-        (LOSS, names().filter(|n| is_loss(n) || !n.contains(' ') && !other(n)).collect()),
+        ("loss", names().filter(|n| is_loss(n) || !n.contains(' ') && !other(n)).collect()),
         ("validation metrics", names().filter(|n| n.contains(' ') && !is_loss(n) && !acted(n)).collect()),
         ("gradient norm before clipping", names().filter(|n| n == "grad_norm").collect()),
         ("learning rate", names().filter(|n| n == "lr").collect()),
@@ -245,12 +242,8 @@ mod tests {
         history.add("policy", 9, 1e6);
         let names = history.curves.iter().map(|c| c.name.clone()).collect();
         let groups: Vec<_> =
-            by_scale(&history, LOSS, names).into_iter().map(|(title, names)| (title, names.join(" "))).collect();
-        let expected = [
-            ("loss", "loss valid loss none"),
-            ("parts of the loss", "policy kl"),
-            ("parts of the loss", "value share"),
-        ];
+            by_scale(&history, "loss", names).into_iter().map(|(title, names)| (title, names.join(" "))).collect();
+        let expected = [("loss", "loss valid loss none"), ("policy, kl", "policy kl"), ("value, share", "value share")];
         assert_eq!(groups, expected.map(|(title, names)| (title.to_string(), names.to_string())));
     }
 

@@ -137,7 +137,8 @@ fn case<T: Recipe>(preset: Option<&str>, options: &Options) -> anyhow::Result<Ca
     config.train.overfit_batch = !acts;
     reset_peak_memory(device);
     let Trained { step: train, round } = train_seconds(&task, &config, options)?;
-    let infer = infer_seconds(&task, &config, options)?;
+    let infer = infer_seconds(&task, &config, options, 1)?;
+    let infer_batch = infer_seconds(&task, &config, options, config.train.batch_size)?;
     let memory = peak_memory_mb(device);
     let data = if acts { None } else { Some(data_seconds(&task, &config, options)?) };
     let batch = config.train.batch_size * config.train.accumulate as usize;
@@ -163,6 +164,7 @@ fn case<T: Recipe>(preset: Option<&str>, options: &Options) -> anyhow::Result<Ca
     });
     let mut json = json!({
         "case": name, "model": T::NAME, "preset": preset, "batch": batch, "data_ms": data.map(|s| s * 1e3), "train_ms": train * 1e3, "infer_ms": infer * 1e3,
+        "infer_batch_ms": infer_batch * 1e3,
         "samples_per_second": batch as f64 / train, "share_of_peak": share, "peak_mb": memory,
     });
     if let (Some(acting), Some(round)) = (acting, round) {
@@ -237,11 +239,12 @@ fn data_seconds<T: Recipe>(task: &T, config: &ConfigOf<T>, options: &Options) ->
     Ok(median(times))
 }
 
-/// Median seconds of a forward pass of one sample.
-fn infer_seconds<T: Recipe>(task: &T, config: &ConfigOf<T>, options: &Options) -> anyhow::Result<f64> {
+/// Median seconds of a forward pass of so many samples.
+fn infer_seconds<T: Recipe>(task: &T, config: &ConfigOf<T>, options: &Options, samples: usize) -> anyhow::Result<f64> {
     let params = Params::init(config.train.seed, &options.device);
     let model = task.define(&config.model, params.eval_builder())?;
-    let batch = task.batch(Split::Train, &[0])?;
+    let there = task.samples(Split::Train).max(1);
+    let batch = task.batch(Split::Train, &(0..samples).map(|i| i % there).collect::<Vec<_>>())?;
     let started = Instant::now();
     let mut times = vec![];
     while started.elapsed().as_secs_f64() < options.seconds / 2. || times.len() < 5 {

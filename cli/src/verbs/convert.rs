@@ -63,7 +63,7 @@ pub(crate) struct Arguments {
     /// The element type of all floating-point tensors: f32, f16, bf16 or f64
     #[arg(long, value_name = "DTYPE")]
     pub(crate) dtype: Option<String>,
-    /// Write matrices as GGUF's blocks: q8_0, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1, q4_0, q3_k or q2_k
+    /// Write matrices as GGUF's blocks: q8_0, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1, q4_0, q3_k or q2_k; ONNX: int8
     #[arg(long, value_name = "BLOCKS", conflicts_with = "dtype")]
     pub(crate) quantize: Option<String>,
     /// Write several safetensors files of at most this size, and their index: 5GB

@@ -1,21 +1,21 @@
 //! `convert` to ONNX: trained weights as a graph that other programs run.
 
 use std::ffi::OsString;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use candle_core::Device;
 use serde_json::{Value, json};
-use zoo_checkpoint::Source;
+use zoo_checkpoint::{Description, Source};
 use zoo_layers::onnx::{Graph, OPSET};
+use zoo_training::config::{ConfigOf, migrate};
 use zoo_training::{Error, Export};
 
 use super::convert::Arguments;
 use crate::arguments::Values;
 use crate::output::{grouped, print, print_json, program};
-use crate::weights::{Loaded, Places, weights};
+use crate::weights::{Loaded, Places, elsewhere, weights};
 
 /// Whether a graph is to be written.
 pub(crate) fn is_asked_for(args: &Arguments) -> bool {
@@ -53,7 +53,7 @@ fn useless(args: &Arguments) -> Option<&'static str> {
         ("--set", !args.set.is_empty()),
         ("--untie", args.untie),
         ("--dtype", args.dtype.is_some()),
-        ("--quantize", args.quantize.is_some()),
+        ("--quantize", args.quantize.as_ref().is_some_and(|to| to != "int8")),
         ("--shard-size", args.shard_size.is_some()),
     ];
     given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)
@@ -68,7 +68,9 @@ fn beside(output: &Path) -> PathBuf {
 
 pub(crate) fn run<T: Export>(args: &Arguments) -> anyhow::Result<ExitCode> {
     if let Some(flag) = useless(args) {
-        let reason = format!("{flag}: a graph is written of a model's weights as they are; convert them first");
+        let reason = format!(
+            "{flag}: a graph is written of a model's weights as they are (or --quantize int8); convert them first"
+        );
         return Err(Error::Usage(reason).into());
     }
     if args.state && T::STATE.is_none() {
@@ -76,20 +78,22 @@ pub(crate) fn run<T: Export>(args: &Arguments) -> anyhow::Result<ExitCode> {
     }
     let source = open(args)?;
     let path = source.path.clone();
-    if source.reads(&args.output) {
-        bail!("{}: it would be written over what it is read from: name another file", args.output.display())
-    }
-    let places = Places { checkpoint: &args.input, values: &Values::default(), set: &[] };
-    if T::of_foreign(&source, &Device::Cpu)?.is_some() {
+    let config = migrate(Description::of(&source, T::NAME)?.config)?;
+    if let Ok(config) = serde_json::from_value::<ConfigOf<T>>(config)
+        && !elsewhere::<T>(&config).unwrap_or_default().is_empty()
+    {
         let shown = path.display();
         bail!(
-            "{shown}: these weights are another program's: convert them first ({} convert {shown} NEW.safetensors --model {} --dtype f32)",
+            "{shown}: these weights stand over others: make a whole model of both first ({} convert {shown} WHOLE.safetensors --model {} \
+             --base BASE --merge)",
             program(),
             T::NAME
         )
     }
+    let places = Places { checkpoint: &args.input, values: &Values::default(), set: &[] };
     let Loaded { model, params, config, fitted } = Loaded::<T>::read(&places, &Device::Cpu)?;
-    let mut graph = Graph::new(params.tensors());
+    let graph = Graph::new(params.tensors());
+    let mut graph = if args.quantize.is_some() { graph.with_int8() } else { graph };
     T::export(&model, &config.model, &fitted, args.state, &mut graph).with_context(|| path.display().to_string())?;
     if let Some(name) = graph.unused().first() {
         bail!("{}: the graph of {} leaves out {name}: this is a mistake of the program", path.display(), T::NAME)
@@ -100,17 +104,20 @@ pub(crate) fn run<T: Export>(args: &Arguments) -> anyhow::Result<ExitCode> {
     }
     let weights = (args.external_data || graph.is_large()).then(|| beside(&args.output));
     let files: Vec<&Path> = weights.iter().map(PathBuf::as_path).chain([args.output.as_path()]).collect();
+    if let Some(file) = files.iter().find(|file| source.reads(file)) {
+        bail!("{}: it would be written over what it is read from: name another file", file.display())
+    }
+    let name = weights.as_deref().and_then(Path::file_name).map(|name| name.to_str());
+    let name = match name {
+        Some(None) => bail!("{}: a file of weights beside it needs a name in Unicode", args.output.display()),
+        name => name.flatten(),
+    };
     if !args.dry_run {
         args.force.check(files.iter().copied())?;
         // Its weights first: a graph never names a file that is not there.
         if let Some(file) = &weights {
             zoo_checkpoint::replace(file, |to| graph.write_weights(to))?;
         }
-        let name = weights.as_deref().and_then(Path::file_name).map(|name| name.to_str());
-        let name = match name {
-            Some(None) => bail!("{}: a file of weights beside it needs a name in Unicode", args.output.display()),
-            name => name.flatten(),
-        };
         let producer = [program(), env!("CARGO_PKG_VERSION")];
         zoo_checkpoint::replace(&args.output, |to| graph.write(to, producer, name))?;
     }
@@ -119,12 +126,12 @@ pub(crate) fn run<T: Export>(args: &Arguments) -> anyhow::Result<ExitCode> {
 }
 
 fn report<T: Export>(args: &Arguments, graph: &Graph, files: &[&Path]) {
-    let bytes = || -> io::Result<u64> { files.iter().map(|file| Ok(std::fs::metadata(file)?.len())).sum() };
-    let bytes = bytes().unwrap_or_default();
+    let size = |file: &&Path| std::fs::metadata(file).map_or(0, |found| found.len());
+    let bytes: Option<u64> = (!args.dry_run).then(|| files.iter().map(size).sum());
     if args.json.json {
         let port = |(name, element, dims, help): (&str, &str, Vec<String>, &str)| json!({ "name": name, "type": element, "dims": dims, "help": help });
         print_json(&json!({
-            "input": args.input, "output": args.output, "format": "onnx", "files": files, "bytes": bytes, "model": T::NAME, "opset": OPSET,
+            "input": args.input, "output": args.output, "format": "onnx", "files": files, "bytes": bytes, "dry_run": args.dry_run, "model": T::NAME, "opset": OPSET,
             "nodes": graph.nodes(), "inputs": graph.inputs().map(port).collect::<Vec<_>>(),
             "outputs": graph.outputs().map(port).collect::<Vec<_>>(),
         }));
@@ -136,6 +143,6 @@ fn report<T: Export>(args: &Arguments, graph: &Graph, files: &[&Path]) {
     graph.inputs().for_each(|port| print(&line("input", port)));
     graph.outputs().for_each(|port| print(&line("output", port)));
     let names: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
-    let written = if args.dry_run { "not written".to_string() } else { format!("{} bytes", grouped(bytes as usize)) };
+    let written = bytes.map_or("not written".to_string(), |n| format!("{} bytes", grouped(n as usize)));
     print(&format!("{}: {}, {} nodes of opset {OPSET}, {written}\n", names.join(", "), T::NAME, graph.nodes()));
 }

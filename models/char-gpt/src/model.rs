@@ -7,7 +7,7 @@ use std::path::Path;
 use candle_core::{Device, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use zoo_checkpoint::Description;
-use zoo_layers::onnx::{Dim, Element, Graph};
+use zoo_layers::onnx::Graph;
 use zoo_layers::{
     AttentionConfig, BlockConfig, Dropout, Embedding, KvCache, MlpConfig, Mode, Norm, NormPlace, Params, Qkv,
     TransformerBlock, init, ops,
@@ -124,22 +124,11 @@ impl CharGpt {
     /// # Errors
     /// See [`Graph::parameter`].
     pub fn export(&self, graph: &mut Graph, state: bool) -> Result<()> {
-        let (batch, length) = (Dim::Any("batch"), Dim::Any("length"));
-        let help = format!(
-            "Numbers of characters, from 0 to {}; at most {} with those before",
-            self.vocabulary() - 1,
-            self.context
-        );
-        let tokens = graph.input("tokens", Element::I64, &[batch.clone(), length.clone()], &help)?;
-        let mut past = vec![];
-        for (i, block) in self.blocks.iter().enumerate().filter(|_| state) {
-            let [heads, d] = block.attention().heads();
-            past.push(graph.past(i, heads, d)?);
-        }
-        let places = graph.places(&tokens, past.first())?;
+        let heads = self.blocks.iter().map(|block| block.attention().heads());
+        let (tokens, past, places) = graph.tokens(self.vocabulary(), self.context, heads, state)?;
         let embedded = self.tokens.export(graph, &tokens)?;
         let table = graph.parameter(self.positions.weight())?;
-        let positions = graph.rows_of(&table, &places)?;
+        let positions = graph.rows_of(&table, &places);
         let mut x = graph.add(&embedded, &positions); // (b, t, c)
         for (i, block) in self.blocks.iter().enumerate() {
             let (y, now) = block.export(graph, &x, Some(&places), past.get(i))?;
@@ -152,8 +141,7 @@ impl CharGpt {
         let x = self.norm.export(graph, &x)?;
         let head = self.head.as_ref().unwrap_or(self.tokens.weight());
         let logits = graph.linear(&x, head, None, ops::Activation::Identity)?;
-        let dims = [batch, length, Dim::Of(self.vocabulary())];
-        graph.output("logits", &logits, Element::F32, &dims, "Logits of the character that follows each")
+        graph.logits(&logits, self.vocabulary())
     }
 
     /// Activations by name for numbers of characters (b, t), when evaluating: the sum of embeddings, what is within and

@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use regex::Regex;
 use zoo_layers::init::{self, Init};
-use zoo_layers::onnx::{Dim, Element, Graph};
+use zoo_layers::onnx::Graph;
 use zoo_layers::ops::CrossEntropyOptions;
 use zoo_layers::{
     GatedMlp, GroupedAttention, GroupedConfig, KvCache, LoraConfig, Mode, Norm, Rotary, Weight, ops, recomputed,
@@ -299,19 +299,8 @@ impl Llama {
     /// # Errors
     /// See [`Weight::export`].
     pub fn export(&self, graph: &mut Graph, state: bool) -> Result<()> {
-        let (batch, length) = (Dim::Any("batch"), Dim::Any("length"));
-        let help = format!(
-            "Numbers of tokens, from 0 to {}; at most {} with those before",
-            self.vocabulary() - 1,
-            self.context
-        );
-        let tokens = graph.input("tokens", Element::I64, &[batch.clone(), length.clone()], &help)?;
-        let mut past = vec![];
-        for (i, block) in self.blocks.iter().enumerate().filter(|_| state) {
-            let [heads, d] = block.attention.key_heads();
-            past.push(graph.past(i, heads, d)?);
-        }
-        let places = graph.places(&tokens, past.first())?;
+        let heads = self.blocks.iter().map(|block| block.attention.key_heads());
+        let (tokens, past, places) = graph.tokens(self.vocabulary(), self.context, heads, state)?;
         let angles = self.rotary.export(graph, &places)?;
         let mut x = self.table.export_rows(graph, &tokens)?; // (b, t, c)
         for (i, block) in self.blocks.iter().enumerate() {
@@ -328,8 +317,7 @@ impl Llama {
         }
         let x = self.norm.export(graph, &x)?;
         let logits = self.head.as_ref().unwrap_or(&self.table).export(graph, &x)?;
-        let dims = [batch, length, Dim::Of(self.vocabulary())];
-        graph.output("logits", &logits, Element::F32, &dims, "Logits of the token that follows each")
+        graph.logits(&logits, self.vocabulary())
     }
 
     /// Activations by name for numbers of tokens (b, t), without a graph: the embedding, what is within and behind each block, the logits.

@@ -207,7 +207,7 @@ impl StockTask {
             }
             e if e >= -2. => {
                 format!(
-                    "The model is no better than {name} ({beside}): a difference below two standard errors cannot be told from chance."
+                    "The model does not clearly differ from {name} ({beside}): a difference below two standard errors cannot be told from chance."
                 )
             }
             _ => format!("The model is worse than {name} ({beside}): its forecasts are of no use on these days."),

@@ -294,7 +294,7 @@ impl Data for Directions {
             let verdict = match errors {
                 Some(e) if e > 2. => "beats",
                 Some(e) if e < -2. => "is worse than",
-                _ => "is no better than",
+                _ => "does not clearly differ from",
             };
             let errors = errors.map_or("too few different samples to tell by".into(), |e| {
                 format!("{e:+.1} standard errors, counting that samples overlap")

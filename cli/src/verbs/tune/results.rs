@@ -204,16 +204,21 @@ impl Results {
         };
         let mut rows = vec![["settings", "seeds", "mean loss", "beside the best"].map(String::from).to_vec()];
         for group in &groups {
-            let beside = group.beside.map_or(String::new(), |[low, high]| {
-                let clear = if group.is_tied() { "no clear difference" } else { "worse" };
-                format!("{clear} ({low:+.4} to {high:+.4})")
-            });
+            let beside = match group.beside {
+                _ if std::ptr::eq(group, &groups[0]) => String::new(),
+                None => "of no common seeds".into(),
+                Some([low, _]) if low.is_infinite() => "worse (a run failed)".into(),
+                Some([low, high]) => {
+                    let clear = if group.is_tied() { "no clear difference" } else { "worse" };
+                    format!("{clear} ({low:+.4} to {high:+.4})")
+                }
+            };
             let (seeds, mean) = (group.by_seed.len().to_string(), format!("{:.4}", group.mean()));
             rows.push(vec![group.settings.join(" "), seeds, mean, beside]);
         }
         print(&format!(
             "\n{}the losses of one setting have a standard deviation of {noise:.4} over its seeds; settings are compared seed by seed, with \
-             the 95 % interval of the difference\n",
+             the 95 % interval of the difference (that the best was chosen by the same runs is not counted)\n",
             table(&rows)
         ));
     }

@@ -127,14 +127,15 @@ impl Network {
 
 /// [`prepare`](crate::prepare) as nodes of a graph.
 fn prepared(graph: &mut Onnx, eeg: &Value) -> Result<Value> {
-    // Amplifiers have offsets that are large beside what they measure.
-    let mut x = graph.cast(eeg, Element::F64);
+    let mut x = eeg.clone();
     for axis in [1, 2] {
-        let mean =
-            graph.op("ReduceMean", &[&x], &[("axes", Attribute::Ints(vec![axis])), ("keepdims", Attribute::Int(1))]);
+        // Amplifiers have offsets that are large beside what they measure.
+        let wide = graph.cast(&x, Element::F64);
+        let over = [("axes", Attribute::Ints(vec![axis])), ("keepdims", Attribute::Int(1))];
+        let mean = graph.op("ReduceMean", &[&wide], &over);
+        let mean = graph.cast(&mean, Element::F32);
         x = graph.op("Sub", &[&x, &mean], &[]);
     }
-    let x = graph.cast(&x, Element::F32);
     let size = graph.op("Abs", &[&x], &[]);
     let over = [("axes", Attribute::Ints(vec![1, 2])), ("keepdims", Attribute::Int(1))];
     let largest = graph.op("ReduceMax", &[&size], &over);

@@ -73,8 +73,7 @@ fn placed(x: &Tensor, positions: &Tensor) -> Result<Tensor> {
 
 /// [`placed`] as nodes of a graph.
 fn export_placed(graph: &mut Graph, x: &Value, positions: &Value) -> Result<Value> {
-    let (first, t) = (graph.ints(&[0])?, graph.length(x, 1));
-    let rows = graph.rows(positions, &first, &t)?;
+    let rows = graph.first_rows(positions, x)?;
     Ok(graph.add(x, &rows))
 }
 

@@ -32,8 +32,8 @@ impl Codec for Onnx {
     }
 
     fn sniff(&self, probe: &Probe) -> bool {
-        // The version of the format, a small number, and the field behind it: a producer, a domain, a graph or a set of operators.
-        let known = matches!(probe.start, [0x08, 1..=63, 0x12 | 0x1a | 0x22 | 0x3a | 0x42, ..]);
+        // The version of the format, a small number, and the tag of a field of a model.
+        let known = matches!(probe.start, [0x08, 1..=63, 0x12 | 0x1a | 0x22 | 0x28 | 0x32 | 0x3a | 0x42 | 0x72, ..]);
         // As the length of a safetensors header that would be at least a million.
         known && probe.start.get(3..8).is_none_or(|rest| rest != [0; 5])
     }
@@ -83,6 +83,8 @@ const BLOCK: u64 = 1 << 14;
 const LONGEST_NAME: u64 = 4096;
 /// Entries about a model that are longer are not read.
 const LONGEST_ENTRY: u64 = 1 << 26;
+/// Files of values that are open at once.
+const MOST_FILES: usize = 256;
 /// Dimensions, as elsewhere.
 const MOST_DIMENSIONS: usize = 64;
 
@@ -154,10 +156,10 @@ impl Reader<'_> {
                 Field::Piece(skip(range, n)?)
             }
             5 => skip(range, 4).map(|_| Field::Fixed)?,
-            kind => return malformed(format!("a field has type {kind}, which protocol buffers have not")),
+            kind => return malformed(format!("a field has wire type {kind}, which is not valid")),
         };
         match key >> 3 {
-            0 => malformed("a field has number 0, which protocol buffers have not"),
+            0 => malformed("a field has number 0, which is not valid"),
             number => Ok(Some((number, field))),
         }
     }
@@ -211,8 +213,9 @@ struct Seen {
     inputs: Vec<Value>,
     outputs: Vec<Value>,
     ops: BTreeMap<String, u64>,
-    /// Nodes that hold values themselves.
+    /// Values that nodes hold themselves, and graphs.
     constants: u64,
+    graphs: u64,
 }
 
 /// A tensor as it stands in the file.
@@ -258,11 +261,13 @@ fn open(input: &Arc<Input>) -> Parsed<Source> {
         return malformed("it does not say which version of the operators it has");
     }
     source.settle().map_err(Fault::Malformed)?;
-    let Seen { producer, opsets, inputs, outputs, ops, constants } = seen;
-    if constants > 0 {
-        source
-            .remarks
-            .push(format!("{constants} constants stand within the nodes of its graph, and are not among its tensors"));
+    let Seen { producer, opsets, inputs, outputs, ops, constants, graphs } = seen;
+    for (n, what) in [(constants, "constants"), (graphs, "graphs with tensors of their own")] {
+        if n > 0 {
+            source
+                .remarks
+                .push(format!("{n} {what} stand within the nodes of its graph, and are not among its tensors"));
+        }
     }
     source.graph = Some(json!({
         "producer": producer[0], "producer_version": producer[1], "opsets": opsets, "inputs": inputs, "outputs": outputs,
@@ -317,11 +322,16 @@ fn node(reader: &mut Reader, mut range: Range<u64>, seen: &mut Seen) -> Parsed<(
     while let Some((number, field)) = reader.field(&mut range)? {
         match (number, field) {
             (4, Field::Piece(piece)) => op = reader.text(piece, LONGEST_NAME)?,
+            (5, Field::Piece(mut attribute)) => {
+                while let Some((number, _)) = reader.field(&mut attribute)? {
+                    seen.constants += u64::from(matches!(number, 5 | 10));
+                    seen.graphs += u64::from(matches!(number, 6 | 11));
+                }
+            }
             (7, Field::Piece(piece)) => domain = reader.text(piece, LONGEST_NAME)?,
             _ => {}
         }
     }
-    seen.constants += u64::from(op == "Constant");
     let named = if domain.is_empty() || domain == "ai.onnx" { op } else { format!("{domain}.{op}") };
     *seen.ops.entry(named).or_default() += 1;
     Ok(())
@@ -329,6 +339,8 @@ fn node(reader: &mut Reader, mut range: Range<u64>, seen: &mut Seen) -> Parsed<(
 
 /// An input or an output: its name, type and dimensions.
 fn port(reader: &mut Reader, mut range: Range<u64>) -> Parsed<Value> {
+    // What it takes as JSON.
+    reader.budget.spend(1024)?;
     let (mut name, mut kind, mut dims, mut help) = (String::new(), Value::Null, Value::Null, String::new());
     while let Some((number, field)) = reader.field(&mut range)? {
         match (number, field) {
@@ -464,7 +476,12 @@ fn opened(location: &str, tensor: &str, source: &mut Source, files: &mut Files) 
     let inner = Path::new(location);
     if location.is_empty() || !inner.components().all(|c| matches!(c, Component::Normal(_))) {
         return refused(format!(
-            "tensor {tensor} has its values in {location:?}: they have to be in a file beside the graph"
+            "tensor {tensor} has its values in {location:?}: they have to be in the folder of the graph"
+        ));
+    }
+    if files.len() >= MOST_FILES {
+        return refused(format!(
+            "its values are in more than {MOST_FILES} files: save them in one (onnx.save_model with all_tensors_to_one_file=True)"
         ));
     }
     let path = source.path.parent().unwrap_or(Path::new("")).join(inner);

@@ -98,7 +98,7 @@ fn a_graph_gives_its_tensors_and_says_what_it_computes() -> Outcome {
     }
     std::fs::write(&alone, &moved)?;
     let error = open(&alone).map(|_| ()).unwrap_err().to_string();
-    assert!(error.contains("have to be in a file beside the graph"), "{error}");
+    assert!(error.contains("have to be in the folder of the graph"), "{error}");
     // It is another format that tensors alone go into.
     let error = Plan::new(&open(&fixture("external.onnx"))?).write(&folder.path().join("out.onnx"), Format::Onnx, None);
     assert!(error.is_err_and(|e| e.to_string().contains("made of models")));

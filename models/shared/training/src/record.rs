@@ -38,10 +38,13 @@ impl std::fmt::Display for Difference {
 }
 
 impl Difference {
-    /// The keys of two configurations with other values, by their path; of a key that one lacks, the other's.
+    /// The keys whose values differ between two configurations; a key that one of them lacks is null there.
     pub fn between(was: &Value, now: &Value) -> Vec<Self> {
-        let mut found = vec![];
+        let (mut found, mut back) = (vec![], vec![]);
         differing("", was, now, &Value::Null, &mut found);
+        differing("", now, was, &Value::Null, &mut back);
+        let gone: Vec<Self> = back.into_iter().filter(|d| !found.iter().any(|f| f.key == d.key)).collect();
+        found.extend(gone.into_iter().map(|Self { key, was, now }| Self { key, was: now, now: was }));
         found
     }
 
@@ -147,5 +150,30 @@ fn differing(path: &str, before: &Value, now: &Value, defaults: &Value, found: &
         }
     } else if before != now {
         found.push(Difference { key: path.to_string(), was: before.to_string(), now: now.to_string() });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_that_one_of_two_configurations_lacks_differ_whichever_comes_first() {
+        let muon = json!({ "train": { "lr": 1, "optimizer": { "kind": "muon", "momentum": 0.9, "nesterov": true } } });
+        let adam = json!({ "train": { "lr": 1, "optimizer": { "kind": "adam", "beta1": 0.9 } } });
+        let told = |was: &Value, now: &Value| {
+            let mut all: Vec<String> = Difference::between(was, now).iter().map(Difference::to_string).collect();
+            all.sort();
+            all
+        };
+        let expected = [
+            "train.optimizer.beta1: null then, 0.9 now",
+            "train.optimizer.kind: \"muon\" then, \"adam\" now",
+            "train.optimizer.momentum: 0.9 then, null now",
+            "train.optimizer.nesterov: true then, null now",
+        ];
+        assert_eq!(told(&muon, &adam), expected);
+        assert_eq!(told(&adam, &muon).len(), 4);
+        assert!(told(&adam, &adam).is_empty());
     }
 }

@@ -107,6 +107,7 @@ fn onnx() -> Vec<Input> {
         ("values in no file", external(&[("location", "")])),
         ("values in a file that is not there", external(&[("location", "none.bin")])),
         ("values beyond the end of their file", external(&[("location", "file"), ("offset", "18446744073709551615")])),
+        ("a hundred thousand empty inputs", onnx_model(&piece(11, b"").repeat(100_000))),
         ("values at a place that is no number", external(&[("location", "file"), ("offset", "-1")])),
     ];
     let cases = cases.into_iter().map(|(name, bytes)| input("onnx", name, bytes));

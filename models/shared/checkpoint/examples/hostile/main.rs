@@ -146,8 +146,8 @@ fn main() {
     let folder = tempfile::tempdir().expect("a folder");
     println!("| format | a file with | zoo | candle 0.11.1 |\n| --- | --- | --- | --- |");
     let (mut most, mut their_most) = (Most::default(), Most::default());
-    for (i, input) in inputs::all().iter().enumerate() {
-        let path = folder.path().join(format!("{i}"));
+    for input in inputs::all() {
+        let path = folder.path().join("file");
         std::fs::write(&path, &input.bytes).expect("a file");
         let prefix = format!("{}: ", path.display());
         let place = folder.path().display().to_string();

@@ -43,7 +43,7 @@ impl Rotary {
     /// candle's.
     pub fn export(&self, graph: &mut Graph, places: &Places) -> Result<[Value; 2]> {
         let [cos, sin] = [graph.constant("rotary.cos", &self.cos)?, graph.constant("rotary.sin", &self.sin)?];
-        Ok([graph.rows_of(&cos, places)?, graph.rows_of(&sin, places)?])
+        Ok([graph.rows_of(&cos, places), graph.rows_of(&sin, places)])
     }
 
     /// `x` (b, t, heads d) at the positions from `first` on.

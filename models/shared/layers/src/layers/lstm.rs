@@ -98,8 +98,8 @@ impl Lstm {
             let [w, r, b_ih, b_hh] = [ordered(weight_ih)?, ordered(weight_hh)?, ordered(bias_ih)?, ordered(bias_hh)?];
             let b = graph.op("Concat", &[&b_ih, &b_hh], &[("axis", Attribute::Int(0))]);
             let (w, r, b) = (graph.unsqueeze(&w, &[0])?, graph.unsqueeze(&r, &[0])?, graph.unsqueeze(&b, &[0])?);
-            let from = [graph.ints(&[l as i64])?, graph.ints(&[l as i64 + 1])?];
-            let first = state.map(|parts| parts.map(|part| graph.rows(part, &from[0], &from[1])));
+            let l = l as i64;
+            let first = state.map(|parts| parts.map(|part| graph.part(part, 0, l, l + 1)));
             let [h0, c0] = match first {
                 Some([h0, c0]) => [Some(h0?), Some(c0?)],
                 None => [None, None],

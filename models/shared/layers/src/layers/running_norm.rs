@@ -55,7 +55,7 @@ impl RunningNorm {
     /// See [`Graph::parameter`].
     pub fn export(&self, graph: &mut Graph, x: &Value) -> Result<Value> {
         let (mean, variance) = (graph.parameter(&self.mean)?, graph.parameter(&self.variance)?);
-        // No node needs it, but it belongs to the weights.
+        // No node needs it, but it belongs to the weights: runtimes may say that they leave it out.
         graph.parameter(&self.count)?;
         let (eps, low, high) = (
             graph.number(self.eps, Element::F32)?,

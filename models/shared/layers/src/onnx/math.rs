@@ -1,6 +1,6 @@
 //! What layers are made of.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Device, Result, Tensor, bail};
 
 use super::{Attribute::*, Dim, Element, Graph, Value};
 use crate::ops::Activation;
@@ -17,10 +17,9 @@ pub struct Past {
 /// The places of a sequence that a causal attention works on.
 #[derive(Clone, Debug)]
 pub struct Places {
-    /// The first of them, and the one behind the last: one number each, in a row.
-    first: Value,
-    end: Value,
-    /// What is added to scores (t, end).
+    /// Their numbers (t).
+    own: Value,
+    /// What is added to the scores of each place beside all that are there.
     mask: Value,
 }
 
@@ -36,9 +35,22 @@ impl Graph {
         bias: Option<&Tensor>,
         activation: Activation,
     ) -> Result<Value> {
-        let weight = self.parameter(weight)?;
-        let turned = self.op("Transpose", &[&weight], &[("perm", Ints(vec![1, 0]))]);
-        let mut y = self.op("MatMul", &[x, &turned], &[]);
+        let mut y = match self.int8(weight)? {
+            None => {
+                let weight = self.parameter(weight)?;
+                let turned = self.transpose(&weight, &[1, 0]);
+                self.op("MatMul", &[x, &turned], &[])
+            }
+            Some([weight, scale]) => {
+                let turned = self.transpose(&weight, &[1, 0]);
+                let zero = self.small("uint8_128", || Tensor::new(128u8, &Device::Cpu))?;
+                let [x, x_scale, x_zero]: [Value; 3] = self.ops("DynamicQuantizeLinear", &[Some(x)], &[]);
+                let product = self.op("MatMulInteger", &[&x, &turned, &x_zero, &zero], &[]);
+                let product = self.cast(&product, Element::F32);
+                let scale = self.mul(&x_scale, &scale);
+                self.mul(&product, &scale)
+            }
+        };
         if let Some(bias) = bias {
             let bias = self.parameter(bias)?;
             y = self.op("Add", &[&y, &bias], &[]);
@@ -149,13 +161,16 @@ impl Graph {
         self.op("Shape", &[x], &[("start", Int(axis)), ("end", Int(axis + 1))])
     }
 
-    /// The rows of a table from `first` on, up to `end`: one number each, in a row.
+    /// The rows of a table from the first one, one for each step of x (b, t, c). Runtimes refuse more steps than it has rows.
     ///
     /// # Errors
     /// candle's.
-    pub fn rows(&mut self, table: &Value, first: &Value, end: &Value) -> Result<Value> {
-        let axis = self.ints(&[0])?;
-        Ok(self.op("Slice", &[table, first, end, &axis], &[]))
+    pub fn first_rows(&mut self, table: &Value, x: &Value) -> Result<Value> {
+        let (zero, one, t) = (self.int(0)?, self.int(1)?, self.length(x, 1));
+        let t = self.squeeze(&t, &[0])?;
+        let steps = self.op("Range", &[&zero, &t, &one], &[]);
+        // A part of the table would be stretched over too many steps if it were of one row.
+        Ok(self.op("Gather", &[table, &steps], &[]))
     }
 
     /// Indices of a dimension from `first` up to `end`; negative ones count from behind, and `end` may be beyond.
@@ -200,10 +215,7 @@ impl Graph {
     }
 
     /// The places of `ids` (b, t) behind those of `past`, and what keeps each from seeing those behind it.
-    ///
-    /// # Errors
-    /// candle's.
-    pub fn places(&mut self, ids: &Value, past: Option<&Past>) -> Result<Places> {
+    fn places(&mut self, ids: &Value, past: Option<&Past>) -> Result<Places> {
         let t = self.length(ids, 1);
         let (first, end) = match past {
             None => (self.ints(&[0])?, t),
@@ -217,20 +229,46 @@ impl Graph {
         let (from, to) = (self.squeeze(&first, &[0])?, self.squeeze(&end, &[0])?);
         let seen = self.op("Range", &[&zero, &to, &one], &[]);
         let own = self.op("Range", &[&from, &to, &one], &[]);
-        let own = self.unsqueeze(&own, &[1])?;
-        let seen = self.op("LessOrEqual", &[&seen, &own], &[]);
+        let rows = self.unsqueeze(&own, &[1])?;
+        let seen = self.op("LessOrEqual", &[&seen, &rows], &[]);
         let (open, shut) = (self.number(0., Element::F32)?, self.number(f32::MIN.into(), Element::F32)?);
         let mask = self.op("Where", &[&seen, &open, &shut], &[]);
-        Ok(Places { first, end, mask })
+        Ok(Places { own, mask })
     }
 
-    /// Inputs for the keys and values of a layer's attention, of `heads` heads of `d` features.
+    /// The inputs of a model that writes: `tokens` (batch, length) of a vocabulary, and with `state` the keys and values before them of each
+    /// attention, whose heads and features of a head are `heads`.
     ///
     /// # Errors
     /// candle's.
-    pub fn past(&mut self, layer: usize, heads: usize, d: usize) -> Result<Past> {
+    pub fn tokens(
+        &mut self,
+        vocabulary: usize,
+        context: usize,
+        heads: impl IntoIterator<Item = [usize; 2]>,
+        state: bool,
+    ) -> Result<(Value, Vec<Past>, Places)> {
+        let help = format!("Numbers from 0 to {}; at most {context}, with those before", vocabulary.saturating_sub(1));
+        let tokens = self.input("tokens", Element::I64, &[Dim::Any("batch"), Dim::Any("length")], &help)?;
+        let heads = heads.into_iter().filter(|_| state).enumerate();
+        let past = heads.map(|(i, [heads, d])| self.past(i, heads, d)).collect::<Result<Vec<_>>>()?;
+        let places = self.places(&tokens, past.first())?;
+        Ok((tokens, past, places))
+    }
+
+    /// The output of a model that writes: `logits` (batch, length, vocabulary).
+    ///
+    /// # Errors
+    /// candle's.
+    pub fn logits(&mut self, logits: &Value, vocabulary: usize) -> Result<()> {
+        let dims = [Dim::Any("batch"), Dim::Any("length"), Dim::Of(vocabulary)];
+        self.output("logits", logits, Element::F32, &dims, "Logits of what follows each")
+    }
+
+    /// Inputs for the keys and values of a layer's attention, of `heads` heads of `d` features.
+    fn past(&mut self, layer: usize, heads: usize, d: usize) -> Result<Past> {
         let dims = [Dim::Any("batch"), Dim::Of(heads), Dim::Any("past"), Dim::Of(d)];
-        let help = "of the positions before; none of them at first";
+        let help = "of the positions before: an array of length 0 in the first call";
         Ok(Past {
             keys: self.input(&format!("past_keys.{layer}"), Element::F32, &dims, &format!("Keys {help}"))?,
             values: self.input(&format!("past_values.{layer}"), Element::F32, &dims, &format!("Values {help}"))?,
@@ -250,12 +288,9 @@ impl Graph {
         Ok(())
     }
 
-    /// The rows of a table that belong to places.
-    ///
-    /// # Errors
-    /// candle's.
-    pub fn rows_of(&mut self, table: &Value, places: &Places) -> Result<Value> {
-        self.rows(table, &places.first, &places.end)
+    /// The rows of a table that belong to places. Runtimes refuse places beyond its end.
+    pub fn rows_of(&mut self, table: &Value, places: &Places) -> Value {
+        self.op("Gather", &[table, &places.own], &[])
     }
 
     /// x (b, t, heads d) as (b, heads, t, d).

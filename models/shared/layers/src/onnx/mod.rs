@@ -118,6 +118,7 @@ pub struct Graph {
     /// Values that are there already, by what they are.
     known: HashMap<String, Value>,
     count: usize,
+    int8: bool,
 }
 
 /// Where a tensor's values are: two tensors share them or not.
@@ -137,7 +138,14 @@ impl Graph {
             metadata: BTreeMap::new(),
             known: HashMap::new(),
             count: 0,
+            int8: false,
         }
+    }
+
+    /// With the weights of linear maps as whole numbers of eight bits, a scale for each of their rows, and products of whole numbers: what they
+    /// multiply is rounded to eight bits, too, with one scale for all of it. Tables of rows, and maps tied to them, stay as they are.
+    pub fn with_int8(self) -> Self {
+        Self { int8: true, ..self }
     }
 
     /// Adds an input; `help` says what it is to those who use the model.
@@ -168,6 +176,9 @@ impl Graph {
 
     /// A value by this name.
     fn claim(&mut self, name: &str) -> Result<Value> {
+        if name.starts_with('/') || name.is_empty() {
+            bail!("onnx: {name:?} is no name: names that begin with / are those of nodes")
+        }
         let value = Value(name.into());
         match self.known.insert(format!("name {name}"), value.clone()) {
             Some(_) => bail!("onnx: two values are named {name}"),
@@ -192,9 +203,10 @@ impl Graph {
         let named = |value: &Option<&Value>| value.map_or_else(|| Arc::from(""), |v| v.0.clone());
         let inputs: Vec<Arc<str>> = inputs.iter().map(named).collect();
         self.count += 1;
+        // No parameter has a name like this.
         let outputs: [Value; N] = std::array::from_fn(|i| {
             let which = if N > 1 { format!(".{i}") } else { String::new() };
-            Value(format!("{}_{}{which}", op.to_lowercase(), self.count).into())
+            Value(format!("/{}_{}{which}", op.to_lowercase(), self.count).into())
         });
         let attributes = attributes.to_vec();
         self.nodes.push(Node { op, inputs, outputs: outputs.each_ref().map(|v| v.0.clone()).into(), attributes });
@@ -206,19 +218,51 @@ impl Graph {
     /// # Errors
     /// It is none of those that the graph was made with.
     pub fn parameter(&mut self, tensor: &Tensor) -> Result<Value> {
+        let (name, whole) = self.named(tensor)?;
+        if let Some(value) = self.known.get(&format!("parameter {name}")) {
+            return Ok(value.clone());
+        }
+        let value = self.claim(&name)?;
+        self.tensors.push((value.0.clone(), whole));
+        self.known.insert(format!("parameter {name}"), value.clone());
+        Ok(value)
+    }
+
+    /// The values of eight bits of a weight (out, in), 128 for zero, and the scale of each row (out); none if they are not asked for, or the weight
+    /// is there as it is.
+    fn int8(&mut self, weight: &Tensor) -> Result<Option<[Value; 2]>> {
+        let (name, whole) = self.named(weight)?;
+        if !self.int8 || self.known.contains_key(&format!("parameter {name}")) {
+            return Ok(None);
+        }
+        let names = [format!("{name}_int8"), format!("{name}_scale")];
+        if let [Some(values), Some(scale)] = names.each_ref().map(|name| self.known.get(&format!("parameter {name}"))) {
+            return Ok(Some([values.clone(), scale.clone()]));
+        }
+        let whole = whole.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+        // A row of zeros has any scale.
+        let scale = (whole.abs()?.max_keepdim(1)? / 127.)?.maximum(f32::MIN_POSITIVE)?; // (out, 1)
+        let values = (whole.broadcast_div(&scale)?.round()? + 128.)?.to_dtype(DType::U8)?;
+        let [values, scale] = [(0, values), (1, scale.squeeze(1)?)].map(|(i, tensor)| {
+            let value = self.claim(&names[i])?;
+            self.tensors.push((value.0.clone(), tensor));
+            self.known.insert(format!("parameter {}", names[i]), value.clone());
+            Ok::<_, candle_core::Error>(value)
+        });
+        Ok(Some([values?, scale?]))
+    }
+
+    /// The name of a parameter, and all of it.
+    fn named(&self, tensor: &Tensor) -> Result<(String, Tensor)> {
         match self.names.get(&place(tensor)).cloned() {
             Some((name, whole)) if tensor.dims() != whole.dims() || tensor.stride() != whole.stride() => {
-                bail!("onnx: of {name} {:?} a part or a turned view of {:?} is asked for", whole.dims(), tensor.dims())
+                bail!(
+                    "onnx: {name} has shape {:?}, and a slice or transpose of it with shape {:?} was given: give all of it, and add a node",
+                    whole.dims(),
+                    tensor.dims()
+                )
             }
-            Some((name, tensor)) => {
-                if let Some(value) = self.known.get(&format!("parameter {name}")) {
-                    return Ok(value.clone());
-                }
-                let value = self.claim(&name)?;
-                self.tensors.push((value.0.clone(), tensor));
-                self.known.insert(format!("parameter {name}"), value.clone());
-                Ok(value)
-            }
+            Some(named) => Ok(named),
             None => bail!("onnx: a tensor of shape {:?} is no parameter of the model", tensor.dims()),
         }
     }
@@ -228,6 +272,9 @@ impl Graph {
     /// # Errors
     /// The name is taken.
     pub fn constant(&mut self, name: &str, tensor: &Tensor) -> Result<Value> {
+        if !matches!(tensor.dtype(), DType::I64 | DType::F64 | DType::F32 | DType::F16 | DType::BF16 | DType::U8) {
+            bail!("onnx: {name} is of type {}: make it of i64, f64, f32 or u8", tensor.dtype().as_str())
+        }
         let value = self.claim(name)?;
         self.nodes.push(Node {
             op: "Constant",
@@ -292,9 +339,10 @@ impl Graph {
         self.nodes.len()
     }
 
-    /// Names of the parameters that no node uses.
+    /// Names of the parameters that are not in the file.
     pub fn unused(&self) -> Vec<&str> {
-        let used = |name: &str| self.tensors.iter().any(|(known, _)| &**known == name);
+        let known = |name: String| self.known.contains_key(&format!("parameter {name}"));
+        let used = |name: &str| known(name.into()) || known(format!("{name}_int8"));
         let mut names: Vec<&str> =
             self.names.values().map(|(name, _)| name.as_str()).filter(|name| !used(name)).collect();
         names.sort_unstable();
@@ -317,7 +365,7 @@ mod tests {
         assert_eq!((value.name(), &graph.parameter(&a.clone())?), ("a", &value));
         assert!(graph.unused().is_empty());
         for view in [a.t()?, a.narrow(0, 0, 1)?] {
-            assert!(graph.parameter(&view).is_err_and(|e| e.to_string().contains("turned view")));
+            assert!(graph.parameter(&view).is_err_and(|e| e.to_string().contains("a slice or transpose of it")));
         }
         let other = graph.parameter(&Tensor::ones((2, 3), DType::F32, &Device::Cpu)?);
         assert!(other.is_err_and(|e| e.to_string().contains("no parameter")));

@@ -113,6 +113,7 @@ fn element(tensor: &Tensor) -> (u64, u64) {
     match tensor.dtype() {
         DType::I64 => (7, 8),
         DType::F64 => (11, 8),
+        DType::U8 => (2, 1),
         _ => (1, 4),
     }
 }
@@ -128,6 +129,7 @@ fn values(tensor: &Tensor, to: &mut dyn Write) -> io::Result<()> {
     let mut write = |bytes: &[u8]| to.write_all(bytes);
     match tensor.dtype() {
         DType::I64 => flat.to_vec1::<i64>().map_err(failed)?.iter().try_for_each(|v| write(&v.to_le_bytes())),
+        DType::U8 => write(&flat.to_vec1::<u8>().map_err(failed)?),
         DType::F64 => flat.to_vec1::<f64>().map_err(failed)?.iter().try_for_each(|v| write(&v.to_le_bytes())),
         _ => {
             let values = flat.to_dtype(DType::F32).and_then(|t| t.to_vec1::<f32>()).map_err(failed)?;
@@ -137,9 +139,11 @@ fn values(tensor: &Tensor, to: &mut dyn Write) -> io::Result<()> {
 }
 
 impl Graph {
-    /// Bytes of all weights.
+    /// Bytes of all weights and constants.
     pub fn bytes(&self) -> u64 {
-        self.tensors.iter().map(|(_, t)| bytes(t)).sum()
+        let attributes = self.nodes.iter().flat_map(|n| &n.attributes);
+        let constants = attributes.filter_map(|(_, a)| if let Attribute::Tensor(t) = a { Some(t) } else { None });
+        self.tensors.iter().map(|(_, t)| t).chain(constants).map(bytes).sum()
     }
 
     /// Whether the weights need a file of their own: a protocol buffer holds two gigabytes.
@@ -190,7 +194,9 @@ impl Graph {
         let of_tensors: u64 = tensors.iter().map(|t| head(t).0.len() as u64 + t.0.0.len() as u64 + t.1).sum();
         let length = graph.0.len() as u64 + of_tensors;
         if length > LARGEST {
-            return Err(io::Error::other("more than two gigabytes in one file: put the weights beside it"));
+            return Err(io::Error::other(
+                "more than two gigabytes in one file: the weights have to go into a file of their own",
+            ));
         }
         to.write_all(&model.head(7, length).0)?;
         to.write_all(&graph.0)?;
