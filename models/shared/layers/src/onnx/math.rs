@@ -275,7 +275,7 @@ impl Graph {
         })
     }
 
-    /// Outputs for what is [`Graph::past`] in the next call.
+    /// Outputs for keys and values, which a next call takes as those before it.
     ///
     /// # Errors
     /// candle's.
