@@ -233,7 +233,7 @@ mod tests {
             ("value", 300.),
             ("kl", -0.02),
             ("valid loss", 3.),
-            ("share", 20.),
+            ("share", 40.),
             ("none", 0.),
         ] {
             (1..9).for_each(|step| history.add(name, step, value));
