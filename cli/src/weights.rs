@@ -190,7 +190,7 @@ impl<T: Recipe> Loaded<T> {
     }
 
     /// The weights in an open checkpoint.
-    fn of(source: &Source, places: &Places, device: &Device) -> anyhow::Result<Self> {
+    pub(crate) fn of(source: &Source, places: &Places, device: &Device) -> anyhow::Result<Self> {
         let path = &source.path;
         let file = source.read(device)?;
         let Description { config, fitted, .. } = Description::parse(&file.metadata, T::NAME, path)?;

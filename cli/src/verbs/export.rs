@@ -91,7 +91,7 @@ pub(crate) fn run<T: Export>(args: &Arguments) -> anyhow::Result<ExitCode> {
         )
     }
     let places = Places { checkpoint: &args.input, values: &Values::default(), set: &[] };
-    let Loaded { model, params, config, fitted } = Loaded::<T>::read(&places, &Device::Cpu)?;
+    let Loaded { model, params, config, fitted } = Loaded::<T>::of(&source, &places, &Device::Cpu)?;
     let graph = Graph::new(params.tensors());
     let mut graph = if args.quantize.is_some() { graph.with_int8() } else { graph };
     T::export(&model, &config.model, &fitted, args.state, &mut graph).with_context(|| path.display().to_string())?;

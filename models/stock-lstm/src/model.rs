@@ -60,7 +60,7 @@ impl StockLstm {
         let (batch, f) = (Dim::Any("batch"), Dim::Of(config.input));
         let columns = if config.input == 1 { "Adjusted closes" } else { "Adjusted open, high, low, close and volume" };
         let again = if state { "; a later call begins with the last bar of the call before it" } else { "" };
-        let help = format!("{columns}, oldest first, at least two; trained on {}{again}", config.window + 1);
+        let help = format!("{columns}, oldest first, at least two; trained on {} days{again}", config.window + 1);
         let bars = graph.input("bars", Element::F64, &[batch.clone(), Dim::Any("days"), f], &help)?;
         let state_dims = [Dim::Of(config.layers), batch.clone(), Dim::Of(config.hidden)];
         let mut part = |name: &str, what: &str| graph.input(name, Element::F32, &state_dims, what);

@@ -53,7 +53,7 @@ impl Graph {
         };
         if let Some(bias) = bias {
             let bias = self.parameter(bias)?;
-            y = self.op("Add", &[&y, &bias], &[]);
+            y = self.add(&y, &bias);
         }
         self.activation(&y, activation)
     }
@@ -68,7 +68,7 @@ impl Graph {
             Activation::Relu => self.op("Relu", &[x], &[]),
             Activation::Silu => {
                 let gate = self.op("Sigmoid", &[x], &[]);
-                self.op("Mul", &[x, &gate], &[])
+                self.mul(x, &gate)
             }
             Activation::Elu(alpha) => self.op("Elu", &[x], &[("alpha", Float(alpha as f32))]),
             Activation::Gelu => {
@@ -77,10 +77,10 @@ impl Graph {
                 self.half_of_one_more(x, &inner)?
             }
             Activation::GeluTanh => {
-                let square = self.op("Mul", &[x, x], &[]);
-                let cube = self.op("Mul", &[&square, x], &[]);
+                let square = self.mul(x, x);
+                let cube = self.mul(&square, x);
                 let cube = self.scaled(&cube, 0.044715)?;
-                let sum = self.op("Add", &[x, &cube], &[]);
+                let sum = self.add(x, &cube);
                 let scaled = self.scaled(&sum, (2. / std::f64::consts::PI).sqrt())?;
                 let inner = self.op("Tanh", &[&scaled], &[]);
                 self.half_of_one_more(x, &inner)?
@@ -91,8 +91,8 @@ impl Graph {
     /// x / 2 · (1 + inner).
     fn half_of_one_more(&mut self, x: &Value, inner: &Value) -> Result<Value> {
         let one = self.number(1., Element::F32)?;
-        let more = self.op("Add", &[inner, &one], &[]);
-        let product = self.op("Mul", &[x, &more], &[]);
+        let more = self.add(inner, &one);
+        let product = self.mul(x, &more);
         self.scaled(&product, 0.5)
     }
 
@@ -102,7 +102,7 @@ impl Graph {
     /// candle's.
     pub fn scaled(&mut self, x: &Value, factor: f64) -> Result<Value> {
         let factor = self.number(factor, Element::F32)?;
-        Ok(self.op("Mul", &[x, &factor], &[]))
+        Ok(self.mul(x, &factor))
     }
 
     /// The sum of two values.
