@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::Context;
 use clap::Args;
 use serde_json::json;
-use zoo_layers::Sampling;
+use zoo_layers::{Sampling, Text};
 use zoo_training::{Error, Generate};
 
 use crate::arguments::{Checkpoint, DeviceName, Json, ModelName, Precision};
@@ -100,11 +100,12 @@ pub(crate) fn run<T: Generate>(args: &Arguments) -> anyhow::Result<ExitCode> {
     let values = base_of(args.base.as_deref())?;
     let places = Places { checkpoint: &args.checkpoint.checkpoint, values: &values, set: &[] };
     let (Usable { model, fitted, .. }, path) = Usable::<T>::read(&places, &device)?;
+    let writer = T::writer(&model, &fitted, &device)?;
     let (prompt, asked) = match args.chat {
         true => {
             let system = args.system.as_deref().map(|text| ("system", text));
             let messages: Vec<(&str, &str)> = system.into_iter().chain([("user", prompt.as_str())]).collect();
-            (T::conversation(&fitted, &messages)?, String::new())
+            (T::conversation(&writer, &messages)?, String::new())
         }
         false => (prompt.clone(), prompt),
     };
@@ -122,9 +123,18 @@ pub(crate) fn run<T: Generate>(args: &Arguments) -> anyhow::Result<ExitCode> {
             if !args.json.json {
                 failed = out(&(head.take().unwrap_or_default() + piece)).err();
             }
-            failed.is_none() && !stopped()
+            failed.is_none()
         };
-        let tokens = args.precision.run(|| T::generate(&model, &fitted, &prompt, &sampling, &device, &mut write))?;
+        let mut writing = args.precision.run(|| Text::new(&writer, &prompt, &sampling))?;
+        // The first token costs a pass over the whole prompt.
+        let mut read = None;
+        while writing.end().is_none() && !stopped() {
+            let piece = args.precision.run(|| writing.advance(&writer))?;
+            read.get_or_insert_with(|| started.elapsed().as_secs_f64());
+            if !piece.is_empty() && !write(&piece) {
+                break;
+            }
+        }
         if failed.is_none() && !args.json.json {
             failed = out(&(head.take().unwrap_or_default() + "\n")).err();
         }
@@ -134,13 +144,21 @@ pub(crate) fn run<T: Generate>(args: &Arguments) -> anyhow::Result<ExitCode> {
             Some(e) => return Err(e).context("stdout"),
             None => {}
         }
-        let (seconds, count) = (started.elapsed().as_secs_f64(), text.chars().count());
+        let (seconds, read, count) = (started.elapsed().as_secs_f64(), read.unwrap_or_default(), text.chars().count());
+        let (tokens, of_prompt) = (writing.written(), writing.prompt());
+        let plural = |n: usize| if n == 1 { "" } else { "s" };
+        let behind = match tokens {
+            0 | 1 => String::new(),
+            _ => format!(", {:.1} tokens a second behind the first", (tokens - 1) as f64 / (seconds - read)),
+        };
         note(&format!(
-            "{tokens} token{}, {count} characters in {seconds:.2} s, {:.1} tokens a second",
-            if tokens == 1 { "" } else { "s" },
-            tokens as f64 / seconds
+            "{tokens} token{}, {count} characters in {seconds:.2} s, of which {read:.2} s read a prompt of {of_prompt} token{}{behind}",
+            plural(tokens),
+            plural(of_prompt)
         ));
-        texts.push(json!({ "text": text, "tokens": tokens, "characters": count, "seconds": seconds }));
+        texts.push(json!({
+            "text": text, "tokens": tokens, "characters": count, "seconds": seconds, "prompt_tokens": of_prompt, "prompt_seconds": read,
+        }));
         if stopped() {
             break;
         }

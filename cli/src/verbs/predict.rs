@@ -72,7 +72,7 @@ pub(crate) fn run<T: Predict>(args: &Arguments) -> anyhow::Result<()> {
     let source = changed_source::<T>(&config, &[], values)?;
     let request = Request { input: &args.input, options: overlaid::<T::Options>(options, "predict")? };
     let Prediction { header, rows, summary, remarks, arrays, picture } =
-        args.precision.run(|| T::predict(model, &config.model, &source, &fitted, &request, &device))?;
+        args.precision.run(|| T::predict(&model, &config.model, &source, &fitted, &request, &device))?;
     let table = csv_text(&header, &rows)?;
     if let Some(output) = args.output.as_ref().filter(|o| holds_arrays(o) && arrays.is_empty()) {
         return Err(Error::Usage(format!("--output {}: {} predicts a table (.csv)", output.display(), T::NAME)).into());

@@ -1,7 +1,7 @@
 //! Writing text, character by character.
 
-use candle_core::{DType, Device, Result, Tensor, bail};
-use zoo_layers::{Mode, Pieces, Sampler, Sampling};
+use candle_core::{Device, Result, Tensor, bail};
+use zoo_layers::{KvCache, Mode, Sampling, Text, TextModel};
 
 use crate::{CharGpt, Vocabulary};
 
@@ -49,50 +49,49 @@ impl Writer {
     /// # Errors
     /// A character of the prompt or of a stop that the model does not know, or sampling numbers that make no sense.
     pub fn stream(&self, prompt: &str, sampling: &Sampling, sink: &mut dyn FnMut(&str) -> bool) -> Result<usize> {
-        sampling.validate()?;
-        sampling.stop.iter().try_for_each(|stop| self.vocabulary.encode(stop).map(drop))?;
-        let mut ids = self.vocabulary.encode(prompt)?;
-        if ids.is_empty() {
-            ids.push(self.vocabulary.encode("\n").map_or(0, |n| n[0]));
-        }
-        let mut sampler = Sampler::new(sampling);
-        let mut cache = self.model.cache();
-        let mut pieces = Pieces::new(&sampling.stop);
-        let (asked, mut unseen) = (ids.len(), ids.len());
-        for _ in 0..sampling.tokens {
-            let logits = if sampling.cache {
-                let seen = cache.first().map_or(0, |c| c.len());
-                if seen + unseen > self.model.context() {
-                    cache.iter_mut().for_each(|c| c.clear());
-                    unseen = (self.model.context() / 2).max(1).min(ids.len());
-                }
-                self.model.forward_cached(&self.tensor(&ids[ids.len() - unseen..])?, &mut cache)?
-            } else {
-                let seen = &ids[ids.len().saturating_sub(self.model.context())..];
-                let all = self.model.forward(&self.tensor(seen)?, Mode::Eval)?;
-                all.narrow(1, seen.len() - 1, 1)?.squeeze(1)?
-            };
-            unseen = 1;
-            let next = sampler
-                .draw(&logits.flatten_all()?.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.to_vec1::<f32>()?, &ids)?;
-            ids.push(next);
-            let Some(c) = self.vocabulary.character(next) else { bail!("character {next} is not in the vocabulary") };
-            let (certain, ended) = pieces.push(c.encode_utf8(&mut [0; 4]));
-            if !certain.is_empty() && !sink(&certain) || ended {
-                return Ok(ids.len() - asked);
-            }
-        }
-        let rest = pieces.rest();
-        if !rest.is_empty() {
-            sink(&rest);
-        }
-        Ok(ids.len() - asked)
+        Text::new(self, prompt, sampling)?.stream(self, sink)
     }
 
     fn tensor(&self, ids: &[u32]) -> Result<Tensor> {
         let ids: Vec<i64> = ids.iter().map(|i| i64::from(*i)).collect();
         let n = ids.len();
         Tensor::from_vec(ids, (1, n), &self.device)
+    }
+}
+
+impl TextModel for Writer {
+    fn context(&self) -> usize {
+        self.model.context()
+    }
+
+    fn encode(&self, prompt: &str, sampling: &Sampling) -> Result<Vec<u32>> {
+        sampling.stop.iter().try_for_each(|stop| self.vocabulary.encode(stop).map(drop))?;
+        let mut ids = self.vocabulary.encode(prompt)?;
+        if ids.is_empty() {
+            ids.push(self.vocabulary.encode("\n").map_or(0, |n| n[0]));
+        }
+        Ok(ids)
+    }
+
+    fn decode(&self, tokens: &[u32]) -> Result<String> {
+        let character = |id: &u32| match self.vocabulary.character(*id) {
+            Some(c) => Ok(c),
+            None => bail!("character {id} is not in the vocabulary"),
+        };
+        tokens.iter().map(character).collect()
+    }
+
+    fn cache(&self, _: usize) -> Vec<KvCache> {
+        self.model.cache()
+    }
+
+    fn next(&self, tokens: &[u32], texts: &mut [(usize, &mut [KvCache])]) -> Result<Tensor> {
+        self.model.forward_cached(&self.tensor(tokens)?, texts)
+    }
+
+    fn next_uncached(&self, tokens: &[u32]) -> Result<Tensor> {
+        let all = self.model.forward(&self.tensor(tokens)?, Mode::Eval)?;
+        all.narrow(1, tokens.len() - 1, 1)?.squeeze(1)
     }
 }
 

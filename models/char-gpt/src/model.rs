@@ -10,7 +10,7 @@ use zoo_checkpoint::Description;
 use zoo_layers::onnx::Graph;
 use zoo_layers::{
     AttentionConfig, BlockConfig, Dropout, Embedding, KvCache, MlpConfig, Mode, Norm, NormPlace, Params, Qkv,
-    TransformerBlock, init, ops,
+    TransformerBlock, in_block, init, last_of_each, ops,
 };
 
 use crate::config::NAME;
@@ -104,18 +104,23 @@ impl CharGpt {
         self.logits(&x)
     }
 
-    /// The logits (b, v) of what follows the new positions `ids` (b, t), behind those in `cache`.
+    /// The logits (texts, v) of what follows each of several texts. `ids` (1, n) are their new characters, one text behind the other; `texts`
+    /// are how many each has, and the caches of what it had before (see [`CharGpt::cache`]).
     ///
     /// # Errors
-    /// More positions than the context has.
-    pub fn forward_cached(&self, ids: &Tensor, cache: &mut [KvCache]) -> Result<Tensor> {
-        let first = cache.first().map_or(0, KvCache::len);
-        let mut x = self.tokens.forward_with_positions(ids, &self.positions, first, None)?; // (b, t, c)
-        for (block, cache) in self.blocks.iter().zip(cache) {
-            x = block.forward_cached(&x, cache)?;
+    /// Numbers that do not add up to n; more positions than the context has.
+    pub fn forward_cached(&self, ids: &Tensor, texts: &mut [(usize, &mut [KvCache])]) -> Result<Tensor> {
+        let place = |(n, caches): &(usize, &mut [KvCache])| {
+            let first = caches.first().map_or(0, KvCache::len);
+            (first..first.saturating_add(*n)).map(|place| place as i64)
+        };
+        let places: Vec<i64> = texts.iter().flat_map(place).collect();
+        let places = Tensor::from_vec(places, ids.shape(), ids.device())?;
+        let mut x = (self.tokens.forward(ids)? + self.positions.forward(&places)?)?.detach(); // (1, n, c)
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = block.forward_cached(&x, &mut in_block(texts, i)?)?;
         }
-        let t = x.dim(1)?;
-        self.logits(&x.narrow(1, t - 1, 1)?)?.squeeze(1) // (b, v)
+        self.logits(&last_of_each(&x, texts.iter().map(|text| text.0))?)?.squeeze(0) // (texts, v)
     }
 
     /// Adds the model to a graph: `tokens` (batch, length), numbers of characters, to `logits` (batch, length, v) of those that follow each. With
@@ -207,19 +212,62 @@ mod tests {
             let ids: Vec<u32> = (0..2 * t as u32).map(|i| i * 7 % 65).collect();
             let ids = Tensor::from_vec(ids, (2, t), &Device::Cpu)?;
             let whole = model.forward(&ids, Mode::Eval)?;
-            let mut cache = model.cache();
-            // A prompt at once, then one after the other.
-            let mut logits = model.forward_cached(&ids.narrow(1, 0, 5)?, &mut cache)?;
-            for place in 5..=t {
-                let of_whole = whole.narrow(1, place - 1, 1)?.squeeze(1)?;
-                let error = (logits - of_whole)?.abs()?.max_all()?.to_scalar::<f32>()?;
-                assert!(error < 2e-6, "place {place}: {error}");
-                if place == t {
-                    break;
+            // Two texts at once: a prompt of each, then one character after the other.
+            let mut caches = [model.cache(), model.cache()];
+            let mut step = |from: [usize; 2], to: [usize; 2]| {
+                let own = |i: usize| ids.narrow(0, i, 1)?.narrow(1, from[i], to[i] - from[i]);
+                let new = Tensor::cat(&[own(0)?, own(1)?], 1)?;
+                let [a, b] = &mut caches;
+                model.forward_cached(&new, &mut [(to[0] - from[0], &mut a[..]), (to[1] - from[1], &mut b[..])])
+            };
+            let mut from = [0, 0];
+            for end in 5..t {
+                let to = [end + 1, end - 3];
+                let logits = step(from, to)?;
+                for i in 0..2 {
+                    let of_whole = whole.narrow(0, i, 1)?.narrow(1, to[i] - 1, 1)?.squeeze(1)?;
+                    let error = (logits.narrow(0, i, 1)? - of_whole)?.abs()?.max_all()?.to_scalar::<f32>()?;
+                    assert!(error < 2e-6, "text {i}, place {}: {error}", to[i]);
                 }
-                logits = model.forward_cached(&ids.narrow(1, place, 1)?, &mut cache)?;
+                from = to;
             }
-            assert!(model.forward_cached(&ids.narrow(1, 0, 1)?, &mut cache).is_err(), "the cache is full");
+            assert!(step(from, [t + 1, t]).is_err(), "the first cache is full");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_text_does_not_depend_on_those_beside_it() -> Result<()> {
+        let config = Config { context: 32, layers: 2, width: 384, heads: 6, hidden: 1536, ..Config::tiny() };
+        let params = Params::init(1, &Device::Cpu);
+        let model = CharGpt::new(&config, params.builder())?;
+        // Of each text a prompt, then one character after the other, alone and beside the others.
+        let texts: Vec<Vec<u32>> = (0..19).map(|i| (0..9 + i).map(|j| (7 * i + 3 * j) % 60).collect()).collect();
+        let ids = |ids: &[u32]| Tensor::from_slice(ids, (1, ids.len()), &Device::Cpu);
+        let mut alone = vec![];
+        for text in &texts {
+            let mut cache = model.cache();
+            for part in [&text[..6], &text[6..7], &text[7..8]] {
+                alone.push(
+                    model.forward_cached(&ids(part)?, &mut [(part.len(), &mut cache)])?.to_vec2::<f32>()?.remove(0),
+                );
+            }
+        }
+        let mut caches: Vec<_> = texts.iter().map(|_| model.cache()).collect();
+        for (step, range) in [0..6, 6..7, 7..8].into_iter().enumerate() {
+            // Few rows in all: how products of many round may depend on how many there are.
+            let (few, first) = if step == 0 { (2, 7) } else { (texts.len(), 0) };
+            let chosen = first..first + few;
+            let new: Vec<u32> = texts[chosen.clone()].iter().flat_map(|text| text[range.clone()].to_vec()).collect();
+            let behind = caches[chosen.clone()].iter_mut().map(|cache| (range.len(), cache.as_mut_slice()));
+            let together = model.forward_cached(&ids(&new)?, &mut behind.collect::<Vec<_>>())?.to_vec2::<f32>()?;
+            for (i, logits) in chosen.clone().zip(&together) {
+                assert!(*logits == alone[3 * i + step], "text {i}, step {step}");
+            }
+            // The others of the prompts.
+            for (text, cache) in texts.iter().zip(&mut caches).filter(|(_, cache)| cache[0].len() < range.end) {
+                model.forward_cached(&ids(&text[range.clone()])?, &mut [(range.len(), cache)])?;
+            }
         }
         Ok(())
     }

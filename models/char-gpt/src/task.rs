@@ -467,16 +467,11 @@ impl Recipe for CharTask {
 }
 
 impl Generate for CharTask {
-    fn generate(
-        model: &CharGpt,
-        fitted: &Value,
-        prompt: &str,
-        sampling: &Sampling,
-        device: &Device,
-        sink: &mut dyn FnMut(&str) -> bool,
-    ) -> zoo_training::Result<usize> {
+    type Writer = Writer;
+
+    fn writer(model: &CharGpt, fitted: &Value, device: &Device) -> zoo_training::Result<Writer> {
         let vocabulary = Vocabulary::new(fitted.as_str().unwrap_or_default())?;
-        Ok(Writer::new(model.clone(), vocabulary, device)?.stream(prompt, sampling, sink)?)
+        Ok(Writer::new(model.clone(), vocabulary, device)?)
     }
 }
 

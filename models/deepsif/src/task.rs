@@ -440,7 +440,7 @@ impl Predict for DeepSifTask {
     const FLAGS: &'static [Flag] = predict::FLAGS;
 
     fn predict(
-        model: Network,
+        model: &Network,
         config: &Config,
         source: &DataSettings,
         fitted: &Value,
@@ -450,7 +450,7 @@ impl Predict for DeepSifTask {
         let montage = montage(fitted)?;
         let head = if source.path.is_empty() { None } else { Some(head(&source.path, config)?) };
         head.as_ref().map_or(Ok(()), |head| same_head(head, &montage))?;
-        let imager = DeepSif::new(model, config, montage, device)?;
+        let imager = DeepSif::new(model.clone(), config, montage, device)?;
         predict::predict(&imager, head.as_ref(), request)
     }
 }

@@ -432,7 +432,7 @@ fn outcomes() -> String {
             ImageOptions { as_trained: format == "table" && !what.contains("time"), rate, ..ImageOptions::default() };
         let request = Request { input: Path::new(&path), options };
         let begun = Instant::now();
-        let outcome = match DeepSifTask::predict(model, &config, &data, &fitted, &request, &Device::Cpu) {
+        let outcome = match DeepSifTask::predict(&model, &config, &data, &fitted, &request, &Device::Cpu) {
             Ok(prediction) => {
                 let usual = |r: &str| {
                     ["Referenced", "The network was", "The last 10", "20 of 20", "The file states no unit"]

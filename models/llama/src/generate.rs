@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use candle_core::{DType, Device, Error, Result, Tensor, bail};
+use candle_core::{Device, Error, Result, Tensor, bail};
 use serde_json::Value;
 use zoo_checkpoint::Description;
-use zoo_layers::{Params, Pieces, Sampler, Sampling};
+use zoo_layers::{KvCache, Params, Sampling, Text, TextModel};
 
 use crate::config::NAME;
 use crate::{AdapterFile, Config, Llama, Tokens, TokensFile};
@@ -85,7 +85,22 @@ impl Writer {
     /// An empty prompt for a model that has no token to begin with, a prompt longer than the context, or sampling numbers that make no
     /// sense.
     pub fn stream(&self, prompt: &str, sampling: &Sampling, sink: &mut dyn FnMut(&str) -> bool) -> Result<usize> {
-        sampling.validate()?;
+        Text::new(self, prompt, sampling)?.stream(self, sink)
+    }
+
+    fn tensor(&self, ids: &[u32]) -> Result<Tensor> {
+        let ids: Vec<i64> = ids.iter().map(|i| i64::from(*i)).collect();
+        let n = ids.len();
+        Tensor::from_vec(ids, (1, n), &self.device)
+    }
+}
+
+impl TextModel for Writer {
+    fn context(&self) -> usize {
+        self.model.context()
+    }
+
+    fn encode(&self, prompt: &str, _: &Sampling) -> Result<Vec<u32>> {
         // A chat template may have written what begins a text.
         let begin = self.tokens.begin().and_then(|id| self.tokens.text(id));
         let begun = begin.is_some_and(|begin| prompt.starts_with(&begin));
@@ -100,63 +115,30 @@ impl Writer {
         if ids.len() > context {
             bail!("the prompt has {} tokens, and the model sees {context}: its beginning would be lost", ids.len())
         }
-        let mut sampler = Sampler::new(sampling);
-        let mut cache = self.model.cache(ids.len().saturating_add(sampling.tokens));
-        let mut pieces = Pieces::new(&sampling.stop);
-        // From which token on text is decoded, and how much of it was handed out: the bytes of a character may be apart, and whether
-        // a space stands before a token may depend on the one before.
-        let mut first = ids.len() - 1;
-        let mut shown = self.tokens.decode(&ids[first..])?;
-        let (asked, mut unseen) = (ids.len(), ids.len());
-        for _ in 0..sampling.tokens {
-            let logits = if sampling.cache {
-                let seen = cache.first().map_or(0, |c| c.len());
-                if seen + unseen > context {
-                    cache.iter_mut().for_each(|c| c.clear());
-                    unseen = (context / 2).max(1).min(ids.len());
-                }
-                self.model.forward_cached(&self.tensor(&ids[ids.len() - unseen..])?, &mut cache)?
-            } else {
-                let seen = &ids[ids.len().saturating_sub(context)..];
-                let all = self.model.forward(&self.tensor(seen)?, None)?;
-                all.narrow(1, seen.len() - 1, 1)?.squeeze(1)?
-            };
-            unseen = 1;
-            let next = sampler
-                .draw(&logits.flatten_all()?.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.to_vec1::<f32>()?, &ids)?;
-            if self.tokens.ends(next) {
-                break;
-            }
-            ids.push(next);
-            let text = self.tokens.decode(&ids[first..])?;
-            // An unfinished character shows as a replacement.
-            if text.ends_with('\u{fffd}') && ids.len() - first < LONGEST_CHARACTER {
-                continue;
-            }
-            let piece = text.strip_prefix(shown.as_str()).unwrap_or(&text);
-            let (certain, ended) = pieces.push(piece);
-            if !certain.is_empty() && !sink(&certain) || ended {
-                return Ok(ids.len() - asked);
-            }
-            first = ids.len() - 1;
-            shown = self.tokens.decode(&ids[first..])?;
-        }
-        let rest = pieces.rest();
-        if !rest.is_empty() {
-            sink(&rest);
-        }
-        Ok(ids.len() - asked)
+        Ok(ids)
     }
 
-    fn tensor(&self, ids: &[u32]) -> Result<Tensor> {
-        let ids: Vec<i64> = ids.iter().map(|i| i64::from(*i)).collect();
-        let n = ids.len();
-        Tensor::from_vec(ids, (1, n), &self.device)
+    fn decode(&self, tokens: &[u32]) -> Result<String> {
+        self.tokens.decode(tokens)
+    }
+
+    fn ends(&self, token: u32) -> bool {
+        self.tokens.ends(token)
+    }
+
+    fn cache(&self, positions: usize) -> Vec<KvCache> {
+        self.model.cache(positions)
+    }
+
+    fn next(&self, tokens: &[u32], texts: &mut [(usize, &mut [KvCache])]) -> Result<Tensor> {
+        self.model.forward_cached(&self.tensor(tokens)?, texts)
+    }
+
+    fn next_uncached(&self, tokens: &[u32]) -> Result<Tensor> {
+        let all = self.model.forward(&self.tensor(tokens)?, None)?;
+        all.narrow(1, tokens.len() - 1, 1)?.squeeze(1)
     }
 }
-
-/// Tokens after which what is no text is shown as it is: a character has four bytes at most.
-const LONGEST_CHARACTER: usize = 6;
 
 #[cfg(test)]
 mod tests {

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use zoo_checkpoint::Source;
 use zoo_layers::onnx::Graph;
 use zoo_layers::ops::CrossEntropyOptions;
-use zoo_layers::{Mode, Params, Sampling, Weight};
+use zoo_layers::{Mode, Params, Weight};
 use zoo_training::config::{AdamConfig, ConfigOf, NoSettings};
 use zoo_training::health::{Probe, ProbeKind, Profile};
 use zoo_training::{
@@ -775,20 +775,15 @@ impl Recipe for LlamaTask {
 }
 
 impl Generate for LlamaTask {
-    fn generate(
-        model: &Llama,
-        fitted: &Value,
-        prompt: &str,
-        sampling: &Sampling,
-        device: &Device,
-        sink: &mut dyn FnMut(&str) -> bool,
-    ) -> zoo_training::Result<usize> {
-        Ok(Writer::new(model.clone(), in_weights(fitted)?, device)?.stream(prompt, sampling, sink)?)
+    type Writer = Writer;
+
+    fn writer(model: &Llama, fitted: &Value, device: &Device) -> zoo_training::Result<Writer> {
+        Ok(Writer::new(model.clone(), in_weights(fitted)?, device)?)
     }
 
-    fn conversation(fitted: &Value, messages: &[(&str, &str)]) -> zoo_training::Result<String> {
+    fn conversation(writer: &Writer, messages: &[(&str, &str)]) -> zoo_training::Result<String> {
         let messages: Vec<Message> = messages.iter().map(|(role, content)| Message::new(role, content)).collect();
-        Ok(in_weights(fitted)?.chat(&messages, true)?)
+        Ok(writer.tokens().chat(&messages, true)?)
     }
 }
 

@@ -170,14 +170,14 @@ impl Predict for StockTask {
     const FLAGS: &'static [Flag] = crate::predict::FLAGS;
 
     fn predict(
-        model: StockLstm,
+        model: &StockLstm,
         config: &Config,
         source: &DataSettings,
         fitted: &Value,
         request: &Request<ForecastOptions>,
         device: &Device,
     ) -> zoo_training::Result<Prediction> {
-        let forecaster = Forecaster::new(model, config.clone(), scaler(config, fitted)?, device)?;
+        let forecaster = Forecaster::new(model.clone(), config.clone(), scaler(config, fitted)?, device)?;
         crate::predict::predict(&forecaster, source, &fitted[VALIDATION], request)
     }
 }

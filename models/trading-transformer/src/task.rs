@@ -267,7 +267,7 @@ impl Predict for TradingTask {
     type Options = PositionOptions;
 
     fn predict(
-        model: TradingTransformer,
+        model: &TradingTransformer,
         config: &Config,
         source: &DataSettings,
         fitted: &Value,
@@ -275,8 +275,8 @@ impl Predict for TradingTask {
         device: &Device,
     ) -> zoo_training::Result<Prediction> {
         match config.head {
-            Head::Directions => predict::predict(&model, config, source, request.input, device),
-            Head::Policy => trading::predict(&model, config, source, fitted, request.input, device),
+            Head::Directions => predict::predict(model, config, source, request.input, device),
+            Head::Policy => trading::predict(model, config, source, fitted, request.input, device),
         }
     }
 }

@@ -205,7 +205,7 @@ impl Predict for Tides {
     const FLAGS: &'static [Flag] = &[Flag::value("ahead", "N", "predict.steps", "Values to tell [default: 1]")];
 
     fn predict(
-        model: Network,
+        model: &Network,
         a: &Architecture,
         source: &DataSettings,
         _: &Value,

@@ -1,5 +1,7 @@
 //! Drawing tokens from the logits of a language model.
 
+use std::cmp::Ordering;
+
 use candle_core::{Result, bail};
 
 use crate::random::{Purpose, Stream};
@@ -67,16 +69,16 @@ impl Sampling {
 }
 
 /// Text on its way to a reader, who is to see nothing of what ends it.
-pub struct Pieces<'a> {
-    stop: &'a [String],
+pub struct Pieces {
+    stop: Vec<String>,
     /// What may yet turn out to begin one of them.
     held: String,
 }
 
-impl<'a> Pieces<'a> {
+impl Pieces {
     /// A text that ends before the first of `stop` (none of them empty).
-    pub fn new(stop: &'a [String]) -> Self {
-        Self { stop, held: String::new() }
+    pub fn new(stop: &[String]) -> Self {
+        Self { stop: stop.to_vec(), held: String::new() }
     }
 
     /// Takes a piece of it: what is certain by now, and whether it has ended.
@@ -91,8 +93,8 @@ impl<'a> Pieces<'a> {
     }
 
     /// What is left when no more comes.
-    pub fn rest(self) -> String {
-        self.held
+    pub fn rest(&mut self) -> String {
+        std::mem::take(&mut self.held)
     }
 }
 
@@ -103,15 +105,15 @@ fn begun(text: &str, stop: &str) -> usize {
 }
 
 /// Draws tokens from logits.
-pub struct Sampler<'a> {
-    sampling: &'a Sampling,
+pub struct Sampler {
+    sampling: Sampling,
     stream: Stream,
 }
 
-impl<'a> Sampler<'a> {
+impl Sampler {
     /// The draws of a sample.
-    pub fn new(sampling: &'a Sampling) -> Self {
-        Self { sampling, stream: Stream::new(sampling.seed, Purpose::Sampling, sampling.sample, 0) }
+    pub fn new(sampling: &Sampling) -> Self {
+        Self { sampling: sampling.clone(), stream: Stream::new(sampling.seed, Purpose::Sampling, sampling.sample, 0) }
     }
 
     /// The number of the next token, from the logits of all and the numbers before.
@@ -120,7 +122,7 @@ impl<'a> Sampler<'a> {
     /// Logits that are not finite.
     pub fn draw(&mut self, logits: &[f32], before: &[u32]) -> Result<u32> {
         self.sampling.validate()?;
-        let Sampling { temperature, top_k, top_p, min_p, repetition_penalty, .. } = *self.sampling;
+        let Sampling { temperature, top_k, top_p, min_p, repetition_penalty, .. } = self.sampling;
         let mut logits: Vec<f64> = logits.iter().map(|l| f64::from(*l)).collect();
         if logits.iter().any(|l| !l.is_finite()) {
             bail!("sampling: the model's logits are not finite numbers")
@@ -135,39 +137,92 @@ impl<'a> Sampler<'a> {
                 }
             }
         }
-        // From the likeliest down; of equals the one with the lower number first.
-        let before = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
-        let mut order: Vec<usize> = (0..logits.len()).collect();
-        let Some(first) = order.iter().copied().min_by(before) else { bail!("sampling: no logits") };
+        let mut order = Order::new(&logits);
+        let Some(first) = order.all.iter().copied().min_by(|a, b| likelier(&logits, a, b)) else {
+            bail!("sampling: no logits")
+        };
         if temperature == 0. {
-            return Ok(first as u32);
+            return Ok(first);
         }
-        if (1..order.len()).contains(&top_k) {
-            order.select_nth_unstable_by(top_k - 1, before);
-            order.truncate(top_k);
+        if (1..order.all.len()).contains(&top_k) {
+            order.keep(top_k);
         }
-        order.sort_unstable_by(before);
-        let weights: Vec<f64> = order.iter().map(|&i| ((logits[i] - logits[first]) / temperature).exp()).collect();
         // Relative to the likeliest, whose weight is 1.
-        let mut kept = weights.iter().take_while(|w| **w >= min_p).count();
-        let total: f64 = weights[..kept].iter().sum();
-        let mut sum = 0.;
-        for (i, w) in weights[..kept].iter().enumerate() {
-            sum += w;
-            if sum >= top_p * total {
-                kept = i + 1;
+        let largest = logits[first as usize];
+        let weight = |i: u32| ((logits[i as usize] - largest) / temperature).exp();
+        let kept = |w: &f64| *w >= min_p;
+        let total: f64 = order.all.iter().map(|i| weight(*i)).filter(kept).sum();
+        let (mut most, mut mass) = (order.all.len(), total);
+        if top_p < 1. {
+            mass = 0.;
+            for rank in 0..most {
+                mass += weight(order.of_rank(rank));
+                if mass >= top_p * total {
+                    most = rank + 1;
+                    break;
+                }
+            }
+        }
+        let (mut left, mut drawn) = (self.stream.uniform() * mass, first);
+        for rank in 0..most {
+            let token = order.of_rank(rank);
+            let w = weight(token);
+            // Rounding may leave something behind the last.
+            if !kept(&w) {
+                break;
+            }
+            drawn = token;
+            left -= w;
+            if left < 0. {
                 break;
             }
         }
-        let kept = kept.max(1);
-        let mut left = self.stream.uniform() * weights[..kept].iter().sum::<f64>();
-        for (i, w) in order.iter().zip(&weights[..kept]) {
-            left -= w;
-            if left < 0. {
-                return Ok(*i as u32);
-            }
+        Ok(drawn)
+    }
+}
+
+/// Of equals the one with the lower number comes first.
+fn likelier(logits: &[f64], a: &u32, b: &u32) -> Ordering {
+    logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b))
+}
+
+/// Tokens from the likeliest down, put in order as far as somebody asks: a vocabulary has many that nobody asks for.
+struct Order<'a> {
+    logits: &'a [f64],
+    all: Vec<u32>,
+    /// So many are in order.
+    sorted: usize,
+}
+
+impl<'a> Order<'a> {
+    fn new(logits: &'a [f64]) -> Self {
+        Self { logits, all: (0..logits.len() as u32).collect(), sorted: 0 }
+    }
+
+    /// Leaves out all but the likeliest `n`, at least one and fewer than there are.
+    fn keep(&mut self, n: usize) {
+        self.sort(n);
+        self.all.truncate(n);
+    }
+
+    fn of_rank(&mut self, rank: usize) -> u32 {
+        if rank >= self.sorted {
+            self.sort((2 * rank).max(64));
         }
-        Ok(order[kept - 1] as u32)
+        self.all[rank]
+    }
+
+    /// Puts the first `n` in order.
+    fn sort(&mut self, n: usize) {
+        let n = n.min(self.all.len());
+        let before = |a: &u32, b: &u32| likelier(self.logits, a, b);
+        let rest = &mut self.all[self.sorted..];
+        let new = n.saturating_sub(self.sorted);
+        if (1..rest.len()).contains(&new) {
+            rest.select_nth_unstable_by(new - 1, before);
+        }
+        rest[..new].sort_unstable_by(before);
+        self.sorted = self.sorted.max(n);
     }
 }
 

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use zoo_checkpoint::Source;
 use zoo_layers::onnx::Graph;
-use zoo_layers::{Mode, Sampling};
+use zoo_layers::{Mode, TextModel};
 
 use crate::config::{Config, ConfigOf, Overrides, changed};
 use crate::metrics::Name;
@@ -357,7 +357,7 @@ pub struct Picture {
 }
 
 /// A model that is applied to new data.
-pub trait Predict: Recipe {
+pub trait Predict: Recipe<Model: Sync, Data: Sync, Settings: Sync> {
     /// Options of a prediction; `()`-like if there are none.
     type Options: Serialize + DeserializeOwned + Default;
     /// Flags for them.
@@ -368,7 +368,7 @@ pub trait Predict: Recipe {
     /// # Errors
     /// Data or options that cannot be used.
     fn predict(
-        model: Self::Model,
+        model: &Self::Model,
         architecture: &Self::Architecture,
         source: &Self::Data,
         fitted: &Value,
@@ -379,26 +379,22 @@ pub trait Predict: Recipe {
 
 /// A model that writes text.
 pub trait Generate: Recipe {
-    /// Writes text behind `prompt`, handing each piece to `sink`, which says whether to go on. Returns how many tokens it wrote.
+    /// A trained model with its tokens.
+    type Writer: TextModel;
+
+    /// A trained model on `device` with the tokens in what was `fitted`.
     ///
     /// # Errors
-    /// A prompt that cannot be read.
-    fn generate(
-        model: &Self::Model,
-        fitted: &Value,
-        prompt: &str,
-        sampling: &Sampling,
-        device: &Device,
-        sink: &mut dyn FnMut(&str) -> bool,
-    ) -> Result<usize>;
+    /// Tokens that do not fit the model.
+    fn writer(model: &Self::Model, fitted: &Value, device: &Device) -> Result<Self::Writer>;
 
     /// The prompt by which a model made for conversations answers what `messages` say, each a role (`system`, `user`) and a text.
     /// Other models refuse, which is the default.
     ///
     /// # Errors
     /// The model was not made for conversations.
-    fn conversation(fitted: &Value, messages: &[(&str, &str)]) -> Result<String> {
-        let _ = (fitted, messages);
+    fn conversation(writer: &Self::Writer, messages: &[(&str, &str)]) -> Result<String> {
+        let _ = (writer, messages);
         Err(Error::Usage(format!("{} goes on with texts, and was not made for conversations", Self::NAME)))
     }
 }

@@ -94,7 +94,8 @@ pub fn matmul(size: [usize; 3], a: Matrix, b: Matrix) -> Vec<f32> {
     }
 }
 
-/// With up to so many rows, bringing the other factor into the order that a large product wants costs more than it gains.
+/// With up to so many rows, bringing the other factor into the order that a large product wants costs more than it gains; a row of the result
+/// then does not depend on how many there are.
 const FEW: usize = 64;
 /// Columns of the result that a task takes at least, with few rows.
 const COLUMNS: usize = 32;
@@ -177,16 +178,10 @@ impl WithSimd for FewRows<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, s: S) {
         let (m, columns) = (self.m, self.columns.clone());
-        if m == 1 {
-            // SAFETY: row j of w lies within it, the result within the caller's columns.
-            columns.for_each(|j| unsafe {
-                if self.rounds { self.dot::<S, true>(s, j) } else { self.dot::<S, false>(s, j) }
-            });
-            return;
-        }
         let mut j = columns.start;
         while j < columns.end {
-            let wide = columns.end - j >= 4;
+            // For one row, rows of w one after the other are one stream from memory, which is all that limits it.
+            let wide = m > 1 && columns.end - j >= 4;
             let mut i = 0;
             while i < m {
                 let tall = m - i >= 4;
@@ -211,37 +206,6 @@ impl WithSimd for FewRows<'_> {
 }
 
 impl FewRows<'_> {
-    /// One row of x times row j of w. Rows of w one after the other are one stream from memory, which is all that limits this.
-    ///
-    /// # Safety
-    /// Row j of w is there.
-    #[inline(always)]
-    unsafe fn dot<S: Simd, const ROUNDS: bool>(&self, s: S, j: usize) {
-        /// Sums, as an addition takes as long as several multiplications.
-        const SUMS: usize = 4;
-        let Self { k, x, w, bias, c, .. } = *self;
-        let (x, w) = (x.as_ptr(), w.as_ptr().wrapping_add(j * k));
-        let mut sums = [s.splat_f32s(0.); SUMS];
-        for first in (0..k).step_by(SUMS * S::F32_LANES) {
-            for (part, sum) in sums.iter_mut().enumerate() {
-                let e = first + part * S::F32_LANES;
-                if e < k {
-                    // SAFETY: the caller's promise; rows have k elements.
-                    unsafe {
-                        let w = vector::read(s, w, e, k);
-                        let w = if ROUNDS { vector::bf16(s, w) } else { w };
-                        *sum = s.mul_add_e_f32s(vector::read(s, x, e, k), w, *sum);
-                    }
-                }
-            }
-        }
-        let [one, two, three, four] = sums;
-        let sum = s.add_f32s(s.add_f32s(one, two), s.add_f32s(three, four));
-        let start = bias.map_or(0., |bias| bias[j]);
-        // SAFETY: the caller's promise.
-        unsafe { c.at(j).write(start + s.reduce_sum_f32s(sum)) }
-    }
-
     /// # Safety
     /// M rows of x from i on and N of w from j on are there.
     #[inline(always)]

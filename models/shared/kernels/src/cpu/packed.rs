@@ -10,14 +10,14 @@ use pulp::{Simd, WithSimd};
 use super::buffer::Pointer;
 use super::matmul::{Blend, PARALLEL, matmul_into};
 use super::product::Matrix;
-use super::{parallel, simd, vector};
+use super::{parallel, simd};
 
 /// Rows that are interleaved.
 const ROWS: usize = 4;
 /// Words of the elements of a group in these rows.
 const WORDS: usize = 16;
-/// Up to so many rows, a product reads the packed elements.
-const FEW: usize = 32;
+/// Up to so many rows, a product reads the packed elements, and a row of the result does not depend on how many there are.
+const FEW: usize = 256;
 /// Rows that become f32 at a time.
 const PANEL: usize = 512;
 
@@ -58,7 +58,7 @@ pub struct Packed {
     words: Vec<u32>,
     /// (rows / 4, groups, 4 rows), over the elements' step.
     scales: Vec<f32>,
-    /// (rows, groups); empty if all are zero.
+    /// Laid out as the scales; empty if all are zero.
     offsets: Vec<f32>,
 }
 
@@ -87,18 +87,22 @@ impl Packed {
             bail!("packed: {code} is no number of 4 bits")
         }
         let blocks = rows.div_ceil(ROWS);
+        let plain = offsets.iter().all(|o| *o == 0.);
         let mut packed = Self {
             bits,
             rows,
             columns,
             words: vec![0; blocks * groups * WORDS],
             scales: vec![0.; blocks * groups * ROWS],
-            offsets: if offsets.iter().all(|o| *o == 0.) { vec![] } else { offsets.to_vec() },
+            offsets: vec![0.; if plain { 0 } else { blocks * groups * ROWS }],
         };
         for row in 0..rows {
             for g in 0..groups {
                 let unit = row / ROWS * groups + g;
                 packed.scales[unit * ROWS + row % ROWS] = scales[row * groups + g] / bits.step();
+                if !plain {
+                    packed.offsets[unit * ROWS + row % ROWS] = offsets[row * groups + g];
+                }
                 let words = &mut packed.words[unit * WORDS..][..WORDS];
                 let of_group = &codes[row * columns + g * group..][..group];
                 for (e, code) in of_group.iter().enumerate() {
@@ -177,14 +181,10 @@ impl Packed {
             return Ok(out);
         }
         let level = simd::level()?;
-        let sums: Vec<f32> = match self.offsets.is_empty() {
-            true => vec![],
-            false => x.chunks_exact(self.bits.group()).map(|group| group.iter().sum()).collect(),
-        };
         // An element costs about a quarter of what a multiplication of f32 does.
         let least = (PARALLEL / 2).checked_div(m.div_ceil(4) * k * ROWS).unwrap_or(1);
         parallel::evenly(n.div_ceil(ROWS), least, |blocks| {
-            level.run(FewRows { packed: self, m, x, sums: &sums, blocks, to });
+            level.run(FewRows { packed: self, m, x, blocks, to });
         });
         Ok(out)
     }
@@ -230,7 +230,7 @@ impl Packed {
             all.words.extend(&part.words);
             all.scales.extend(&part.scales);
             match part.offsets.is_empty() && offset {
-                true => all.offsets.resize(all.offsets.len() + part.rows * part.groups(), 0.),
+                true => all.offsets.resize(all.scales.len(), 0.),
                 false => all.offsets.extend(&part.offsets),
             }
         }
@@ -286,7 +286,7 @@ impl Unpack<'_> {
             for (g, out) in out.chunks_exact_mut(group).enumerate() {
                 let unit = row / ROWS * groups + g;
                 let scale = s.splat_f32s(packed.scales[unit * ROWS + row % ROWS]);
-                let offset = s.splat_f32s(packed.offsets.get(row * groups + g).copied().unwrap_or(0.));
+                let offset = s.splat_f32s(packed.offsets.get(unit * ROWS + row % ROWS).copied().unwrap_or(0.));
                 let words = &packed.words[unit * WORDS..][..WORDS];
                 for (half, out) in out.chunks_exact_mut(WORDS).enumerate() {
                     for (words, out) in words.chunks_exact(S::U32_LANES).zip(out.chunks_exact_mut(S::F32_LANES)) {
@@ -304,8 +304,6 @@ struct FewRows<'a> {
     packed: &'a Packed,
     m: usize,
     x: &'a [f32],
-    /// Sums of x over groups (m, groups); empty without offsets.
-    sums: &'a [f32],
     /// Of four rows.
     blocks: std::ops::Range<usize>,
     to: Pointer,
@@ -316,38 +314,74 @@ impl WithSimd for FewRows<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, s: S) {
-        for block in self.blocks.clone() {
-            let mut i = 0;
-            while i < self.m {
-                let tall = self.m - i >= 4;
-                // SAFETY: rows i.. of x are there, and this task alone writes these columns of the result.
-                unsafe {
-                    match (self.packed.bits, tall) {
-                        (Bits::Four, true) => self.dots::<S, 4, true>(s, block, i),
-                        (Bits::Four, false) => self.dots::<S, 1, true>(s, block, i),
-                        (Bits::Eight, true) => self.dots::<S, 4, false>(s, block, i),
-                        (Bits::Eight, false) => self.dots::<S, 1, false>(s, block, i),
-                    }
-                }
-                i += if tall { 4 } else { 1 };
-            }
+        match (self.packed.bits, self.packed.offsets.is_empty()) {
+            (Bits::Four, false) => self.all::<S, true, true>(s),
+            (Bits::Four, true) => self.all::<S, true, false>(s),
+            (Bits::Eight, false) => self.all::<S, false, true>(s),
+            (Bits::Eight, true) => self.all::<S, false, false>(s),
         }
     }
 }
 
 impl FewRows<'_> {
+    #[inline(always)]
+    fn all<S: Simd, const FOUR: bool, const OFFSETS: bool>(&self, s: S) {
+        // As many sums as there are registers for.
+        let wide = S::F32_LANES >= 16;
+        for block in self.blocks.clone() {
+            let mut i = 0;
+            while i < self.m {
+                // SAFETY: rows i.. of x are there, and this task alone writes these columns of the result.
+                i += unsafe {
+                    match self.m - i {
+                        n if n >= 8 && wide => {
+                            self.dots::<S, 8, 2, FOUR, OFFSETS>(s, block, 0, i);
+                            self.dots::<S, 8, 2, FOUR, OFFSETS>(s, block, 2, i);
+                            8
+                        }
+                        n if n >= 4 => {
+                            self.dots::<S, 4, 2, FOUR, OFFSETS>(s, block, 0, i);
+                            self.dots::<S, 4, 2, FOUR, OFFSETS>(s, block, 2, i);
+                            4
+                        }
+                        n if n >= 2 => {
+                            self.dots::<S, 2, 4, FOUR, OFFSETS>(s, block, 0, i);
+                            2
+                        }
+                        _ => {
+                            self.dots::<S, 1, 4, FOUR, OFFSETS>(s, block, 0, i);
+                            1
+                        }
+                    }
+                };
+            }
+        }
+    }
+
+    /// R rows of a block from `first` on, with M rows of x from `i` on.
+    ///
     /// # Safety
     /// M rows of x from i on are there, and nobody else accesses the block's columns of the result.
     #[inline(always)]
-    unsafe fn dots<S: Simd, const M: usize, const FOUR: bool>(&self, s: S, block: usize, i: usize) {
-        let Self { packed, x, sums, to, .. } = *self;
+    unsafe fn dots<S: Simd, const M: usize, const R: usize, const FOUR: bool, const OFFSETS: bool>(
+        &self,
+        s: S,
+        block: usize,
+        first: usize,
+        i: usize,
+    ) {
+        let Self { packed, x, to, .. } = *self;
         let (n, k, groups, group) = (packed.rows, packed.columns, packed.groups(), packed.bits.group());
         let words = packed.words[block * groups * WORDS..][..groups * WORDS].as_ptr();
         let scales = packed.scales[block * groups * ROWS..][..groups * ROWS].as_ptr();
+        let offsets = if OFFSETS { packed.offsets[block * groups * ROWS..][..groups * ROWS].as_ptr() } else { scales };
         let x = x[i * k..][..M * k].as_ptr();
-        let mut all = [[s.splat_f32s(0.); M]; ROWS];
+        let mut all = [[s.splat_f32s(0.); M]; R];
         for g in 0..groups {
-            let mut parts = [[s.splat_f32s(0.); M]; ROWS];
+            // SAFETY: a group has a scale, and an offset, for each of the four rows.
+            let of_rows =
+                |of: *const f32| unsafe { std::array::from_fn(|row| s.splat_f32s(*of.add(g * ROWS + first + row))) };
+            let (scales, offsets): ([S::f32s; R], [S::f32s; R]) = (of_rows(scales), of_rows(offsets));
             for lane in (0..WORDS).step_by(S::U32_LANES) {
                 // SAFETY: a group has 16 words, and x as many elements for each of its halves.
                 unsafe {
@@ -358,41 +392,28 @@ impl FewRows<'_> {
                             let at = a * k + g * group + half * WORDS + lane;
                             *to = x.add(at).cast::<S::f32s>().read_unaligned();
                         }
-                        for (row, parts) in parts.iter_mut().enumerate() {
-                            let v = elements::<S, FOUR>(s, words, row, half);
-                            for (part, x) in parts.iter_mut().zip(xs) {
-                                *part = s.mul_add_e_f32s(v, x, *part);
+                        for row in 0..R {
+                            let v = elements::<S, FOUR>(s, words, first + row, half);
+                            let v = match OFFSETS {
+                                true => s.mul_add_e_f32s(v, scales[row], offsets[row]),
+                                false => s.mul_f32s(v, scales[row]),
+                            };
+                            for (all, x) in all[row].iter_mut().zip(xs) {
+                                *all = s.mul_add_e_f32s(v, x, *all);
                             }
                         }
                     }
                 }
             }
-            for (row, (all, parts)) in all.iter_mut().zip(parts).enumerate() {
-                // SAFETY: a group has a scale for each of the four rows.
-                let scale = s.splat_f32s(unsafe { *scales.add(g * ROWS + row) });
-                for (all, part) in all.iter_mut().zip(parts) {
-                    *all = s.mul_add_e_f32s(scale, part, *all);
-                }
-            }
         }
         for (row, all) in all.into_iter().enumerate() {
-            let column = block * ROWS + row;
+            let column = block * ROWS + first + row;
             if column >= n {
                 break;
             }
             for (a, all) in all.into_iter().enumerate() {
-                let mut sum = all;
-                if !sums.is_empty() {
-                    let (offsets, sums) =
-                        (&packed.offsets[column * groups..][..groups], &sums[(i + a) * groups..][..groups]);
-                    for g in (0..groups).step_by(S::F32_LANES) {
-                        // SAFETY: there are as many of each as there are groups.
-                        let [o, x] = [offsets, sums].map(|of| unsafe { vector::read(s, of.as_ptr(), g, groups) });
-                        sum = s.mul_add_e_f32s(o, x, sum);
-                    }
-                }
                 // SAFETY: the caller's promise.
-                unsafe { to.at((i + a) * n + column).write(s.reduce_sum_f32s(sum)) }
+                unsafe { to.at((i + a) * n + column).write(s.reduce_sum_f32s(all)) }
             }
         }
     }
@@ -433,10 +454,15 @@ mod tests {
                     for (got, want) in all.iter().zip(&w) {
                         assert!((f64::from(*got) - want).abs() <= 1e-6 * want.abs().max(1.), "{level:?} {got} {want}");
                     }
-                    for m in [1, 3, 4, 6, FEW + 1] {
+                    for m in [1, 3, 4, 6, 8, 13, FEW + 1] {
                         let x: Vec<f32> = (0..m * columns).map(|_| stream.normal() as f32).collect();
                         let y = with_level(level, || packed.product(m, &x))?;
                         assert_eq!(y.len(), m * rows);
+                        if m <= FEW {
+                            // To the bit: a row does not depend on the others.
+                            let last = with_level(level, || packed.product(1, &x[(m - 1) * columns..]))?;
+                            assert_eq!(last, y[(m - 1) * rows..], "{bits:?} {level:?} m {m}");
+                        }
                         for (e, got) in y.iter().enumerate() {
                             let (i, j) = (e / rows, e % rows);
                             let (mut want, mut size) = (0., 1.);

@@ -4,7 +4,9 @@ use candle_nn::VarBuilder;
 use super::{Dropout, Linear, Mode, Norm};
 use crate::init::{self, Init};
 use crate::onnx::{Attribute, Graph, Past, Places, Value};
-use crate::ops::{Activation, Affine, AttentionBranch, AttentionOptions, Projection, attention, linear};
+use crate::ops::{
+    Activation, Affine, AttentionBranch, AttentionOptions, Projection, attention, attention_of_texts, linear,
+};
 
 /// How queries, keys and values are projected, which decides the parameters' names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,19 +101,17 @@ impl MultiHeadAttention {
         self.output.forward(&attention(&q, &k, &v, self.config.heads, mask, options)?)
     }
 
-    /// Causal attention of new positions `x` (b, t, c) over those in `cache` and themselves; they are added to it. No graph is
-    /// recorded: what is in the cache has none.
+    /// Causal attention of new positions of several texts, which lie one behind the other in `x` (1, n, c). `texts` are how many each has, and
+    /// the cache of those before them, which takes them. No graph is recorded: what is in a cache has none.
     ///
     /// # Errors
-    /// Attention that is not causal, or more positions than the cache has room for.
-    pub fn forward_cached(&self, x: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
+    /// Attention that is not causal, numbers that do not add up to n, or more positions than a cache has room for.
+    pub fn forward_cached(&self, x: &Tensor, texts: &mut [(usize, &mut KvCache)]) -> Result<Tensor> {
         if !self.config.causal {
             bail!("attention: only causal attention can be cached")
         }
-        let [q, k, v] = self.project(x)?;
-        let (k, v) = cache.append(&k, &v)?;
-        let options = AttentionOptions { causal: true, ..Default::default() };
-        Ok(self.output.forward(&attention(&q, &k, &v, self.config.heads, None, options)?)?.detach())
+        let y = each_behind(self.project(x)?, self.config.heads, texts)?;
+        Ok(self.output.forward(&y)?.detach())
     }
 
     /// Its heads, and the features of one.
@@ -174,10 +174,59 @@ impl MultiHeadAttention {
     }
 }
 
-/// Keys and values of the positions that a causal attention has seen. It has no copies: they would share memory.
+/// Causal attention of queries (1, n, c) of texts, whose keys and values go into the caches first.
+pub(super) fn each_behind([q, k, v]: [Tensor; 3], heads: usize, texts: &mut [(usize, &mut KvCache)]) -> Result<Tensor> {
+    let (_, n, _) = k.dims3()?;
+    let sum = texts.iter().try_fold(0usize, |sum, text| sum.checked_add(text.0));
+    if sum != Some(n) {
+        bail!("attention: {n} new positions, but not so many of the texts")
+    }
+    // Before any of them takes something.
+    texts.iter().try_for_each(|(t, cache)| cache.check(*t))?;
+    let (mut first, mut all) = (0, Vec::with_capacity(texts.len()));
+    for (t, cache) in texts {
+        let (k, v) = cache.append(&k.narrow(1, first, *t)?, &v.narrow(1, first, *t)?)?;
+        all.push((*t, k, v));
+        first += *t;
+    }
+    attention_of_texts(&q, heads, &all)
+}
+
+/// Of several texts, with a cache for each block of a model, those of block `i`.
+///
+/// # Errors
+/// A text without one.
+pub fn in_block<'a>(texts: &'a mut [(usize, &mut [KvCache])], i: usize) -> Result<Vec<(usize, &'a mut KvCache)>> {
+    let own = |(n, caches): &'a mut (usize, &mut [KvCache])| match caches.get_mut(i) {
+        Some(cache) => Ok((*n, cache)),
+        None => bail!("attention: a text has no cache for block {i}"),
+    };
+    texts.iter_mut().map(own).collect()
+}
+
+/// The last position of each text, (1, texts, c), of `x` (1, n, c) in which texts of `counts` positions lie one behind the other.
+///
+/// # Errors
+/// A count of zero, or counts that do not add up to n.
+pub fn last_of_each(x: &Tensor, counts: impl IntoIterator<Item = usize>) -> Result<Tensor> {
+    let (mut end, mut last) = (0, vec![]);
+    for count in counts {
+        end += count;
+        match count {
+            0 => bail!("a text without new positions"),
+            _ => last.push(x.narrow(1, end - 1, 1)?),
+        }
+    }
+    if end != x.dim(1)? {
+        bail!("{end} positions of texts in {}", x.dim(1)?)
+    }
+    if last.len() == end { Ok(x.clone()) } else { Tensor::cat(&last, 1) }
+}
+
+/// Keys and values of the positions that a causal attention has seen of a text. It has no copies: they would share memory.
 #[derive(Debug)]
 pub struct KvCache {
-    /// (b, capacity, c), once the first positions are there.
+    /// (1, capacity, c), once the first positions are there.
     keys_values: Option<(Tensor, Tensor)>,
     capacity: usize,
     len: usize,
@@ -204,23 +253,28 @@ impl KvCache {
         self.len = 0;
     }
 
-    /// Adds `k` and `v` (b, t, c) and returns all there are.
-    pub(super) fn append(&mut self, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
-        let (b, t, c) = k.dims3()?;
+    /// Whether there is room for `t` more positions.
+    fn check(&self, t: usize) -> Result<()> {
         if t == 0 {
             bail!("cache: no new positions")
         }
         if self.len.checked_add(t).is_none_or(|len| len > self.capacity) {
             bail!("cache: room for {} positions, asked for {t} beside {}", self.capacity, self.len)
         }
-        if b.checked_mul(self.capacity).and_then(|n| n.checked_mul(c)).is_none_or(|n| n > isize::MAX as usize / 16) {
-            bail!("cache: {b} times {} positions of {c} features are more than can be addressed", self.capacity)
+        Ok(())
+    }
+
+    /// Adds `k` and `v` (1, t, c) and returns all there are.
+    pub(super) fn append(&mut self, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (_, t, c) = k.dims3()?;
+        self.check(t)?;
+        if self.capacity.checked_mul(c).is_none_or(|n| n > isize::MAX as usize / 16) {
+            bail!("cache: {} positions of {c} features are more than can be addressed", self.capacity)
         }
-        let fresh = || Tensor::zeros((b, self.capacity, c), k.dtype(), k.device());
+        let fresh = || Tensor::zeros((1, self.capacity, c), k.dtype(), k.device());
         let (keys, values) = match &self.keys_values {
-            Some((keys, values)) if keys.dim(0)? == b => (keys, values),
-            Some((keys, _)) if self.len > 0 => bail!("cache: a batch of {}, then one of {b}", keys.dim(0)?),
-            _ => {
+            Some((keys, values)) => (keys, values),
+            None => {
                 let made = (fresh()?, fresh()?);
                 let made = self.keys_values.insert(made);
                 (&made.0, &made.1)

@@ -1,5 +1,6 @@
 use candle_core::{Device, Result, Tensor, bail};
 
+use super::attention::each_behind;
 use super::weight::{Weight, Weights};
 use super::{KvCache, Mode, Norm};
 use crate::onnx::{Graph, Past, Places, Value};
@@ -7,6 +8,9 @@ use crate::ops::{
     Activation, AttentionOptions, GatedBranch, GroupedBranch, RopePairs, RopeScaling, add_dropout, attention, gated,
     rope_angles_of, rope_frequencies, rope_heads,
 };
+
+/// Cosines and sines of positions, (t, d / 2) each.
+pub type Angles = [Tensor; 2];
 
 /// Angles of a rotary embedding, for as many positions as a model may see.
 #[derive(Clone, Debug)]
@@ -29,7 +33,7 @@ impl Rotary {
     }
 
     /// Cosines and sines of `t` positions from `first` on.
-    fn angles(&self, first: usize, t: usize) -> Result<[Tensor; 2]> {
+    fn angles(&self, first: usize, t: usize) -> Result<Angles> {
         let known = self.cos.dim(0)?;
         if first.checked_add(t).is_none_or(|end| end > known) {
             bail!("rotary embedding: {t} positions from {first} on, known are {known}")
@@ -46,10 +50,15 @@ impl Rotary {
         Ok([graph.rows_of(&cos, places), graph.rows_of(&sin, places)])
     }
 
-    /// `x` (b, t, heads d) at the positions from `first` on.
-    fn turn(&self, x: &Tensor, heads: usize, first: usize) -> Result<Tensor> {
-        let [cos, sin] = self.angles(first, x.dim(1)?)?;
-        rope_heads(x, heads, &cos, &sin, RopePairs::Halves)
+    /// The angles of new positions of several texts, one text behind the other: how many each has, and the caches of those before them.
+    ///
+    /// # Errors
+    /// More positions than are known.
+    pub fn behind(&self, texts: &[(usize, &mut [KvCache])]) -> Result<Angles> {
+        let first = |caches: &[KvCache]| caches.first().map_or(0, KvCache::len);
+        let each = texts.iter().map(|(t, caches)| self.angles(first(caches), *t)).collect::<Result<Vec<_>>>()?;
+        let [cos, sin] = [0, 1].map(|i| each.iter().map(|angles| &angles[i]).collect::<Vec<_>>());
+        Ok([Tensor::cat(&cos, 0)?, Tensor::cat(&sin, 0)?])
     }
 }
 
@@ -124,7 +133,7 @@ impl GroupedAttention {
         let (_, t, _) = x.dims3()?;
         let Weights::Apart([q, k, v]) = &self.inputs else {
             let [q, k, v] = self.project(&norm.forward(x)?, rotary, 0, mode)?;
-            return add_dropout(x, &self.attend(&q, &k, &v, mask, mode)?, None);
+            return add_dropout(x, &self.output.forward(&self.mix(&q, &k, &v, mask)?, mode)?, None);
         };
         let [cos, sin] = &rotary.angles(0, t)?;
         let branch = GroupedBranch {
@@ -170,15 +179,15 @@ impl GroupedAttention {
         Ok((self.output.export(graph, &y)?, now))
     }
 
-    /// Attention of new positions `x` (b, t, c) over those in `cache` and themselves; they are added to it. No graph is
-    /// recorded.
+    /// Attention of new positions of several texts at the `angles` of [`Rotary::behind`], as
+    /// [`MultiHeadAttention::forward_cached`](super::MultiHeadAttention::forward_cached) has it.
     ///
     /// # Errors
-    /// More positions than the cache has room for or `rotary` knows.
-    pub fn forward_cached(&self, x: &Tensor, rotary: &Rotary, cache: &mut KvCache) -> Result<Tensor> {
-        let [q, k, v] = self.project(x, rotary, cache.len(), Mode::Eval)?;
-        let (k, v) = cache.append(&k, &v)?;
-        Ok(self.attend(&q, &k, &v, None, Mode::Eval)?.detach())
+    /// Numbers that do not add up to n; more positions than a cache has room for.
+    pub fn forward_cached(&self, x: &Tensor, angles: &Angles, texts: &mut [(usize, &mut KvCache)]) -> Result<Tensor> {
+        let qkv = self.turn(self.inputs.forward(x, Mode::Eval)?, angles)?;
+        let y = each_behind(qkv, self.heads, texts)?;
+        Ok(self.output.forward(&y, Mode::Eval)?.detach())
     }
 
     /// Its parameters.
@@ -200,14 +209,17 @@ impl GroupedAttention {
     /// Queries, keys and values, (b, t, heads d) each, of positions from `first` on.
     fn project(&self, x: &Tensor, rotary: &Rotary, first: usize, mode: Mode) -> Result<[Tensor; 3]> {
         x.dims3()?;
-        let [q, k, v] = self.inputs.forward(x, mode)?;
-        let q = rotary.turn(&q, self.heads, first)?;
-        Ok([q, rotary.turn(&k, self.key_heads, first)?, v])
+        self.turn(self.inputs.forward(x, mode)?, &rotary.angles(first, x.dim(1)?)?)
     }
 
-    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, mode: Mode) -> Result<Tensor> {
-        let options = AttentionOptions { causal: true, ..Default::default() };
-        self.output.forward(&attention(q, k, v, self.heads, mask, options)?, mode)
+    fn turn(&self, [q, k, v]: [Tensor; 3], [cos, sin]: &Angles) -> Result<[Tensor; 3]> {
+        let turn = |x: &Tensor, heads: usize| rope_heads(x, heads, cos, sin, RopePairs::Halves);
+        Ok([turn(&q, self.heads)?, turn(&k, self.key_heads)?, v])
+    }
+
+    /// The values that queries choose, without the map behind.
+    fn mix(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+        attention(q, k, v, self.heads, mask, AttentionOptions { causal: true, ..Default::default() })
     }
 }
 

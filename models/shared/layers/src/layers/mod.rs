@@ -13,10 +13,10 @@ mod running_norm;
 mod transformer;
 mod weight;
 
-pub use attention::{AttentionConfig, KvCache, MultiHeadAttention, Qkv};
+pub use attention::{AttentionConfig, KvCache, MultiHeadAttention, Qkv, in_block, last_of_each};
 pub use dropout::Dropout;
 pub use embedding::Embedding;
-pub use grouped::{GatedMlp, GroupedAttention, GroupedConfig, Rotary};
+pub use grouped::{Angles, GatedMlp, GroupedAttention, GroupedConfig, Rotary};
 pub use linear::Linear;
 pub use lstm::{Lstm, LstmConfig, LstmOutput};
 pub use norm::Norm;

@@ -220,20 +220,19 @@ impl TransformerBlock {
         }
     }
 
-    /// [`TransformerBlock::forward`] for new positions `x` (b, t, c) behind those in `cache`, when evaluating; see
-    /// [`MultiHeadAttention::forward_cached`].
+    /// [`TransformerBlock::forward`] for new positions `x` (1, n, c) of several texts, when evaluating; see [`MultiHeadAttention::forward_cached`].
     ///
     /// # Errors
     /// As [`MultiHeadAttention::forward_cached`].
-    pub fn forward_cached(&self, x: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
+    pub fn forward_cached(&self, x: &Tensor, texts: &mut [(usize, &mut KvCache)]) -> Result<Tensor> {
         let ([norm1, norm2], [_, drop2]) = (&self.norms, &self.dropouts);
         match self.place {
             NormPlace::Pre => {
-                let x = (x + self.attention.forward_cached(&norm1.forward(x)?, cache)?)?;
+                let x = (x + self.attention.forward_cached(&norm1.forward(x)?, texts)?)?;
                 self.mlp.branch(&x, Some(norm2), drop2, Mode::Eval)
             }
             NormPlace::Post => {
-                let x = norm1.forward(&(x + self.attention.forward_cached(x, cache)?)?)?;
+                let x = norm1.forward(&(x + self.attention.forward_cached(x, texts)?)?)?;
                 norm2.forward(&self.mlp.branch(&x, None, drop2, Mode::Eval)?)
             }
         }
@@ -278,11 +277,21 @@ mod tests {
                 let same = |a: &Tensor, b: &Tensor| (a - b)?.abs()?.max_all()?.to_scalar::<f32>();
                 let whole = block.forward(&x, Mode::Eval)?;
                 assert!(same(&whole, &by_hand)? < 2e-6, "{norm:?} {qkv:?}");
-                let mut cache = KvCache::new(7);
-                for (first, n) in [(0, 3), (3, 1), (4, 3)] {
-                    let y = block.forward_cached(&x.narrow(1, first, n)?, &mut cache)?;
-                    assert!(same(&y, &whole.narrow(1, first, n)?)? < 2e-6, "{norm:?} {qkv:?}");
+                // Two texts at once, each in pieces of its own.
+                let [mut a, mut b] = [KvCache::new(7), KvCache::new(7)];
+                for pieces in [[(0, 3), (0, 1)], [(3, 1), (1, 4)], [(4, 3), (5, 2)]] {
+                    let of = |all: &Tensor| {
+                        let own = |(i, (first, n))| all.narrow(0, i, 1)?.narrow(1, first, n);
+                        Tensor::cat(&pieces.into_iter().enumerate().map(own).collect::<Result<Vec<_>>>()?, 1)
+                    };
+                    let y = block.forward_cached(&of(&x)?, &mut [(pieces[0].1, &mut a), (pieces[1].1, &mut b)])?;
+                    assert!(same(&y, &of(&whole)?)? < 2e-6, "{norm:?} {qkv:?}");
                 }
+                let one = x.narrow(0, 0, 1)?;
+                let full = block.forward_cached(&one.narrow(1, 0, 1)?, &mut [(1, &mut a)]).unwrap_err();
+                assert!(full.to_string().contains("room for 7 positions"), "{full}");
+                let mut new = KvCache::new(7);
+                assert!(block.forward_cached(&one, &mut [(6, &mut new)]).is_err() && new.is_empty());
             }
         }
         Ok(())

@@ -23,6 +23,7 @@ mod sequence_loss;
 mod softmax;
 
 pub use activation::{Activation, elu, gated, gelu, gelu_tanh, relu, silu};
+pub(crate) use attention::attention_of_texts;
 pub use attention::{AttentionOptions, attention};
 pub use cross_entropy::{CrossEntropyOptions, cross_entropy, linear_cross_entropy};
 pub use dropout::{dropout, mask};

@@ -21,6 +21,7 @@ mod gpu;
 mod narrow;
 #[cfg(test)]
 mod tests;
+mod texts;
 
 use candle_core::{Result, Shape, Tensor, bail};
 use zoo_kernels::cpu::Pointer;
@@ -28,6 +29,7 @@ use zoo_kernels::gpu::{Array, Gpu};
 use zoo_kernels::{Backward, Forward, GpuForward, Op, Output, View, apply_one};
 
 use self::cpu::{Geometry, Heads};
+pub(crate) use self::texts::attention_of_texts;
 use super::dropout::{Dropout, apply_mask};
 use super::softmax::exponentials;
 use crate::random::Stream;

@@ -185,6 +185,44 @@ fn shapes_that_do_not_fit_are_refused() -> Result<()> {
 }
 
 #[test]
+fn texts_get_what_each_gets_alone() -> Result<()> {
+    // Queries and keys of each text: the first at all, few, the most that are few, a prompt, a prompt behind others.
+    let sizes = [(1, 1), (1, 7), (1, 130), (3, 70), (4, 4), (33, 33), (5, 80)];
+    for (heads, key_heads, d) in [(3, 3, 8), (4, 2, 17), (6, 1, 64), (2, 2, 130), (2, 1, 1)] {
+        everywhere(|dtype| {
+            let of = |seed, t: usize, heads: usize| random(seed, &[1, t, heads * d])?.to_dtype(dtype);
+            let part = |(i, &(count, t)): (usize, &(usize, usize))| {
+                let (i, q) = (i as u64, of(i as u64, count, heads)?);
+                Ok((q, (count, of(10 + i, t, key_heads)?, of(20 + i, t, key_heads)?)))
+            };
+            let (queries, texts): (Vec<_>, Vec<_>) =
+                sizes.iter().enumerate().map(part).collect::<Result<Vec<_>>>()?.into_iter().unzip();
+            let together = attention_of_texts(&Tensor::cat(&queries, 1)?, heads, &texts)?;
+            let mut first = 0;
+            for (q, (count, k, v)) in queries.iter().zip(texts) {
+                let own = floats(&together.narrow(1, first, count)?)?;
+                let causal = AttentionOptions { causal: true, ..Default::default() };
+                let usual = floats(&attention(q, &k, &v, heads, None, causal)?)?;
+                let near = if dtype == DType::F32 { 2e-6 } else { 2e-2 };
+                let error = own.iter().zip(&usual).map(|(a, b)| (a - b).abs()).fold(0., f32::max);
+                assert!(error < near, "{count} queries, {} keys, {heads} heads of {d}: {error}", k.dim(1)?);
+                // To the bit: a text does not depend on the others.
+                assert_eq!(own, floats(&attention_of_texts(q, heads, &[(count, k, v)])?)?);
+                first += count;
+            }
+            Ok(())
+        })?;
+    }
+    let of = |t: usize, c: usize| random(1, &[1, t, c]);
+    assert!(attention_of_texts(&of(3, 8)?, 2, &[(2, of(2, 8)?, of(2, 8)?)]).is_err());
+    assert!(attention_of_texts(&of(2, 8)?, 2, &[(2, of(1, 8)?, of(1, 8)?)]).is_err());
+    assert!(attention_of_texts(&of(1, 8)?, 3, &[(1, of(1, 8)?, of(1, 8)?)]).is_err());
+    assert!(attention_of_texts(&of(1, 8)?, 2, &[(1, of(1, 6)?, of(1, 6)?)]).is_err());
+    assert_eq!(attention_of_texts(&of(0, 8)?, 2, &[])?.dims(), [1, 0, 8]);
+    Ok(())
+}
+
+#[test]
 fn bits_do_not_depend_on_the_number_of_threads() -> Result<()> {
     same_bits_on_any_threads(|| {
         let vars = (0..3).map(|i| candle_core::Var::from_tensor(&random(i, &[1, 2, 300, 16])?));
