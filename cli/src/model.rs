@@ -9,6 +9,8 @@ use zoo_training::{Export, Flag, Generate, Import, Predict, Recipe, Tokenize};
 
 use crate::health::Judged;
 use crate::verbs::list::{Abilities, Described};
+#[cfg(feature = "serve")]
+use crate::verbs::serve;
 use crate::verbs::{
     adapt, attempt, bench, convert, doctor, eval, export, generate, inspect, list, params, predict, replay, tokenizer,
     train, tune,
@@ -47,6 +49,8 @@ pub struct Model {
     pub(crate) adapt: Option<convert::Converter>,
     pub(crate) export: Option<fn(&convert::Arguments) -> anyhow::Result<ExitCode>>,
     pub(crate) tokenize: Option<fn(&tokenizer::Action) -> anyhow::Result<()>>,
+    #[cfg(feature = "serve")]
+    pub(crate) serve: Option<serve::Opener>,
 }
 
 /// A model whose abilities are being named.
@@ -81,6 +85,8 @@ impl Model {
             adapt: None,
             export: None,
             tokenize: None,
+            #[cfg(feature = "serve")]
+            serve: None,
         };
         ModelOf { model, task: PhantomData }
     }
@@ -92,6 +98,8 @@ impl<T: Predict> ModelOf<T> {
         self.model.abilities.predict = true;
         self.model.predict_flags = <T as Predict>::FLAGS;
         self.model.predict = Some(predict::run::<T>);
+        #[cfg(feature = "serve")]
+        self.model.serve.get_or_insert(serve::predictions::open::<T>);
         self
     }
 }
@@ -101,6 +109,8 @@ impl<T: Generate> ModelOf<T> {
     pub fn generates(mut self) -> Self {
         self.model.abilities.generate = true;
         self.model.generate = Some(generate::run::<T>);
+        #[cfg(feature = "serve")]
+        self.model.serve.replace(serve::texts::open::<T>);
         self
     }
 }

@@ -179,7 +179,7 @@ pub(crate) fn first_line(e: &impl std::fmt::Display) -> String {
 
 /// What verbs of other programs, and flags that are keys of the configuration here, are called.
 fn elsewhere(typed: &str, verb: Option<&str>) -> Option<String> {
-    const VERBS: [(&str, &[&str]); 14] = [
+    const VERBS: [(&str, &[&str]); 15] = [
         ("train", &["fit", "finetune", "fine-tune", "resume"]),
         ("eval", &["evaluate", "test", "validate", "score"]),
         ("predict", &["infer", "inference", "forecast"]),
@@ -194,6 +194,7 @@ fn elsewhere(typed: &str, verb: Option<&str>) -> Option<String> {
         ("inspect", &["info", "show", "ls"]),
         ("pull", &["download", "fetch"]),
         ("push", &["upload", "publish"]),
+        ("serve", &["server", "api", "deploy"]),
     ];
     let Some(flag) = typed.strip_prefix("--") else {
         return VERBS.iter().find(|(_, others)| others.contains(&typed)).map(|(ours, _)| ours.to_string());

@@ -270,8 +270,17 @@ where
 
 /// Draws a model's picture to a file, whole or not at all.
 pub(crate) fn draw_picture(path: &Path, picture: &Picture, force: Force) -> anyhow::Result<()> {
-    let height = if picture.maps.is_empty() { 500 } else { 420 + MAPS };
-    draw(path, (1000, height), picture, force)
+    draw(path, size(picture), picture, force)
+}
+
+/// A model's picture as an SVG text.
+#[cfg(feature = "serve")]
+pub(crate) fn picture_svg(picture: &Picture) -> anyhow::Result<String> {
+    svg(size(picture), picture)
+}
+
+fn size(picture: &Picture) -> (u32, u32) {
+    (1000, if picture.maps.is_empty() { 500 } else { 420 + MAPS })
 }
 
 /// Pixels from top to bottom that maps take.

@@ -9,7 +9,7 @@ use zoo_training::{Error, Flag, RunFiles};
 use crate::arguments::{Flags, ModelName, add_flags, given_flags};
 use crate::health::Judged;
 use crate::model::Model;
-#[cfg(not(all(feature = "hub", feature = "watch")))]
+#[cfg(not(all(feature = "hub", feature = "serve", feature = "watch")))]
 use crate::output::not_built;
 use crate::output::program;
 use crate::program::Zoo;
@@ -17,6 +17,8 @@ use crate::ranks::among_several;
 use crate::system;
 #[cfg(feature = "hub")]
 use crate::verbs::hub;
+#[cfg(feature = "serve")]
+use crate::verbs::serve;
 #[cfg(feature = "watch")]
 use crate::verbs::watch;
 use crate::verbs::{
@@ -25,7 +27,7 @@ use crate::verbs::{
 };
 
 /// The arguments of a verb that is not built in.
-#[cfg(not(all(feature = "hub", feature = "watch")))]
+#[cfg(not(all(feature = "hub", feature = "serve", feature = "watch")))]
 #[derive(Args)]
 struct Anything {
     #[arg(hide = true, trailing_var_arg = true, allow_hyphen_values = true)]
@@ -190,6 +192,16 @@ pub(crate) static VERBS: &[Verb] = &[
     Verb::new::<generate::Arguments>("generate", "Write text with trained weights", |zoo, m| {
         let args: generate::Arguments = parsed(m)?;
         able(zoo, zoo.find(&args.model.model)?, "does not write text", |m| m.generate)?(&args)
+    }),
+    #[cfg(feature = "serve")]
+    Verb::new::<serve::Arguments>(
+        "serve",
+        "Answer requests over HTTP: texts in OpenAI's shapes, predictions as JSON, CSV or pictures",
+        |zoo, m| serve::run(zoo, &parsed(m)?),
+    ),
+    #[cfg(not(feature = "serve"))]
+    Verb::new::<Anything>("serve", "Not in this build (it needs the feature serve)", |_, _| {
+        Err(not_built("serve", "serve"))
     }),
     Verb::new::<tokenizer::Arguments>(
         "tokenizer",

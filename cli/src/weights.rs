@@ -153,6 +153,12 @@ pub(crate) fn fits<T: Recipe>(source: &Source) -> anyhow::Result<()> {
     Usable::<T>::of(source, &places, &Device::Cpu).map(|_| ())
 }
 
+/// How many parameters a model has.
+#[cfg(feature = "serve")]
+pub(crate) fn parameters<T: Recipe>(config: &ConfigOf<T>) -> anyhow::Result<usize> {
+    Ok(outline::<T>(config)?.iter().map(Outlined::count).sum())
+}
+
 /// The parameters of a model that its weights do not hold, as they stand over them.
 pub(crate) fn elsewhere<T: Recipe>(config: &ConfigOf<T>) -> anyhow::Result<Vec<Outlined>> {
     let mut all = outline::<T>(config)?;

@@ -21,6 +21,8 @@ pub(crate) mod predict;
 pub(crate) mod replay;
 pub(crate) mod report;
 pub(crate) mod reproduce;
+#[cfg(feature = "serve")]
+pub(crate) mod serve;
 pub(crate) mod sheet;
 pub(crate) mod tokenizer;
 pub(crate) mod train;
