@@ -230,6 +230,51 @@ pub fn bf16_of(level: Level, x: &[f32]) -> Vec<f32> {
     y
 }
 
+/// A sum in two steps, of [`Sum::BLOCK`] vectors each and then of these, so that one of many terms loses little: with one lane, too.
+#[derive(Clone, Copy)]
+pub struct Sum<S: Simd> {
+    block: S::f32s,
+    total: S::f32s,
+    count: usize,
+}
+
+impl<S: Simd> Sum<S> {
+    const BLOCK: usize = 64;
+
+    /// Zero.
+    #[inline(always)]
+    pub fn new(s: S) -> Self {
+        Self { block: s.splat_f32s(0.), total: s.splat_f32s(0.), count: 0 }
+    }
+
+    /// Adds the lanes of `v`.
+    #[inline(always)]
+    pub fn add(&mut self, s: S, v: S::f32s) {
+        self.set(s, s.add_f32s(self.block, v));
+    }
+
+    /// Adds the products of lanes.
+    #[inline(always)]
+    pub fn add_product(&mut self, s: S, a: S::f32s, b: S::f32s) {
+        self.set(s, s.mul_add_e_f32s(a, b, self.block));
+    }
+
+    #[inline(always)]
+    fn set(&mut self, s: S, block: S::f32s) {
+        self.block = block;
+        self.count += 1;
+        if self.count == Self::BLOCK {
+            *self = Self { block: s.splat_f32s(0.), total: s.add_f32s(self.total, block), count: 0 };
+        }
+    }
+
+    /// The sum of all lanes.
+    #[inline(always)]
+    pub fn finish(self, s: S) -> f32 {
+        s.reduce_sum_f32s(s.add_f32s(self.total, self.block))
+    }
+}
+
 /// Sum of squares in a fixed order: f32 within blocks of a thousand or so, f64 across them.
 pub fn sum_of_squares(level: Level, x: &[f32]) -> f64 {
     level.run(SumOfSquares(x))

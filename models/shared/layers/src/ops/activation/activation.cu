@@ -75,7 +75,7 @@ FUNCTION Point point(float x, uint kind, float alpha) {
         return same;
     }
     default:
-        const Point relu = {x < 0 ? 0 : x, x > 0 ? 1.f : 0.f};
+        const Point relu = {x < 0 ? 0 : x, x <= 0 ? 0.f : 1.f};
         return relu;
     }
 }

@@ -97,8 +97,9 @@ fn points<S: Simd>(s: S, f: Activation, each: impl Each) {
         Activation::Relu => each.each(s, |x| {
             // Compared so that NaN stays.
             let negative = s.less_than_f32s(x, zero);
-            let positive = s.greater_than_f32s(x, zero);
-            (s.select_f32s(negative, zero, x), s.select_f32s(positive, one, zero))
+            // A gradient goes through where x is NaN, as in PyTorch.
+            let flat = s.less_than_or_equal_f32s(x, zero);
+            (s.select_f32s(negative, zero, x), s.select_f32s(flat, zero, one))
         }),
         Activation::Gelu => each.each(s, |x| {
             let (below, density) = vector::normal(s, x);
@@ -114,10 +115,15 @@ fn points<S: Simd>(s: S, f: Activation, each: impl Each) {
             let small = s.mul_f32s(power, large);
             let share = s.select_f32s(s.greater_than_f32s(u2, zero), large, small);
             let rise = s.mul_f32s(c(2. * ROOT), s.mul_add_e_f32s(c(0.134145), x2, one));
+            // Where x³ overflows the slope of the share is 0.
+            let flat = s.equal_f32s(small, zero);
+            let rise = s.select_f32s(flat, zero, rise);
             (s.mul_f32s(x, share), s.mul_add_e_f32s(s.mul_f32s(s.mul_f32s(large, small), x), rise, share))
         }),
         Activation::Silu => each.each(s, |x| {
-            let share = vector::sigmoid(s, x);
+            // The sigmoid has a least value, which the lowest numbers make a large one of.
+            let none = s.less_than_f32s(x, c(-87.));
+            let share = s.select_f32s(none, zero, vector::sigmoid(s, x));
             let slope = s.mul_f32s(share, s.mul_add_e_f32s(x, s.sub_f32s(one, share), one));
             (s.mul_f32s(x, share), slope)
         }),

@@ -1,7 +1,7 @@
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor, Var};
 use zoo_kernels::check::random;
 use zoo_kernels::cpu::simd::{levels, with_level};
-use zoo_kernels_emulator::check;
+use zoo_kernels_emulator::{check, ready, with_emulation};
 
 use super::*;
 
@@ -48,4 +48,36 @@ fn extremes_are_finite_and_nan_stays() -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[test]
+fn values_and_slopes_are_those_of_the_limits_at_the_ends_of_f32() -> Result<()> {
+    let far = [f32::MAX, 1e30, 1e20, 100., -100., -1e20, -1e30, f32::MIN];
+    let everywhere = |f: &dyn Fn() -> Result<()>| -> Result<()> {
+        levels().into_iter().try_for_each(|level| with_level(level, f))?;
+        if ready() { with_emulation(false, f) } else { Ok(()) }
+    };
+    everywhere(&|| {
+        for f in ALL {
+            let x = Var::from_slice(&far, far.len(), &Device::Cpu)?;
+            let y = f.apply(x.as_tensor())?;
+            let slope = y
+                .sum_all()?
+                .backward()?
+                .get(&x)
+                .ok_or_else(|| candle_core::Error::msg("no gradient"))?
+                .to_vec1::<f32>()?;
+            for ((x, y), slope) in far.iter().zip(y.to_vec1::<f32>()?).zip(slope) {
+                let low = if let Activation::Elu(alpha) = f { -alpha as f32 } else { 0. };
+                let want = if *x > 0. { (*x, 1.) } else { (low, 0.) };
+                assert!((y - want.0).abs() <= 1e-30 && (slope - want.1).abs() <= 1e-30, "{f:?} at {x}: {y}, slope {slope}");
+            }
+        }
+        // As in PyTorch, what is no number stops no gradient.
+        let x = Var::from_slice(&[f32::NAN], 1, &Device::Cpu)?;
+        let slope = Activation::Relu.apply(x.as_tensor())?.sum_all()?.backward()?;
+        let slope = slope.get(&x).ok_or_else(|| candle_core::Error::msg("no gradient"))?.to_vec1::<f32>()?;
+        assert_eq!(slope, [1.]);
+        Ok(())
+    })
 }

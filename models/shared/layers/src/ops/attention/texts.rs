@@ -2,6 +2,7 @@
 
 use candle_core::{Result, Tensor, bail};
 use pulp::{Simd, WithSimd};
+use zoo_kernels::cpu::vector::Sum;
 use zoo_kernels::cpu::{Buffer, Pointer, parallel, simd, vector, with_scratch};
 use zoo_kernels::{Backward, Forward, Op, Output, View, apply_one};
 
@@ -193,17 +194,17 @@ impl Text<'_> {
         let p = scores.as_mut_ptr();
         // A NaN is passed over here, and comes back in the sum.
         let max = s.splat_f32s(scores.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-        let mut sum = s.splat_f32s(0.);
+        let mut sum = Sum::new(s);
         for j in (0..n).step_by(lanes) {
             // SAFETY: there are n scores.
             unsafe {
                 let e = vector::exp(s, s.sub_f32s(vector::read(s, p, j, n), max));
                 let e = vector::within(s, e, j, n);
-                sum = s.add_f32s(sum, e);
+                sum.add(s, e);
                 vector::write(s, p, j, n, e);
             }
         }
-        let share = s.splat_f32s(1. / s.reduce_sum_f32s(sum));
+        let share = s.splat_f32s(1. / sum.finish(s));
         // SAFETY: the features of this head, which the caller promises to be this task's.
         let out = unsafe { self.to.at(at) };
         const WIDE: usize = 4;

@@ -1,5 +1,6 @@
 use candle_core::Result;
 use pulp::{Simd, WithSimd};
+use zoo_kernels::cpu::vector::Sum;
 use zoo_kernels::cpu::{Buffer, Pointer, parallel, simd, vector};
 
 use super::IGNORED;
@@ -80,14 +81,14 @@ impl WithSimd for ForwardRows<'_> {
             unsafe {
                 let max = largest(s, p, n);
                 let shift = s.splat_f32s(max);
-                let (mut sum, mut total) = (s.splat_f32s(0.), s.splat_f32s(0.));
+                let (mut sum, mut total) = (Sum::new(s), Sum::new(s));
                 for j in (0..n).step_by(S::F32_LANES) {
                     let v = s.sub_f32s(vector::read(s, p, j, n), shift);
-                    sum = s.add_f32s(sum, vector::within(s, vector::exp(s, v), j, n));
-                    total = s.add_f32s(total, vector::within(s, v, j, n));
+                    sum.add(s, vector::within(s, vector::exp(s, v), j, n));
+                    total.add(s, vector::within(s, v, j, n));
                 }
-                let log = s.reduce_sum_f32s(sum).ln();
-                let mean = if smoothing > 0. { smoothing * s.reduce_sum_f32s(total) / n as f32 } else { 0. };
+                let log = sum.finish(s).ln();
+                let mean = if smoothing > 0. { smoothing * total.finish(s) / n as f32 } else { 0. };
                 let of_target = |t: usize| log - (1. - smoothing) * (z[t] - max) - mean;
                 to.at(row).write(if target == IGNORED { 0. } else { of_target(target as usize) });
                 at.at(2 * row).write(max);

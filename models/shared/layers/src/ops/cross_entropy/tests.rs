@@ -1,5 +1,6 @@
 use candle_core::{Device, Result, Tensor};
 use zoo_kernels::check::random;
+use zoo_kernels::cpu::simd::{levels, with_level};
 use zoo_kernels_emulator::{check, ready, with_emulation};
 
 use super::*;
@@ -71,6 +72,20 @@ fn a_gpu_does_not_wait_for_targets_and_answers_a_bad_one_with_nan() -> Result<()
             assert!(loss(&[0, bad, 1])?.is_nan(), "{bad}");
         }
         assert!(loss(&[0, 4, 1])?.is_finite());
+    }
+    Ok(())
+}
+
+#[test]
+fn large_vocabularies_are_exact_at_every_level() -> Result<()> {
+    let n = 50_257;
+    let z = random(1, &[1, n])?;
+    let numbers: Vec<f64> = z.flatten_all()?.to_vec1::<f32>()?.iter().map(|v| f64::from(*v)).collect();
+    let want = numbers.iter().map(|v| v.exp()).sum::<f64>().ln() - numbers[7];
+    for level in levels() {
+        let t = Tensor::new(&[7i64], &Device::Cpu)?;
+        let loss = with_level(level, || cross_entropy(&z, &t, CrossEntropyOptions::default()))?.to_scalar::<f32>()?;
+        assert!((f64::from(loss) - want).abs() < 2e-6 * want, "{level:?}: {loss} {want}");
     }
     Ok(())
 }

@@ -1,13 +1,16 @@
 use candle_core::Result;
 use pulp::{Simd, WithSimd};
+use zoo_kernels::cpu::vector::Sum;
 use zoo_kernels::cpu::{Buffer, Pointer, parallel, simd, vector};
 
 use super::{Norm, NormKind};
 
 /// Rows a thread takes at a time; dw and db are summed over these first.
 const ROWS: usize = 64;
+/// Numbers of a row that the backward pass needs.
+pub(super) const STATISTICS: usize = 3;
 
-/// y, and μ and r of each row.
+/// y, and of each row what its mean is made of, which is the sum of two numbers (one cannot be exact enough beside large elements), and r.
 pub(in crate::ops) fn forward(
     op: &Norm,
     width: usize,
@@ -16,7 +19,7 @@ pub(in crate::ops) fn forward(
 ) -> Result<(Vec<f32>, Vec<f32>)> {
     let level = simd::level()?;
     let rows = x.len().checked_div(width).unwrap_or(0);
-    let (mut y, mut statistics) = (Buffer::new(x.len()), Buffer::new(2 * rows));
+    let (mut y, mut statistics) = (Buffer::new(x.len()), Buffer::new(STATISTICS * rows));
     let (to, at) = (y.pointer(), statistics.pointer());
     assert!([weight, bias].into_iter().flatten().all(|t| t.len() == width));
     parallel::chunks(rows, ROWS, |range| level.run(ForwardRows { op, width, range, x, weight, bias, to, at }));
@@ -45,27 +48,37 @@ impl WithSimd for ForwardRows<'_> {
         for row in range {
             let x = x[row * n..][..n].as_ptr();
             // SAFETY: x, weight and bias have n elements, as the row of the output, which belongs to this task; so do
-            // the two statistics.
+            // the statistics.
             unsafe {
                 let mut mean = 0.;
                 if centres {
-                    let mut sum = s.splat_f32s(0.);
+                    // Of distances from the first element: rows of one value have exactly that mean.
+                    let first = s.splat_f32s(*x);
+                    let mut sum = Sum::new(s);
                     for j in (0..n).step_by(lanes) {
-                        sum = s.add_f32s(sum, vector::read(s, x, j, n));
+                        sum.add(s, vector::within(s, s.sub_f32s(vector::read(s, x, j, n), first), j, n));
                     }
-                    mean = s.reduce_sum_f32s(sum) / n as f32;
+                    mean = *x + sum.finish(s) / n as f32;
                 }
                 let centre = s.splat_f32s(mean);
-                let mut squares = s.splat_f32s(0.);
+                let (mut left, mut squares) = (Sum::new(s), Sum::new(s));
                 for j in (0..n).step_by(lanes) {
                     let d = vector::within(s, s.sub_f32s(vector::read(s, x, j, n), centre), j, n);
-                    squares = s.mul_add_e_f32s(d, d, squares);
+                    if centres {
+                        left.add(s, d);
+                    }
+                    squares.add_product(s, d, d);
                 }
-                let root = 1. / (s.reduce_sum_f32s(squares) / n as f32 + op.eps as f32).sqrt();
-                let scale = s.splat_f32s(root);
+                let rest = left.finish(s) / n as f32;
+                let variance = squares.finish(s) / n as f32 - rest * rest;
+                // NaN stays.
+                let variance = if variance < 0. { 0. } else { variance };
+                let root = 1. / (variance + op.eps as f32).sqrt();
+                let (shift, scale) = (s.splat_f32s(rest), s.splat_f32s(root));
                 let y = to.at(row * n);
                 for j in (0..n).step_by(lanes) {
-                    let mut v = s.mul_f32s(s.sub_f32s(vector::read(s, x, j, n), centre), scale);
+                    let d = s.sub_f32s(s.sub_f32s(vector::read(s, x, j, n), centre), shift);
+                    let mut v = s.mul_f32s(d, scale);
                     if let Some(weight) = weight {
                         v = s.mul_f32s(v, vector::read(s, weight.as_ptr(), j, n));
                     }
@@ -74,8 +87,7 @@ impl WithSimd for ForwardRows<'_> {
                     }
                     vector::write(s, y, j, n, v);
                 }
-                at.at(2 * row).write(mean);
-                at.at(2 * row + 1).write(root);
+                at.at(STATISTICS * row).copy_from_nonoverlapping([mean, rest, root].as_ptr(), STATISTICS);
             }
         }
     }
@@ -94,7 +106,9 @@ pub(in crate::ops) fn backward(
     let level = simd::level()?;
     let rows = x.len().checked_div(width).unwrap_or(0);
     let tasks = rows.div_ceil(ROWS);
-    assert!(dy.len() == x.len() && statistics.len() == 2 * rows && residual.is_none_or(|r| r.len() == x.len()));
+    assert!(
+        dy.len() == x.len() && statistics.len() == STATISTICS * rows && residual.is_none_or(|r| r.len() == x.len())
+    );
     let mut dx = Buffer::new(x.len());
     let mut sums = vec![0f32; 2 * width * tasks.max(1)];
     let (to, parts) = (dx.pointer(), Pointer::of(&mut sums));
@@ -140,12 +154,13 @@ impl WithSimd for BackwardRows<'_> {
         for row in range {
             let (x, dy) = (x[row * n..][..n].as_ptr(), dy[row * n..][..n].as_ptr());
             let residual = residual.map(|r| r[row * n..][..n].as_ptr());
-            let (centre, scale) = (s.splat_f32s(statistics[2 * row]), s.splat_f32s(statistics[2 * row + 1]));
+            let [centre, shift, scale] = [0, 1, 2].map(|i| s.splat_f32s(statistics[STATISTICS * row + i]));
             // SAFETY: all rows have n elements; dx's row and the sums belong to this task.
             unsafe {
-                let (mut sum, mut product) = (s.splat_f32s(0.), s.splat_f32s(0.));
+                let (mut sum, mut product) = (Sum::new(s), Sum::new(s));
                 for j in (0..n).step_by(lanes) {
-                    let hat = s.mul_f32s(s.sub_f32s(vector::read(s, x, j, n), centre), scale);
+                    let d = s.sub_f32s(s.sub_f32s(vector::read(s, x, j, n), centre), shift);
+                    let hat = s.mul_f32s(d, scale);
                     let d = vector::read(s, dy, j, n);
                     vector::write(s, dw, j, n, s.mul_add_e_f32s(d, hat, vector::read(s, dw, j, n)));
                     vector::write(s, db, j, n, s.add_f32s(d, vector::read(s, db, j, n)));
@@ -153,14 +168,15 @@ impl WithSimd for BackwardRows<'_> {
                         Some(weight) => s.mul_f32s(d, vector::read(s, weight.as_ptr(), j, n)),
                         None => d,
                     };
-                    sum = s.add_f32s(sum, g);
-                    product = s.mul_add_e_f32s(g, hat, product);
+                    sum.add(s, g);
+                    product.add_product(s, g, hat);
                 }
-                let mean = if kind == NormKind::Layer { s.reduce_sum_f32s(sum) / n as f32 } else { 0. };
-                let (mean, slant) = (s.splat_f32s(mean), s.splat_f32s(s.reduce_sum_f32s(product) / n as f32));
+                let mean = if kind == NormKind::Layer { sum.finish(s) / n as f32 } else { 0. };
+                let (mean, slant) = (s.splat_f32s(mean), s.splat_f32s(product.finish(s) / n as f32));
                 let dx = to.at(row * n);
                 for j in (0..n).step_by(lanes) {
-                    let hat = s.mul_f32s(s.sub_f32s(vector::read(s, x, j, n), centre), scale);
+                    let d = s.sub_f32s(s.sub_f32s(vector::read(s, x, j, n), centre), shift);
+                    let hat = s.mul_f32s(d, scale);
                     let mut g = vector::read(s, dy, j, n);
                     if let Some(weight) = weight {
                         g = s.mul_f32s(g, vector::read(s, weight.as_ptr(), j, n));

@@ -2,6 +2,7 @@ use candle_core::{Result, bail};
 use zoo_kernels::gpu::{Arg, Array, Gpu, Grid, Module, row_chunks};
 use zoo_kernels::{Backward, GpuForward, Op, View, module};
 
+use super::cpu::STATISTICS;
 use super::{Norm, NormKind};
 
 const KERNELS: Module = module!("norm");
@@ -15,7 +16,7 @@ fn indices(op: &Norm) -> [usize; 2] {
 pub(super) fn forward(op: &Norm, gpu: &Gpu, inputs: &[View]) -> Result<GpuForward> {
     let (x, [weight, bias]) = (&inputs[0], indices(op));
     let (rows, width) = (x.rows(), x.width());
-    let (mut y, mut statistics) = (gpu.array(x.count())?, gpu.floats(2 * rows)?);
+    let (mut y, mut statistics) = (gpu.array(x.count())?, gpu.floats(STATISTICS * rows)?);
     let args = &mut [
         Arg::Read(x.slice()?),
         Arg::Read(inputs[weight].slice()?),

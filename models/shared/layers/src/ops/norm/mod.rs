@@ -8,8 +8,9 @@
 //!           dw = Σ over rows of dy x̂      db = Σ over rows of dy
 //! ```
 //!
-//! μ and r are kept, x̂ is computed again. Sums within a row are f32 by lanes; those over rows are taken by blocks of 64
-//! and then over the blocks, in order.
+//! μ and r are kept, x̂ is computed again. μ is the sum of two numbers, the second what the first leaves when it is taken off: beside large elements
+//! f32 has no number that is near enough to it. Sums within a row are f32 by blocks of lanes; those over rows are taken by blocks of 64 and then over
+//! the blocks, in order.
 
 pub(super) mod cpu;
 mod gpu;

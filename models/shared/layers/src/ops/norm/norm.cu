@@ -1,23 +1,28 @@
 // A group a row, but for the gradients of weight and bias.
 
-// statistics: mean and 1 / √(variance + ε) of each row; the mean is 0 in RMS norm.
+// statistics: what the mean of each row is the sum of, and 1 / √(variance + ε); the mean is 0 in RMS norm.
 KERNEL(norm_forward, READ(T, x, 0), READ(T, weight, 1), READ(T, bias, 2), WRITE(T, y, 3), WRITE(float, statistics, 4),
        VALUE(uint, width, 5), VALUE(float, eps, 6), VALUE(uint, rms, 7), VALUE(uint, weighted, 8),
        VALUE(uint, biased, 9)) {
     SUMS;
     const uint row = GROUP.x;
+    // Of distances from the first element: rows of one value have exactly that mean.
+    const float first = rms ? 0 : float(x[row * width]);
     float sum = 0;
     for (uint i = THREAD; i < width && !rms; i += THREADS)
-        sum += float(x[row * width + i]);
-    const float mean = group_sum(sum) / width;
-    float squares = 0;
+        sum += float(x[row * width + i]) - first;
+    const float mean = first + group_sum(sum) / width;
+    float left = 0, squares = 0;
     for (uint i = THREAD; i < width; i += THREADS) {
         const float centred = float(x[row * width + i]) - mean;
+        left += rms ? 0 : centred;
         squares += centred * centred;
     }
-    const float scale = 1 / MATH(sqrt)(group_sum(squares) / width + eps);
+    const float shift = group_sum(left) / width;
+    const float variance = group_sum(squares) / width - shift * shift;
+    const float scale = 1 / MATH(sqrt)((variance < 0 ? 0 : variance) + eps);
     for (uint i = THREAD; i < width; i += THREADS) {
-        float v = (float(x[row * width + i]) - mean) * scale;
+        float v = (float(x[row * width + i]) - mean - shift) * scale;
         if (weighted)
             v *= float(weight[i]);
         if (biased)
@@ -25,8 +30,9 @@ KERNEL(norm_forward, READ(T, x, 0), READ(T, weight, 1), READ(T, bias, 2), WRITE(
         y[row * width + i] = T(v);
     }
     if (THREAD == 0) {
-        statistics[2 * row] = mean;
-        statistics[2 * row + 1] = scale;
+        statistics[3 * row] = mean;
+        statistics[3 * row + 1] = shift;
+        statistics[3 * row + 2] = scale;
     }
 }
 
@@ -34,18 +40,18 @@ KERNEL(norm_backward, READ(T, x, 0), READ(T, dy, 1), READ(T, weight, 2), READ(fl
        VALUE(uint, width, 5), VALUE(uint, rms, 6), VALUE(uint, weighted, 7)) {
     SUMS;
     const uint row = GROUP.x;
-    const float mean = statistics[2 * row], scale = statistics[2 * row + 1];
+    const float mean = statistics[3 * row], shift = statistics[3 * row + 1], scale = statistics[3 * row + 2];
     float sum = 0, product = 0;
     for (uint i = THREAD; i < width; i += THREADS) {
         const float g = float(dy[row * width + i]) * (weighted ? float(weight[i]) : 1);
         sum += rms ? 0 : g;
-        product += g * (float(x[row * width + i]) - mean) * scale;
+        product += g * (float(x[row * width + i]) - mean - shift) * scale;
     }
     sum = group_sum(sum) / width;
     product = group_sum(product) / width;
     for (uint i = THREAD; i < width; i += THREADS) {
         const float g = float(dy[row * width + i]) * (weighted ? float(weight[i]) : 1);
-        const float normal = (float(x[row * width + i]) - mean) * scale;
+        const float normal = (float(x[row * width + i]) - mean - shift) * scale;
         dx[row * width + i] = T(scale * (g - sum - normal * product));
     }
 }
@@ -59,7 +65,8 @@ KERNEL(norm_weights, READ(T, x, 0), READ(T, dy, 1), READ(float, statistics, 2), 
     float dw = 0, db = 0;
     for (uint row = first + slot; row < end && column < width; row += 8) {
         const float g = float(dy[row * width + column]);
-        dw += g * (float(x[row * width + column]) - statistics[2 * row]) * statistics[2 * row + 1];
+        const float normal = (float(x[row * width + column]) - statistics[3 * row] - statistics[3 * row + 1]) * statistics[3 * row + 2];
+        dw += g * normal;
         db += g;
     }
     parts[THREAD] = dw;

@@ -1,5 +1,6 @@
 use candle_core::Result;
 use pulp::{Simd, WithSimd};
+use zoo_kernels::cpu::vector::Sum;
 use zoo_kernels::cpu::{Buffer, Pointer, parallel, simd, vector};
 
 /// Elements a thread takes at a time.
@@ -74,13 +75,13 @@ impl WithSimd for ForwardRows<'_> {
                 let max = largest(s, x, n);
                 let max = if max == f32::NEG_INFINITY { 0. } else { max };
                 let shift = s.splat_f32s(max);
-                let mut sum = s.splat_f32s(0.);
+                let mut sum = Sum::new(s);
                 for j in (0..n).step_by(S::F32_LANES) {
                     let e = vector::exp(s, s.sub_f32s(vector::read(s, x, j, n), shift));
-                    sum = s.add_f32s(sum, vector::within(s, e, j, n));
+                    sum.add(s, vector::within(s, e, j, n));
                     vector::write(s, y, j, n, e);
                 }
-                let sum = s.reduce_sum_f32s(sum);
+                let sum = sum.finish(s);
                 let sum = if sum == 0. { 1. } else { sum };
                 let (scale, log_sum) = (s.splat_f32s(1. / sum), s.splat_f32s(sum.ln()));
                 for j in (0..n).step_by(S::F32_LANES) {

@@ -33,3 +33,22 @@ fn masked_rows_are_zeros_and_nan_stays_in_its_row() -> Result<()> {
     assert_eq!((&y[0], &y[2]), (&vec![0.; 3], &vec![0.5, 0., 0.5]));
     Ok(())
 }
+
+#[test]
+fn long_rows_are_exact_at_every_level() -> Result<()> {
+    for n in [50_257usize, 100_003] {
+        let x = random(1, &[1, n])?;
+        let numbers: Vec<f64> = x.flatten_all()?.to_vec1::<f32>()?.iter().map(|v| f64::from(*v)).collect();
+        let sum: f64 = numbers.iter().map(|v| v.exp()).sum();
+        for level in levels() {
+            let y = with_level(level, || softmax(&x))?.flatten_all()?.to_vec1::<f32>()?;
+            let log = with_level(level, || log_softmax(&x))?.flatten_all()?.to_vec1::<f32>()?;
+            for ((v, y), log) in numbers.iter().zip(y).zip(log) {
+                let (want, of_log) = (v.exp() / sum, v - sum.ln());
+                assert!((f64::from(y) - want).abs() < 2e-6 * want, "{level:?} {n}: {y} {want}");
+                assert!((f64::from(log) - of_log).abs() < 2e-6 * of_log.abs(), "{level:?} {n}: {log} {of_log}");
+            }
+        }
+    }
+    Ok(())
+}
