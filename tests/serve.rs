@@ -224,6 +224,9 @@ fn texts_are_those_of_the_command_line_whoever_else_writes() -> Outcome {
     assert_eq!(choices.iter().map(|c| &c["index"]).collect::<Vec<_>>(), [&json!(0), &json!(1), &json!(2)]);
     assert!(choices.iter().all(|c| !c["text"].as_str().unwrap_or("\n\n").contains("\n\n")));
     assert_ne!(choices[0]["text"], choices[1]["text"]);
+    assert_eq!(several["usage"]["prompt_tokens"], 6);
+    let one = server.get("/v1/models/char-gpt-cpu")?.json()?;
+    assert_eq!((&one["id"], &one["object"], one["created"].is_u64()), (&json!("char-gpt-cpu"), &json!("model"), true));
     Ok(())
 }
 
@@ -360,6 +363,7 @@ fn predictions_are_those_of_the_command_line_in_any_form() -> Outcome {
         ),
         ("GET /predict", "Accept: */*", "", 405, "another method"),
         ("GET /nothing", "Accept: */*", "", 404, "there is no such path"),
+        ("GET /v1/models", "Sec-Fetch-Site: cross-site", "", 403, "a page of another site may not ask"),
         ("GET /v1/models", "Origin: http://elsewhere.org", "", 403, "a page of http://elsewhere.org may not ask"),
         ("GET /v1/models", "Host: elsewhere.org", "", 403, "this server is not called elsewhere.org"),
     ] {
@@ -404,6 +408,7 @@ fn who_may_ask_and_how_much_is_limited() -> Outcome {
         [server.get("/healthz")?.status, server.get("/")?.status, server.get("/metrics")?.status],
         [200, 200, 401]
     );
+    assert!(!server.get("/")?.body.contains("char-gpt"), "the page tells what the token protects");
     // Too large, however it is sent, and never more than that in memory.
     let large = vec![b' '; 3 << 20];
     let refused = server.ask("POST /v1/completions", &[known], &large)?;
@@ -473,8 +478,7 @@ fn a_reload_and_an_end_drop_no_request() -> Outcome {
         Ok(parts.iter().filter_map(|part| part["choices"][0]["text"].as_str()).collect())
     };
     let expected = written(4000, 5)?;
-    let running = first(&server)?;
-    // Other weights of the same model take the place of the file while a text is being written.
+    // Other weights of the same model, which take the place of the file while a text is being written.
     let trained = dir.path().join("other");
     let out = trained.display().to_string();
     let output = zoo(&["train", "char-gpt", "--preset", "tiny", "--steps", "1", "--out", &out]);
@@ -482,6 +486,7 @@ fn a_reload_and_an_end_drop_no_request() -> Outcome {
     let parameters =
         |server: &Server| -> Outcome<Value> { Ok(server.get("/v1/models")?.json()?["data"][0]["parameters"].clone()) };
     let before = parameters(&server)?;
+    let running = first(&server)?;
     std::fs::rename(trained.join("best.safetensors"), &checkpoint)?;
     server.signal("-HUP")?;
     let begun = Instant::now();
@@ -489,6 +494,8 @@ fn a_reload_and_an_end_drop_no_request() -> Outcome {
         assert!(begun.elapsed() < Duration::from_secs(30), "the checkpoint is not read again");
         sleep(Duration::from_millis(20));
     }
+    let open = server.get("/metrics")?.body.lines().any(|line| line == "zoo_open_requests 2");
+    assert!(open, "the text ended before the checkpoint was read again: the test tells nothing");
     assert_eq!(text(running)?, expected, "a text that had begun is finished by the weights that began it");
     // What cannot be read leaves what is there.
     let now = parameters(&server)?;

@@ -14,6 +14,13 @@ struct OfModel {
     model: String,
 }
 
+impl OfModel {
+    /// A name may be any file's, and the library writes it as it is.
+    fn new(id: &str) -> Self {
+        Self { model: id.replace('\\', r"\\").replace('"', r#"\""#).replace('\n', r"\n") }
+    }
+}
+
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct OfRequest {
     path: String,
@@ -68,14 +75,14 @@ impl Counters {
 
     /// A model computed for so many requests at once.
     pub(super) fn step(&self, id: &str, together: usize, time: Duration) {
-        let of = OfModel { model: id.into() };
+        let of = OfModel::new(id);
         self.batch.get_or_create(&of).observe(together as f64);
         self.step.get_or_create(&of).observe(time.as_secs_f64());
     }
 
     /// A text ended.
     pub(super) fn written(&self, id: &str, tokens: usize) {
-        self.tokens.get_or_create(&OfModel { model: id.into() }).inc_by(tokens as u64);
+        self.tokens.get_or_create(&OfModel::new(id)).inc_by(tokens as u64);
     }
 
     pub(super) fn text(&self) -> String {

@@ -4,6 +4,8 @@
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
@@ -26,6 +28,8 @@ pub(super) struct About {
     pub(super) summary: &'static str,
     pub(super) checkpoint: PathBuf,
     pub(super) parameters: usize,
+    /// Seconds since 1970 at which it was read.
+    pub(super) created: u64,
     pub(super) does: Does,
 }
 
@@ -49,10 +53,32 @@ pub(super) struct Job {
     pub(super) answer: UnboundedSender<(usize, Answer)>,
     /// When there is to be an answer.
     pub(super) until: Instant,
+    /// The room that it takes among all.
+    pub(super) _room: Arc<Room>,
+}
+
+/// The room of a request among all that wait or are being answered, and of its body.
+pub(super) struct Room {
+    pub(super) load: Arc<Load>,
+    pub(super) bytes: usize,
+}
+
+/// Requests that wait or are being answered, and the bytes of their bodies.
+#[derive(Default)]
+pub(super) struct Load {
+    pub(super) requests: AtomicUsize,
+    pub(super) bytes: AtomicUsize,
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.load.requests.fetch_sub(1, Ordering::Relaxed);
+        self.load.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 pub(super) enum Ask {
-    Text { prompt: Prompt, sampling: Box<Sampling> },
+    Text { prompt: Arc<Prompt>, sampling: Box<Sampling> },
     Input { bytes: Vec<u8>, ending: String, options: Vec<(String, String)>, picture: bool },
 }
 
@@ -96,6 +122,11 @@ impl Refusal {
         Self { status, message: message.into() }
     }
 
+    /// Of an answer that is not there in time.
+    pub(super) fn late() -> Self {
+        Self::new(504, "the time for an answer has passed (--timeout)")
+    }
+
     /// Of a request that cannot be read.
     pub(super) fn bad(message: impl Into<String>) -> Self {
         Self::new(400, message)
@@ -111,7 +142,7 @@ impl Job {
     /// Whether it is to be done: somebody listens, and its time has not passed.
     pub(super) fn is_wanted(&self) -> bool {
         if !self.answer.is_closed() && Instant::now() >= self.until {
-            self.answer(Answer::Refused(Refusal::new(504, "the time for an answer has passed (--timeout)")));
+            self.answer(Answer::Refused(Refusal::late()));
             return false;
         }
         !self.answer.is_closed()
@@ -122,8 +153,8 @@ impl Job {
 pub(super) trait Served {
     fn about(&self) -> &About;
 
-    /// Takes a job, which waits until [`Served::work`] begins it.
-    fn take(&mut self, job: Job);
+    /// Jobs that have not begun.
+    fn waiting(&mut self) -> &mut Waiting;
 
     /// Does the next piece of the work at hand.
     fn work(&mut self, shared: &Shared);
@@ -136,9 +167,10 @@ pub(super) trait Served {
 pub(super) struct Waiting(pub(super) VecDeque<Job>);
 
 impl Waiting {
-    /// The next that is still wanted.
+    /// The next, after those that nobody wants any more are gone.
     pub(super) fn next(&mut self) -> Option<Job> {
-        std::iter::from_fn(|| self.0.pop_front()).find(Job::is_wanted)
+        self.0.retain(Job::is_wanted);
+        self.0.pop_front()
     }
 }
 
@@ -172,8 +204,9 @@ impl<'a> Place<'a> {
     /// Reads the checkpoint again. What has begun goes on with what was there; if it cannot be read, everything does.
     fn reload(&mut self) -> bool {
         match (self.open)() {
-            Ok(new) => {
+            Ok(mut new) => {
                 remark(format!("{}: read again", new.about().checkpoint.display()));
+                new.waiting().0.append(&mut self.now.waiting().0);
                 self.before.push(std::mem::replace(&mut self.now, new));
                 true
             }
@@ -199,7 +232,7 @@ pub(super) fn work(mut places: Vec<Place>, orders: &Receiver<Order>, shared: &Sh
         // What came while the last piece was at work is done together.
         while let Some(order) = next {
             match order {
-                Order::Job(job) => places[job.served].now.take(job),
+                Order::Job(job) => places[job.served].now.waiting().0.push_back(job),
                 Order::Reload => {
                     let good = places.iter_mut().map(Place::reload).filter(|good| *good).count();
                     shared.reloaded(places.iter().map(|place| place.about().clone()).collect(), good);

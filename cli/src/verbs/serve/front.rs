@@ -3,15 +3,17 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::TcpListener;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, RwLock};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
-use axum::body::{Body, Bytes};
-use axum::extract::{MatchedPath, Query, Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use anyhow::Context as _;
+use axum::body::{Body, Bytes, HttpBody};
+use axum::extract::{MatchedPath, Path, Query, Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -19,8 +21,9 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use futures_util::stream::unfold;
 use http_body_util::BodyExt;
+use hyper::body::{Frame, SizeHint};
 use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioTimer;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use serde_json::{Map, Number, Value, json};
@@ -28,9 +31,10 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::counters::Counters;
-use super::engine::{About, Answer, Ask, Does, Job, Order, Predicted, Refusal};
+use super::engine::{About, Answer, Ask, Does, Job, Load, Order, Predicted, Refusal, Room};
 use super::openai::{Allowed, Asked, Shape};
 use super::page;
+use super::patient::Patient;
 use crate::output::{csv_text, message, warn};
 
 /// Connections that are open at once; further ones wait to be accepted.
@@ -39,8 +43,10 @@ const CONNECTIONS: usize = 512;
 const REQUESTS: usize = 256;
 /// Bodies of the largest size that memory has room for.
 const BODIES: usize = 32;
-/// How long a request's headers, or its body, may take to arrive.
-const SENDING: Duration = Duration::from_secs(30);
+/// How long a client may keep the server waiting for the next piece of a request, or for room to send the next of an answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Bytes that a body in JSON may have: what is read of it takes many times as much.
+const JSON: usize = 4 << 20;
 
 /// What both threads know.
 pub(super) struct Shared {
@@ -70,6 +76,8 @@ pub(super) struct Limits {
     pub(super) token: Option<String>,
     /// Names that a request may call this machine, if not any.
     pub(super) hosts: Option<Vec<String>>,
+    /// Names under which a proxy passes requests on.
+    pub(super) names: Vec<String>,
     pub(super) body: usize,
     pub(super) time: Duration,
     pub(super) allowed: Allowed,
@@ -85,19 +93,38 @@ struct Front {
     shared: Arc<Shared>,
     limits: Limits,
     orders: Sender<Order>,
-    /// Requests that are being answered, and bytes of their bodies.
-    open: AtomicUsize,
-    bytes: AtomicUsize,
+    load: Arc<Load>,
 }
 
-type Answers = UnboundedReceiver<(usize, Answer)>;
+/// The answers to a request, until its time has passed.
+struct Answers {
+    receiver: UnboundedReceiver<(usize, Answer)>,
+    until: tokio::time::Instant,
+}
+
+impl Answers {
+    /// The next, if it is no refusal.
+    async fn next(&mut self) -> Result<(usize, Answer), Refusal> {
+        match tokio::time::timeout_at(self.until, self.receiver.recv()).await {
+            Ok(Some((_, Answer::Refused(refusal)))) => Err(refusal),
+            Ok(Some(answer)) => Ok(answer),
+            Ok(None) => Err(Refusal::new(500, "the work was given up")),
+            Err(_) => Err(Refusal::late()),
+        }
+    }
+}
+
+impl Refusal {
+    fn json(&self) -> Value {
+        let kind = if (400..500).contains(&self.status) { "invalid_request_error" } else { "server_error" };
+        json!({ "error": { "message": self.message, "type": kind, "param": null, "code": null } })
+    }
+}
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let kind = if status.is_client_error() { "invalid_request_error" } else { "server_error" };
-        let error = json!({ "message": self.message, "type": kind, "param": null, "code": null });
-        let mut response = (status, Json(json!({ "error": error }))).into_response();
+        let mut response = (status, Json(self.json())).into_response();
         let more = match self.status {
             401 => Some((header::WWW_AUTHENTICATE, "Bearer")),
             503 => Some((header::RETRY_AFTER, "1")),
@@ -121,13 +148,7 @@ pub(super) fn run(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
     let runtime = runtime.context("starting the thread of the connections")?;
     let time = limits.time;
-    let front = Arc::new(Front {
-        shared,
-        limits,
-        orders: orders.clone(),
-        open: AtomicUsize::new(0),
-        bytes: AtomicUsize::new(0),
-    });
+    let front = Arc::new(Front { shared, limits, orders: orders.clone(), load: Arc::default() });
     runtime.block_on(async {
         let listener = tokio::net::TcpListener::from_std(listener).context("listening")?;
         let service = router(front);
@@ -148,8 +169,8 @@ pub(super) fn run(
                         let _ = stream.set_nodelay(true);
                         let service = TowerToHyperService::new(service.clone());
                         let mut builder = http1::Builder::new();
-                        builder.timer(TokioTimer::new()).header_read_timeout(SENDING).max_buf_size(64 * 1024);
-                        let connection = ending.watch(builder.serve_connection(TokioIo::new(stream), service));
+                        builder.timer(TokioTimer::new()).header_read_timeout(PATIENCE).max_buf_size(64 * 1024);
+                        let connection = ending.watch(builder.serve_connection(Patient::new(stream, PATIENCE), service));
                         let place: Option<OwnedSemaphorePermit> = place.take();
                         tokio::spawn(async move {
                             // A client that went away is no error of ours.
@@ -172,7 +193,7 @@ pub(super) fn run(
         }
         drop(listener);
         // Requests end by themselves within their time.
-        if tokio::time::timeout(time + SENDING, ending.shutdown()).await.is_err() {
+        if tokio::time::timeout(time + PATIENCE, ending.shutdown()).await.is_err() {
             warn("requests that did not end in time are cut off");
         }
         Ok(())
@@ -182,6 +203,7 @@ pub(super) fn run(
 fn router(front: Arc<Front>) -> Router {
     let known = Router::new()
         .route("/v1/models", get(models))
+        .route("/v1/models/{id}", get(model))
         .route("/v1/completions", post(completions))
         .route("/v1/chat/completions", post(chat))
         .route("/predict", post(predict))
@@ -206,31 +228,41 @@ struct Observed {
 
 impl Drop for Observed {
     fn drop(&mut self) {
-        self.front.open.fetch_sub(1, Ordering::Relaxed);
         self.front.shared.counters.open.dec();
         self.front.shared.counters.answered(&self.path, self.code, self.started.elapsed());
     }
 }
 
 async fn observed(State(front): State<Arc<Front>>, path: MatchedPath, request: Request, next: Next) -> Response {
-    let open = front.open.fetch_add(1, Ordering::Relaxed);
     front.shared.counters.open.inc();
     // What others call a client that closed its request.
     let mut observed = Observed { front, path: path.as_str().into(), code: 499, started: Instant::now() };
-    let response = match open {
-        // Whoever watches it is answered.
-        open if open >= REQUESTS && request.method() == "POST" => {
-            Refusal::new(503, format!("{REQUESTS} requests wait already")).into_response()
-        }
-        _ => next.run(request).await,
-    };
+    let response = next.run(request).await;
     observed.code = response.status().as_u16();
-    response.map(|body| {
-        Body::new(body.map_frame(move |frame| {
-            let _ = &observed;
-            frame
-        }))
-    })
+    response.map(|body| Body::new(Sent { body, _observed: observed }))
+}
+
+/// The body of an answer, which is observed until it was sent.
+struct Sent {
+    body: Body,
+    _observed: Observed,
+}
+
+impl HttpBody for Sent {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// Refuses what pages of other sites ask in a browser, which can reach servers that only listen to their own machine.
@@ -260,7 +292,8 @@ async fn index(State(front): State<Arc<Front>>) -> Response {
     let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src blob:; \
                   base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
     let headers = [(header::CONTENT_TYPE, "text/html; charset=utf-8"), (header::CONTENT_SECURITY_POLICY, policy)];
-    (headers, page::of(&front.shared.abouts(), front.limits.token.is_some())).into_response()
+    let abouts = front.shared.abouts();
+    (headers, page::of(front.limits.token.is_none().then_some(&abouts))).into_response()
 }
 
 async fn metrics(State(front): State<Arc<Front>>) -> Response {
@@ -271,6 +304,13 @@ async fn metrics(State(front): State<Arc<Front>>) -> Response {
 async fn models(State(front): State<Arc<Front>>) -> Response {
     let data: Vec<Value> = front.shared.abouts().iter().map(page::described).collect();
     Json(json!({ "object": "list", "data": data })).into_response()
+}
+
+async fn model(State(front): State<Arc<Front>>, Path(id): Path<String>) -> Response {
+    match front.served(Some(&id), |_| true, "answers") {
+        Ok((_, about)) => Json(page::described(&about)).into_response(),
+        Err(refusal) => refusal.into_response(),
+    }
 }
 
 async fn completions(State(front): State<Arc<Front>>, body: Body) -> Response {
@@ -290,18 +330,6 @@ async fn predict(
     front.predict(query, &headers, body).await.unwrap_or_else(Refusal::into_response)
 }
 
-/// Bytes of a body in memory.
-struct Held {
-    front: Arc<Front>,
-    bytes: usize,
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.front.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
-}
-
 impl Front {
     /// Why headers are those of a page of another site.
     fn strange(&self, headers: &HeaderMap) -> Option<Refusal> {
@@ -314,35 +342,46 @@ impl Front {
         if self.limits.hosts.as_ref().is_some_and(|hosts| !hosts.iter().any(|known| known == name)) {
             return Some(Refusal::new(403, format!("this server is not called {name:.100}")));
         }
+        let foreign = |what: &str| Some(Refusal::new(403, format!("a page of {what:.100} may not ask this server")));
+        if text(HeaderName::from_static("sec-fetch-site")).is_some_and(|site| site == "cross-site") {
+            return foreign("another site");
+        }
         let origin = text(header::ORIGIN)?;
-        let own = origin.split_once("://").is_some_and(|(_, from)| from == host);
-        (!own).then(|| Refusal::new(403, format!("a page of {origin:.100} may not ask this server")))
+        let from = origin.split_once("://").map_or("", |(_, from)| from);
+        let bare = from.rsplit_once(':').map_or(from, |(name, _)| name);
+        if from == host || self.limits.names.iter().any(|known| known == bare) { None } else { foreign(&origin) }
     }
 
-    /// The body of a request, and the room that it takes until the answer is there.
-    async fn read(self: &Arc<Self>, mut body: Body) -> Result<(Vec<u8>, Held), Refusal> {
-        let limit = self.limits.body;
-        let (mut read, mut held) = (vec![], Held { front: self.clone(), bytes: 0 });
-        let reading = async {
-            while let Some(frame) = body.frame().await {
-                let frame = frame.map_err(|_| Refusal::bad("the body did not arrive whole"))?;
-                let piece: Bytes = frame.into_data().unwrap_or_default();
-                if read.len() + piece.len() > limit {
-                    let said = format!("the body has more than {} MiB (--max-body)", limit >> 20);
-                    return Err(Refusal::new(413, said));
-                }
-                held.bytes += piece.len();
-                let all = self.bytes.fetch_add(piece.len(), Ordering::Relaxed) + piece.len();
-                if all > BODIES * limit {
-                    return Err(Refusal::new(503, "the bodies of other requests take all the room there is"));
-                }
-                read.extend_from_slice(&piece);
+    /// The body of a request of at most `limit` bytes, and the room that it takes until the answer is there.
+    async fn read(self: &Arc<Self>, mut body: Body, limit: usize) -> Result<(Vec<u8>, Arc<Room>), Refusal> {
+        if self.load.requests.fetch_add(1, Ordering::Relaxed) >= REQUESTS {
+            self.load.requests.fetch_sub(1, Ordering::Relaxed);
+            return Err(Refusal::new(503, format!("{REQUESTS} requests wait already")));
+        }
+        let (mut read, mut room) = (vec![], Room { load: self.load.clone(), bytes: 0 });
+        let late = || Refusal::new(408, "the body does not arrive");
+        let until = tokio::time::Instant::now() + self.limits.time;
+        loop {
+            let next = (tokio::time::Instant::now() + PATIENCE).min(until);
+            let frame = tokio::time::timeout_at(next, body.frame()).await.map_err(|_| late())?;
+            let Some(frame) = frame else { break };
+            let frame = frame.map_err(|_| Refusal::bad("the body did not arrive whole"))?;
+            let piece: Bytes = frame.into_data().unwrap_or_default();
+            if read.len() + piece.len() > limit {
+                let said = match limit {
+                    JSON => format!("a body in JSON has at most {} MiB", limit >> 20),
+                    _ => format!("the body has more than {} MiB (--max-body)", limit >> 20),
+                };
+                return Err(Refusal::new(413, said));
             }
-            Ok(())
-        };
-        let late = |_| Refusal::new(408, format!("the body did not arrive within {} s", SENDING.as_secs()));
-        tokio::time::timeout(SENDING, reading).await.map_err(late)??;
-        Ok((read, held))
+            room.bytes += piece.len();
+            let all = self.load.bytes.fetch_add(piece.len(), Ordering::Relaxed) + piece.len();
+            if all > BODIES * self.limits.body.max(JSON) {
+                return Err(Refusal::new(503, "the bodies of other requests take all the room there is"));
+            }
+            read.extend_from_slice(&piece);
+        }
+        Ok((read, Arc::new(room)))
     }
 
     /// The number of the model that a request names, or of the only one that can do it.
@@ -374,19 +413,19 @@ impl Front {
         }
     }
 
-    fn order(&self, served: usize, asks: Vec<Ask>) -> Result<Answers, Refusal> {
+    fn order(&self, served: usize, asks: Vec<Ask>, room: &Arc<Room>) -> Result<Answers, Refusal> {
         let (answer, answers) = unbounded_channel();
         let until = Instant::now() + self.limits.time;
         for (index, ask) in asks.into_iter().enumerate() {
-            let job = Job { served, index, ask, answer: answer.clone(), until };
+            let job = Job { served, index, ask, answer: answer.clone(), until, _room: room.clone() };
             self.orders.send(Order::Job(job)).map_err(|_| Refusal::new(503, "the server is ending"))?;
         }
-        Ok(answers)
+        Ok(Answers { receiver: answers, until: until.into() })
     }
 
     async fn write(self: &Arc<Self>, body: Body, chat: bool) -> Result<Response, Refusal> {
-        let (body, held) = self.read(body).await?;
-        let Asked { model, choices, stream, usage } = Asked::parse(&body, chat, self.limits.allowed)?;
+        let (body, room) = self.read(body, JSON.min(self.limits.body)).await?;
+        let Asked { model, choices, each, stream, usage } = Asked::parse(&body, chat, self.limits.allowed)?;
         drop(body);
         let writes = |does: &Does| matches!(does, Does::Write { .. });
         let (served, about) = self.served(model.as_deref(), writes, "writes text")?;
@@ -396,14 +435,15 @@ impl Front {
         }
         let n = choices.len();
         let asks = choices.into_iter().map(|(prompt, sampling)| Ask::Text { prompt, sampling: Box::new(sampling) });
-        let mut answers = self.order(served, asks.collect())?;
+        let mut answers = self.order(served, asks.collect(), &room)?;
+        drop(room);
         let shape = Shape::new(chat, &about.id);
         if !stream {
-            return whole(answers, &shape, n).await.map(IntoResponse::into_response);
+            return whole(answers, &shape, [n, each]).await.map(IntoResponse::into_response);
         }
         // A prompt that is refused is refused before the stream begins.
-        let first = next(&mut answers).await?;
-        let state = Streamed { answers, shape, usage, tokens: [0; 2], open: n, first: Some(first), last: vec![], held };
+        let first = answers.next().await?;
+        let state = Streamed { answers, shape, usage, tokens: [0; 2], open: n, each, first: Some(first), last: vec![] };
         let events = unfold(state, |mut state| async move { Some((Ok::<_, Infallible>(state.next().await?), state)) });
         Ok(Sse::new(events).keep_alive(KeepAlive::default()).into_response())
     }
@@ -414,13 +454,14 @@ impl Front {
         headers: &HeaderMap,
         body: Body,
     ) -> Result<Response, Refusal> {
-        let (body, _held) = self.read(body).await?;
         let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok()).unwrap_or_default();
-        let mut input = Input { bytes: body, options: vec![], named: HashMap::new() };
+        let kind = text(header::CONTENT_TYPE).split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        let limit = if kind == "application/json" { JSON.min(self.limits.body) } else { self.limits.body };
+        let (bytes, room) = self.read(body, limit).await?;
+        let mut input = Input { bytes, options: vec![], named: HashMap::new() };
         for (name, value) in query {
             input.option(name, value);
         }
-        let kind = text(header::CONTENT_TYPE).split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
         let ending = match (input.named.remove("format"), kind.as_str()) {
             (Some(format), _) if format.len() <= 8 && format.chars().all(|c| c.is_ascii_alphanumeric()) => format,
             (Some(format), _) => {
@@ -443,9 +484,14 @@ impl Front {
         let last = last.transpose()?;
         let accept = text(header::ACCEPT);
         let svg = accept.contains("image/svg+xml");
-        let picture = svg || named.get("picture").is_some_and(|wanted| wanted == "true");
-        let mut answers = self.order(served, vec![Ask::Input { bytes, ending, options, picture }])?;
-        let (_, Answer::Predicted(predicted)) = next(&mut answers).await? else {
+        let picture = match named.get("picture").map(String::as_str) {
+            Some("true" | "1" | "") => true,
+            Some("false" | "0") | None => svg,
+            Some(other) => return Err(Refusal::bad(format!("picture {other:.40}: expected true or false"))),
+        };
+        let mut answers = self.order(served, vec![Ask::Input { bytes, ending, options, picture }], &room)?;
+        drop(room);
+        let (_, Answer::Predicted(predicted)) = answers.next().await? else {
             return Err(Refusal::new(500, "no prediction"));
         };
         let Predicted { summary, remarks, header, mut rows, picture } = *predicted;
@@ -471,21 +517,12 @@ impl Front {
     }
 }
 
-/// The next answer, if it is no refusal.
-async fn next(answers: &mut Answers) -> Result<(usize, Answer), Refusal> {
-    match answers.recv().await {
-        Some((_, Answer::Refused(refusal))) => Err(refusal),
-        Some(answer) => Ok(answer),
-        None => Err(Refusal::new(500, "the work was given up")),
-    }
-}
-
-/// All of `n` texts.
-async fn whole(mut answers: Answers, shape: &Shape, n: usize) -> Result<Json<Value>, Refusal> {
+/// All of `n` texts, `each` of them of one prompt.
+async fn whole(mut answers: Answers, shape: &Shape, [n, each]: [usize; 2]) -> Result<Json<Value>, Refusal> {
     let (mut texts, mut ends, mut tokens) = (vec![String::new(); n], vec![None; n], [0; 2]);
     while ends.contains(&None) {
-        match next(&mut answers).await? {
-            (_, Answer::Begun(prompt)) => tokens[0] += prompt,
+        match answers.next().await? {
+            (index, Answer::Begun(prompt)) => tokens[0] += if index % each == 0 { prompt } else { 0 },
             (index, Answer::Piece(piece)) => texts[index].push_str(&piece),
             (index, Answer::Ended(end, written)) => {
                 tokens[1] += written;
@@ -503,12 +540,12 @@ struct Streamed {
     shape: Shape,
     usage: bool,
     tokens: [usize; 2],
-    /// Texts that have not ended.
+    /// Texts that have not ended, and texts of a prompt.
     open: usize,
+    each: usize,
     first: Option<(usize, Answer)>,
     /// What is still to be said behind all texts, the last first.
     last: Vec<String>,
-    held: Held,
 }
 
 impl Streamed {
@@ -521,12 +558,12 @@ impl Streamed {
         }
         let (index, answer) = match self.first.take() {
             Some(first) => Ok(first),
-            None => next(&mut self.answers).await,
+            None => self.answers.next().await,
         }
         .unwrap_or_else(|refusal| (0, Answer::Refused(refusal)));
         let data = match answer {
             Answer::Begun(prompt) => {
-                self.tokens[0] += prompt;
+                self.tokens[0] += if index % self.each == 0 { prompt } else { 0 };
                 self.shape.piece(index, None, None)
             }
             Answer::Piece(piece) => self.shape.piece(index, Some(&piece), None),
@@ -539,13 +576,12 @@ impl Streamed {
                 }
                 self.shape.piece(index, None, Some(end))
             }
-            Answer::Refused(Refusal { message, .. }) => {
+            Answer::Refused(refusal) => {
                 self.open = 0;
-                json!({ "error": { "message": message, "type": "server_error", "param": null, "code": null } })
+                refusal.json()
             }
             Answer::Predicted(_) => Value::Null,
         };
-        let _ = &self.held;
         Some(Event::default().data(data.to_string()))
     }
 }
@@ -623,11 +659,14 @@ fn of_records(records: Vec<Value>) -> Result<Rows, Refusal> {
         if i == 0 {
             header = record.keys().cloned().collect();
         }
-        let row = header.iter().map(|name| cell_text(record.remove(name).unwrap_or(Value::Null)));
-        rows.push(row.collect::<Result<Vec<_>, _>>()?);
-        if let Some(name) = record.keys().next() {
-            return Err(Refusal::bad(format!("records: number {} has {name:.60}, which the first has not", i + 1)));
+        if record.len() != header.len() {
+            return Err(Refusal::bad(format!("records: number {} has other names than the first", i + 1)));
         }
+        let of = |name: &String| {
+            record.remove(name).ok_or_else(|| Refusal::bad(format!("records: number {} lacks {name:.60}", i + 1)))
+        };
+        let row: Vec<Value> = header.iter().map(of).collect::<Result<_, _>>()?;
+        rows.push(row.into_iter().map(cell_text).collect::<Result<Vec<_>, _>>()?);
     }
     Ok((header, rows))
 }
@@ -674,7 +713,9 @@ mod tests {
         for (body, reason) in [
             (r#"{"columns": {"a": [1, 2], "b": [1]}}"#, "b has 1 values, and the first 2"),
             (r#"{"columns": {"a": 1}}"#, "a is no list"),
-            (r#"{"records": [{"a": 1}, {"a": 1, "b": 2}]}"#, "number 2 has b"),
+            (r#"{"records": [{"a": 1}, {"a": 1, "b": 2}]}"#, "number 2 has other names"),
+            (r#"{"records": [{"a": 1, "b": 2}, {}]}"#, "number 2 has other names"),
+            (r#"{"records": [{"a": 1}, {"b": 1}]}"#, "number 2 lacks a"),
             (r#"{"records": [1]}"#, "number 1 is no object"),
             (r#"{"columns": {"a": [[1]]}}"#, "neither a number nor a text"),
             (r#"{"columns": {"a": []}, "records": []}"#, "either columns"),

@@ -5,6 +5,7 @@ mod engine;
 mod front;
 mod openai;
 mod page;
+mod patient;
 pub(crate) mod predictions;
 pub(crate) mod texts;
 
@@ -40,6 +41,9 @@ pub(crate) struct Arguments {
     /// The address to listen at. Beyond this machine (such as 0.0.0.0) a token is needed
     #[arg(long, value_name = "NAME", default_value = "127.0.0.1")]
     pub(crate) host: String,
+    /// A name by which a proxy in front is reached; may be given several times
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Vec<String>,
     /// The port to listen at; 0 for any that is free
     #[arg(long, value_name = "N", default_value_t = 8080)]
     pub(crate) port: u16,
@@ -134,13 +138,13 @@ fn listener(args: &Arguments, token: Option<&str>) -> anyhow::Result<(TcpListene
     let listener = TcpListener::bind(&addresses[..]).with_context(|| format!("--host {host} --port {}", args.port))?;
     listener.set_nonblocking(true).context("listening")?;
     let names = ["localhost", "127.0.0.1", "[::1]"].map(String::from).into_iter();
-    let own = listener.local_addr().map(|own| own.ip().to_string());
-    let names = names.chain(own.ok()).chain([host.to_ascii_lowercase(), format!("[{host}]")]);
+    let names = names.chain([host.to_ascii_lowercase()]).chain(args.name.iter().map(|name| name.to_ascii_lowercase()));
     Ok((listener, alone.then(|| names.collect())))
 }
 
 pub(crate) fn run(zoo: &Zoo, args: &Arguments) -> anyhow::Result<ExitCode> {
-    let token = args.token.clone().or_else(|| std::env::var("ZOO_TOKEN").ok());
+    let in_environment = || std::env::var_os("ZOO_TOKEN").map(|token| token.to_string_lossy().into_owned());
+    let token = args.token.clone().or_else(in_environment);
     if token.as_ref().is_some_and(|token| token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic())) {
         return Err(Error::Usage("--token: expected visible ASCII characters, at least one".into()).into());
     }
@@ -168,6 +172,7 @@ pub(crate) fn run(zoo: &Zoo, args: &Arguments) -> anyhow::Result<ExitCode> {
     let limits = Limits {
         token,
         hosts,
+        names: args.name.iter().map(|name| name.to_ascii_lowercase()).collect(),
         body: usize::from(args.max_body) << 20,
         time: Duration::from_secs(args.timeout.into()),
         allowed: Allowed { tokens: args.max_tokens, choices: args.at_once.into() },

@@ -1,5 +1,7 @@
 //! Completions in the shapes of OpenAI's programs.
 
+use std::sync::Arc;
+
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use zoo_layers::{End, Sampling};
@@ -12,7 +14,9 @@ use crate::output::first_line;
 pub(super) struct Asked {
     pub(super) model: Option<String>,
     /// One for each choice.
-    pub(super) choices: Vec<(Prompt, Sampling)>,
+    pub(super) choices: Vec<(Arc<Prompt>, Sampling)>,
+    /// Choices of a prompt.
+    pub(super) each: usize,
     pub(super) stream: bool,
     /// Whether a stream is to end with the numbers of tokens.
     pub(super) usage: bool,
@@ -72,7 +76,9 @@ impl OneOrMany {
 #[derive(Deserialize)]
 struct Message {
     role: String,
-    content: Content,
+    content: Option<Content>,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
 }
 
 #[derive(Deserialize)]
@@ -84,21 +90,31 @@ enum Content {
 
 #[derive(Deserialize)]
 struct Part {
+    r#type: Option<String>,
     text: Option<String>,
 }
 
 impl Message {
     fn text(self) -> Result<(String, String), Refusal> {
+        if let Some((key, _)) = self.rest.iter().find(|(_, value)| !value.is_null()) {
+            return Err(Refusal::bad(format!("messages: {key:.60}: this server does not have it")));
+        }
         let text = match self.content {
-            Content::Text(text) => text,
-            Content::Parts(parts) => {
-                let texts = parts.into_iter().map(|part| part.text).collect::<Option<Vec<_>>>();
+            Some(Content::Text(text)) => text,
+            Some(Content::Parts(parts)) => {
+                let text = |part: Part| part.text.filter(|_| part.r#type.is_none_or(|kind| kind == "text"));
+                let texts = parts.into_iter().map(text).collect::<Option<Vec<_>>>();
                 texts.ok_or_else(|| Refusal::bad("messages: a part that is no text cannot be read"))?.concat()
             }
+            None => return Err(Refusal::bad("messages: one has no content")),
         };
         Ok((self.role, text))
     }
 }
+
+/// Texts that may end one, and the bytes of each.
+const STOPS: usize = 16;
+const LONGEST_STOP: usize = 256;
 
 /// Keys that change nothing about what is written.
 const WITHOUT_EFFECT: [&str; 9] = [
@@ -146,6 +162,10 @@ impl Asked {
             (true, ..) => return Err(Refusal::bad("messages: expected at least one, and no prompt")),
             (false, ..) => return Err(Refusal::bad("prompt: expected a text or a list of texts, and no messages")),
         };
+        let stop = body.stop.map(OneOrMany::all).unwrap_or_default();
+        if stop.len() > STOPS || stop.iter().any(|stop| stop.len() > LONGEST_STOP) {
+            return Err(Refusal::bad(format!("stop: at most {STOPS} of {LONGEST_STOP} bytes each")));
+        }
         let n = body.n.unwrap_or(1);
         let count = prompts.len().saturating_mul(n);
         if !(1..=allowed.choices).contains(&count) {
@@ -166,23 +186,17 @@ impl Asked {
             top_k: body.top_k.unwrap_or(0),
             min_p: body.min_p.unwrap_or(0.),
             repetition_penalty: body.repetition_penalty.unwrap_or(1.),
-            stop: body.stop.map(OneOrMany::all).unwrap_or_default(),
+            stop,
             seed: body.seed.map_or_else(random, i64::cast_unsigned),
             ..defaults
         };
         sampling.validate().map_err(|e| Refusal::bad(first_line(&e).replace('-', "_")))?;
         let mut choices = Vec::with_capacity(count);
-        for prompt in prompts {
-            for _ in 0..n {
-                let prompt = match &prompt {
-                    Prompt::Text(text) => Prompt::Text(text.clone()),
-                    Prompt::Messages(messages) => Prompt::Messages(messages.clone()),
-                };
-                choices.push((prompt, Sampling { sample: choices.len() as u64, ..sampling.clone() }));
-            }
+        for prompt in prompts.into_iter().map(Arc::new) {
+            choices.extend((0..n as u64).map(|sample| (prompt.clone(), Sampling { sample, ..sampling.clone() })));
         }
         let usage = body.stream_options.is_some_and(|options| options.include_usage);
-        Ok(Self { model: body.model, choices, stream: body.stream.unwrap_or(false), usage })
+        Ok(Self { model: body.model, choices, each: n, stream: body.stream.unwrap_or(false), usage })
     }
 }
 
@@ -193,7 +207,7 @@ pub(super) fn random() -> u64 {
 }
 
 /// Seconds since 1970.
-fn now() -> u64 {
+pub(super) fn now() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
@@ -282,9 +296,9 @@ mod tests {
             asked(r#"{"prompt": ["a", "b"], "n": 2, "seed": -1, "stop": "x", "user": "u", "logprobs": null}"#, false);
         let choices = of.unwrap().choices;
         let samples: Vec<u64> = choices.iter().map(|(_, sampling)| sampling.sample).collect();
-        assert_eq!((samples, choices[0].1.tokens, choices[3].1.seed), (vec![0, 1, 2, 3], 16, u64::MAX));
+        assert_eq!((samples, choices[0].1.tokens, choices[3].1.seed), (vec![0, 1, 0, 1], 16, u64::MAX));
         let chat = r#"{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"text": "b"}]}], "tools": []}"#;
-        let Prompt::Messages(messages) = &asked(chat, true).unwrap().choices[0].0 else { panic!("no messages") };
+        let Prompt::Messages(messages) = &*asked(chat, true).unwrap().choices[0].0 else { panic!("no messages") };
         assert_eq!(messages, &[("user".to_string(), "ab".to_string())]);
         for (body, chat, reason) in [
             (r#"{"prompt": "a", "logprobs": 0}"#, false, "logprobs"),
@@ -293,6 +307,13 @@ mod tests {
             (r#"{"prompt": "a", "max_tokens": 101}"#, false, "at most 100"),
             (r#"{"prompt": "a", "n": 5}"#, false, "--at-once"),
             (r#"{"prompt": [1, 2]}"#, false, "the body"),
+            (
+                r#"{"prompt": "a", "stop": ["1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "13", "14", "15", "16", "17"]}"#,
+                false,
+                "stop: at most 16",
+            ),
+            (r#"{"messages": [{"role": "assistant", "content": null}]}"#, true, "one has no content"),
+            (r#"{"messages": [{"role": "user", "content": "a", "name": "b"}]}"#, true, "messages: name"),
             (r#"{"prompt": "a", "top_p": 0}"#, false, "top_p must lie in (0, 1]"),
             (r#"{"prompt": "a"}"#, true, "messages"),
             (r#"{"messages": [{"role": "user", "content": [{"image_url": "x"}]}]}"#, true, "no text"),

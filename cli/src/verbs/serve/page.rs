@@ -9,9 +9,9 @@ const TEMPLATE: &str = include_str!("page.html");
 
 /// A model as `/v1/models` lists it.
 pub(super) fn described(about: &About) -> Value {
-    let About { id, model, summary, checkpoint, parameters, does } = about;
+    let About { id, model, summary, checkpoint, parameters, created, does } = about;
     let mut of = json!({
-        "id": id, "object": "model", "owned_by": program(), "architecture": model, "summary": summary,
+        "id": id, "object": "model", "created": created, "owned_by": program(), "architecture": model, "summary": summary,
         "checkpoint": checkpoint.file_name().unwrap_or_default().to_string_lossy(), "parameters": parameters,
     });
     match does {
@@ -32,10 +32,10 @@ pub(super) fn described(about: &About) -> Value {
     of
 }
 
-/// The page.
-pub(super) fn of(abouts: &[About], token: bool) -> String {
-    let data =
-        json!({ "program": program(), "token": token, "models": abouts.iter().map(described).collect::<Vec<_>>() });
+/// The page, with what is known of the models; without it where that takes a token.
+pub(super) fn of(abouts: Option<&[About]>) -> String {
+    let models = abouts.map(|abouts| abouts.iter().map(described).collect::<Vec<_>>());
+    let data = json!({ "program": program(), "models": models });
     // Within a script element only "<" could end it.
     TEMPLATE.replace("__DATA__", &data.to_string().replace('<', "\\u003c"))
 }

@@ -11,6 +11,7 @@ use zoo_training::{Error, Flag, Predict, Prediction, Recipe, Request};
 
 use super::engine::{About, Answer, Ask, Does, Job, Predicted, Refusal, Served, Waiting};
 use super::front::Shared;
+use super::openai::now;
 use super::{Opened, Spec};
 use crate::arguments::{Precision, Values};
 use crate::output::{message, worded};
@@ -32,6 +33,9 @@ pub(crate) struct Predictions<T: Predict> {
 }
 
 pub(crate) fn open<T: Predict>(spec: &Spec) -> anyhow::Result<Opened> {
+    if let Some(data) = spec.data.as_deref().filter(|data| !data.exists()) {
+        return Err(Error::Usage(format!("--data {}: there is no such file", data.display())).into());
+    }
     let (Usable { model, config, fitted, .. }, checkpoint) = spec.read::<T>()?;
     let about = About {
         id: spec.id.clone(),
@@ -39,6 +43,7 @@ pub(crate) fn open<T: Predict>(spec: &Spec) -> anyhow::Result<Opened> {
         summary: <T as Recipe>::SUMMARY,
         checkpoint,
         parameters: parameters::<T>(&config)?,
+        created: now(),
         does: Does::Predict { options: options::<T>() },
     };
     Ok(Opened(Box::new(Predictions::<T> {
@@ -54,12 +59,10 @@ pub(crate) fn open<T: Predict>(spec: &Spec) -> anyhow::Result<Opened> {
     })))
 }
 
-/// The options that a request may give: those of `predict` that name no file of this machine.
+/// The options that a request may give: those of `predict` that name no file of this machine (see [`Flag::value`]).
 fn options<T: Predict>() -> Vec<Flag> {
     let all = [<T as Recipe>::FLAGS, <T as Predict>::FLAGS].concat();
-    all.into_iter()
-        .filter(|flag| !flag.value.is_some_and(|value| value.contains("PATH") || value.contains("FILE")))
-        .collect()
+    all.into_iter().filter(|flag| !flag.names_file()).collect()
 }
 
 impl<T: Predict> Predictions<T> {
@@ -72,7 +75,7 @@ impl<T: Predict> Predictions<T> {
             values = self.with_option(values, name, text)?;
         }
         // A folder of its own: a file that names others finds none.
-        let internal = |e: std::io::Error| Refusal::new(500, format!("the input could not be kept: {e}"));
+        let internal = |e: std::io::Error| Refusal::new(500, format!("the input could not be kept: {}", e.kind()));
         let folder = TempDir::new().map_err(internal)?;
         let input = folder.path().join(format!("input.{ending}"));
         std::fs::write(&input, bytes).map_err(internal)?;
@@ -93,7 +96,7 @@ impl<T: Predict> Predictions<T> {
         let Some(flag) = options.iter().find(|flag| flag.name == name) else {
             let names: Vec<&str> = options.iter().map(|flag| flag.name).collect();
             let known = if names.is_empty() { "it has none".into() } else { format!("it has {}", names.join(", ")) };
-            return Err(Refusal::bad(format!("{}: there is no option {name}; {known}", self.about.id)));
+            return Err(Refusal::bad(format!("{}: there is no option {name:.60}; {known}", self.about.id)));
         };
         match (flag.value, text) {
             (Some(_), text) => values.set(flag.key, text),
@@ -118,6 +121,9 @@ impl<T: Predict> Predictions<T> {
     /// A message without the name of the file, and with options by their names.
     fn shown(&self, text: &str, input: &Path) -> String {
         let mut text = worded(text).replace(&input.display().to_string(), "the input");
+        if let Some(data) = &self.data {
+            text = text.replace(&data.display().to_string(), "--data");
+        }
         if let Does::Predict { options } = &self.about.does {
             options.iter().for_each(|flag| text = text.replace(flag.key, flag.name));
         }
@@ -136,8 +142,8 @@ impl<T: Predict> Served for Predictions<T> {
         &self.about
     }
 
-    fn take(&mut self, job: Job) {
-        self.waiting.0.push_back(job);
+    fn waiting(&mut self) -> &mut Waiting {
+        &mut self.waiting
     }
 
     fn work(&mut self, shared: &Shared) {
@@ -147,11 +153,13 @@ impl<T: Predict> Served for Predictions<T> {
         }
         let started = std::time::Instant::now();
         jobs.par_iter().for_each(|job| {
-            let answer = match self.predict(job) {
-                Ok(predicted) => Answer::Predicted(Box::new(predicted)),
-                Err(refusal) => Answer::Refused(refusal),
-            };
-            job.answer(answer);
+            // A mistake of a model that shows with one input is not to end the others.
+            let predicted = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.predict(job)));
+            job.answer(match predicted {
+                Ok(Ok(predicted)) => Answer::Predicted(Box::new(predicted)),
+                Ok(Err(refusal)) => Answer::Refused(refusal),
+                Err(_) => Answer::Refused(Refusal::new(500, "the prediction failed by a mistake of the program")),
+            });
         });
         shared.counters.step(&self.about.id, jobs.len(), started.elapsed());
     }

@@ -2,11 +2,12 @@
 
 use std::time::Instant;
 
-use zoo_layers::{End, Text, TextModel, advance};
+use zoo_layers::{End, Sampling, Text, TextModel, advance};
 use zoo_training::{Generate, Recipe};
 
 use super::engine::{About, Answer, Ask, Does, Job, Prompt, Refusal, Served, Waiting};
 use super::front::Shared;
+use super::openai::now;
 use super::{Opened, Spec};
 use crate::arguments::Precision;
 use crate::output::{first_line, worded};
@@ -14,6 +15,9 @@ use crate::weights::{Usable, parameters};
 
 /// Tokens of prompts that one pass reads at most, beside the first prompt: texts that are being written wait for it.
 const READ_AT_ONCE: usize = 2048;
+
+/// Bytes of a token at most, or nearly.
+const LONGEST_TOKEN: usize = 128;
 
 pub(crate) struct Texts<T: Generate> {
     writer: T::Writer,
@@ -34,6 +38,7 @@ pub(crate) fn open<T: Generate>(spec: &Spec) -> anyhow::Result<Opened> {
         summary: <T as Recipe>::SUMMARY,
         checkpoint,
         parameters: parameters::<T>(&config)?,
+        created: now(),
         does,
     };
     let (precision, at_once) = (spec.precision, spec.at_once);
@@ -45,21 +50,34 @@ impl<T: Generate> Texts<T> {
     fn begin(&self, job: &Job) -> Result<Text, Refusal> {
         let Ask::Text { prompt, sampling } = &job.ask else { return Err(Refusal::bad("expected a prompt")) };
         let refuse = |e: &dyn std::fmt::Display| Refusal::bad(worded(&first_line(&e)));
-        let prompt = match prompt {
-            Prompt::Text(text) => text.clone(),
+        let context = self.writer.context();
+        let long = |what: String| {
+            Refusal::bad(format!(
+                "the prompt has {what}, and the model sees {context} tokens: its beginning would be lost"
+            ))
+        };
+        let (prompt, chat) = match &**prompt {
+            Prompt::Text(text) => (text.clone(), false),
             Prompt::Messages(messages) => {
                 let messages: Vec<(&str, &str)> = messages.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
-                T::conversation(&self.writer, &messages).map_err(|e| refuse(&e))?
+                (T::conversation(&self.writer, &messages).map_err(|e| refuse(&e))?, true)
             }
         };
-        let text = self.precision.run(|| Text::new(&self.writer, &prompt, sampling)).map_err(|e| refuse(&e))?;
-        match text.prompt() {
-            n if n <= self.writer.context() => Ok(text),
-            n => Err(Refusal::bad(format!(
-                "the prompt has {n} tokens, and the model sees {}: its beginning would be lost",
-                self.writer.context()
-            ))),
+        // Before it is read.
+        if prompt.len() > context.saturating_mul(LONGEST_TOKEN) {
+            return Err(long(format!("{} bytes", prompt.len())));
         }
+        let begun = |sampling: &Sampling| self.precision.run(|| Text::new(&self.writer, &prompt, sampling));
+        let text = begun(sampling).map_err(|e| refuse(&e))?;
+        if text.prompt() > context {
+            return Err(long(format!("{} tokens", text.prompt())));
+        }
+        // A conversation that slid out of sight would go on from the middle of a message.
+        let left = context - text.prompt() + 1;
+        if chat && sampling.tokens > left {
+            return begun(&Sampling { tokens: left, ..(**sampling).clone() }).map_err(|e| refuse(&e));
+        }
+        Ok(text)
     }
 
     /// Begins texts that wait, as many as may be at work.
@@ -75,6 +93,8 @@ impl<T: Generate> Texts<T> {
                 }
                 Err(refusal) => {
                     job.answer(Answer::Refused(refusal));
+                    // Reading it cost something, too.
+                    tokens += READ_AT_ONCE / 8;
                 }
             }
         }
@@ -86,8 +106,8 @@ impl<T: Generate> Served for Texts<T> {
         &self.about
     }
 
-    fn take(&mut self, job: Job) {
-        self.waiting.0.push_back(job);
+    fn waiting(&mut self) -> &mut Waiting {
+        &mut self.waiting
     }
 
     fn work(&mut self, shared: &Shared) {

@@ -56,9 +56,14 @@ pub struct Flag {
 }
 
 impl Flag {
-    /// A flag with a value.
+    /// A flag with a value. One that names a file or a folder calls it `PATH`, or has that, `FILE` or `DIR` in the name: requests to a server may not give it.
     pub const fn value(name: &'static str, value: &'static str, key: &'static str, help: &'static str) -> Self {
         Self { name, value: Some(value), key, help }
+    }
+
+    /// Whether its value names a file or a folder.
+    pub fn names_file(&self) -> bool {
+        self.value.is_some_and(|value| ["PATH", "FILE", "DIR", "FOLDER"].iter().any(|word| value.contains(word)))
     }
 
     /// A flag without a value, which sets `true`.
