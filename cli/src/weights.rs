@@ -198,8 +198,9 @@ impl<T: Recipe> Loaded<T> {
     /// The weights in an open checkpoint.
     pub(crate) fn of(source: &Source, places: &Places, device: &Device) -> anyhow::Result<Self> {
         let path = &source.path;
+        // Before anything large is read.
+        let Description { config, fitted, .. } = Description::of(source, T::NAME)?;
         let file = source.read(device)?;
-        let Description { config, fitted, .. } = Description::parse(&file.metadata, T::NAME, path)?;
         let shown = path.display();
         let mut config = migrate(config)?;
         without_places(&mut config);

@@ -355,13 +355,17 @@ impl Backend {
         dtype: DType,
         device: &Device,
     ) -> Result<Tensor> {
-        match &inner.source {
+        match &mut inner.source {
             Origin::Seed(seed) => {
                 draw(init, shape, Stream::new(*seed, Purpose::Init, layer_id(name), 0), device)?.to_dtype(dtype)
             }
             Origin::Outline(_) => bail!("{name} has no values"),
-            Origin::Loaded(tensors) => match tensors.get(name) {
-                Some(t) if t.shape() == shape => t.to_dtype(dtype)?.to_device(device),
+            Origin::Loaded(tensors) => match tensors.get_mut(name) {
+                Some(t) if t.shape() == shape => {
+                    // Its values are let go of where the parameter has them: of the loaded one the shape is left.
+                    let left = Tensor::zeros((), dtype, &Device::Cpu)?.broadcast_as(shape)?;
+                    std::mem::replace(t, left).to_dtype(dtype)?.to_device(device)
+                }
                 _ if inner.is_complete => bail!("{name} is not among the tensors that were loaded"),
                 // A model of these is never handed out: its check refuses it.
                 found => match inner.room.checked_sub(shape.elem_count()) {

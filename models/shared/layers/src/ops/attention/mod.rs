@@ -97,7 +97,7 @@ pub fn attention(
         bail!("attention: heads without features")
     }
     if causal && g.tq > g.tk {
-        bail!("attention: causal, but {} queries and only {} keys", g.tq, g.tk)
+        bail!("attention: causal, with {} queries and only {} keys: the first queries would see none", g.tq, g.tk)
     }
     let dropout = Dropout::of(dropout)?;
     let scale = scale.unwrap_or(1. / (g.d as f64).sqrt());
