@@ -1,8 +1,10 @@
 //! Programs of somebody else with models of their own: `tests/guest`, and what `zoo new` writes. Both are built in this
 //! workspace's target directory.
 
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -58,6 +60,30 @@ impl Program {
     }
 }
 
+/// The table that a server of the guest's weights answers for a file.
+fn served(guest: &Program, weights: &str, options: &str, file: &str) -> Result<String, Box<dyn std::error::Error>> {
+    let mut server = guest.command(&["serve", weights, "--port", "0"]).stdout(Stdio::piped()).spawn()?;
+    let answer = guest.read(file).map_err(Into::into).and_then(|body| asked(&mut server, options, &body));
+    server.kill()?;
+    server.wait()?;
+    answer
+}
+
+/// What a server that has just been started answers.
+fn asked(server: &mut Child, options: &str, body: &[u8]) -> Result<String, Box<dyn std::error::Error>> {
+    let lines = BufReader::new(server.stdout.take().ok_or("no stdout")?).lines();
+    let said = lines.map_while(Result::ok).find_map(|l| l.strip_prefix("listening at http://").map(String::from));
+    let address = said.as_deref().and_then(|said| said.split(' ').next()).ok_or("it does not listen")?.to_string();
+    let mut stream = TcpStream::connect(&address)?;
+    let head = format!("POST /predict?{options} HTTP/1.0\r\nHost: {address}\r\nAccept: text/csv\r\n");
+    stream.write_all(format!("{head}Content-Length: {}\r\n\r\n", body.len()).as_bytes())?;
+    stream.write_all(body)?;
+    let mut response = String::new();
+    stream.read_to_string(&mut response)?;
+    let (head, body) = response.split_once("\r\n\r\n").ok_or("no response")?;
+    if head.contains(" 200 ") { Ok(body.into()) } else { Err(response.into()) }
+}
+
 #[test]
 fn a_guest_gets_every_verb_for_a_model_of_its_own() -> Outcome {
     cargo(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/guest"), &["build", "--locked"])?;
@@ -103,6 +129,7 @@ fn a_guest_gets_every_verb_for_a_model_of_its_own() -> Outcome {
     let predict = ["predict", "tides", "--checkpoint", "whole", "--input", "series.txt"];
     let table = String::from_utf8(guest.run(&[&predict[..], &["--ahead", "3"]].concat())?.stdout)?;
     assert!(table.starts_with("step,value\n1,") && table.lines().count() == 4, "{table}");
+    assert_eq!(served(&guest, "whole", "ahead=3&format=txt", "series.txt")?, table);
     guest.run(&["convert", "whole", "weights.pt"])?;
     assert_eq!(guest.json(&["verify", "weights.pt"])?["ok"], true);
     guest.run(&["convert", "whole", "tides.onnx"])?;

@@ -149,11 +149,12 @@ pub(crate) fn run<T: Generate>(args: &Arguments) -> anyhow::Result<ExitCode> {
         let plural = |n: usize| if n == 1 { "" } else { "s" };
         let behind = match tokens {
             0 | 1 => String::new(),
-            _ => format!(", {:.1} tokens a second behind the first", (tokens - 1) as f64 / (seconds - read)),
+            _ => format!(", {:.1} tokens a second after the first", (tokens - 1) as f64 / (seconds - read)),
         };
         note(&format!(
-            "{tokens} token{}, {count} characters in {seconds:.2} s, of which {read:.2} s read a prompt of {of_prompt} token{}{behind}",
+            "{tokens} token{}, {count} character{} in {seconds:.2} s, of which {read:.3} s read a prompt of {of_prompt} token{}{behind}",
             plural(tokens),
+            plural(count),
             plural(of_prompt)
         ));
         texts.push(json!({

@@ -7,8 +7,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::Receiver;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use anyhow::bail;
 use serde_json::{Map, Value};
 use tokio::sync::mpsc::UnboundedSender;
 use zoo_layers::{End, Sampling};
@@ -167,10 +168,9 @@ pub(super) trait Served {
 pub(super) struct Waiting(pub(super) VecDeque<Job>);
 
 impl Waiting {
-    /// The next, after those that nobody wants any more are gone.
+    /// The next that is still wanted.
     pub(super) fn next(&mut self) -> Option<Job> {
-        self.0.retain(Job::is_wanted);
-        self.0.pop_front()
+        std::iter::from_fn(|| self.0.pop_front()).find(Job::is_wanted)
     }
 }
 
@@ -184,29 +184,48 @@ pub(super) enum Order {
     Reload,
 }
 
+/// A loaded model, and the time that it was given, by which models with work get equal shares of it.
+struct Turn {
+    served: Box<dyn Served>,
+    time: Duration,
+}
+
 /// A checkpoint that is served.
 pub(super) struct Place<'a> {
     open: Open<'a>,
-    now: Box<dyn Served>,
+    now: Turn,
     /// Older states of it that have work left.
-    before: Vec<Box<dyn Served>>,
+    before: Vec<Turn>,
 }
 
 impl<'a> Place<'a> {
     pub(super) fn new(open: Open<'a>) -> anyhow::Result<Self> {
-        Ok(Self { now: open()?, open, before: vec![] })
+        Ok(Self { now: Turn { served: open()?, time: Duration::ZERO }, open, before: vec![] })
     }
 
     pub(super) fn about(&self) -> &About {
-        self.now.about()
+        self.now.served.about()
+    }
+
+    /// Takes a job at a moment when models with work had this time; one that had none does not catch up.
+    fn take(&mut self, job: Job, time: Duration) {
+        if !self.now.served.has_work() {
+            self.now.time = self.now.time.max(time);
+        }
+        self.now.served.waiting().0.push_back(job);
     }
 
     /// Reads the checkpoint again. What has begun goes on with what was there; if it cannot be read, everything does.
     fn reload(&mut self) -> bool {
-        match (self.open)() {
+        let same = |new: &dyn Served| match (new.about().model, self.about().model) {
+            (new, now) if new == now => Ok(()),
+            (new, now) => bail!("it has weights of {new} now, and had those of {now}: start the server anew"),
+        };
+        match (self.open)().and_then(|new| same(&*new).map(|()| new)) {
             Ok(mut new) => {
                 remark(format!("{}: read again", new.about().checkpoint.display()));
-                new.waiting().0.append(&mut self.now.waiting().0);
+                new.waiting().0.append(&mut self.now.served.waiting().0);
+                let new = Turn { served: new, time: self.now.time };
                 self.before.push(std::mem::replace(&mut self.now, new));
                 true
             }
@@ -220,8 +239,10 @@ impl<'a> Place<'a> {
 
 /// Works until there are no more orders and no more work.
 pub(super) fn work(mut places: Vec<Place>, orders: &Receiver<Order>, shared: &Shared) {
+    // The time that was given to the model that had got the least.
+    let mut time = Duration::ZERO;
     loop {
-        let busy = places.iter().any(|place| place.now.has_work() || !place.before.is_empty());
+        let busy = places.iter().any(|place| place.now.served.has_work() || !place.before.is_empty());
         let mut next = match busy {
             true => orders.try_recv().ok(),
             false => match orders.recv() {
@@ -232,7 +253,7 @@ pub(super) fn work(mut places: Vec<Place>, orders: &Receiver<Order>, shared: &Sh
         // What came while the last piece was at work is done together.
         while let Some(order) = next {
             match order {
-                Order::Job(job) => places[job.served].now.waiting().0.push_back(job),
+                Order::Job(job) => places[job.served].take(job, time),
                 Order::Reload => {
                     let good = places.iter_mut().map(Place::reload).filter(|good| *good).count();
                     shared.reloaded(places.iter().map(|place| place.about().clone()).collect(), good);
@@ -240,12 +261,14 @@ pub(super) fn work(mut places: Vec<Place>, orders: &Receiver<Order>, shared: &Sh
             }
             next = orders.try_recv().ok();
         }
-        for place in &mut places {
-            for served in place.before.iter_mut().chain([&mut place.now]) {
-                served.work(shared);
-            }
-            place.before.retain(|served| served.has_work());
+        let turns = places.iter_mut().flat_map(|place| place.before.iter_mut().chain([&mut place.now]));
+        if let Some(turn) = turns.filter(|turn| turn.served.has_work()).min_by_key(|turn| turn.time) {
+            time = turn.time;
+            let started = Instant::now();
+            turn.served.work(shared);
+            turn.time += started.elapsed();
         }
+        places.iter_mut().for_each(|place| place.before.retain(|turn| turn.served.has_work()));
     }
 }
 

@@ -35,7 +35,7 @@ use super::engine::{About, Answer, Ask, Does, Job, Load, Order, Predicted, Refus
 use super::openai::{Allowed, Asked, Shape};
 use super::page;
 use super::patient::Patient;
-use crate::output::{csv_text, message, warn};
+use crate::output::{csv_text, message, remark, warn};
 
 /// Connections that are open at once; further ones wait to be accepted.
 const CONNECTIONS: usize = 512;
@@ -151,7 +151,7 @@ pub(super) fn run(
     let front = Arc::new(Front { shared, limits, orders: orders.clone(), load: Arc::default() });
     runtime.block_on(async {
         let listener = tokio::net::TcpListener::from_std(listener).context("listening")?;
-        let service = router(front);
+        let service = router(front.clone());
         let (places, ending) = (Arc::new(Semaphore::new(CONNECTIONS)), GracefulShutdown::new());
         let mut tick = tokio::time::interval(Duration::from_millis(50));
         let mut place = None;
@@ -192,6 +192,10 @@ pub(super) fn run(
             }
         }
         drop(listener);
+        match front.load.requests.load(Ordering::Relaxed) {
+            0 => {}
+            n => remark(format!("{n} requests are finished first; a second Ctrl-C ends the server at once")),
+        }
         // Requests end by themselves within their time.
         if tokio::time::timeout(time + PATIENCE, ending.shutdown()).await.is_err() {
             warn("requests that did not end in time are cut off");
@@ -267,7 +271,9 @@ impl HttpBody for Sent {
 
 /// Refuses what pages of other sites ask in a browser, which can reach servers that only listen to their own machine.
 async fn at_home(State(front): State<Arc<Front>>, request: Request, next: Next) -> Response {
-    match front.strange(request.headers()) {
+    // A link may lead to the page.
+    let is_page = request.method() == "GET" && request.uri().path() == "/";
+    match front.strange(request.headers(), is_page) {
         Some(refusal) => refusal.into_response(),
         None => next.run(request).await,
     }
@@ -277,7 +283,10 @@ async fn at_home(State(front): State<Arc<Front>>, request: Request, next: Next) 
 async fn allowed(State(front): State<Arc<Front>>, request: Request, next: Next) -> Response {
     if let Some(token) = &front.limits.token {
         let given = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
-        let given = given.strip_prefix(b"Bearer ").unwrap_or_default();
+        let given = match given.split_at_checked(7) {
+            Some((scheme, given)) if scheme.eq_ignore_ascii_case(b"Bearer ") => given,
+            _ => &[],
+        };
         // Takes as long for a token that is nearly right.
         let differs = given.iter().zip(token.as_bytes()).fold(given.len() != token.len(), |d, (a, b)| d | (a != b));
         if differs {
@@ -332,7 +341,7 @@ async fn predict(
 
 impl Front {
     /// Why headers are those of a page of another site.
-    fn strange(&self, headers: &HeaderMap) -> Option<Refusal> {
+    fn strange(&self, headers: &HeaderMap, is_page: bool) -> Option<Refusal> {
         let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?").to_ascii_lowercase());
         let host = text(header::HOST).unwrap_or_default();
         let name = match host.rsplit_once(':') {
@@ -343,7 +352,7 @@ impl Front {
             return Some(Refusal::new(403, format!("this server is not called {name:.100}")));
         }
         let foreign = |what: &str| Some(Refusal::new(403, format!("a page of {what:.100} may not ask this server")));
-        if text(HeaderName::from_static("sec-fetch-site")).is_some_and(|site| site == "cross-site") {
+        if text(HeaderName::from_static("sec-fetch-site")).is_some_and(|site| site == "cross-site") && !is_page {
             return foreign("another site");
         }
         let origin = text(header::ORIGIN)?;
@@ -427,8 +436,11 @@ impl Front {
         let (body, room) = self.read(body, JSON.min(self.limits.body)).await?;
         let Asked { model, choices, each, stream, usage } = Asked::parse(&body, chat, self.limits.allowed)?;
         drop(body);
-        let writes = |does: &Does| matches!(does, Does::Write { .. });
-        let (served, about) = self.served(model.as_deref(), writes, "writes text")?;
+        // Without a name, one that converses is meant by a conversation.
+        let (served, about) = match (chat, &model) {
+            (true, None) => self.served(None, |does| matches!(does, Does::Write { chat: true, .. }), "converses")?,
+            _ => self.served(model.as_deref(), |does| matches!(does, Does::Write { .. }), "writes text")?,
+        };
         if chat && matches!(about.does, Does::Write { chat: false, .. }) {
             let said = "goes on with texts, and was not made for conversations: POST /v1/completions";
             return Err(Refusal::bad(format!("{} {said}", about.id)));

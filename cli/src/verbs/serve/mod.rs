@@ -61,8 +61,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) at_once: u16,
     /// Tokens that a text may have
-    #[arg(long, value_name = "N", default_value_t = 1024)]
-    pub(crate) max_tokens: usize,
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_tokens: u32,
     /// MiB that the body of a request may have
     #[arg(long, value_name = "MIB", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub(crate) max_body: u16,
@@ -146,15 +146,16 @@ pub(crate) fn run(zoo: &Zoo, args: &Arguments) -> anyhow::Result<ExitCode> {
     let in_environment = || std::env::var_os("ZOO_TOKEN").map(|token| token.to_string_lossy().into_owned());
     let token = args.token.clone().or_else(in_environment);
     if token.as_ref().is_some_and(|token| token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic())) {
-        return Err(Error::Usage("--token: expected visible ASCII characters, at least one".into()).into());
+        let said = "--token (or ZOO_TOKEN in the environment): expected visible ASCII characters, at least one";
+        return Err(Error::Usage(said.into()).into());
+    }
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+    if let Some(name) = args.name.iter().find(|name| name.is_empty() || !name.chars().all(plain)) {
+        return Err(Error::Usage(format!("--name {name}: expected the name of a host, such as zoo.example.org")).into());
     }
     let device = device(&args.device.device)?;
     let ids = ids(args)?;
     let (listener, hosts) = listener(args, token.as_deref())?;
-    // From here on a signal ends the server in order.
-    let signals = Signals { stop: stop_flag()?, reload: Arc::default() };
-    #[cfg(unix)]
-    signal_hook::flag::register(signal_hook::consts::SIGHUP, signals.reload.clone())?;
     let place = |(checkpoint, id): (&PathBuf, String)| {
         let spec = Spec {
             id,
@@ -168,6 +169,10 @@ pub(crate) fn run(zoo: &Zoo, args: &Arguments) -> anyhow::Result<ExitCode> {
         Place::new(Box::new(move || Ok(spec.open(zoo)?.0)))
     };
     let places = args.checkpoints.iter().zip(ids).map(place).collect::<anyhow::Result<Vec<_>>>()?;
+    // From here on a signal ends the server in order.
+    let signals = Signals { stop: stop_flag()?, reload: Arc::default() };
+    #[cfg(unix)]
+    signal_hook::flag::register(signal_hook::consts::SIGHUP, signals.reload.clone())?;
     let shared = Arc::new(Shared::new(places.iter().map(|place| place.about().clone()).collect()));
     let limits = Limits {
         token,
@@ -175,7 +180,7 @@ pub(crate) fn run(zoo: &Zoo, args: &Arguments) -> anyhow::Result<ExitCode> {
         names: args.name.iter().map(|name| name.to_ascii_lowercase()).collect(),
         body: usize::from(args.max_body) << 20,
         time: Duration::from_secs(args.timeout.into()),
-        allowed: Allowed { tokens: args.max_tokens, choices: args.at_once.into() },
+        allowed: Allowed { tokens: args.max_tokens as usize, choices: args.at_once.into() },
     };
     let url = format!("http://{}", listener.local_addr().context("listening")?);
     announce(args, &shared, &url);

@@ -30,6 +30,7 @@ pub(super) struct Allowed {
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object")]
 struct Body {
     model: Option<String>,
     prompt: Option<OneOrMany>,
@@ -58,7 +59,7 @@ struct StreamOptions {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a text or a list of texts")]
 enum OneOrMany {
     One(String),
     Many(Vec<String>),
@@ -82,7 +83,7 @@ struct Message {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a message's content as a text or a list of parts")]
 enum Content {
     Text(String),
     Parts(Vec<Part>),

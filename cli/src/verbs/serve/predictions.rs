@@ -96,6 +96,7 @@ impl<T: Predict> Predictions<T> {
         let Some(flag) = options.iter().find(|flag| flag.name == name) else {
             let names: Vec<&str> = options.iter().map(|flag| flag.name).collect();
             let known = if names.is_empty() { "it has none".into() } else { format!("it has {}", names.join(", ")) };
+            let known = format!("{known} (and the server last, picture and format)");
             return Err(Refusal::bad(format!("{}: there is no option {name:.60}; {known}", self.about.id)));
         };
         match (flag.value, text) {

@@ -51,11 +51,6 @@ impl<T: Generate> Texts<T> {
         let Ask::Text { prompt, sampling } = &job.ask else { return Err(Refusal::bad("expected a prompt")) };
         let refuse = |e: &dyn std::fmt::Display| Refusal::bad(worded(&first_line(&e)));
         let context = self.writer.context();
-        let long = |what: String| {
-            Refusal::bad(format!(
-                "the prompt has {what}, and the model sees {context} tokens: its beginning would be lost"
-            ))
-        };
         let (prompt, chat) = match &**prompt {
             Prompt::Text(text) => (text.clone(), false),
             Prompt::Messages(messages) => {
@@ -64,16 +59,18 @@ impl<T: Generate> Texts<T> {
             }
         };
         // Before it is read.
-        if prompt.len() > context.saturating_mul(LONGEST_TOKEN) {
-            return Err(long(format!("{} bytes", prompt.len())));
+        let longest = context.saturating_mul(LONGEST_TOKEN).max(1 << 16);
+        if prompt.len() > longest {
+            let said = format!(
+                "the prompt has {} bytes: at most {longest} for a model that sees {context} tokens",
+                prompt.len()
+            );
+            return Err(Refusal::bad(said));
         }
         let begun = |sampling: &Sampling| self.precision.run(|| Text::new(&self.writer, &prompt, sampling));
         let text = begun(sampling).map_err(|e| refuse(&e))?;
-        if text.prompt() > context {
-            return Err(long(format!("{} tokens", text.prompt())));
-        }
         // A conversation that slid out of sight would go on from the middle of a message.
-        let left = context - text.prompt() + 1;
+        let left = (context + 1).saturating_sub(text.prompt());
         if chat && sampling.tokens > left {
             return begun(&Sampling { tokens: left, ..(**sampling).clone() }).map_err(|e| refuse(&e));
         }
@@ -111,8 +108,9 @@ impl<T: Generate> Served for Texts<T> {
     }
 
     fn work(&mut self, shared: &Shared) {
-        // Nobody computes for who has gone.
+        // Nobody computes for who has gone, or keeps room for them.
         self.at_work.retain(|(_, job)| job.is_wanted());
+        self.waiting.0.retain(Job::is_wanted);
         self.admit();
         if self.at_work.is_empty() {
             return;

@@ -70,7 +70,10 @@ fn values_and_slopes_are_those_of_the_limits_at_the_ends_of_f32() -> Result<()> 
             for ((x, y), slope) in far.iter().zip(y.to_vec1::<f32>()?).zip(slope) {
                 let low = if let Activation::Elu(alpha) = f { -alpha as f32 } else { 0. };
                 let want = if *x > 0. { (*x, 1.) } else { (low, 0.) };
-                assert!((y - want.0).abs() <= 1e-30 && (slope - want.1).abs() <= 1e-30, "{f:?} at {x}: {y}, slope {slope}");
+                assert!(
+                    (y - want.0).abs() <= 1e-30 && (slope - want.1).abs() <= 1e-30,
+                    "{f:?} at {x}: {y}, slope {slope}"
+                );
             }
         }
         // As in PyTorch, what is no number stops no gradient.
