@@ -230,7 +230,7 @@ pub fn bf16_of(level: Level, x: &[f32]) -> Vec<f32> {
     y
 }
 
-/// A sum in two steps, of [`Sum::BLOCK`] vectors each and then of these, so that one of many terms loses little: with one lane, too.
+/// A sum in two steps, of 64 vectors each and then of these, so that one of many terms loses little: with one lane, too.
 #[derive(Clone, Copy)]
 pub struct Sum<S: Simd> {
     block: S::f32s,
