@@ -377,10 +377,8 @@ impl Front {
             let frame = frame.map_err(|_| Refusal::bad("the body did not arrive whole"))?;
             let piece: Bytes = frame.into_data().unwrap_or_default();
             if read.len() + piece.len() > limit {
-                let said = match limit {
-                    JSON => format!("a body in JSON has at most {} MiB", limit >> 20),
-                    _ => format!("the body has more than {} MiB (--max-body)", limit >> 20),
-                };
+                let said =
+                    format!("the body has more than {} MiB (--max-body; one in JSON, {})", limit >> 20, JSON >> 20);
                 return Err(Refusal::new(413, said));
             }
             room.bytes += piece.len();

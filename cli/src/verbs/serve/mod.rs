@@ -21,6 +21,7 @@ use candle_core::Device;
 use clap::Args;
 use serde_json::{Value, json};
 use zoo_checkpoint::Error as CheckpointError;
+use zoo_training::config::ConfigOf;
 use zoo_training::{Error, Recipe};
 
 use crate::arguments::{DeviceName, Json, Precision};
@@ -28,10 +29,10 @@ use crate::device::device;
 use crate::output::{grouped, print, print_json, program};
 use crate::program::Zoo;
 use crate::signals::stop_flag;
-use crate::weights::{Places, Usable, base_of, weights};
-use engine::{Does, Place, Served, ids, work};
+use crate::weights::{Places, Usable, base_of, parameters, weights};
+use engine::{About, Does, Place, Served, ids, work};
 use front::{Limits, Shared, Signals};
-use openai::Allowed;
+use openai::{Allowed, now};
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -98,6 +99,12 @@ impl Spec {
     fn read<T: Recipe>(&self) -> anyhow::Result<(Usable<T>, PathBuf)> {
         let values = base_of(self.base.as_deref())?;
         Usable::read(&Places { checkpoint: &self.checkpoint, values: &values, set: &[] }, &self.device)
+    }
+
+    /// What is known of it as one of a model.
+    fn about<T: Recipe>(&self, config: &ConfigOf<T>, checkpoint: PathBuf, does: Does) -> anyhow::Result<About> {
+        let (id, parameters) = (self.id.clone(), parameters::<T>(config)?);
+        Ok(About { id, model: T::NAME, summary: T::SUMMARY, checkpoint, parameters, created: now(), does })
     }
 
     /// Loads it as one of the model that it names, or that knows it.

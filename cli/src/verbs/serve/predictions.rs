@@ -11,13 +11,12 @@ use zoo_training::{Error, Flag, Predict, Prediction, Recipe, Request};
 
 use super::engine::{About, Answer, Ask, Does, Job, Predicted, Refusal, Served, Waiting};
 use super::front::Shared;
-use super::openai::now;
 use super::{Opened, Spec};
 use crate::arguments::{Precision, Values};
 use crate::output::{message, worded};
 use crate::plot::picture_svg;
 use crate::settings::{changed_source, has_path};
-use crate::weights::{Usable, parameters};
+use crate::weights::Usable;
 
 pub(crate) struct Predictions<T: Predict> {
     model: T::Model,
@@ -37,15 +36,7 @@ pub(crate) fn open<T: Predict>(spec: &Spec) -> anyhow::Result<Opened> {
         return Err(Error::Usage(format!("--data {}: there is no such file", data.display())).into());
     }
     let (Usable { model, config, fitted, .. }, checkpoint) = spec.read::<T>()?;
-    let about = About {
-        id: spec.id.clone(),
-        model: T::NAME,
-        summary: <T as Recipe>::SUMMARY,
-        checkpoint,
-        parameters: parameters::<T>(&config)?,
-        created: now(),
-        does: Does::Predict { options: options::<T>() },
-    };
+    let about = spec.about::<T>(&config, checkpoint, Does::Predict { options: options::<T>() })?;
     Ok(Opened(Box::new(Predictions::<T> {
         model,
         config,

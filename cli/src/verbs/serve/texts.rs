@@ -1,17 +1,17 @@
 //! Models that write: many texts at once, a token of each in one pass.
 
+use std::borrow::Cow;
 use std::time::Instant;
 
-use zoo_layers::{End, Sampling, Text, TextModel, advance};
-use zoo_training::{Generate, Recipe};
+use zoo_layers::{End, Text, TextModel, advance};
+use zoo_training::Generate;
 
 use super::engine::{About, Answer, Ask, Does, Job, Prompt, Refusal, Served, Waiting};
 use super::front::Shared;
-use super::openai::now;
 use super::{Opened, Spec};
 use crate::arguments::Precision;
 use crate::output::{first_line, worded};
-use crate::weights::{Usable, parameters};
+use crate::weights::Usable;
 
 /// Tokens of prompts that one pass reads at most, beside the first prompt: texts that are being written wait for it.
 const READ_AT_ONCE: usize = 2048;
@@ -32,15 +32,7 @@ pub(crate) fn open<T: Generate>(spec: &Spec) -> anyhow::Result<Opened> {
     let (Usable { model, config, fitted, .. }, checkpoint) = spec.read::<T>()?;
     let writer = T::writer(&model, &fitted, &spec.device)?;
     let does = Does::Write { context: writer.context(), chat: T::conversation(&writer, &[("user", "?")]).is_ok() };
-    let about = About {
-        id: spec.id.clone(),
-        model: T::NAME,
-        summary: <T as Recipe>::SUMMARY,
-        checkpoint,
-        parameters: parameters::<T>(&config)?,
-        created: now(),
-        does,
-    };
+    let about = spec.about::<T>(&config, checkpoint, does)?;
     let (precision, at_once) = (spec.precision, spec.at_once);
     Ok(Opened(Box::new(Texts::<T> { writer, about, precision, at_once, waiting: Waiting::default(), at_work: vec![] })))
 }
@@ -52,10 +44,10 @@ impl<T: Generate> Texts<T> {
         let refuse = |e: &dyn std::fmt::Display| Refusal::bad(worded(&first_line(&e)));
         let context = self.writer.context();
         let (prompt, chat) = match &**prompt {
-            Prompt::Text(text) => (text.clone(), false),
+            Prompt::Text(text) => (Cow::from(text), false),
             Prompt::Messages(messages) => {
                 let messages: Vec<(&str, &str)> = messages.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
-                (T::conversation(&self.writer, &messages).map_err(|e| refuse(&e))?, true)
+                (T::conversation(&self.writer, &messages).map_err(|e| refuse(&e))?.into(), true)
             }
         };
         // Before it is read.
@@ -67,12 +59,11 @@ impl<T: Generate> Texts<T> {
             );
             return Err(Refusal::bad(said));
         }
-        let begun = |sampling: &Sampling| self.precision.run(|| Text::new(&self.writer, &prompt, sampling));
-        let text = begun(sampling).map_err(|e| refuse(&e))?;
+        let text = self.precision.run(|| Text::new(&self.writer, &prompt, sampling));
+        let mut text = text.map_err(|e| refuse(&e))?;
         // A conversation that slid out of sight would go on from the middle of a message.
-        let left = (context + 1).saturating_sub(text.prompt());
-        if chat && sampling.tokens > left {
-            return begun(&Sampling { tokens: left, ..(**sampling).clone() }).map_err(|e| refuse(&e));
+        if chat {
+            text.limit((context + 1).saturating_sub(text.prompt()));
         }
         Ok(text)
     }

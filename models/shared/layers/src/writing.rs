@@ -105,6 +105,14 @@ impl Text {
         })
     }
 
+    /// Lets the model write `tokens` of it at most.
+    pub fn limit(&mut self, tokens: usize) {
+        self.most = self.most.min(self.prompt.saturating_add(tokens));
+        if self.tokens.len() >= self.most {
+            self.end.get_or_insert(End::Length);
+        }
+    }
+
     /// Tokens of its prompt.
     pub fn prompt(&self) -> usize {
         self.prompt

@@ -6,8 +6,9 @@ use zoo_kernels::cpu::vector::Sum;
 use zoo_kernels::cpu::{Buffer, Pointer, parallel, simd, vector, with_scratch};
 use zoo_kernels::{Backward, Forward, Op, Output, View, apply_one};
 
-use super::cpu::{self, Geometry, Heads, Rule};
+use super::cpu::{self, Geometry, Heads};
 use super::{AttentionOptions, attention, of_heads};
+use crate::ops::softmax::largest;
 
 /// Up to so many new positions of a text, scores are dot products; more go by tiles.
 const FEW: usize = 4;
@@ -37,7 +38,7 @@ pub(crate) fn attention_of_texts(q: &Tensor, heads: usize, texts: &[(usize, Tens
     }
     let sum = texts.iter().try_fold(0usize, |sum, text| sum.checked_add(text.0));
     if sum != Some(n) {
-        bail!("attention: {n} queries, and texts with {} in all", texts.iter().map(|t| t.0 as f64).sum::<f64>())
+        bail!("attention: {n} queries, but not so many of the texts")
     }
     let op = OfTexts { heads, counts: texts.iter().map(|text| text.0).collect() };
     let inputs: Vec<Tensor> =
@@ -84,6 +85,7 @@ impl Op for OfTexts {
         let (level, heads) = (simd::level()?, self.heads);
         let (q, width) = (inputs[0].f32()?, inputs[0].width());
         let d = width / heads;
+        let one = of_heads(heads, d);
         let mut out = Buffer::new(q.len());
         let to = out.pointer();
         let (mut tasks, mut cost, mut first) = (vec![], 0, 0);
@@ -92,14 +94,14 @@ impl Op for OfTexts {
             let (t, key_heads, q) = (k.len() / kc, kc / d, &q[first * width..][..count * width]);
             if count > FEW {
                 let g = Geometry { batch: 1, heads, key_heads, tq: count, tk: t, d };
-                let rule = Rule { causal: true, scale: scale(d), dropout: None };
                 let of = |data, t, width| Heads::side_by_side(data, t, width, d);
                 let like = of(&[], count, width);
-                let (own, _) = cpu::forward(g, &rule, of(q, count, width), of(k, t, kc), of(v, t, kc), None, like)?;
+                let (own, _) =
+                    cpu::forward(g, &one.rule(), of(q, count, width), of(k, t, kc), of(v, t, kc), None, like)?;
                 // SAFETY: the rows of this text, which nobody else writes.
                 unsafe { to.at(first * width).copy_from_nonoverlapping(own.as_ptr(), own.len()) }
             } else {
-                let text = Text { q, k, v, count, width, kc, d, to: to.part(first * width) };
+                let text = Text { q, k, v, count, width, kc, d, scale: one.rule().scale, to: to.part(first * width) };
                 tasks.extend((0..key_heads).map(|head| (text, head)));
                 cost += 2 * count * t * width;
             }
@@ -117,10 +119,6 @@ impl Op for OfTexts {
     }
 }
 
-fn scale(d: usize) -> f32 {
-    (1. / (d as f64).sqrt()) as f32
-}
-
 /// A text with few new positions.
 #[derive(Clone, Copy)]
 struct Text<'a> {
@@ -133,6 +131,7 @@ struct Text<'a> {
     width: usize,
     kc: usize,
     d: usize,
+    scale: f32,
     to: Pointer,
 }
 
@@ -188,12 +187,12 @@ impl Text<'_> {
                 }
             }
             for (score, sum) in scores[first..].iter_mut().zip(sums) {
-                *score = scale(d) * s.reduce_sum_f32s(sum);
+                *score = self.scale * s.reduce_sum_f32s(sum);
             }
         }
         let p = scores.as_mut_ptr();
-        // A NaN is passed over here, and comes back in the sum.
-        let max = s.splat_f32s(scores.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+        // SAFETY: there are n scores, at least that of the query's own place.
+        let max = s.splat_f32s(unsafe { largest(s, p, n) });
         let mut sum = Sum::new(s);
         for j in (0..n).step_by(lanes) {
             // SAFETY: there are n scores.
