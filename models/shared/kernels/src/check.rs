@@ -5,12 +5,16 @@
 //! 1. the f64 reference's gradients are compared with central differences of its loss;
 //! 2. the f32 kernel's outputs and gradients are compared with the f64 reference's, at every SIMD level of the
 //!    machine: the error may be twice that of the plain f32 graph, which calibrates itself to the shape at hand. As
-//!    one rounding may be lucky, the plain graph's error is the largest over a few inputs next to the given ones;
+//!    one rounding may be lucky, the plain graph's error is the largest over a few inputs next to the given ones. The
+//!    bits have to be the same on 1, 2, 3, 5 and 8 threads;
 //! 3. the same with products in bf16, in each way that the machine has, held to what bf16 can do;
 //! 4. the same for the kernels of GPUs, in f32, bf16 and f16, on every device that is compiled in. The crate
 //!    `zoo-kernels-emulator` has the same check with their GPU kernels on the CPU.
 
+use std::sync::OnceLock;
+
 use candle_core::{DType, Device, Result, Tensor, Var, bail};
+use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
 use crate::autograd::{Op, apply, autocast};
 use crate::cpu::simd::{levels, units, with_bf16, with_level};
@@ -129,6 +133,8 @@ pub fn check<O: Op + Clone>(op: &O, inputs: &[Tensor], wants: &[bool]) -> Result
     for level in levels() {
         let place = format!("{} at {}", op.name(), level.name());
         with_level(level, || expected.compare(&place, op, &Device::Cpu))?;
+        same_bits_on_any_threads(|| with_level(level, || expected.found(op)))
+            .map_err(|e| candle_core::Error::msg(format!("{place}: {e}")))?;
     }
     // Where there are many elements, few inputs show the plain graph's error.
     let neighbours = if inputs.iter().map(Tensor::elem_count).sum::<usize>() < 4096 { NEIGHBOURS.0 } else { 2 };
@@ -200,6 +206,14 @@ impl<'a> Expected<'a> {
         Ok(Self { inputs, wants, dtype, exact, naive })
     }
 
+    /// What [`apply`] gives on the CPU: outputs and gradients.
+    fn found<O: Op + Clone>(&self, op: &O) -> Result<Vec<Vec<f32>>> {
+        let fused = |x: &[Tensor]| apply(op.clone(), &x.iter().collect::<Vec<_>>());
+        let Run { outputs, grads, .. } = run(&fused, self.inputs, self.wants, self.dtype, self.dtype, &Device::Cpu)?.0;
+        let all = outputs.into_iter().chain(grads.into_iter().flatten());
+        Ok(all.map(|tensor| tensor.into_iter().map(|v| v as f32).collect()).collect())
+    }
+
     /// Compares what [`apply`] gives on `device`: outputs and gradients, and outputs without gradients, for nothing is saved
     /// then, which is a path of its own. Errors begin with `place`.
     ///
@@ -226,18 +240,24 @@ impl<'a> Expected<'a> {
     }
 }
 
-/// Checks that what `run` computes is the same bits on 1, 2, 3 and 8 threads.
+/// Fewer threads than a machine has and more, even numbers and odd ones.
+const THREADS: [usize; 5] = [1, 2, 3, 5, 8];
+
+/// Checks that what `run` computes is the same bits on 1, 2, 3, 5 and 8 threads.
 ///
 /// # Errors
 /// Names the number of threads that differs, or is `run`'s.
 pub fn same_bits_on_any_threads(run: impl Fn() -> Result<Vec<Vec<f32>>> + Sync) -> Result<()> {
-    let on = |threads: usize| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(candle_core::Error::wrap)?;
-        pool.install(&run)
+    static POOLS: OnceLock<Vec<std::result::Result<ThreadPool, ThreadPoolBuildError>>> = OnceLock::new();
+    let pools = POOLS.get_or_init(|| THREADS.map(|n| ThreadPoolBuilder::new().num_threads(n).build()).into());
+    let bits = |pool: &std::result::Result<ThreadPool, ThreadPoolBuildError>| -> Result<Vec<Vec<u32>>> {
+        let pool = pool.as_ref().map_err(|e| candle_core::Error::msg(e.to_string()))?;
+        // NaN is no number, but the same here.
+        Ok(pool.install(&run)?.into_iter().map(|tensor| tensor.into_iter().map(f32::to_bits).collect()).collect())
     };
-    let one = on(1)?;
-    for threads in [2, 3, 8] {
-        if on(threads)? != one {
+    let one = bits(&pools[0])?;
+    for (pool, threads) in pools.iter().zip(THREADS).skip(1) {
+        if bits(pool)? != one {
             bail!("{threads} threads give other bits than one")
         }
     }

@@ -212,26 +212,34 @@ impl FewRows<'_> {
     unsafe fn dots<S: Simd, const M: usize, const N: usize, const ROUNDS: bool>(&self, s: S, i: usize, j: usize) {
         let Self { k, x, w, bias, c, c_row, .. } = *self;
         let (x, w) = (x.as_ptr().wrapping_add(i * k), w.as_ptr().wrapping_add(j * k));
-        let mut sums = [[s.splat_f32s(0.); N]; M];
-        for e in (0..k).step_by(S::F32_LANES) {
-            // SAFETY: the caller's promise; rows have k elements.
-            unsafe {
-                let mut rows = [s.splat_f32s(0.); N];
-                for (b, row) in rows.iter_mut().enumerate() {
-                    *row = vector::read(s, w.add(b * k), e, k);
-                    if ROUNDS {
-                        *row = vector::bf16(s, *row);
+        let mut totals = [[s.splat_f32s(0.); N]; M];
+        for block in (0..k).step_by(vector::BLOCK * S::F32_LANES) {
+            let mut sums = [[s.splat_f32s(0.); N]; M];
+            for e in (block..k.min(block + vector::BLOCK * S::F32_LANES)).step_by(S::F32_LANES) {
+                // SAFETY: the caller's promise; rows have k elements.
+                unsafe {
+                    let mut rows = [s.splat_f32s(0.); N];
+                    for (b, row) in rows.iter_mut().enumerate() {
+                        *row = vector::read(s, w.add(b * k), e, k);
+                        if ROUNDS {
+                            *row = vector::bf16(s, *row);
+                        }
                     }
-                }
-                for (a, sums) in sums.iter_mut().enumerate() {
-                    let x = vector::read(s, x.add(a * k), e, k);
-                    for (sum, w) in sums.iter_mut().zip(rows) {
-                        *sum = s.mul_add_e_f32s(x, w, *sum);
+                    for (a, sums) in sums.iter_mut().enumerate() {
+                        let x = vector::read(s, x.add(a * k), e, k);
+                        for (sum, w) in sums.iter_mut().zip(rows) {
+                            *sum = s.mul_add_e_f32s(x, w, *sum);
+                        }
                     }
                 }
             }
+            for (totals, sums) in totals.iter_mut().zip(sums) {
+                for (total, sum) in totals.iter_mut().zip(sums) {
+                    *total = s.add_f32s(*total, sum);
+                }
+            }
         }
-        for (a, sums) in sums.into_iter().enumerate() {
+        for (a, sums) in totals.into_iter().enumerate() {
             for (b, sum) in sums.into_iter().enumerate() {
                 let start = bias.map_or(0., |bias| bias[j + b]);
                 // SAFETY: the caller's promise.

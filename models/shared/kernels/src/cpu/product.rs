@@ -181,14 +181,8 @@ unsafe fn masked<S: Simd, const MR: usize, const NV: usize, const TAIL: bool>(
     // SAFETY: offsets stay within the matrices as checked in `product`; masked lanes are not touched.
     unsafe {
         let mut acc = [[s.splat_f32s(0.); NV]; MR];
-        match start {
-            Start::Zero => {}
-            Start::Result => {
-                for (r, acc) in acc.iter_mut().enumerate() {
-                    *acc = vectors::<S, NV, TAIL>(s, &masks, c.add((i + r) * c_row + j));
-                }
-            }
-            Start::Row(row) => acc = [vectors::<S, NV, TAIL>(s, &masks, row.as_ptr().add(j)); MR],
+        if let Start::Row(row) = start {
+            acc = [vectors::<S, NV, TAIL>(s, &masks, row.as_ptr().add(j)); MR];
         }
         for t in terms {
             let a = t.a.data.as_ptr().wrapping_add(i * t.a.row);
@@ -200,6 +194,15 @@ unsafe fn masked<S: Simd, const MR: usize, const NV: usize, const TAIL: bool>(
                     for (acc, b) in acc.iter_mut().zip(b) {
                         *acc = s.mul_add_e_f32s(a, b, *acc);
                     }
+                }
+            }
+        }
+        if matches!(start, Start::Result) {
+            // Added at the end: of thousands of terms, a part at a time, each part is a sum of its own.
+            for (r, acc) in acc.iter_mut().enumerate() {
+                let before = vectors::<S, NV, TAIL>(s, &masks, c.add((i + r) * c_row + j));
+                for (acc, before) in acc.iter_mut().zip(before) {
+                    *acc = s.add_f32s(before, *acc);
                 }
             }
         }

@@ -230,7 +230,10 @@ pub fn bf16_of(level: Level, x: &[f32]) -> Vec<f32> {
     y
 }
 
-/// A sum in two steps, of 64 vectors each and then of these, so that one of many terms loses little: with one lane, too.
+/// So many vectors are added to one another, and then the sums of such blocks: one of many terms loses little then, with one lane, too.
+pub(super) const BLOCK: usize = 64;
+
+/// A sum in two steps, of [`BLOCK`] vectors each and then of these.
 #[derive(Clone, Copy)]
 pub struct Sum<S: Simd> {
     block: S::f32s,
@@ -239,8 +242,6 @@ pub struct Sum<S: Simd> {
 }
 
 impl<S: Simd> Sum<S> {
-    const BLOCK: usize = 64;
-
     /// Zero.
     #[inline(always)]
     pub fn new(s: S) -> Self {
@@ -263,7 +264,7 @@ impl<S: Simd> Sum<S> {
     fn set(&mut self, s: S, block: S::f32s) {
         self.block = block;
         self.count += 1;
-        if self.count == Self::BLOCK {
+        if self.count == BLOCK {
             *self = Self { block: s.splat_f32s(0.), total: s.add_f32s(self.total, block), count: 0 };
         }
     }

@@ -14,7 +14,9 @@ fn ids(dims: &[usize], rows: u32) -> Result<Tensor> {
 #[test]
 fn kernels_and_gradients_agree_with_the_reference() -> Result<()> {
     let plain = Embedding { first: 0, positions: false, dropout: None };
-    for (dims, rows, c) in [(&[1][..], 1, 1), (&[7], 3, 17), (&[2, 3, 5], 11, 64), (&[0], 4, 3), (&[200], 9, 130)] {
+    for (dims, rows, c) in
+        [(&[1][..], 1, 1), (&[7], 3, 17), (&[2, 3, 5], 11, 64), (&[0], 4, 3), (&[200], 9, 130), (&[17], 50_257, 3)]
+    {
         check(&plain, &[ids(dims, rows)?, random(1, &[rows as usize, c])?], &[false, true])?;
     }
     let dropout = Dropout::new(0.3, Stream::new(1, Purpose::Dropout, 2, 3))?;

@@ -10,9 +10,16 @@ const ALL: [Activation; 6] = [Identity, Relu, Gelu, GeluTanh, Silu, Elu(1.)];
 
 #[test]
 fn kernel_and_gradients_agree_with_the_reference() -> Result<()> {
-    for (dims, n) in
-        [(vec![1, 1], 1), (vec![5, 3], 4), (vec![2, 3, 50], 1), (vec![33, 129], 65), (vec![0, 4], 3), (vec![7], 5)]
-    {
+    for (dims, n) in [
+        (vec![1, 1], 1),
+        (vec![5, 3], 4),
+        (vec![2, 3, 50], 1),
+        (vec![33, 129], 65),
+        (vec![0, 4], 3),
+        (vec![7], 5),
+        (vec![3, 8192], 2),
+        (vec![2, 3], 50_257),
+    ] {
         let k = dims[dims.len() - 1];
         let (x, w, b) = (random(1, &dims)?, random(2, &[n, k])?, random(3, &[n])?);
         for activation in ALL {

@@ -26,6 +26,7 @@ fn kernel_and_gradients_agree_with_the_reference() -> Result<()> {
         (17, 5, 2, 17),
         (33, 3, 6, 50),
         (3, 70, 1, 4),
+        (1, 257, 3, 3),
         (1, 3, 2, 256),
         (9, 3, 5, 259),
     ] {

@@ -6,7 +6,7 @@ use super::*;
 
 #[test]
 fn kernels_and_gradients_agree_with_the_reference() -> Result<()> {
-    for dims in [[1, 1, 1], [3, 5, 7], [2, 20, 128], [70, 3, 33], [0, 4, 3]] {
+    for dims in [[1, 1, 1], [3, 5, 7], [2, 20, 128], [70, 3, 33], [1, 8192, 3], [0, 4, 3]] {
         let inputs = [random(1, &dims)?, random(2, &dims[1..2])?];
         for wants in [[true, true], [true, false], [false, true]] {
             check(&Pool, &inputs, &wants)?;

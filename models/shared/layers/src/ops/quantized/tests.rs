@@ -15,7 +15,8 @@ fn weight(bits: Bits, [n, k]: [usize; 2]) -> Result<Quantized> {
 #[test]
 fn kernel_and_gradient_agree_with_the_reference() -> Result<()> {
     for bits in [Bits::Four, Bits::Eight] {
-        for (dims, n) in [(vec![32], 5), (vec![2, 3, 64], 33), (vec![40, 96], 7), (vec![0, 32], 4)] {
+        for (dims, n) in [(vec![32], 5), (vec![2, 3, 64], 33), (vec![40, 96], 7), (vec![32], 50_257), (vec![0, 32], 4)]
+        {
             let weight = weight(bits, [n, dims[dims.len() - 1]])?;
             check(&QuantizedLinear { weight }, &[random(4, &dims)?], &[true])?;
         }

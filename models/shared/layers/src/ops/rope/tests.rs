@@ -9,7 +9,7 @@ const BOTH: [RopePairs; 2] = [RopePairs::Halves, RopePairs::Neighbours];
 #[test]
 fn kernels_and_gradients_agree_with_the_reference() -> Result<()> {
     for pairs in BOTH {
-        for dims in [&[1, 2][..], &[3, 5, 6], &[2, 3, 65, 16], &[0, 4, 2]] {
+        for dims in [&[1, 2][..], &[3, 5, 6], &[2, 3, 65, 16], &[1, 8192, 2], &[17, 130], &[0, 4, 2]] {
             let [.., t, d] = dims else { continue };
             let (cos, sin) = rope_angles(3, *t, *d, 10_000., &Device::Cpu)?;
             check(&Rope { pairs, heads: 1 }, &[random(1, dims)?, cos, sin], &[true, false, false])?;
