@@ -9,16 +9,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Context;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use serde::Serialize;
+use zoo_checkpoint::Description;
 use zoo_training::config::synonyms;
 use zoo_training::{Error, TrainConfig};
 
-/// What the program is called, and the flags of the verb at work by the keys that they set.
-static PROGRAM: OnceLock<&'static str> = OnceLock::new();
+/// The program's name and version, and the flags of the verb at work by the keys that they set.
+static PROGRAM: OnceLock<(&'static str, String)> = OnceLock::new();
 static FLAGS: OnceLock<Vec<(&'static str, &'static str)>> = OnceLock::new();
 
 /// What the program is called.
 pub(crate) fn program() -> &'static str {
-    PROGRAM.get_or_init(|| "zoo")
+    PROGRAM.get().map_or("zoo", |(name, _)| name)
+}
+
+/// Its version, and the commit that it was built from where that is known.
+pub(crate) fn version() -> &'static str {
+    PROGRAM.get().map_or(env!("CARGO_PKG_VERSION"), |(_, version)| version)
 }
 
 /// Whether another process of the same run speaks for this one.
@@ -33,9 +39,10 @@ fn is_silent() -> bool {
     SILENT.load(Ordering::Relaxed)
 }
 
-/// Names the program; the first name stays.
-pub(crate) fn name_program(name: &'static str) {
-    let _ = PROGRAM.set(name);
+/// Names the program and its version; the first names stay.
+pub(crate) fn name_program(name: &'static str, version: String) {
+    Description::name_program(format!("{name} {version}"));
+    let _ = PROGRAM.set((name, version));
 }
 
 /// Has messages name these flags where they would name the keys that the flags set.

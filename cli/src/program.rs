@@ -11,7 +11,7 @@ use crate::model::Model;
 #[must_use = "a program does nothing before Zoo::main"]
 pub struct Zoo {
     pub(crate) name: &'static str,
-    pub(crate) version: &'static str,
+    pub(crate) version: String,
     pub(crate) models: Vec<Model>,
     pub(crate) experiments: Vec<Experiment>,
 }
@@ -19,7 +19,13 @@ pub struct Zoo {
 impl Zoo {
     /// A program without models yet.
     pub fn new(name: &'static str, version: &'static str) -> Self {
-        Self { name, version, models: vec![], experiments: vec![] }
+        Self { name, version: version.into(), models: vec![], experiments: vec![] }
+    }
+
+    /// With the commit that it was built from, which then stands behind the version and in the metadata of weights.
+    pub fn commit(mut self, commit: Option<&str>) -> Self {
+        self.version.extend(commit.map(|commit| format!(" ({commit})")));
+        self
     }
 
     /// With a model.

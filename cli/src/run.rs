@@ -30,7 +30,7 @@ impl Zoo {
 
     /// Does what these arguments say, the program's own name first.
     fn run(&self, arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-        output::name_program(self.name);
+        output::name_program(self.name, self.version.clone());
         if let Err(e) = self.check() {
             return output::fail(&e);
         }

@@ -10,7 +10,7 @@ use zoo_kernels::cpu::simd;
 use zoo_layers::ops;
 
 use crate::device::device as device_named;
-use crate::output::{message, print, print_json};
+use crate::output::{message, print, print_json, program, version};
 use crate::ranks::mpi;
 
 /// A graphics card, as NVIDIA's driver describes it.
@@ -55,7 +55,7 @@ pub(crate) fn run(as_json: bool) -> anyhow::Result<()> {
     if as_json {
         let of = |g: &Gpu| json!({ "name": g.name, "memory": g.memory, "driver": g.driver, "compute_capability": g.capability });
         print_json(&json!({
-            "zoo": { "version": env!("CARGO_PKG_VERSION"), "target": target, "features": features, "debug": cfg!(debug_assertions) },
+            "zoo": { "version": version(), "target": target, "features": features, "debug": cfg!(debug_assertions) },
             "cpu": { "name": cpu_name(), "simd": level, "simd_levels": levels, "bf16": bf16, "threads": threads, "cores": cores },
             "memory": { "total_bytes": memory, "available_bytes": free },
             "fused": simd::fused(), "mpi": mpi(),
@@ -66,7 +66,7 @@ pub(crate) fn run(as_json: bool) -> anyhow::Result<()> {
     }
     let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
     let mut rows = vec![
-        ["zoo".into(), format!("{} for {target}", env!("CARGO_PKG_VERSION"))],
+        [program().into(), format!("{} for {target}", version())],
         ["features".into(), if features.is_empty() { "neither cuda nor metal".into() } else { features.join(", ") }],
         ["processor".into(), cpu_name()],
         ["SIMD".into(), format!("{level}, of {} (ZOO_SIMD)", levels.join(", "))],

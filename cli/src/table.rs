@@ -9,14 +9,16 @@ use zoo_training::{Error, Flag, RunFiles};
 use crate::arguments::{Flags, ModelName, add_flags, given_flags};
 use crate::health::Judged;
 use crate::model::Model;
-#[cfg(not(all(feature = "hub", feature = "serve", feature = "watch")))]
+#[cfg(not(all(feature = "hub", feature = "man", feature = "serve", feature = "watch")))]
 use crate::output::not_built;
-use crate::output::program;
+use crate::output::{program, version};
 use crate::program::Zoo;
 use crate::ranks::among_several;
 use crate::system;
 #[cfg(feature = "hub")]
 use crate::verbs::hub;
+#[cfg(feature = "man")]
+use crate::verbs::man;
 #[cfg(feature = "serve")]
 use crate::verbs::serve;
 #[cfg(feature = "watch")]
@@ -331,12 +333,16 @@ pub(crate) static VERBS: &[Verb] = &[
         completions::run(&parsed(m)?, command(zoo));
         Ok(ExitCode::SUCCESS)
     }),
+    #[cfg(feature = "man")]
+    Verb::new::<man::Arguments>("man", "Write manual pages", |zoo, m| done(man::run(&parsed(m)?, command(zoo)))),
+    #[cfg(not(feature = "man"))]
+    Verb::new::<Anything>("man", "Not in this build (it needs the feature man)", |_, _| Err(not_built("man", "man"))),
 ];
 
 /// The whole command line.
 pub(crate) fn command(zoo: &Zoo) -> Command {
     let command = Command::new(zoo.name)
-        .version(zoo.version)
+        .version(version())
         .about("Trains, judges and uses models")
         .propagate_version(true)
         .disable_help_subcommand(true)

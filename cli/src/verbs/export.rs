@@ -14,7 +14,7 @@ use zoo_training::{Error, Export};
 
 use super::convert::Arguments;
 use crate::arguments::Values;
-use crate::output::{grouped, print, print_json, program};
+use crate::output::{grouped, print, print_json, program, version};
 use crate::weights::{Loaded, Places, elsewhere, weights};
 
 /// Whether a graph is to be written.
@@ -118,7 +118,7 @@ pub(crate) fn run<T: Export>(args: &Arguments) -> anyhow::Result<ExitCode> {
         if let Some(file) = &weights {
             zoo_checkpoint::replace(file, |to| graph.write_weights(to))?;
         }
-        let producer = [program(), env!("CARGO_PKG_VERSION")];
+        let producer = [program(), version()];
         zoo_checkpoint::replace(&args.output, |to| graph.write(to, producer, name))?;
     }
     report::<T>(args, &graph, &files);

@@ -204,9 +204,8 @@ fn card(path: &HubPath, source: &Source, file: &str, sha256: &str, run: Option<&
             format!("{} {value:.6} (validation, best evaluation of the run)", name.replace('_', " ")),
         ));
     }
-    if let Some(version) = text("zoo_version") {
-        rows.push(("written by", format!("zoo {}", one_line(version))));
-    }
+    let by_version = || text("zoo_version").map(|version| format!("zoo {}", one_line(version)));
+    rows.extend(text("written_by").map(one_line).or_else(by_version).map(|program| ("written by", program)));
     rows.push(("file", format!("`{}`, {} bytes", one_line(file), grouped(source.file_bytes as usize))));
     rows.push(("sha256", format!("`{sha256}`")));
     card += "| | |\n| --- | --- |\n";

@@ -14,7 +14,7 @@ use zoo_training::Error;
 use super::convert::by_extension;
 use crate::arguments::{Force, Json};
 use crate::fetch::{SCHEME, remote_header};
-use crate::output::{cut, grouped, message, print, print_json, program, remark, shown, table};
+use crate::output::{cut, grouped, message, print, print_json, program, remark, shown, table, version};
 use crate::signals::stop_flag;
 use crate::weights::weights;
 
@@ -375,7 +375,7 @@ fn sarif(args: &Verify, problems: &[Problem]) -> Value {
         "version": "2.1.0",
         "runs": [{
             "tool": { "driver": {
-                "name": program(), "version": env!("CARGO_PKG_VERSION"), "rules": RULES.iter().map(rule).collect::<Vec<_>>(),
+                "name": program(), "version": version(), "rules": RULES.iter().map(rule).collect::<Vec<_>>(),
             } },
             "results": problems.iter().map(result).collect::<Vec<_>>(),
         }],

@@ -15,6 +15,8 @@ pub(crate) mod generate;
 pub(crate) mod hub;
 pub(crate) mod inspect;
 pub(crate) mod list;
+#[cfg(feature = "man")]
+pub(crate) mod man;
 pub(crate) mod new;
 pub(crate) mod params;
 pub(crate) mod predict;

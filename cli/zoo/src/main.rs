@@ -30,6 +30,7 @@ const NEVER: std::ffi::c_long = -1;
 fn main() -> ExitCode {
     keep_memory();
     let zoo = Zoo::new("zoo", env!("CARGO_PKG_VERSION"))
+        .commit(option_env!("ZOO_COMMIT"))
         .model(Model::of::<StockTask>().predicts().imports().exports())
         .model(Model::of::<CharTask>().generates().imports().exports())
         .model(Model::of::<TradingTask>().predicts().exports())

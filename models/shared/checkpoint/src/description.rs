@@ -1,11 +1,15 @@
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use candle_core::{Device, Tensor};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::{Error, Result, Source};
+
+/// The program that runs, as weights record it.
+static PROGRAM: OnceLock<String> = OnceLock::new();
 
 /// What a weights file says about itself, in its metadata.
 #[derive(Clone, Debug)]
@@ -19,14 +23,21 @@ pub struct Description {
 }
 
 impl Description {
+    /// Names the program (with its version and commit) that weights record from now on as `written_by`; the first name stays.
+    pub fn name_program(program: String) {
+        let _ = PROGRAM.set(program);
+    }
+
     /// As safetensors metadata.
     pub fn metadata(&self) -> BTreeMap<String, String> {
-        BTreeMap::from([
+        let mut metadata = BTreeMap::from([
             ("model".into(), self.model.clone()),
             ("config".into(), self.config.to_string()),
             ("fitted".into(), self.fitted.to_string()),
             ("zoo_version".into(), env!("CARGO_PKG_VERSION").into()),
-        ])
+        ]);
+        metadata.extend(PROGRAM.get().map(|program| ("written_by".into(), program.clone())));
+        metadata
     }
 
     /// What the weights of `model` at `path` say in their metadata.

@@ -1,0 +1,40 @@
+//! `man`: manual pages.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::{Args, Command};
+use clap_mangen::Man;
+
+use crate::arguments::Force;
+use crate::output::{print, program};
+
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// The folder to write them into: one of the program, and one a verb
+    directory: PathBuf,
+    #[command(flatten)]
+    force: Force,
+}
+
+pub(crate) fn run(args: &Arguments, mut command: Command) -> anyhow::Result<()> {
+    // Verbs learn their usage lines.
+    command.build();
+    let mut pages = vec![(format!("{}.1", program()), command.clone())];
+    for verb in command.get_subcommands() {
+        let name = format!("{}-{}", program(), verb.get_name());
+        pages.push((format!("{name}.1"), verb.clone().name(name)));
+    }
+    let pages: Vec<(PathBuf, Command)> =
+        pages.into_iter().map(|(file, command)| (args.directory.join(file), command)).collect();
+    std::fs::create_dir_all(&args.directory).with_context(|| args.directory.display().to_string())?;
+    args.force.check(pages.iter().map(|(path, _)| Path::new(path)))?;
+    let count = pages.len();
+    for (path, command) in pages {
+        let mut page = vec![];
+        Man::new(command).render(&mut page)?;
+        args.force.write(&path, &page)?;
+    }
+    print(&format!("{}: {count} pages", args.directory.display()));
+    Ok(())
+}
