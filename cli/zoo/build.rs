@@ -1,10 +1,14 @@
-//! Names the commit that the program is built from, for `zoo --version` and the metadata of weights: ZOO_COMMIT.
+//! Names the commit that an optimised program is built from, for `zoo --version` and the metadata of weights: ZOO_COMMIT. Debug builds
+//! have none, so that a commit does not link every test anew.
 
 use std::path::Path;
 use std::process::Command;
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
+    if std::env::var("PROFILE").is_ok_and(|profile| profile == "debug") {
+        return;
+    }
     if let Some(commit) = of_checkout().or_else(of_package) {
         println!("cargo:rustc-env=ZOO_COMMIT={commit}");
     }
@@ -23,8 +27,17 @@ fn of_checkout() -> Option<String> {
     {
         println!("cargo:rerun-if-changed={path}");
     }
-    let changed =
-        git(&["status", "--porcelain", "--untracked-files=no", "--", "../../cli", "../../models", "../../Cargo.lock"])?;
+    let changed = git(&[
+        "--no-optional-locks",
+        "status",
+        "--porcelain",
+        "--untracked-files=no",
+        "--",
+        "../../cli",
+        "../../models",
+        "../../Cargo.lock",
+        ":(top,exclude,glob)**/*.md",
+    ])?;
     Some(if changed.is_empty() { commit } else { format!("{commit}, changed") })
 }
 
