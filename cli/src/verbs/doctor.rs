@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 use zoo_training::config::{ConfigFile, Overrides, resolve, to_toml};
 use zoo_training::doctor::Diagnosis;
-use zoo_training::{Curve, History, Recipe, RunFiles, RunState, Trainer, spread};
+use zoo_training::{Advice, Curve, History, Recipe, RunFiles, RunState, Trainer, spread};
 
 use crate::arguments::{Json, Settings, Values};
 use crate::device::device;
@@ -62,7 +62,15 @@ impl Arguments {
 /// Prints what is to be said of a run.
 pub(crate) fn of_run(run: &Path, as_json: bool, judged: &Judged) {
     let Judged { history, config, checks, report, diagnosis } = judged;
-    let advice: Vec<String> = diagnosis.advice.iter().map(advised).collect();
+    let files = RunFiles::at(run);
+    let (done, total) = (history.curve("loss").last().map_or(0, |p| p.0), files.total_steps().unwrap_or(0));
+    // Who has steps left needs no longer run.
+    let longer = |advice: &Advice| {
+        advice.set.as_ref().is_some_and(|(key, _)| ["train.steps", "train.epochs"].contains(&key.as_str()))
+    };
+    let advice: Vec<&Advice> = diagnosis.advice.iter().filter(|advice| done >= total || !longer(advice)).collect();
+    let settable = advice.iter().any(|advice| advice.set.is_some());
+    let advice: Vec<String> = advice.into_iter().map(advised).collect();
     let Diagnosis { verdict, because, numbers, .. } = diagnosis;
     let heat = HeatMap::of(checks);
     let acting = acting(history);
@@ -83,9 +91,7 @@ pub(crate) fn of_run(run: &Path, as_json: bool, judged: &Judged) {
     if numbers.refused > 0 {
         print(&format!("{} steps were refused as not finite or as spikes\n", numbers.refused));
     }
-    let files = RunFiles::at(run);
     let (shown, model) = (quoted(&run.display().to_string()), files.model().unwrap_or_default());
-    let (done, total) = (history.curve("loss").last().map_or(0, |p| p.0), files.total_steps().unwrap_or(0));
     if done < total {
         let how = match files.state() {
             RunState::Running => "it is still training".to_string(),
@@ -96,7 +102,7 @@ pub(crate) fn of_run(run: &Path, as_json: bool, judged: &Judged) {
     if !advice.is_empty() {
         let list = advice.iter().map(|a| format!("  {a}\n")).collect::<String>();
         print(&format!("to try, one at a time, in this order:\n{list}"));
-        if diagnosis.advice.iter().any(|a| a.set.is_some()) {
+        if settable {
             let config = quoted(&files.config().display().to_string());
             print(&format!(
                 "  ({} train {model} --config {config} --set …, or all of them: {0} doctor {shown} --try)\n",

@@ -17,6 +17,25 @@ pub(crate) struct Arguments {
     force: Force,
 }
 
+/// What follows on every page, as roff.
+const EXIT: &str = ".SH \"EXIT STATUS\"
+.TP
+0
+Done.
+.TP
+1
+The work failed, or a difference was found.
+.TP
+2
+The call was wrong.
+.TP
+3
+Stopped by a signal, and resumable.
+.TP
+130
+Stopped by a signal, and not resumable.
+";
+
 pub(crate) fn run(args: &Arguments, mut command: Command) -> anyhow::Result<()> {
     // Verbs learn their usage lines.
     command.build();
@@ -33,6 +52,7 @@ pub(crate) fn run(args: &Arguments, mut command: Command) -> anyhow::Result<()> 
     for (path, command) in pages {
         let mut page = vec![];
         Man::new(command).render(&mut page)?;
+        page.extend_from_slice(EXIT.as_bytes());
         args.force.write(&path, &page)?;
     }
     print(&format!("{}: {count} pages", args.directory.display()));

@@ -77,10 +77,11 @@ pub(crate) fn run<T: Tokenize>(action: &Action) -> anyhow::Result<()> {
             let (tokens, bytes, seconds) = (said.tokens, said.bytes, started.elapsed().as_secs_f64());
             let each = bytes as f64 / tokens.max(1) as f64;
             note(&format!(
-                "{}: {} tokens in {} files, {each:.2} bytes of text each, in {seconds:.1} s",
+                "{}: {} tokens in {} file{}, {each:.2} bytes of text each, in {seconds:.1} s",
                 out.display(),
                 grouped(tokens),
-                said.files
+                said.files,
+                if said.files == 1 { "" } else { "s" }
             ));
             if json.json {
                 print_json(&json!({

@@ -50,13 +50,16 @@ impl NGram {
         p
     }
 
-    /// Mean negative log-likelihood of `text` in nats a character, given those `before` it.
-    pub fn loss(&self, before: &[u32], text: &[u32]) -> f64 {
+    /// Negative log-likelihoods of the characters of `text` in nats, given those `before` it.
+    pub fn losses(&self, before: &[u32], text: &[u32]) -> Vec<f64> {
         let all: Vec<u32> = before.iter().chain(text).copied().collect();
         let longest = self.contexts.len().saturating_sub(1);
-        let each =
-            (before.len()..all.len()).map(|i| -self.probability(&all[i.saturating_sub(longest)..i], all[i]).ln());
-        each.sum::<f64>() / text.len().max(1) as f64
+        (before.len()..all.len()).map(|i| -self.probability(&all[i.saturating_sub(longest)..i], all[i]).ln()).collect()
+    }
+
+    /// Their mean.
+    pub fn loss(&self, before: &[u32], text: &[u32]) -> f64 {
+        self.losses(before, text).iter().sum::<f64>() / text.len().max(1) as f64
     }
 
     /// The probability of each character behind `before`.

@@ -12,6 +12,7 @@ use zoo_layers::ops::cross_entropy;
 use zoo_layers::{Mode, Sampling};
 use zoo_training::config::{AdamConfig, ConfigOf};
 use zoo_training::health::{AttentionSettings, Probe, ProbeKind, Profile, Repair};
+use zoo_training::spread::{deviation, mean};
 use zoo_training::text::Source;
 use zoo_training::{
     Dataset, Error, Evaluation, Export, Flag, Foreign, Generate, Import, Layout, Loss, Metrics, Name, OptimizerConfig,
@@ -25,6 +26,8 @@ use crate::{CharGpt, Config, DataSettings, Vocabulary, Writer, layout};
 
 /// Characters of a batch when evaluating.
 const BATCH: usize = 4096;
+/// Blocks of the validation part from which a difference has a standard error.
+const FEWEST: usize = 4;
 /// Characters that the better baseline's contexts have, and one.
 const ORDER: usize = 5;
 /// Characters that may be generated.
@@ -75,13 +78,18 @@ impl CharTask {
 
     /// Sum of the losses of windows of `t` characters from these positions on.
     fn sum(&self, model: &CharGpt, starts: &[usize], t: usize) -> Result<f64> {
+        Ok(self.sums(model, starts, t)?.iter().sum())
+    }
+
+    /// The same, batch by batch of [`BATCH`] characters.
+    fn sums(&self, model: &CharGpt, starts: &[usize], t: usize) -> Result<Vec<f64>> {
         let batches: Vec<&[usize]> = starts.chunks((BATCH / t).max(1)).collect();
         let sums = over_batches(batches.len(), |i| {
             let batch = self.windows(batches[i], t)?;
             let loss = self.loss(model, &batch, Mode::Eval)?.total.to_device(&Device::Cpu)?.to_scalar::<f32>()?;
             Ok(vec![f64::from(loss) * (batches[i].len() * t) as f64])
         })?;
-        Ok(sums.iter().flatten().sum())
+        Ok(sums.into_iter().flatten().collect())
     }
 
     /// An n-gram fitted to the training part.
@@ -89,16 +97,11 @@ impl CharTask {
         NGram::fit(&self.text[..self.valid], self.vocabulary.len(), order)
     }
 
-    /// Its loss on the validation part.
-    fn loss_of(&self, model: &NGram) -> f64 {
-        model.loss(&self.text[..=self.valid], &self.text[self.valid + 1..])
-    }
-
-    /// The loss of an n-gram on the validation part, and a text that it writes.
-    fn beside(&self, order: usize) -> (f64, String) {
+    /// The losses of an n-gram on the characters of the validation part, and a text that it writes.
+    fn beside(&self, order: usize) -> (Vec<f64>, String) {
         let model = self.n_gram(order);
         let written = model.write(&self.text[self.valid..self.valid + 1], WRITTEN, SEED);
-        (self.loss_of(&model), self.characters(&written))
+        (model.losses(&self.text[..=self.valid], &self.text[self.valid + 1..]), self.characters(&written))
     }
 
     fn characters(&self, numbers: &[u32]) -> String {
@@ -116,6 +119,24 @@ fn share_known(text: &str, known: &HashSet<String>) -> f64 {
     let mut all: Vec<String> = words(text).collect();
     all.pop();
     all.iter().filter(|w| known.contains(*w)).count() as f64 / all.len().max(1) as f64
+}
+
+/// How a model compares with a baseline, in words: `sums` are its losses of whole blocks of so many characters, `losses` the baseline's of each
+/// character. Differences of blocks are taken as independent.
+fn beside(sums: &[f64], losses: &[f64], block: usize) -> (&'static str, String) {
+    let gains: Vec<f64> =
+        losses.chunks_exact(block).zip(sums).map(|(theirs, mine)| theirs.iter().sum::<f64>() - mine).collect();
+    let spread = deviation(&gains);
+    if gains.len() < FEWEST || spread == 0. {
+        return ("cannot be told from", "too few characters to tell by".into());
+    }
+    let errors = mean(&gains) / (spread / (gains.len() as f64).sqrt());
+    let verdict = match errors {
+        e if e > 2. => "beats",
+        e if e < -2. => "is worse than",
+        _ => "does not clearly differ from",
+    };
+    (verdict, format!("{errors:+.1} standard errors over blocks of {block} characters"))
 }
 
 /// Nats a character in other units.
@@ -217,7 +238,10 @@ impl Task for CharTask {
 
     fn baseline(&self, split: Split) -> Result<Option<(Name, f64)>> {
         // Of the text that it is fitted to it would be too good.
-        Ok((split != Split::Train).then(|| (format!("{ORDER}-gram").into(), self.loss_of(&self.n_gram(ORDER)))))
+        Ok((split != Split::Train).then(|| {
+            let (before, text) = self.text.split_at(self.valid + 1);
+            (format!("{ORDER}-gram").into(), self.n_gram(ORDER).loss(before, text))
+        }))
     }
 }
 
@@ -420,7 +444,8 @@ impl Recipe for CharTask {
     fn evaluate(&self, model: &CharGpt, split: Split) -> Result<Evaluation> {
         let n = self.samples(split);
         let starts: Vec<usize> = (0..n).map(|i| self.start(split, i)).collect();
-        let mut sum = self.sum(model, &starts, self.context)?;
+        let sums = self.sums(model, &starts, self.context)?;
+        let mut sum: f64 = sums.iter().sum();
         // What is left is a shorter window.
         let first = self.start(split, n);
         let left = self.text.len() - 1 - first;
@@ -441,17 +466,19 @@ impl Recipe for CharTask {
         let writer = Writer::new(model.clone(), self.vocabulary.clone(), &self.device)?;
         let prompt = self.characters(&self.text[self.valid..self.valid + 1]);
         let metrics = judged(sum / characters as f64, &writer.generate(&prompt, &sampling)?);
-        let (bigram, fivegram) = (self.beside(2), self.beside(ORDER));
         let loss = metrics[0].1;
-        let better = |name: &str, of: f64| match loss < of {
-            true => format!("beats the {name} ({loss:.4} against {of:.4} nats a character)"),
-            false => format!("does not beat the {name} ({loss:.4} against {of:.4} nats a character)"),
-        };
-        let baselines =
-            vec![("bigram".into(), judged(bigram.0, &bigram.1)), ("5-gram".into(), judged(fivegram.0, &fivegram.1))];
+        let (mut baselines, mut remarks) = (vec![], vec![]);
+        for (name, called, order) in [("bigram", "bigram", 2), ("5-gram", "interpolated 5-gram", ORDER)] {
+            let (losses, text) = self.beside(order);
+            let of = mean(&losses);
+            baselines.push((name.into(), judged(of, &text)));
+            let (verdict, errors) = beside(&sums, &losses, (BATCH / self.context).max(1) * self.context);
+            remarks.push(format!(
+                "The model {verdict} the {called} ({loss:.4} against {of:.4} nats a character, {errors})."
+            ));
+        }
         let of_text = share_known(&self.characters(&self.text[self.valid..]), &known);
-        let remarks = vec![
-            format!("The model {} and {}.", better("bigram", bigram.0), better("interpolated 5-gram", fivegram.0)),
+        remarks.extend([
             format!(
                 "It saw the {} characters of a window at most, and less at its beginning; the n-grams always saw theirs.",
                 self.context
@@ -461,7 +488,7 @@ impl Recipe for CharTask {
                  part's own words {:.1} % are known.",
                 100. * of_text
             ),
-        ];
+        ]);
         Ok(Evaluation { samples: characters, metrics, baselines, remarks, ..Evaluation::default() })
     }
 }
@@ -496,5 +523,20 @@ impl Import for CharTask {
 
     fn entries(layout: &Layout, config: &Config, _: &Value) -> zoo_training::Result<Map<String, Value>> {
         layout::entries(layout, config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::beside;
+
+    #[test]
+    fn a_difference_that_chance_explains_is_called_none() {
+        let losses = vec![1.; 50];
+        let of = |sums: &[f64]| beside(sums, &losses, 10).0;
+        assert_eq!(of(&[9., 8.5, 9.2, 8.8, 9.1]), "beats");
+        assert_eq!(of(&[11., 11.5, 11.2, 10.8, 11.1]), "is worse than");
+        assert_eq!(of(&[9., 11.5, 9.2, 10.8, 10.1]), "does not clearly differ from");
+        assert_eq!(of(&[9., 8.5]), "cannot be told from");
     }
 }
