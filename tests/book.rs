@@ -1,5 +1,5 @@
-//! The book (`docs/`) and the README: every command line in them is one that `zoo` takes, blocks marked `console` are run and their output is
-//! compared, and links lead somewhere.
+//! The book (`docs/`), the README and the other documents: flags of the command lines in them exist, blocks marked `console` are run and their
+//! output is compared, links lead somewhere, and the table of settings is complete.
 //!
 //! In a `console` block a line `$ zoo …` is a command, and the lines behind it are what it prints, stdout and stderr together. A line `…` stands for
 //! any lines, and `…` within a line for any text. Behind the word `console` may stand `steps=N` (trainings get `--steps N`) and `exit=N` (the exit
@@ -16,15 +16,18 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// The README and the book's chapters: their paths from the root, and their texts.
-fn chapters() -> Outcome<Vec<(PathBuf, String)>> {
-    let mut paths = vec![PathBuf::from("README.md")];
-    for folder in ["docs", "docs/models"] {
+/// The README, the book's chapters and the other documents: their paths from the root, and their texts.
+fn documents() -> Outcome<Vec<(PathBuf, String)>> {
+    let mut paths: Vec<PathBuf> =
+        ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "cli/README.md", "cli/zoo/README.md"]
+            .map(PathBuf::from)
+            .into();
+    for folder in ["docs", "docs/models", "weights", "models", "models/shared"] {
         for entry in std::fs::read_dir(root().join(folder))? {
-            let name = PathBuf::from(entry?.file_name());
-            if name.extension().is_some_and(|e| e == "md") {
-                paths.push(Path::new(folder).join(name));
-            }
+            let path = Path::new(folder).join(entry?.file_name());
+            let readme = path.join("README.md");
+            paths.extend(path.extension().is_some_and(|e| e == "md").then_some(path));
+            paths.extend(root().join(&readme).exists().then_some(readme));
         }
     }
     paths.sort();
@@ -47,20 +50,20 @@ fn command_lines(chapter: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_command_line_is_one_that_zoo_takes() -> Outcome {
+fn every_flag_of_a_command_line_exists() -> Outcome {
     let (mut tried, mut wrong) = (BTreeSet::new(), String::new());
-    for (path, text) in chapters()? {
+    for (path, text) in documents()? {
         for line in command_lines(&text) {
             // Behind two spaces, as behind a #, is what the command does.
             let call = line.split("  ").next().unwrap_or_default();
             let words = shlex::split(call).ok_or_else(|| format!("{}: {line}: an open quote", path.display()))?;
             let words: Vec<&str> = words.iter().map(String::as_str).collect();
-            // A shell's pipes and lists are not ours.
+            // A shell's pipes and lists are not ours; nor is what a reader puts in place of an ellipsis.
             let end = words.iter().position(|w| ["|", "&&", ">", ";"].contains(w)).unwrap_or(words.len());
             if words[..end].iter().any(|w| w.contains('…')) || !tried.insert(words[1..end].join(" ")) {
                 continue;
             }
-            // Flags before --help are checked, and nothing is done.
+            // Flags before --help are checked, and nothing is done; names of models, presets and keys are not.
             let output = Command::new(env!("CARGO_BIN_EXE_zoo")).args(&words[1..end]).arg("--help").output()?;
             if !output.status.success() {
                 write!(wrong, "{}: {line}\n  {}", path.display(), String::from_utf8_lossy(&output.stderr))?;
@@ -145,6 +148,8 @@ fn played(chapter: &str, folder: &Path) -> Outcome<String> {
                 .args(words)
                 .current_dir(folder)
                 .env("COLUMNS", "100")
+                .env_remove("ZOO_FUSED")
+                .env_remove("ZOO_SIMD")
                 .stdout(file.try_clone()?)
                 .stderr(file)
                 .status()?;
@@ -187,7 +192,7 @@ fn prepared(folder: &Path) -> Outcome {
 #[test]
 fn what_the_book_shows_is_what_comes() -> Outcome {
     let (mut wrong, mut count) = (String::new(), 0);
-    for (path, text) in chapters()? {
+    for (path, text) in documents()? {
         let number = blocks(&text)?.len();
         if number > 0 {
             let folder = tempfile::tempdir()?;
@@ -224,16 +229,43 @@ fn anchor(heading: &str) -> String {
     kept.replace(' ', "-")
 }
 
+/// Whether a path, with its `..`, lies outside of the book.
+fn out_of_docs(path: &Path) -> bool {
+    let mut folders = vec![];
+    for part in path.iter() {
+        if part == ".." { drop(folders.pop()) } else { folders.push(part) }
+    }
+    folders.first().is_none_or(|first| *first != "docs")
+}
+
+#[test]
+fn every_setting_of_a_training_is_explained() -> Outcome {
+    let output = Command::new(env!("CARGO_BIN_EXE_zoo")).args(["train", "stock-lstm", "--print-config"]).output()?;
+    let printed = String::from_utf8(output.stdout)?;
+    let table = printed.split("[train]\n").nth(1).ok_or("no table [train]")?.split("\n[").next().unwrap_or_default();
+    let keys: Vec<&str> = table.lines().filter_map(|line| Some(line.split_once(" = ")?.0)).collect();
+    let chapter = std::fs::read_to_string(root().join("docs/configuration.md"))?;
+    assert!(keys.len() > 25, "{printed}");
+    for key in keys {
+        assert!(chapter.contains(&format!("| `train.{key}` |")), "docs/configuration.md lacks train.{key}");
+    }
+    Ok(())
+}
+
 #[test]
 fn links_lead_somewhere() -> Outcome {
     let link = regex::Regex::new(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)")?;
     let mut wrong = String::new();
-    for (path, text) in chapters()? {
+    for (path, text) in documents()? {
         let text: Vec<&str> = text.split("```").step_by(2).collect();
         for found in link.captures_iter(&text.concat()) {
             let (file, wanted) = (&found[1], found.get(2).map(|m| m.as_str()));
             if file.starts_with("http") {
                 continue;
+            }
+            // The book is built of its folder alone.
+            if path.starts_with("docs") && path.parent().is_some_and(|folder| out_of_docs(&folder.join(file))) {
+                writeln!(wrong, "{}: {} leaves the book", path.display(), &found[0])?;
             }
             let from = root().join(path.parent().unwrap_or(Path::new("")));
             let to = if file.is_empty() { root().join(&path) } else { from.join(file) };

@@ -55,7 +55,8 @@ pub(crate) fn run(as_json: bool) -> anyhow::Result<()> {
     if as_json {
         let of = |g: &Gpu| json!({ "name": g.name, "memory": g.memory, "driver": g.driver, "compute_capability": g.capability });
         print_json(&json!({
-            "zoo": { "version": version(), "target": target, "features": features, "debug": cfg!(debug_assertions) },
+            "program": { "name": program(), "version": version() },
+            "zoo": { "version": env!("CARGO_PKG_VERSION"), "target": target, "features": features, "debug": cfg!(debug_assertions) },
             "cpu": { "name": cpu_name(), "simd": level, "simd_levels": levels, "bf16": bf16, "threads": threads, "cores": cores },
             "memory": { "total_bytes": memory, "available_bytes": free },
             "fused": simd::fused(), "mpi": mpi(),

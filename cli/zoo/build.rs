@@ -14,30 +14,23 @@ fn main() {
     }
 }
 
+/// What the program is made of, from this folder.
+const SOURCES: [&str; 4] = ["../../cli", "../../models", "../../Cargo.toml", "../../Cargo.lock"];
+
 /// The checkout's commit, marked where tracked files differ from it.
 fn of_checkout() -> Option<String> {
-    // A package unpacked inside somebody's repository is not of that repository.
-    if !Path::new("../../models/shared/kernels").is_dir() {
+    // A package or an archive that was unpacked inside somebody's repository is not of that repository.
+    if git(&["rev-parse", "--show-prefix"])? != "cli/zoo/" {
         return None;
     }
     let commit = git(&["rev-parse", "--short=9", "HEAD"])?;
-    // The log grows with every commit and every change of branch.
-    for path in
-        [git(&["rev-parse", "--git-path", "logs/HEAD"])?.as_str(), "src", "../src", "../../models", "../../Cargo.lock"]
-    {
+    // The log grows with every commit and every change of branch; where none is kept, the commit of the last build stays.
+    let log = git(&["rev-parse", "--git-path", "logs/HEAD"])?;
+    for path in [log.as_str()].into_iter().filter(|log| Path::new(log).exists()).chain(SOURCES) {
         println!("cargo:rerun-if-changed={path}");
     }
-    let changed = git(&[
-        "--no-optional-locks",
-        "status",
-        "--porcelain",
-        "--untracked-files=no",
-        "--",
-        "../../cli",
-        "../../models",
-        "../../Cargo.lock",
-        ":(top,exclude,glob)**/*.md",
-    ])?;
+    let status = ["--no-optional-locks", "status", "--porcelain", "--untracked-files=no", "--"];
+    let changed = git(&[&status[..], &SOURCES, &[":(top,exclude,glob)**/*.md"]].concat())?;
     Some(if changed.is_empty() { commit } else { format!("{commit}, changed") })
 }
 

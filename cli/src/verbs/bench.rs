@@ -13,7 +13,7 @@ use zoo_training::{Batches, Event, Observer, Recipe, Split, Trainer, with_produc
 
 use crate::arguments::{DeviceName, Json};
 use crate::device::device;
-use crate::output::{note, print, print_json, remark, table, version};
+use crate::output::{note, print, print_json, program, remark, table, version};
 use crate::system::cpu_name;
 
 pub(crate) struct Options {
@@ -91,7 +91,7 @@ pub(crate) fn run(args: &Arguments, models: &[(&str, Bench)]) -> anyhow::Result<
     }
     let machine = json!({
         "cpu": cpu_name(), "threads": rayon::current_num_threads(), "simd": simd::level()?.name(), "device": args.device.device,
-        "matmul_gflops": (peak / 1e8).round() / 10., "zoo_version": version(),
+        "matmul_gflops": (peak / 1e8).round() / 10., "zoo_version": env!("CARGO_PKG_VERSION"), "program": format!("{} {}", program(), version()),
     });
     if args.json.json {
         print_json(&json!({ "machine": machine, "cases": cases.into_iter().map(|c| c.json).collect::<Vec<_>>() }));

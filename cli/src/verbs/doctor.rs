@@ -64,11 +64,12 @@ pub(crate) fn of_run(run: &Path, as_json: bool, judged: &Judged) {
     let Judged { history, config, checks, report, diagnosis } = judged;
     let files = RunFiles::at(run);
     let (done, total) = (history.curve("loss").last().map_or(0, |p| p.0), files.total_steps().unwrap_or(0));
-    // Who has steps left needs no longer run.
+    let left = done < total && files.state() != RunState::Ended("early".into());
+    // The steps that are left come before more of them.
     let longer = |advice: &Advice| {
         advice.set.as_ref().is_some_and(|(key, _)| ["train.steps", "train.epochs"].contains(&key.as_str()))
     };
-    let advice: Vec<&Advice> = diagnosis.advice.iter().filter(|advice| done >= total || !longer(advice)).collect();
+    let advice: Vec<&Advice> = diagnosis.advice.iter().filter(|advice| !left || !longer(advice)).collect();
     let settable = advice.iter().any(|advice| advice.set.is_some());
     let advice: Vec<String> = advice.into_iter().map(advised).collect();
     let Diagnosis { verdict, because, numbers, .. } = diagnosis;
@@ -92,7 +93,7 @@ pub(crate) fn of_run(run: &Path, as_json: bool, judged: &Judged) {
         print(&format!("{} steps were refused as not finite or as spikes\n", numbers.refused));
     }
     let (shown, model) = (quoted(&run.display().to_string()), files.model().unwrap_or_default());
-    if done < total {
+    if left {
         let how = match files.state() {
             RunState::Running => "it is still training".to_string(),
             _ => format!("go on with it: {} train {model} --resume {shown}", program()),

@@ -1,17 +1,17 @@
 //! `man`: manual pages.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::{Args, Command};
 use clap_mangen::Man;
 
 use crate::arguments::Force;
-use crate::output::{print, program};
+use crate::output::print;
 
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// The folder to write them into: one of the program, and one a verb
+    /// The folder to write them into: one for the program, and one for each verb
     directory: PathBuf,
     #[command(flatten)]
     force: Force,
@@ -37,24 +37,26 @@ Stopped by a signal, and not resumable.
 ";
 
 pub(crate) fn run(args: &Arguments, mut command: Command) -> anyhow::Result<()> {
-    // Verbs learn their usage lines.
+    // Gives the verbs their full names and usage lines.
     command.build();
-    let mut pages = vec![(format!("{}.1", program()), command.clone())];
-    for verb in command.get_subcommands() {
-        let name = format!("{}-{}", program(), verb.get_name());
-        pages.push((format!("{name}.1"), verb.clone().name(name)));
-    }
-    let pages: Vec<(PathBuf, Command)> =
-        pages.into_iter().map(|(file, command)| (args.directory.join(file), command)).collect();
+    let mut pages = vec![];
+    collect(command, &mut pages);
+    let pages: Vec<(PathBuf, Man)> =
+        pages.into_iter().map(|page| (args.directory.join(page.get_filename()), page)).collect();
     std::fs::create_dir_all(&args.directory).with_context(|| args.directory.display().to_string())?;
-    args.force.check(pages.iter().map(|(path, _)| Path::new(path)))?;
-    let count = pages.len();
-    for (path, command) in pages {
-        let mut page = vec![];
-        Man::new(command).render(&mut page)?;
-        page.extend_from_slice(EXIT.as_bytes());
-        args.force.write(&path, &page)?;
+    args.force.check(pages.iter().map(|(path, _)| path.as_path()))?;
+    for (path, page) in &pages {
+        let mut text = vec![];
+        page.render(&mut text)?;
+        text.extend_from_slice(EXIT.as_bytes());
+        args.force.write(path, &text)?;
     }
-    print(&format!("{}: {count} pages", args.directory.display()));
+    print(&format!("{}: {} pages", args.directory.display(), pages.len()));
     Ok(())
+}
+
+/// The pages of a command and of those below it.
+fn collect(command: Command, pages: &mut Vec<Man>) {
+    command.get_subcommands().for_each(|below| collect(below.clone(), pages));
+    pages.push(Man::new(command));
 }

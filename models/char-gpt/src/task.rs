@@ -12,7 +12,7 @@ use zoo_layers::ops::cross_entropy;
 use zoo_layers::{Mode, Sampling};
 use zoo_training::config::{AdamConfig, ConfigOf};
 use zoo_training::health::{AttentionSettings, Probe, ProbeKind, Profile, Repair};
-use zoo_training::spread::{deviation, mean};
+use zoo_training::spread::{deviation, mean, verdict};
 use zoo_training::text::Source;
 use zoo_training::{
     Dataset, Error, Evaluation, Export, Flag, Foreign, Generate, Import, Layout, Loss, Metrics, Name, OptimizerConfig,
@@ -98,7 +98,7 @@ impl CharTask {
     }
 
     /// The losses of an n-gram on the characters of the validation part, and a text that it writes.
-    fn beside(&self, order: usize) -> (Vec<f64>, String) {
+    fn n_gram_losses(&self, order: usize) -> (Vec<f64>, String) {
         let model = self.n_gram(order);
         let written = model.write(&self.text[self.valid..self.valid + 1], WRITTEN, SEED);
         (model.losses(&self.text[..=self.valid], &self.text[self.valid + 1..]), self.characters(&written))
@@ -128,15 +128,10 @@ fn beside(sums: &[f64], losses: &[f64], block: usize) -> (&'static str, String) 
         losses.chunks_exact(block).zip(sums).map(|(theirs, mine)| theirs.iter().sum::<f64>() - mine).collect();
     let spread = deviation(&gains);
     if gains.len() < FEWEST || spread == 0. {
-        return ("cannot be told from", "too few characters to tell by".into());
+        return ("cannot be told from", "too few different characters to tell by".into());
     }
     let errors = mean(&gains) / (spread / (gains.len() as f64).sqrt());
-    let verdict = match errors {
-        e if e > 2. => "beats",
-        e if e < -2. => "is worse than",
-        _ => "does not clearly differ from",
-    };
-    (verdict, format!("{errors:+.1} standard errors over blocks of {block} characters"))
+    (verdict(errors), format!("{errors:+.1} standard errors over blocks of {block} characters"))
 }
 
 /// Nats a character in other units.
@@ -469,7 +464,7 @@ impl Recipe for CharTask {
         let loss = metrics[0].1;
         let (mut baselines, mut remarks) = (vec![], vec![]);
         for (name, called, order) in [("bigram", "bigram", 2), ("5-gram", "interpolated 5-gram", ORDER)] {
-            let (losses, text) = self.beside(order);
+            let (losses, text) = self.n_gram_losses(order);
             let of = mean(&losses);
             baselines.push((name.into(), judged(of, &text)));
             let (verdict, errors) = beside(&sums, &losses, (BATCH / self.context).max(1) * self.context);

@@ -6,6 +6,7 @@ use candle_core::{Device, Result, Tensor};
 use serde_json::{Value, json};
 use zoo_layers::{Mode, ops};
 use zoo_market::{Days, simulate};
+use zoo_training::spread::verdict;
 use zoo_training::{Error, Evaluation, Metrics, Name, Split, over_batches};
 
 use crate::baseline::{Logistic, shares};
@@ -291,11 +292,7 @@ impl Data for Directions {
         }
         for ((name, of), others) in baselines.iter().zip([&prior, &logistic]) {
             let errors = self.advantage(split, &chances, others);
-            let verdict = match errors {
-                Some(e) if e > 2. => "beats",
-                Some(e) if e < -2. => "is worse than",
-                _ => "does not clearly differ from",
-            };
+            let verdict = verdict(errors.unwrap_or(0.));
             let errors = errors.map_or("too few different samples to tell by".into(), |e| {
                 format!("{e:+.1} standard errors, counting that samples overlap")
             });

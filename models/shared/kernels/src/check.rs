@@ -252,7 +252,7 @@ pub fn same_bits_on_any_threads(run: impl Fn() -> Result<Vec<Vec<f32>>> + Sync) 
     let pools = POOLS.get_or_init(|| THREADS.map(|n| ThreadPoolBuilder::new().num_threads(n).build()).into());
     let bits = |pool: &std::result::Result<ThreadPool, ThreadPoolBuildError>| -> Result<Vec<Vec<u32>>> {
         let pool = pool.as_ref().map_err(|e| candle_core::Error::msg(e.to_string()))?;
-        // NaN is no number, but the same here.
+        // Bits, so that NaN is equal to itself.
         Ok(pool.install(&run)?.into_iter().map(|tensor| tensor.into_iter().map(f32::to_bits).collect()).collect())
     };
     let one = bits(&pools[0])?;

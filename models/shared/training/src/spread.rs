@@ -26,6 +26,15 @@ pub fn interval(values: &[f64]) -> [f64; 2] {
     [mean(values) - half, mean(values) + half]
 }
 
+/// What a difference of so many standard errors, in favour of the first, says of two methods: below two nothing.
+pub fn verdict(errors: f64) -> &'static str {
+    match errors {
+        e if e > 2. => "beats",
+        e if e < -2. => "is worse than",
+        _ => "does not clearly differ from",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -198,7 +198,7 @@ unsafe fn masked<S: Simd, const MR: usize, const NV: usize, const TAIL: bool>(
             }
         }
         if matches!(start, Start::Result) {
-            // Added at the end: of thousands of terms, a part at a time, each part is a sum of its own.
+            // Added last, so that each part of a long sum is summed on its own.
             for (r, acc) in acc.iter_mut().enumerate() {
                 let before = vectors::<S, NV, TAIL>(s, &masks, c.add((i + r) * c_row + j));
                 for (acc, before) in acc.iter_mut().zip(before) {

@@ -230,7 +230,7 @@ pub fn bf16_of(level: Level, x: &[f32]) -> Vec<f32> {
     y
 }
 
-/// So many vectors are added to one another, and then the sums of such blocks: one of many terms loses little then, with one lane, too.
+/// Vectors in a block of a sum: blocks are summed first, then their sums, so that a sum of many terms loses little at one lane, too.
 pub(super) const BLOCK: usize = 64;
 
 /// A sum in two steps, of [`BLOCK`] vectors each and then of these.
