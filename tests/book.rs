@@ -233,7 +233,11 @@ fn anchor(heading: &str) -> String {
 fn out_of_docs(path: &Path) -> bool {
     let mut folders = vec![];
     for part in path.iter() {
-        if part == ".." { drop(folders.pop()) } else { folders.push(part) }
+        if part != ".." {
+            folders.push(part);
+        } else if folders.pop().is_none() {
+            return true;
+        }
     }
     folders.first().is_none_or(|first| *first != "docs")
 }
