@@ -233,7 +233,7 @@ pub fn bf16_of(level: Level, x: &[f32]) -> Vec<f32> {
 /// Vectors in a block of a sum: blocks are summed first, then their sums, so that a sum of many terms loses little at one lane, too.
 pub(super) const BLOCK: usize = 64;
 
-/// A sum in two steps, of [`BLOCK`] vectors each and then of these.
+/// A sum in two steps: of blocks of vectors, and then of their sums.
 #[derive(Clone, Copy)]
 pub struct Sum<S: Simd> {
     block: S::f32s,
