@@ -212,27 +212,12 @@ impl FewRows<'_> {
     unsafe fn dots<S: Simd, const M: usize, const N: usize, const ROUNDS: bool>(&self, s: S, i: usize, j: usize) {
         let Self { k, x, w, bias, c, c_row, .. } = *self;
         let (x, w) = (x.as_ptr().wrapping_add(i * k), w.as_ptr().wrapping_add(j * k));
-        let mut totals = [[s.splat_f32s(0.); N]; M];
-        for block in (0..k).step_by(vector::BLOCK * S::F32_LANES) {
-            let mut sums = [[s.splat_f32s(0.); N]; M];
-            for e in (block..k.min(block + vector::BLOCK * S::F32_LANES)).step_by(S::F32_LANES) {
-                // SAFETY: the caller's promise; rows have k elements.
-                unsafe {
-                    let mut rows = [s.splat_f32s(0.); N];
-                    for (b, row) in rows.iter_mut().enumerate() {
-                        *row = vector::read(s, w.add(b * k), e, k);
-                        if ROUNDS {
-                            *row = vector::bf16(s, *row);
-                        }
-                    }
-                    for (a, sums) in sums.iter_mut().enumerate() {
-                        let x = vector::read(s, x.add(a * k), e, k);
-                        for (sum, w) in sums.iter_mut().zip(rows) {
-                            *sum = s.mul_add_e_f32s(x, w, *sum);
-                        }
-                    }
-                }
-            }
+        let block = vector::BLOCK * S::F32_LANES;
+        // SAFETY: the caller's promise.
+        let mut totals = unsafe { self.block::<S, M, N, ROUNDS>(s, x, w, 0..k.min(block)) };
+        for first in (block..k).step_by(block) {
+            // SAFETY: the caller's promise.
+            let sums = unsafe { self.block::<S, M, N, ROUNDS>(s, x, w, first..k.min(first + block)) };
             for (totals, sums) in totals.iter_mut().zip(sums) {
                 for (total, sum) in totals.iter_mut().zip(sums) {
                     *total = s.add_f32s(*total, sum);
@@ -246,5 +231,40 @@ impl FewRows<'_> {
                 unsafe { c.at((i + a) * c_row + j + b).write(start + s.reduce_sum_f32s(sum)) }
             }
         }
+    }
+
+    /// The sums of products of some of the k elements of M rows of x and N of w, lane by lane.
+    ///
+    /// # Safety
+    /// Such rows of k elements are there.
+    #[inline(always)]
+    unsafe fn block<S: Simd, const M: usize, const N: usize, const ROUNDS: bool>(
+        &self,
+        s: S,
+        x: *const f32,
+        w: *const f32,
+        elements: std::ops::Range<usize>,
+    ) -> [[S::f32s; N]; M] {
+        let k = self.k;
+        let mut sums = [[s.splat_f32s(0.); N]; M];
+        for e in elements.step_by(S::F32_LANES) {
+            // SAFETY: the caller's promise; rows have k elements.
+            unsafe {
+                let mut rows = [s.splat_f32s(0.); N];
+                for (b, row) in rows.iter_mut().enumerate() {
+                    *row = vector::read(s, w.add(b * k), e, k);
+                    if ROUNDS {
+                        *row = vector::bf16(s, *row);
+                    }
+                }
+                for (a, sums) in sums.iter_mut().enumerate() {
+                    let x = vector::read(s, x.add(a * k), e, k);
+                    for (sum, w) in sums.iter_mut().zip(rows) {
+                        *sum = s.mul_add_e_f32s(x, w, *sum);
+                    }
+                }
+            }
+        }
+        sums
     }
 }
